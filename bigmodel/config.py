@@ -1,0 +1,238 @@
+"""Configs: load a file, apply strict overrides, freeze, hash, round-trip through JSON.
+
+A config is an `ml_collections.ConfigDict` of six sections:
+
+    family   which file of bigmodel/models
+    model    the family's shape                       (defaults: that file's get_config())
+    data     what is read                             (defaults: the source's get_config())
+    optim    optimizer and schedule                   (defaults: optim.get_config())
+    train    how much: batch, tokens, seed            (defaults: budget.get_config())
+    run      where and how it executes: mesh, checkpoints, logging, data folder
+
+The run id is the hash of everything but `run`: where a run executes doesn't change what it is, so
+the same id resumes on another mesh, machine or folder.
+
+Layer 0: imports nothing of bigmodel, and no JAX, so that every wing can use it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib.util
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+EXIT_USAGE = 2
+EXIT_RETRY = 75  # sysexits.h EX_TEMPFAIL: the same command may succeed later
+
+
+class UsageError(Exception):
+    """A mistake of the user's: printed as one line, exit code 2, nothing written."""
+
+
+class Retry(Exception):
+    """Work was interrupted (preemption, full disk) and the same command continues it: exit code 75."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """' (did you mean X?)' for the closest of `names`, else ''."""
+    match = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def choose(what: str, value: Any, options: Iterable[str]) -> Any:
+    """Returns `value` if it is one of `options`; else a UsageError naming the nearest."""
+    options = list(options)
+    if value not in options:
+        hint = nearest(value, options)
+        raise UsageError(f"{what}: {value!r} is not one of {', '.join(options)}{hint}")
+    return value
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def load_module(path: str | Path, kind: str) -> Any:
+    """Imports a Python file by path. `kind` names it in errors ('config', 'sweep')."""
+    path = Path(path)
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UsageError(f"no {kind} file {str(path)!r}{nearest(str(path), siblings)}")
+    spec = importlib.util.spec_from_file_location(f"bigmodel_{kind}_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{kind} file {str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as e:  # the user's file: its error is the user's to mend, in one line
+        line = e.__traceback__
+        while line is not None and line.tb_next is not None:
+            line = line.tb_next
+        where = f"line {e.lineno}" if isinstance(e, SyntaxError) else f"line {line.tb_lineno if line else '?'}"
+        raise UsageError(f"{kind} file {str(path)!r}, {where}: {type(e).__name__}: {e}") from e
+    return module
+
+
+def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigDict:
+    """Loads `FILE.py[:VARIANT]` (its get_config([VARIANT])) or a frozen `config.json`, then overrides.
+
+    Args:
+      spec: path, with an optional `:variant` after a Python file.
+      overrides: (dotted key, value) pairs; values may be strings, as typed on a command line.
+
+    Raises:
+      UsageError: no such file, no get_config, unknown key, wrong type.
+    """
+    text = str(spec)
+    path, _, variant = text.partition(":") if ".py:" in text else (text, "", "")
+    if path.endswith(".json"):
+        config = from_json(read_text(path, "config"))
+    else:
+        module = load_module(path, "config")
+        if not hasattr(module, "get_config"):
+            raise UsageError(f"config file {path!r} has no get_config()")
+        try:
+            config = module.get_config(variant) if variant else module.get_config()
+        except TypeError as e:
+            raise UsageError(f"config file {path!r}: get_config({variant!r}): {e}") from e
+        if not isinstance(config, ConfigDict):
+            raise UsageError(f"config file {path!r}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    for key, value in overrides:
+        override(config, key, value)
+    return config
+
+
+def read_text(path: str | Path, kind: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"can't read {kind} {str(path)!r}: {getattr(e, 'strerror', None) or e}") from e
+
+
+# --------------------------------------------------------------------------------- overrides
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{'model.width': 64, ...}"""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, name + ".") if isinstance(value, ConfigDict) else {name: value})
+    return flat
+
+
+def override(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets one dotted key in place, strictly: the key must exist, the value must have its type."""
+    flat = flatten(config)
+    if key not in flat:
+        section = [k for k in flat if k.startswith(key + ".")]
+        if section:
+            raise UsageError(f"config.{key} is a section; set one of its keys, as config.{section[0]}=...")
+        raise UsageError(f"config has no key {key!r}{nearest(key, flat)}")
+    if key in ("family", "data.source"):
+        if value != flat[key]:
+            raise UsageError(f"config.{key} is fixed by the experiment file ({flat[key]!r}); choose another file")
+        return
+    *parents, leaf = key.split(".")
+    section = config
+    for part in parents:
+        section = section[part]
+    with section.unlocked():
+        section[leaf] = coerce(key, flat[key], value)
+
+
+def coerce(key: str, old: Any, value: Any) -> Any:
+    """`value` in the type of `old`; strings are parsed as typed on a command line."""
+    kind = type(old)
+
+    def wrong() -> UsageError:
+        return UsageError(f"config.{key}={value!r}: expected {kind.__name__}, as in {old!r}")
+
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong()
+        return value
+    if isinstance(value, str):
+        text = value.strip()
+        if kind is bool:
+            if text.lower() not in ("true", "false"):
+                raise wrong()
+            return text.lower() == "true"
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise wrong() from None
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise wrong()
+        return value
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise wrong()
+        if kind is int and value != int(value):
+            raise wrong()
+        return kind(value)
+    if kind in (tuple, list):
+        if not isinstance(value, tuple | list):
+            raise wrong()
+        return tuple(coerce(f"{key}[{i}]", old[0], v) if old else v for i, v in enumerate(value))
+    raise UsageError(f"config.{key} can't be overridden")
+
+
+def parse_flags(args: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Splits `--config.a.b=v` (or `--config.a.b v`) from the other arguments."""
+    pairs: list[tuple[str, str]] = []
+    rest: list[str] = []
+    it = iter(args)
+    for arg in it:
+        if not arg.startswith("--config."):
+            rest.append(arg)
+            continue
+        key, eq, value = arg.removeprefix("--config.").partition("=")
+        if not eq:
+            following = next(it, None)
+            if following is None:
+                raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE")
+            value = following
+        pairs.append((key, value))
+    return pairs, rest
+
+
+# ------------------------------------------------------------------------------ JSON and hash
+
+
+def to_json(config: ConfigDict) -> str:
+    """Canonical JSON: sorted keys, so that equal configs are equal text."""
+    return json.dumps(config.to_dict(), sort_keys=True, indent=1)
+
+
+def from_json(text: str) -> ConfigDict:
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise UsageError(f"config is not JSON: {e}") from e
+    if not isinstance(tree, dict):
+        raise UsageError("config is not a JSON object")
+    return ConfigDict(_tuples(tree))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples; configs have no lists."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def run_id(config: ConfigDict) -> str:
+    """12 hex digits of the SHA-256 of everything but the `run` section."""
+    tree = {k: v for k, v in config.to_dict().items() if k != "run"}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
