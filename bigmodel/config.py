@@ -41,6 +41,10 @@ class Retry(Exception):
     """Work was interrupted (preemption, full disk) and the same command continues it: exit code 75."""
 
 
+class Busy(Retry):
+    """Another process is at this very run: whoever goes through many runs passes on to the next."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest of `names`, else ''."""
     match = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)

@@ -1,0 +1,280 @@
+"""Everything that follows from a config: N, D, C, steps, memory, time. Nothing derived is written by hand. Layer 2."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from bigmodel import data, models, optim, tree
+from bigmodel.config import UsageError, flatten, nearest
+from bigmodel.track import wandb_mode
+
+HORIZONS = ("steps", "tokens", "flops", "tokens_per_param")
+
+
+def get_config() -> tuple[ConfigDict, ConfigDict]:
+    """The `train` and `run` sections."""
+    train = ConfigDict(
+        dict(
+            batch_size=32,  # examples a step
+            microbatch=0,  # examples whose gradients are taken at once and accumulated; 0: the whole batch
+            steps=0,  # the horizon: exactly one of these four is given
+            tokens=0,  # D seen (examples, where a source has no tokens)
+            flops=0.0,  # C = 3 x forward FLOPs x examples
+            tokens_per_param=0.0,  # D / N, N without embeddings
+            seed=0,
+            eval_examples=0,  # validation examples evaluated; 0: all
+            divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
+            divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
+            init_from="",  # a run folder whose parameters to start from
+        )
+    )
+    run = ConfigDict(
+        dict(
+            data_dir="data",  # where `bigmodel prepare` wrote; local or gs://
+            mesh=dict(data=-1, fsdp=1, tensor=1),  # -1: the devices that are left
+            checkpoint_every=500,  # steps; there is always one at the end
+            keep=1,  # checkpoints kept
+            log_every=1,  # steps a row of metrics.jsonl
+            eval_every=0,  # steps; 0: only at the end
+            wandb="offline",  # or online, off
+        )
+    )
+    return train, run
+
+
+def base(family: str, source: str) -> ConfigDict:
+    """The complete default config of a family on a data source."""
+    train, run = get_config()
+    return ConfigDict(
+        dict(
+            family=family,
+            model=models.family(family).get_config(),
+            data=data.source(source).get_config(),
+            optim=optim.get_config(),
+            train=train,
+            run=run,
+        )
+    )
+
+
+def finalize(config: ConfigDict) -> FrozenConfigDict:
+    """Checks a config whole, fills what follows from other keys, and freezes it.
+
+    Raises:
+      UsageError: an unknown or missing key, an impossible value, data that isn't there or isn't enough.
+    """
+    config = config.copy_and_resolve_references()
+    _check_keys(config)
+    family, source = models.family(config.family), data.source(config.data.source)
+    config.unlock()
+    source.finalize(config.data, config.run.data_dir)
+    info = source.describe(config.data, config.run.data_dir)
+    for key, value in info.sizes.items():
+        if key not in config.model:
+            raise UsageError(
+                f"family {config.family!r} can't read data source {config.data.source!r}: it has no model.{key}"
+            )
+        config.model[key] = value
+    family.finalize(config.model)
+    optim.finalize(config.optim)
+    _check_train(config)
+    config.lock()
+    frozen = FrozenConfigDict(config)
+    derive(frozen)
+    return frozen
+
+
+def _check_keys(config: ConfigDict) -> None:
+    """A config read from JSON, or written by hand, has exactly the keys of today's defaults."""
+    for section in ("family", "data"):
+        if section not in config:
+            raise UsageError(f"config has no section {section!r}")
+    if "source" not in config.data:
+        raise UsageError("config has no key 'data.source'")
+    want, have = flatten(base(config.family, config.data.source)), flatten(config)
+    for key in have.keys() - want.keys():
+        raise UsageError(f"config has an unknown key {key!r}{nearest(key, want)}")
+    for key in want.keys() - have.keys():
+        raise UsageError(f"config lacks the key {key!r}: was it written by another version?")
+    for key, value in want.items():
+        if type(have[key]) is not type(value):
+            raise UsageError(f"config.{key}={have[key]!r}: expected {type(value).__name__}, as in {value!r}")
+
+
+def _check_train(config: ConfigDict) -> None:
+    train, run = config.train, config.run
+    for key in ("batch_size", "divergence_steps"):
+        if train[key] < 1:
+            raise UsageError(f"config.train.{key}={train[key]}: must be at least 1")
+    for key in ("microbatch", "eval_examples", "seed", *HORIZONS):
+        if train[key] < 0:
+            raise UsageError(f"config.train.{key}={train[key]}: must not be negative")
+    if train.divergence <= 1:
+        raise UsageError(f"config.train.divergence={train.divergence}: a multiple of the first loss, must be over 1")
+    if train.microbatch and train.batch_size % train.microbatch:
+        raise UsageError(
+            f"config.train.microbatch={train.microbatch} doesn't divide train.batch_size={train.batch_size}"
+        )
+    given = [k for k in HORIZONS if train[k]]
+    if len(given) != 1:
+        said = f"{', '.join(given)} are" if given else "none is"
+        raise UsageError(f"how long to train: give exactly one of train.{{{', '.join(HORIZONS)}}}; {said} given")
+    for key in ("keep", "log_every"):
+        if run[key] < 1:
+            raise UsageError(f"config.run.{key}={run[key]}: must be at least 1")
+    for key in ("checkpoint_every", "eval_every"):
+        if run[key] < 0:
+            raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: only at the end)")
+    wandb_mode(run.wandb)
+
+
+# ------------------------------------------------------------------------------- derived
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run is and costs. FLOPs: 2 per multiply-add; bytes: of the whole state, all devices together."""
+
+    params: int  # N, tied tables once
+    params_nonembedding: int  # without what is under `embed/`
+    tokens: int  # D seen: steps x batch x units per example
+    unique_tokens: int
+    epochs: float
+    unit: str  # 'tokens' or 'examples'
+    steps: int
+    flops: float  # C = 3 x forward x examples: forward, and twice that backward
+    flops_6nd: float  # 6 N D with N non-embedding (Kaplan et al. 2020)
+    flops_per_step: float
+    state_bytes: int  # float32 parameters, gradients, optimizer moments
+    bytes_per_unit: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def batch_shapes(family: ModuleType, cfg: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one batch, `weight` included."""
+    batch = {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in family.spec(cfg).items()}
+    return {**batch, "weight": jax.ShapeDtypeStruct((batch_size,), "float32")}
+
+
+def init(family: ModuleType, cfg: Any, key: jax.Array) -> Any:
+    """The model's variables: {'params': ..., other collections}. Under `eval_shape`, their shapes."""
+    zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_shapes(family, cfg, 1).items()}
+    return family.Model(cfg).init(key, *family.inputs(zeros))
+
+
+@functools.lru_cache(maxsize=4096)
+def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
+    """(N, N without embeddings, Kaplan's N, bytes of parameters) of a model section."""
+    family = models.family(family_name)
+    cfg = FrozenConfigDict(json.loads(model_json))
+    shapes = jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
+    matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head$"
+    return (
+        tree.count(shapes),
+        tree.count(shapes, tree.EMBEDDINGS),
+        tree.count(shapes, matrices),
+        tree.size_bytes(shapes),
+    )
+
+
+def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
+    """(N, N without embeddings, Kaplan's N: matrices of the blocks alone, bytes) by `eval_shape`."""
+    return _counts(family_name, json.dumps(model.to_dict(), sort_keys=True))
+
+
+MOMENTS = {"adamw": 2, "adafactor": 0, "lion": 1, "muon": 1, "sgd": 1}  # copies of the parameters
+
+
+def derive(config: FrozenConfigDict) -> Budget:
+    """N, D, C, steps and the rest of a finalised config.
+
+    Raises:
+      UsageError: more tokens asked than `data.epochs` passes over the data give.
+    """
+    train = config.train
+    family, source = models.family(config.family), data.source(config.data.source)
+    info = source.describe(config.data, config.run.data_dir)
+    total, nonembedding, _, size = counts(config.family, config.model)
+    per_step = train.batch_size * info.units_per_example
+    flops_per_step = 3 * family.flops(config.model) * train.batch_size
+    if train.steps:
+        steps = train.steps
+    elif train.tokens:
+        steps = round(train.tokens / per_step)
+    elif train.flops:
+        steps = round(train.flops / flops_per_step)
+    else:
+        steps = round(train.tokens_per_param * nonembedding / per_step)
+    if steps < 1:
+        raise UsageError(
+            f"the horizon is less than one step: a step of train.batch_size={train.batch_size} is "
+            f"{per_step} {info.unit}, {flops_per_step:.3g} FLOPs"
+        )
+    unique = info.train_examples * info.units_per_example
+    epochs = steps * per_step / unique
+    if epochs > config.data.epochs + 1e-9:
+        raise UsageError(
+            f"{steps * per_step:,} {info.unit} asked, {unique:,} unique ones there are: {epochs:.2f} epochs; "
+            f"allow them with --config.data.epochs={math.ceil(epochs)}"
+        )
+    copies = 2 + MOMENTS[config.optim.name] - (config.optim.name == "sgd" and not config.optim.momentum)
+    return Budget(
+        params=total,
+        params_nonembedding=nonembedding,
+        tokens=steps * per_step,
+        unique_tokens=min(unique, steps * per_step),
+        epochs=epochs,
+        unit=info.unit,
+        steps=steps,
+        flops=flops_per_step * steps,
+        flops_6nd=6.0 * nonembedding * steps * per_step,
+        flops_per_step=flops_per_step,
+        state_bytes=size * copies,
+        bytes_per_unit=info.bytes_per_unit,
+    )
+
+
+def describe(family_name: str, model: Any) -> dict[str, Any]:
+    """What `bigmodel count` tells of a finalised model section.
+
+    `params_kaplan` counts the blocks' matrices alone, 12 depth width^2 for GPT-2's block (Kaplan et al. 2020).
+    """
+    total, nonembedding, kaplan, size = counts(family_name, model)
+    forward = models.family(family_name).flops(model)
+    length = model.to_dict().get("seq_len", 1)
+    return {
+        "params": total,
+        "params_nonembedding": nonembedding,
+        "params_kaplan": kaplan,
+        "units_per_example": length,
+        "forward_flops_per_example": forward,
+        "train_flops_per_unit": 3 * forward / length,
+        "train_flops_per_unit_6n": 6.0 * nonembedding,
+        "params_bytes": size,
+        "state_bytes": {name: size * (2 + copies) for name, copies in MOMENTS.items()},
+    }
+
+
+def describe_text(numbers: dict[str, Any]) -> list[str]:
+    state = ", ".join(f"{name} {size / 2**30:,.3g}" for name, size in numbers["state_bytes"].items())
+    unit = "token" if numbers["units_per_example"] > 1 else "example"
+    return [
+        f"{numbers['name']} ({numbers['family']}){'; ' + numbers['source'] if numbers['source'] else ''}",
+        f"  parameters             {numbers['params']:>18,}",
+        f"  without embeddings     {numbers['params_nonembedding']:>18,}",
+        f"  Kaplan's N             {numbers['params_kaplan']:>18,}",
+        f"  train FLOPs per {unit:<7}{numbers['train_flops_per_unit']:>18.4g}   (6N: "
+        f"{numbers['train_flops_per_unit_6n']:.4g})",
+        f"  float32 training state, GiB: {state}",
+    ]

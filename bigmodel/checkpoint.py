@@ -1,0 +1,123 @@
+"""Checkpoints by orbax: asynchronous, atomic, restorable onto any mesh. Layer 1; alone in importing orbax."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bigmodel import tree
+from bigmodel.config import Retry, UsageError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file at INFO and WARNING
+
+
+@contextlib.contextmanager
+def _disk(what: str) -> Iterator[None]:
+    """A full disk is a reason to try again, not a crash."""
+    try:
+        yield
+    except Exception as e:
+        text = str(e)
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+            raise Retry(f"disk full while saving {what}; earlier checkpoints are intact: free space and repeat") from e
+        raise
+
+
+class Checkpoints:
+    """Steps under one folder. A save is committed by a rename: what a kill leaves behind is swept away."""
+
+    def __init__(self, folder: str, keep: int = 2):
+        self.folder = str(epath.Path(folder).resolve()) if "://" not in folder else folder
+        with _disk(self.folder):
+            self.manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                ),
+            )
+
+    def latest(self) -> int | None:
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Starts writing; returns once the arrays are copied. Errors of an earlier save surface here."""
+        # The next step is given these buffers to overwrite, and on a CPU the writer would share them.
+        state = jax.tree.map(jnp.copy, state)
+        with _disk(self.folder):
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+            )
+
+    def restore(self, step: int, shapes: Any, shardings: Any) -> Any:
+        """The state of `step`, laid out as `shardings` says, whatever mesh wrote it."""
+        like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        try:
+            out = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        except Exception as e:
+            reason = _difference(self.manager, step, shapes) or f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
+            raise UsageError(f"checkpoint {self.folder}/{step} can't be restored: {reason}") from e
+        return out["state"]
+
+    def wait(self) -> None:
+        with _disk(self.folder):
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        with _disk(self.folder):
+            self.manager.close()
+
+
+def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any) -> str:
+    """The first parameter that differs between checkpoint and model, in words; '' if unknown or none."""
+    try:
+        saved = manager.item_metadata(step)["state"]
+        have = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
+    except Exception:
+        return ""
+    want = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    for path in sorted(want.keys() | have.keys()):
+        if want.get(path) != have.get(path):
+            return f"{path} is {have.get(path, 'absent')} there and {want.get(path, 'absent')} here"
+    return ""
+
+
+def restore_params(folder: str, shapes: Any, shardings: Any) -> Any:
+    """Only the parameters of the latest step under `folder`: to fine-tune or evaluate.
+
+    Raises:
+      UsageError: no checkpoint there, or other shapes.
+    """
+    if "://" not in folder and not epath.Path(folder).is_dir():
+        raise UsageError(f"no checkpoints at {folder!r}")
+    manager = ocp.CheckpointManager(
+        folder if "://" in folder else str(epath.Path(folder).resolve()),
+        options=ocp.CheckpointManagerOptions(read_only=True),
+    )
+    step = manager.latest_step()
+    if step is None:
+        raise UsageError(f"no checkpoints at {folder!r}")
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    try:
+        out = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    {"params": like},
+                    restore_args=ocp.checkpoint_utils.construct_restore_args({"params": like}),
+                    partial_restore=True,
+                )
+            ),
+        )
+    except Exception as e:
+        reason = f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
+        raise UsageError(f"checkpoint {folder}/{step} can't be restored: {reason}") from e
+    return out["state"]["params"]

@@ -1,0 +1,207 @@
+"""`bigmodel VERB ...`: what is said on the command line, and how a mistake ends. Layer 6; verbs.py does the work."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from bigmodel import __version__, config
+from bigmodel.config import EXIT_RETRY, EXIT_USAGE, Retry, UsageError, nearest
+
+TOP = """\
+Scaling experiments: every architecture is width x depth x data -> rows -> law -> plan.
+
+A study from text to law:
+  bigmodel prepare news --out=data/news-bytes     tokens from a named corpus, file, folder or hf:NAME
+  bigmodel train --config=experiments/gpt.py --config.model.width=128
+  bigmodel sweep plan sweeps/demo.py              N, D, C, memory and time of every row, before any is run
+  bigmodel sweep run sweeps/demo.py               runs what is missing; kill it and repeat it at will
+  bigmodel report sweeps/demo.py                  law, intervals, held-out error, figures, one HTML page
+
+`bigmodel VERB --help` explains a verb with an example. Exit codes: 0 done, 2 a mistake in what was asked,
+75 interrupted (the same command continues), 1 a fault of ours.
+"""
+
+PREPARE = """\
+Turns text into token shards and a manifest, under --out.
+
+SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .jsonl or .parquet (plain, .gz
+or .zst), or hf:OWNER/NAME, a Hugging Face dataset. Documents, not windows, are split into train and
+validation. A killed prepare continues where it was; a finished one returns at once.
+
+  bigmodel prepare news --out=data/news-bytes
+  bigmodel prepare my_texts/ --tokenizer=bpe --vocab-size=8192 --out=data/mine-bpe
+"""
+
+TRAIN = """\
+Trains one config in RUNS/<run id>/, where the id is the hash of the config. A run that was interrupted
+continues; one that is finished prints its result.
+
+  bigmodel train --config=experiments/digits.py --config.model.width=128 --config.optim.lr=0.001
+  bigmodel train runs/0123456789ab/config.json          the same run again, exactly
+
+Any key of the config can be set: --config.SECTION.KEY=VALUE. Writes config.json, metrics.jsonl,
+checkpoints/ and result.json.
+"""
+
+SWEEP = """\
+Plans, runs and tells of the rows of a sweep file, in RUNS/<file's name>/.
+
+  bigmodel sweep plan sweeps/digits.py        N, D, C, steps, memory, expected time of every row
+  bigmodel sweep run sweeps/digits.py         what is missing, in one process; --workers=2: in two
+  bigmodel sweep status sweeps/digits.py      done, running, interrupted, failed, pending: from the files alone
+
+--config.SECTION.KEY=VALUE goes on top of every row.
+"""
+
+FIT = """\
+Fits a scaling law to points: a sweep's folder, or a .csv, .parquet or .jsonl file.
+
+  bigmodel fit runs/demo --out=fit.json
+  bigmodel fit points.csv --N=params --D=tokens --L=loss --law=chinchilla
+
+Huber loss on log L over a full grid of starts; intervals by bootstrap over runs; the error on the held-out
+runs of the largest compute rung.
+"""
+
+REPORT = """\
+Fits the law of a finished sweep and writes its figures (PNG, SVG), tables and one self-contained HTML page to
+RUNS/<sweep>/report/.
+
+  bigmodel report sweeps/demo.py
+"""
+
+COUNT = """\
+Counts a model without building it: N in three conventions, FLOPs, memory of its training state.
+
+  bigmodel count gpt3-175b
+  bigmodel count --config=experiments/gpt.py --config.model.width=128
+  bigmodel count list
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, exit code 2, and the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    top = Parser(prog="bigmodel", description=TOP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"bigmodel {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, text: str) -> Parser:
+        p = verbs.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        p.add_argument("--json", action="store_true", help="print numbers as JSON")
+        return p  # type: ignore[return-value]
+
+    def devices(p: Parser) -> None:
+        p.add_argument("--host-devices", type=int, default=0, metavar="K", help="make the CPU look like K devices")
+
+    def with_config(p: Parser) -> None:
+        p.add_argument("path", nargs="?", help="a config.json of an earlier run")
+        p.add_argument("--config", metavar="FILE[:VARIANT]", help="a file with get_config(), as experiments/gpt.py")
+
+    p = verb("prepare", PREPARE)
+    p.add_argument("source", help="corpus name, file, folder, hf:NAME, or `list`")
+    p.add_argument("--out", help="folder to write (default: data/SOURCE-TOKENIZER)")
+    p.add_argument("--tokenizer", default="bytes", help="bytes, bpe (trained here), gpt2, or a tokenizer.json")
+    p.add_argument("--vocab-size", type=int, default=4096, help="of a bpe trained here")
+    p.add_argument("--validation-fraction", type=float, default=0.02, help="of the documents")
+    p.add_argument("--text-key", default="text", help="field of .jsonl and .parquet")
+    p.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
+
+    p = verb("train", TRAIN)
+    with_config(p)
+    p.add_argument("--runs", default="runs", help="folder of runs, local or gs://")
+    p.add_argument("--name", default="", help="shown by W&B and the progress line")
+    devices(p)
+    p.add_argument("--coordinator", help="HOST:PORT of process 0, for several processes")
+    p.add_argument("--processes", type=int, default=1)
+    p.add_argument("--process", type=int, default=0)
+
+    p = verb("sweep", SWEEP)
+    p.add_argument("action", help="plan, run or status")
+    p.add_argument("file", help="a file with CONFIG and get_sweep()")
+    p.add_argument("--runs", default="runs")
+    p.add_argument("--workers", type=int, default=1, help="processes that share the rows")
+    p.add_argument("--retry-failed", action="store_true")
+    p.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    devices(p)
+
+    p = verb("fit", FIT)
+    p.add_argument("points", help="a sweep's folder, or a .csv, .parquet or .jsonl file")
+    p.add_argument("--law", default="chinchilla")
+    p.add_argument("--out", help="write fit.json here")
+    for name, meaning in (("N", "parameters"), ("D", "tokens"), ("L", "loss"), ("C", "FLOPs")):
+        p.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {meaning}")
+    p.add_argument("--delta", type=float, default=1e-3, help="Huber's, on log L")
+    p.add_argument("--bootstrap", type=int, default=1000, help="resamples")
+    p.add_argument("--holdout", type=int, default=1, help="largest compute rungs to hold out")
+    p.add_argument("--drop-highest", type=int, default=0, help="leave out the points of the K highest losses")
+    p.add_argument("--seed", type=int, default=0)
+
+    p = verb("report", REPORT)
+    p.add_argument("file", help="the sweep file, or a folder of runs")
+    p.add_argument("--runs", default="runs")
+    p.add_argument("--law", default="chinchilla")
+    p.add_argument("--out", help="folder to write (default: RUNS/<sweep>/report)")
+
+    p = verb("count", COUNT)
+    p.add_argument("model", nargs="?", help="a published name, or `list`")
+    p.add_argument("--config", metavar="FILE[:VARIANT]")
+    return top
+
+
+def verb_parsers(top: Parser) -> dict[str, Parser]:
+    return next(a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        overrides, rest = config.parse_flags(args)
+        top = parser()
+        known, unknown = top.parse_known_args(rest)
+        if unknown:
+            options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
+            raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{nearest(unknown[0], options)}")
+        if overrides and known.verb not in ("train", "sweep", "count"):
+            raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
+        from bigmodel import verbs
+
+        code = getattr(verbs, known.verb)(known, overrides)
+        sys.stdout.flush()
+        return code
+    except UsageError as e:
+        return _fail(str(e), EXIT_USAGE)
+    except Retry as e:
+        return _fail(str(e), EXIT_RETRY)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues", EXIT_RETRY)
+    except BrokenPipeError:  # the reader, as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"disk full: {e.filename or e}; free space and repeat", EXIT_RETRY)
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return _fail(f"{e.strerror}: {e.filename!r}", EXIT_USAGE)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"bigmodel: {' '.join(message.split())}", file=sys.stderr)
+    return code

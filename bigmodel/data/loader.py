@@ -1,0 +1,58 @@
+"""Batches by index: batch i is a function of (seed, i), whatever was read before and by how many processes.
+
+So a resume is an integer, and a process reads only the rows that its devices hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+class TrainBatches:
+    """Rows [first, last) of batches 0, 1, ...: an epoch is a permutation drawn from (seed, epoch)."""
+
+    def __init__(self, examples: Any, batch_size: int, seed: int, steps: int, rows: tuple[int, int]):
+        self.examples, self.batch_size, self.steps, self.rows = examples, batch_size, steps, rows
+        self.order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, i: int) -> Batch:
+        first, last = self.rows
+        picked = [self.examples[int(self.order[i * self.batch_size + r])] for r in range(first, last)]
+        batch = {k: np.stack([e[k] for e in picked]) for k in picked[0]}
+        batch["weight"] = np.ones(len(picked), np.float32)
+        return batch
+
+
+def train_batches(
+    examples: Any, batch_size: int, seed: int, start: int, stop: int, rows: tuple[int, int]
+) -> Iterator[Batch]:
+    """Batches start..stop-1, read ahead by a thread."""
+    batches = TrainBatches(examples, batch_size, seed, stop, rows)
+    ahead = grain.MapDataset.source(batches)[start:stop].to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    )
+    return iter(ahead)
+
+
+def eval_batches(examples: Any, batch_size: int, limit: int, rows: tuple[int, int]) -> Iterator[Batch]:
+    """The first `limit` examples (0: all) in order, whole: the last batch is padded with weight 0.
+
+    So the evaluated set doesn't depend on the batch size.
+    """
+    n = min(len(examples), limit or len(examples))
+    first, last = rows
+    for begin in range(0, n, batch_size):
+        index = np.arange(begin + first, begin + last)
+        picked = [examples[k] for k in np.minimum(index, n - 1).tolist()]
+        batch = {k: np.stack([e[k] for e in picked]) for k in picked[0]}
+        batch["weight"] = (index < n).astype(np.float32)
+        yield batch

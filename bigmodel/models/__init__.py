@@ -1,0 +1,26 @@
+"""One file = one family. Found by name; docs/architecture.md says what a family exports."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from bigmodel.config import choose
+
+_PARTS = {"layers", "losses", "__init__"}
+
+
+def names() -> list[str]:
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS)
+
+
+def family(name: str) -> ModuleType:
+    choose("config.family", name, names())
+    return importlib.import_module(f"bigmodel.models.{name}")
+
+
+def published(name: str) -> tuple[str, dict]:
+    """(family, PUBLISHED row) of a published model's name, as 'gpt3-175b'."""
+    rows = {row: (f, spec) for f in names() for row, spec in family(f).PUBLISHED.items()}
+    return rows[choose("model", name, rows)]

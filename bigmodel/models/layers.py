@@ -1,0 +1,174 @@
+"""Pieces that families share. Pure: caches and states are arguments and results.
+
+B batch, L query length, S key length, D width, H query heads, G key/value heads, R = H/G,
+K head dim, F ffn, V vocab, N depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodel import sharding
+
+Init = Callable[..., jax.Array]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2, GPT-3
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+}
+GATED = {"swiglu": "silu", "geglu": "gelu"}  # Shazeer 2020, arXiv:2002.05202
+
+
+def normal(std: float, fan_in: int, scale: float = 1.0) -> Init:
+    """Normal of `std`, or of 1/sqrt(fan_in) where std is 0; times `scale`."""
+    return nn.initializers.normal(scale * (std if std else 1.0 / math.sqrt(fan_in)))
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in float32."""
+
+    kind: str = "layernorm"
+    bias: bool = True
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps) * scale
+        if self.kind == "layernorm" and self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return y.astype(x.dtype)
+
+
+def rope(x_BHLK: jax.Array, positions_L: jax.Array, base: float) -> jax.Array:
+    """Rotary positions (Su et al., arXiv:2104.09864), halves paired as in Llama."""
+    half = x_BHLK.shape[-1] // 2
+    freq = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_LK = positions_L[:, None].astype(jnp.float32) * freq
+    sin, cos = jnp.sin(angle_LK), jnp.cos(angle_LK)
+    a, b = jnp.split(x_BHLK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BHLK.dtype)
+
+
+def attend(q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, start: Any = 0) -> jax.Array:
+    """Causal attention: query i, at position start + i, sees keys 0..start + i. Returns BHLK.
+
+    TPU and GPU get `jax.nn.dot_product_attention`. On a CPU that call is slower than contiguous
+    (B, H) batched products, which are written out here.
+    """
+    B, H, L, K = q_BHLK.shape
+    G, S = k_BGSK.shape[1], k_BGSK.shape[2]
+    mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
+    if sharding.platform() != "cpu":
+        out_BLHK = jax.nn.dot_product_attention(
+            q_BHLK.transpose(0, 2, 1, 3),
+            k_BGSK.transpose(0, 2, 1, 3),
+            v_BGSK.transpose(0, 2, 1, 3),
+            mask=mask_LS[None, None],
+        )
+        return out_BLHK.transpose(0, 2, 1, 3)
+    q_BGRLK = (q_BHLK * K**-0.5).reshape(B, G, H // G, L, K)
+    scores = jnp.einsum("BGRLK,BGSK->BGRLS", q_BGRLK, k_BGSK, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask_LS, scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
+    return jnp.einsum("BGRLS,BGSK->BGRLK", weights, v_BGSK).reshape(B, H, L, K)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, grouped where num_kv_heads < num_heads.
+
+    cfg keys: width, depth, num_heads, num_kv_heads, head_dim, bias, qk_norm, position, rope_base,
+    init_std, dtype. `cache` is None or {'key': BGSK, 'value': BGSK}; `start` is the first position.
+    """
+
+    cfg: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, cache: Any, start: Any) -> tuple[jax.Array, Any]:
+        cfg, dtype = self.cfg, x_BLD.dtype
+        D, H, G, K = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+
+        def project(name: str, heads: int) -> jax.Array:
+            w_DHK = self.param(name, normal(cfg.init_std, D), (D, heads, K))
+            y_BHLK = jnp.einsum("BLD,DHK->BHLK", x_BLD, w_DHK.astype(dtype))
+            if cfg.bias:
+                y_BHLK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, K)).astype(dtype)[:, None]
+            return y_BHLK
+
+        q_BHLK, k_BGLK, v_BGLK = project("query", H), project("key", G), project("value", G)
+        if cfg.qk_norm:
+            q_BHLK = Norm("rmsnorm", name="query_norm")(q_BHLK)
+            k_BGLK = Norm("rmsnorm", name="key_norm")(k_BGLK)
+        if cfg.position == "rope":
+            positions_L = start + jnp.arange(x_BLD.shape[1])
+            q_BHLK = rope(q_BHLK, positions_L, cfg.rope_base)
+            k_BGLK = rope(k_BGLK, positions_L, cfg.rope_base)
+        if cache is not None:
+            k_BGLK = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BGLK, start, axis=2)
+            v_BGLK = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BGLK, start, axis=2)
+            cache = {"key": k_BGLK, "value": v_BGLK}
+        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, start)
+        scale = (2 * cfg.depth) ** -0.5 if cfg.scale_residual else 1.0
+        wo_HKD = self.param("out", normal(cfg.init_std, H * K, scale), (H, K, D))
+        y_BLD = jnp.einsum("BHLK,HKD->BLD", y_BHLK, wo_HKD.astype(dtype))
+        if cfg.bias:
+            y_BLD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
+        return y_BLD, cache
+
+
+class FeedForward(nn.Module):
+    """Position-wise MLP, gated where cfg.activation is. cfg keys: width, ffn, activation, bias, init_std."""
+
+    cfg: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        cfg, dtype = self.cfg, x_BLD.dtype
+        D, F = cfg.width, cfg.ffn
+
+        def dense(name: str, x: jax.Array, out: int, scale: float = 1.0) -> jax.Array:
+            n = x.shape[-1]
+            y = x @ self.param(name, normal(cfg.init_std, n, scale), (n, out)).astype(dtype)
+            if cfg.bias:
+                y += self.param(f"{name}_bias", nn.initializers.zeros, (out,)).astype(dtype)
+            return y
+
+        h_BLF = dense("up", x_BLD, F)
+        if cfg.activation in GATED:
+            h_BLF = h_BLF * ACTIVATIONS[GATED[cfg.activation]](dense("gate", x_BLD, F))
+        else:
+            h_BLF = ACTIVATIONS[cfg.activation](h_BLF)
+        return dense("down", h_BLF, D, (2 * cfg.depth) ** -0.5 if cfg.scale_residual else 1.0)
+
+
+def stack(block: Any, depth: int, scan: bool, remat: bool) -> Any:
+    """`depth` blocks as one module whose parameters have a leading depth axis.
+
+    The block is called as block(carry, per_layer, *broadcast) and returns (carry, per_layer_out).
+    One parameter layout serves both executions: `scan` (compile time flat in depth) and unrolled (a
+    loop unrolled at lowering: faster steps on a CPU). `remat` recomputes activations in the backward pass.
+    """
+    if remat:
+        block = nn.remat(block, prevent_cse=not scan)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        out_axes=0,
+        length=depth,
+        unroll=1 if scan else depth,
+    )

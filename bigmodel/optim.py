@@ -1,0 +1,145 @@
+"""Optimizers (optax), schedules, decay masks.
+
+An optimizer here is built with learning rate 1: the rate of each step is an argument of the compiled
+step, computed on the host by `learning_rate`. So one compilation serves every rate, schedule and length.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from bigmodel import tree
+from bigmodel.config import UsageError, choose
+
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
+SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "wsd")
+RATE_KEYS = ("lr", "schedule", "warmup", "final_lr", "decay")  # used on the host only: not compiled
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            name="adamw",  # or adafactor, lion, muon, sgd
+            lr=1e-3,  # peak learning rate
+            schedule="cosine",  # or constant, linear, rsqrt, wsd
+            warmup=0.02,  # linear warm-up, as a fraction of the steps
+            final_lr=0.1,  # last rate over peak rate (cosine, linear, wsd)
+            decay=0.2,  # wsd: fraction of the steps that decay
+            weight_decay=0.1,  # decoupled, times the learning rate (Loshchilov & Hutter, arXiv:1711.05101)
+            decay_exclude=tree.NOT_MATRICES,  # regex of parameter paths that don't decay
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            momentum=0.9,  # sgd and muon; 0: plain gradient descent
+            clip=1.0,  # global gradient norm; 0: no clipping
+        )
+    )
+
+
+def finalize(cfg: ConfigDict) -> None:
+    choose("config.optim.name", cfg.name, OPTIMIZERS)
+    choose("config.optim.schedule", cfg.schedule, SCHEDULES)
+    for key in ("warmup", "final_lr", "decay"):
+        if not 0 <= cfg[key] <= 1:
+            raise UsageError(f"config.optim.{key}={cfg[key]}: a fraction, must be in [0, 1]")
+    for key in ("b1", "b2", "momentum"):
+        if not 0 <= cfg[key] < 1:
+            raise UsageError(f"config.optim.{key}={cfg[key]}: must be in [0, 1)")
+    if cfg.lr <= 0:
+        raise UsageError(f"config.optim.lr={cfg.lr}: must be positive")
+    for key in ("weight_decay", "clip", "eps"):
+        if cfg[key] < 0:
+            raise UsageError(f"config.optim.{key}={cfg[key]}: must not be negative")
+    try:
+        re.compile(cfg.decay_exclude)
+    except re.error as e:
+        raise UsageError(f"config.optim.decay_exclude={cfg.decay_exclude!r}: not a regex: {e}") from e
+
+
+def learning_rate(cfg: Any, step: int, steps: int) -> float:
+    """Rate of step 0, 1, ..., steps - 1.
+
+    Linear warm-up over warmup * steps; then constant; cosine or linear to final_lr * lr at the last step;
+    rsqrt: lr * sqrt(warm-up steps / step) (Vaswani et al., arXiv:1706.03762); wsd: constant, then linear to
+    final_lr * lr over the last `decay` of the steps (Hägele et al., arXiv:2405.18392).
+    """
+    warm = round(cfg.warmup * steps)
+    if step < warm:
+        return cfg.lr * (step + 1) / warm
+    done = (step - warm + 1) / max(1, steps - warm)
+    if cfg.schedule == "cosine":
+        return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+    if cfg.schedule == "linear":
+        return cfg.lr * (1 - (1 - cfg.final_lr) * done)
+    if cfg.schedule == "rsqrt":
+        return cfg.lr * math.sqrt(max(1, warm) / (step + 1))
+    if cfg.schedule == "wsd":
+        length = max(1, round(cfg.decay * steps))
+        past = max(0, step + 1 - (steps - length)) / length
+        return cfg.lr * (1 - (1 - cfg.final_lr) * past)
+    return cfg.lr
+
+
+def build(cfg: Any, rules: Any) -> optax.GradientTransformation:
+    """The optimizer at learning rate 1: add `rate * updates` to the parameters.
+
+    Args:
+      rules: the family's RULES; Muon reads from them which dimensions of a matrix are its input side.
+    """
+
+    def decays(params: Any) -> Any:
+        return tree.map_paths(lambda path, _: not re.search(cfg.decay_exclude, path), params)
+
+    wd = cfg.weight_decay
+    if cfg.name == "adamw":
+        tx = optax.adamw(1.0, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=wd, mask=decays)
+    elif cfg.name == "lion":
+        tx = optax.lion(1.0, b1=cfg.b1, b2=cfg.b2, weight_decay=wd, mask=decays)
+    elif cfg.name == "adafactor":
+        tx = optax.adafactor(1.0, weight_decay_rate=wd or None, weight_decay_mask=decays)
+    elif cfg.name == "sgd":
+        tx = optax.chain(optax.add_decayed_weights(wd, decays), optax.sgd(1.0, cfg.momentum or None))
+    else:
+        # consistent_rms: updates as large as AdamW's, so that one rate serves both (Liu et al., arXiv:2502.16982)
+        tx = optax.contrib.muon(
+            1.0,
+            beta=cfg.momentum,
+            eps=cfg.eps,
+            weight_decay=wd,
+            weight_decay_mask=decays,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_matrix_sides(rules),
+        )
+    return optax.chain(optax.clip_by_global_norm(cfg.clip), tx) if cfg.clip else tx
+
+
+def _matrix_sides(rules: Any) -> Callable[[Any], Any]:
+    """Muon's input and output axes: matrices inside a stack of layers; tables, heads, vectors go to Adam.
+
+    A projection to or from heads has its width ('embed') on one side and heads x head dim on the other.
+    """
+
+    def sides(path: str, x: Any) -> Any:
+        axes = list(range(1, x.ndim))  # axis 0 is depth
+        if x.ndim < 3 or re.search(tree.NOT_MATRICES, path) or re.search(tree.EMBEDDINGS, path):
+            return None
+        names = tree.match(rules, path) if rules else (None,) * x.ndim
+        width = next((i for i in axes if names[i] == "embed"), axes[0])
+        rest = tuple(i for i in axes if i != width)
+        first, last = ((width,), rest) if width < rest[0] else (rest, (width,))
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=first, output_axis=last)
+
+    return lambda params: tree.map_paths(sides, params)
+
+
+def apply(params: Any, updates: Any, rate: jax.Array) -> Any:
+    return jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), params, updates)

@@ -1,0 +1,105 @@
+"""The one live line of a run, and the peak FLOP/s that its MFU refers to. Layer 1."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+# Published dense peak FLOP/s of a device, bfloat16: the vendors' product pages.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(mesh: Mesh) -> float:
+    """Peak of all the mesh's devices: published; for a CPU, a float32 matrix product measured here."""
+    kind = mesh.devices.flat[0].device_kind
+    for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
+        if kind.startswith(name):
+            return peak * mesh.size
+    # Forced host devices share the same cores, so a CPU's peak doesn't grow with the mesh.
+    return cpu_peak() * jax.process_count()
+
+
+@functools.cache
+def cpu_peak(n: int = 1024) -> float:
+    """FLOP/s of an n x n float32 product, best of 3: about 0.1 s, once a process."""
+    x = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    best = math.inf
+    for _ in range(3):
+        began = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def human(x: float, digits: int = 3) -> str:
+    """1234567 -> '1.23M'"""
+    if not math.isfinite(x):
+        return str(x)
+    for suffix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(x) >= size and abs(x) < 1e15:
+            return f"{x / size:.{digits}g}{suffix}"
+    return f"{x:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{whole % 60:02d}s" if minutes else f"{seconds:.1f}s"
+
+
+class Line:
+    """One line, rewritten on a terminal; elsewhere a line every `every` seconds."""
+
+    def __init__(self, name: str, steps: int, quiet: bool = False, every: float = 10.0):
+        self.name, self.steps, self.quiet = name, steps, quiet
+        self.terminal = sys.stderr.isatty()
+        self.every = 0.5 if self.terminal else every
+        self.began = self.shown = time.time()
+        self.first: int | None = None
+        self.drawn = False
+
+    def due(self) -> bool:
+        return time.time() - self.shown >= self.every
+
+    def show(self, step: int, loss: float, speed: dict[str, Any]) -> None:
+        due, self.shown = self.due() or step == self.steps, time.time()
+        if self.first is None:
+            self.first, self.began = step, time.time()
+        if self.quiet or not due:
+            return
+        rate = (step - self.first) / max(1e-9, time.time() - self.began)
+        eta = duration((self.steps - step) / rate) if rate else "?"
+        units = next((f"{human(v)} {k.split('_')[0]}/s" for k, v in speed.items() if k.endswith("_per_second")), "")
+        text = f"{self.name}  step {step}/{self.steps}  loss {loss:.4f}  {units}  MFU {speed['mfu']:.0%}  ETA {eta}"
+        if self.terminal:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            self.drawn = True
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self.drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

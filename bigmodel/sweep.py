@@ -1,0 +1,310 @@
+"""Sweeps: rows of overrides over one config, planned, run and told of by their files. Layer 5.
+
+A sweep file has
+
+    CONFIG = "experiments/gpt.py"          the experiment that the rows override
+    def get_sweep(): return [...]          rows: {"model.width": 64, "optim.lr": 1e-3, ...}
+    def report(folder): ...                optional: figures and tables of its own
+
+and its runs live in runs/<file's stem>/<run id>/, beside `plan.jsonl`. State is in files alone: any
+number of `sweep run` may work on one sweep, be killed, and be started again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from bigmodel import budget, config, models, track
+from bigmodel.config import Busy, Retry, UsageError
+
+Row = dict[str, Any]
+Axes = Mapping[str, Sequence[Any]]
+
+# ------------------------------------------------------------------------------ combinators
+
+
+def product(*parts: Axes | Sequence[Row]) -> list[Row]:
+    """Every combination: of the axes of a dict of lists, and of rows made before."""
+    lists: list[Sequence[Row]] = []
+    for part in parts:
+        if isinstance(part, Mapping):
+            lists += [[{key: value} for value in values] for key, values in part.items()]
+        else:
+            lists.append(part)
+    return [{k: v for row in combination for k, v in row.items()} for combination in itertools.product(*lists)]
+
+
+def zip_(axes: Axes) -> list[Row]:
+    """Axes of equal length, in step."""
+    lengths = {len(v) for v in axes.values()}
+    if len(lengths) > 1:
+        raise UsageError(f"zip_: axes of different lengths: { {k: len(v) for k, v in axes.items()} }")
+    return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
+
+
+def chain(*sweeps: Iterable[Row]) -> list[Row]:
+    return [dict(row) for sweep in sweeps for row in sweep]
+
+
+def ladder(family: str, widths: Sequence[int], depths: Sequence[int]) -> list[Row]:
+    """The family's own rung for every width x depth: heads, ffn and stages follow."""
+    rung = models.family(family).rung
+    return [rung(width, depth) for width in widths for depth in depths]
+
+
+def isoflop(rungs: Sequence[Row], budgets: Sequence[float]) -> list[Row]:
+    """Every rung at every compute budget C in FLOPs; its tokens follow from C."""
+    return [{**row, "train.flops": float(c)} for c in budgets for row in rungs]
+
+
+# ------------------------------------------------------------------------------------ plans
+
+
+@dataclass
+class Planned:
+    run_id: str
+    overrides: Row
+    config: Any  # frozen
+    budget: budget.Budget
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "overrides": self.overrides,
+            **self.budget.to_dict(),
+            "config": self.config.to_dict(),
+        }
+
+
+def load(path: str) -> Any:
+    """The sweep module, checked for what a sweep file must have."""
+    module = config.load_module(path, "sweep")
+    for name in ("CONFIG", "get_sweep"):
+        if not hasattr(module, name):
+            raise UsageError(f"sweep file {path!r} has no {name}")
+    return module
+
+
+def folder_of(path: str, runs: str) -> epath.Path:
+    return epath.Path(runs) / Path(path).stem
+
+
+def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Planned]:
+    """Finalises every row before anything runs; `overrides` go on top of each.
+
+    Raises:
+      UsageError: naming the row that can't be.
+    """
+    module = load(path)
+    try:
+        rows = module.get_sweep()
+    except UsageError:
+        raise
+    except Exception as e:
+        raise UsageError(f"sweep file {path!r}: get_sweep(): {type(e).__name__}: {e}") from e
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"sweep file {path!r}: get_sweep() must return a non-empty list of dicts of overrides")
+    experiment = module.CONFIG
+    if ".py" in str(experiment) and not Path(str(experiment).partition(":")[0]).is_file():
+        beside = Path(path).resolve().parent.parent / experiment  # sweeps/ and experiments/ are neighbours
+        experiment = str(beside) if Path(str(beside).partition(":")[0]).is_file() else experiment
+    start = config.load(experiment)
+    planned: dict[str, Planned] = {}
+    for number, row in enumerate(rows):
+        try:
+            unfrozen = start.copy_and_resolve_references()
+            horizon = next((k for k in row if k.removeprefix("train.") in budget.HORIZONS), None)
+            if horizon:  # a row's horizon replaces the experiment's
+                for key in budget.HORIZONS:
+                    config.override(unfrozen, f"train.{key}", 0)
+            for key, value in itertools.chain(row.items(), overrides):
+                config.override(unfrozen, key, value)
+            frozen = budget.finalize(unfrozen)
+            item = Planned(config.run_id(frozen), row, frozen, budget.derive(frozen))
+        except UsageError as e:
+            raise UsageError(f"{path} row {number} {json.dumps(row, default=str)}: {e}") from e
+        planned.setdefault(item.run_id, item)  # equal rows are one run
+    return list(planned.values())
+
+
+def write_plan(folder: epath.Path, plan: Sequence[Planned]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(item.to_dict(), sort_keys=True) + "\n" for item in plan)
+        temporary = folder / f".plan.jsonl.{os.getpid()}.tmp"
+        temporary.write_text(text)
+        temporary.replace(folder / "plan.jsonl")
+    except PermissionError as e:
+        raise UsageError(f"can't write to {str(folder)!r}: {e.strerror}") from e
+
+
+STEP_OVERHEAD = 2e-3  # seconds a step costs beside its FLOPs (dispatch, batch), on a CPU host
+RUN_OVERHEAD = 2.0  # seconds a run costs beside its steps (initialise, evaluate, save)
+EFFICIENCY = 0.4  # fraction of the measured matrix-product rate that a step reaches: benchmarks/
+
+
+def expected_seconds(plan: Sequence[Planned], folder: epath.Path) -> list[float]:
+    """A guess a row: from this sweep's finished runs where there are some, else from this machine's rate."""
+    done = [r for r in (track.read_json(folder / p.run_id / "result.json") for p in plan) if r]
+    if len(done) >= 3:
+        rates = sorted(r["flops"] / max(1e-3, r["wall_seconds"] - RUN_OVERHEAD) for r in done)
+        rate = rates[len(rates) // 2]
+        return [RUN_OVERHEAD + p.budget.flops / rate for p in plan]
+    from bigmodel import progress, sharding
+
+    peak = progress.peak_flops(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
+    return [RUN_OVERHEAD + p.budget.steps * STEP_OVERHEAD + p.budget.flops / (EFFICIENCY * peak) for p in plan]
+
+
+# ----------------------------------------------------------------------------------- status
+
+
+def status(folder: epath.Path) -> list[dict[str, Any]]:
+    """One dict a planned row, from files alone: its plan, 'state', and the result or the latest metrics.
+
+    state: done, diverged, failed, running (a live process holds its lock), interrupted, pending.
+    """
+    plan = track.read_rows(folder / "plan.jsonl")
+    if not plan:
+        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan` or `sweep run` first")
+    return [{**row, **_state(folder / row["run_id"])} for row in plan]
+
+
+def _state(folder: epath.Path) -> dict[str, Any]:
+    result = track.read_json(folder / "result.json")
+    if result:
+        return {"state": result["status"], "result": result}
+    if not folder.exists():
+        return {"state": "pending"}
+    if track.is_locked(folder):
+        state = "running"
+    else:
+        error = track.read_json(folder / "error.json")
+        if error:
+            return {"state": "failed", "error": error["error"]}
+        state = "interrupted" if (folder / "config.json").exists() else "pending"
+    rows = track.read_rows(folder / "metrics.jsonl")
+    return {"state": state, "last": rows[-1] if rows else None}
+
+
+# -------------------------------------------------------------------------------------- run
+
+
+def run(
+    path: str,
+    plan: Sequence[Planned],
+    folder: epath.Path,
+    *,
+    retry_failed: bool = False,
+    first: int = 0,
+    say: Any = print,
+) -> dict[str, int]:
+    """Goes through the rows in this process: one import, and one compilation a shape.
+
+    A finished run is skipped, a failed one told and skipped unless `retry_failed`, one that another
+    process holds passed over. Returns the number of rows by what happened to them.
+
+    Args:
+      first: the row to begin with, so that parallel workers begin apart.
+
+    Raises:
+      Retry: interrupted, or the disk is full.
+    """
+    from bigmodel.train import train  # JAX's devices are not needed to plan
+
+    tally = {"trained": 0, "skipped": 0, "failed": 0, "busy": 0}
+    view = track.View()
+    try:
+        for i in (*range(first, len(plan)), *range(first)):
+            item = plan[i]
+            home = folder / item.run_id
+            label = f"[{i + 1}/{len(plan)}] {item.run_id}  {describe(item.overrides)}"
+            if track.read_json(home / "result.json"):
+                tally["skipped"] += 1
+                continue
+            error = track.read_json(home / "error.json")
+            if error and not retry_failed:
+                tally["failed"] += 1
+                say(f"{label}  failed before: {error['error']}  (--retry-failed tries again)")
+                continue
+            began = time.time()
+            try:
+                result = train(
+                    config.from_json(config.to_json(item.config)),
+                    str(folder),
+                    name=describe(item.overrides),
+                    group=Path(path).stem,
+                    view=view,
+                )
+            except Busy:
+                tally["busy"] += 1
+                continue
+            except Retry:
+                raise
+            except Exception as e:
+                tally["failed"] += 1
+                text = f"{type(e).__name__}: {e}".splitlines()[0]
+                say(f"{label}  FAILED: {text}")
+                home.mkdir(parents=True, exist_ok=True)
+                track.write_json(home / "error.json", {"error": text, "date": track.now()})
+                continue
+            tally["trained"] += 1
+            loss = "diverged" if result["status"] == "diverged" else f"loss {result['loss']:.4f}"
+            say(f"{label}  {loss}  {time.time() - began:.1f} s")
+    finally:
+        view.close(seconds=10.0)
+    return tally
+
+
+def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int, watch: Any) -> list[int]:
+    """K processes of the same command, each on its share of the cores; `watch()` is called while they work.
+
+    They need no coordination: a run's lock is the only thing they share.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    logs = Path(str(folder)) / "workers"
+    logs.mkdir(parents=True, exist_ok=True)
+    children = []
+    for k in range(workers):
+        share = cores[k * len(cores) // workers : (k + 1) * len(cores) // workers] or cores
+        log = open(logs / f"{k}.log", "w", encoding="utf-8")  # noqa: SIM115 (the child's)
+        command = [sys.executable, "-m", "bigmodel", *args, f"--first={k * rows // workers}"]
+
+        def pin(mine: list[int] = share) -> None:
+            if mine:
+                os.sched_setaffinity(0, mine)
+
+        children.append(subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=pin))
+    try:
+        while any(child.poll() is None for child in children):
+            watch()
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
+        raise Retry("interrupted; the same command continues") from None
+    watch()
+    return [child.returncode for child in children]
+
+
+def describe(overrides: Row) -> str:
+    """'width=64 depth=2 tokens=1M': a row in a few words."""
+    from bigmodel.progress import human
+
+    def value(v: Any) -> str:
+        return human(v) if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) >= 10_000 else f"{v}"
+
+    return " ".join(f"{k.rpartition('.')[2]}={value(v)}" for k, v in overrides.items() if k != "model.num_heads")

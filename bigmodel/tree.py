@@ -1,0 +1,59 @@
+"""Trees of arrays by path: names, regex rules, counts. Layer 0.
+
+A path is the keys joined by '/', as in 'blocks/attention/query'. Sharding, decay masks, published
+weights and quantisation are all maps from such paths.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+EMBEDDINGS = r"(^|/)embed/"  # every family keeps its tables under `embed/`
+NOT_MATRICES = r"(bias|scale)$"  # every family ends its vectors so
+
+
+def path_of(key_path: Any) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def paths(tree: Any) -> list[str]:
+    return [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_paths(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`fn(path, leaf, *leaves)` over the leaves."""
+    return jax.tree_util.tree_map_with_path(lambda p, *leaves: fn(path_of(p), *leaves), tree, *rest)
+
+
+def match(rules: Iterable[tuple[str, Any]], path: str) -> Any:
+    """The value of the first rule whose regex is found in `path`; KeyError if none is."""
+    for pattern, value in rules:
+        if re.search(pattern, path):
+            return value
+    raise KeyError(path)
+
+
+def match_all(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
+    """A tree of rule values. An unmatched leaf is an error: a forgotten parameter is a bug."""
+    missing = [p for p in paths(tree) if not any(re.search(r, p) for r, _ in rules)]
+    if missing:
+        raise KeyError(f"no rule matches {missing[0]!r} ({len(missing)} unmatched of {len(paths(tree))})")
+    return map_paths(lambda path, _: match(rules, path), tree)
+
+
+def count(tree: Any, exclude: str = r"(?!)") -> int:
+    """Scalars in the leaves whose path doesn't match `exclude` (default: none excluded)."""
+    return sum(
+        math.prod(leaf.shape)
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not re.search(exclude, path_of(key_path))
+    )
+
+
+def size_bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
