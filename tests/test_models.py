@@ -1,0 +1,240 @@
+"""Every family by the same tests, then the decoder's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from bigmodel import budget, models, sharding, tree
+from bigmodel.config import UsageError
+from bigmodel.models import decoder, layers
+
+FAMILIES = models.names()
+SMALL = {"decoder": dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=12, dropout=0.0)}
+
+
+def make(family, **overrides):
+    """(module, frozen cfg, model, variables, batch of 4 drawn from the family's spec)"""
+    module = models.family(family)
+    cfg = module.get_config()
+    cfg.update({**SMALL.get(family, dict(width=16)), **overrides})
+    module.finalize(cfg)
+    cfg = FrozenConfigDict(cfg)
+    rng = np.random.default_rng(0)
+    limits = {"label": 10, "tokens": cfg.to_dict().get("vocab_size", 2)}
+    batch = {
+        k: rng.integers(0, limits[k], (4, *shape)).astype(dtype)
+        if dtype == "int32"
+        else rng.normal(size=(4, *shape)).astype(dtype)
+        for k, (shape, dtype) in module.spec(cfg).items()
+    }
+    batch["weight"] = np.ones(4, np.float32)
+    variables = budget.init(module, cfg, jax.random.key(0))
+    return module, cfg, module.Model(cfg), variables, batch
+
+
+def loss_of(family_module, model, batch):
+    return lambda v: family_module.loss(model, v, batch, jax.random.key(1), False)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_falls_on_a_fixed_batch(family):
+    module, _, model, variables, batch = make(family)
+    tx = optax.adam(1e-2)
+    opt = tx.init(variables)
+    value_and_grad = jax.jit(jax.value_and_grad(loss_of(module, model, batch)))
+    losses = []
+    for _ in range(30):
+        loss, grads = value_and_grad(variables)
+        assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+        updates, opt = tx.update(grads, opt)
+        variables = optax.apply_updates(variables, updates)
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_has_a_rule(family):
+    module, _, _, variables, _ = make(family)
+    logical = tree.match_all(module.RULES, variables["params"])
+    for path, names, x in zip(
+        tree.paths(variables["params"]),
+        jax.tree.leaves(logical, is_leaf=lambda x: isinstance(x, tuple)),
+        jax.tree.leaves(variables["params"]),
+        strict=True,
+    ):
+        assert len(names) == x.ndim, path
+        assert set(names) <= sharding.LOGICAL.keys(), path
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("decoder", dict(width=64, ffn=256, num_heads=4, seq_len=128, execution="unrolled")),
+        ("decoder", dict(width=64, num_heads=4, num_kv_heads=2, activation="swiglu", seq_len=64, execution="unrolled")),
+        ("mlp", dict(width=128, depth=4)),
+    ],
+)
+def test_flops_are_within_5_percent_of_xlas_count(family, overrides):
+    module, cfg, model, variables, batch = make(family, **overrides)
+    forward = jax.jit(lambda v: model.apply(v, *module.inputs(batch)))
+    counted = forward.lower(variables).compile().cost_analysis()["flops"] / 4
+    assert module.flops(cfg) == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_rows_of_weight_0_change_nothing(family):
+    module, _, model, variables, batch = make(family)
+    half = {k: v[:2] for k, v in batch.items()}
+    padded = {**batch, "weight": np.array([1, 1, 0, 0], np.float32)}
+    a, b = loss_of(module, model, half)(variables), loss_of(module, model, padded)(variables)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for f in FAMILIES for n in models.family(f).PUBLISHED])
+def test_published_sizes(name):
+    family, row = models.published(name)
+    cfg = models.family(family).get_config()
+    cfg.update(row["model"])
+    models.family(family).finalize(cfg)
+    total = budget.counts(family, FrozenConfigDict(cfg))[0]
+    if "params" in row:
+        assert total == row["params"]
+    if "printed" in row:  # rounded in the paper
+        printed = float(row["printed"][:-1]) * {"M": 1e6, "B": 1e9}[row["printed"][-1]]
+        assert total == pytest.approx(printed, rel=0.02)
+
+
+def test_kaplan_count_is_12_depth_width_squared():
+    cfg = decoder.get_config()
+    decoder.finalize(cfg)
+    assert budget.counts("decoder", FrozenConfigDict(cfg))[2] == 12 * 12 * 768**2
+
+
+# ------------------------------------------------------------------------------ the decoder
+
+VARIANTS = {
+    "gpt": {},
+    "llama": dict(position="rope", norm="rmsnorm", activation="swiglu", num_kv_heads=1, bias=False, tied_head=False),
+    "qk_norm_post": dict(qk_norm=True, norm_placement="post", activation="geglu", position="none"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_causal_by_gradient(variant):
+    """Logits at position i depend on the embeddings of tokens 0..i and of no later one."""
+    module, cfg, model, variables, batch = make("decoder", **VARIANTS[variant])
+    tokens = jnp.arange(cfg.seq_len)[None] + 1  # distinct, so that a table row is a position
+    for i in (0, 5, cfg.seq_len - 1):
+
+        def logits(table, i=i):
+            params = {**variables["params"], "embed": {**variables["params"]["embed"], "tokens": table}}
+            x = model.clone(cfg=FrozenConfigDict({**cfg.to_dict(), "tied_head": False}))
+            params.setdefault("head", jnp.ones((cfg.width, cfg.vocab_size)) * jnp.arange(cfg.vocab_size))
+            return jnp.sum(x.apply({"params": params}, tokens)[0, i] * jnp.arange(cfg.vocab_size))
+
+        grad = jax.grad(logits)(variables["params"]["embed"]["tokens"])
+        seen = np.abs(np.asarray(grad)).sum(axis=1)[1 : cfg.seq_len + 1] > 0
+        assert seen[: i + 1].all() and not seen[i + 1 :].any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cached_steps_equal_the_full_forward(variant):
+    module, cfg, model, variables, batch = make("decoder", **VARIANTS[variant])
+    tokens = batch["tokens"][:, :-1]
+    full = model.apply(variables, tokens)
+    cache = decoder.init_cache(cfg, 4)
+    step = jax.jit(lambda t, c: model.apply(variables, t, c, method=model.step))
+    parts = []
+    for piece in (tokens[:, :5], *(tokens[:, i : i + 1] for i in range(5, cfg.seq_len))):
+        logits, cache = step(piece, cache)
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full, atol=2e-5)
+
+
+@pytest.mark.parametrize("change", [dict(execution="scan"), dict(remat=True), dict(execution="scan", remat=True)])
+def test_execution_doesn_t_change_the_numbers(change):
+    module, _, model, variables, batch = make("decoder", execution="unrolled")
+    _, _, other, _, _ = make("decoder", **{"execution": "unrolled", **change})
+    a, ga = jax.jit(jax.value_and_grad(loss_of(module, model, batch)))(variables)
+    b, gb = jax.jit(jax.value_and_grad(loss_of(module, other, batch)))(variables)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    for path, x, y in zip(tree.paths(ga), jax.tree.leaves(ga), jax.tree.leaves(gb), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6, err_msg=path)
+
+
+def test_remat_saves_memory():
+    """Else `remat` does nothing and the test above passes for nothing."""
+    sizes = {}
+    for remat in (False, True):
+        module, _, model, variables, batch = make(
+            "decoder", depth=6, width=64, seq_len=64, execution="scan", remat=remat
+        )
+        compiled = jax.jit(jax.grad(loss_of(module, model, batch))).lower(variables).compile()
+        sizes[remat] = compiled.memory_analysis().temp_size_in_bytes
+    assert sizes[True] < 0.7 * sizes[False]
+
+
+def test_grouped_queries_equal_repeated_heads():
+    """G key heads shared by H queries are H key heads that happen to be equal."""
+    k = jax.random.normal(jax.random.key(0), (3, 2, 2, 5, 4))
+    q = jax.random.normal(jax.random.key(1), (2, 6, 5, 4))
+    grouped = layers.attend(q, k[0], k[1])
+    repeated = layers.attend(q, jnp.repeat(k[0], 3, axis=1), jnp.repeat(k[1], 3, axis=1))
+    np.testing.assert_allclose(grouped, repeated, atol=1e-6)
+    plain = jax.nn.dot_product_attention(
+        q.transpose(0, 2, 1, 3), k[0].transpose(0, 2, 1, 3), k[1].transpose(0, 2, 1, 3), is_causal=True
+    )
+    np.testing.assert_allclose(grouped, plain.transpose(0, 2, 1, 3), atol=1e-6)
+
+
+def test_rope_depends_on_distance_alone():
+    x = jax.random.normal(jax.random.key(0), (1, 1, 6, 8))
+    y = jax.random.normal(jax.random.key(1), (1, 1, 6, 8))
+
+    def scores(start):
+        at = start + jnp.arange(6)
+        return jnp.einsum("BHLK,BHSK->BHLS", layers.rope(x, at, 100.0), layers.rope(y, at, 100.0))
+
+    np.testing.assert_allclose(scores(0), scores(7), atol=1e-5)
+    assert not np.allclose(scores(0), jnp.einsum("BHLK,BHSK->BHLS", x, y), atol=1e-2)
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    module, _, model, variables, batch = make("decoder", dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = model.apply(variables, *module.inputs(batch))
+    assert logits.dtype == jnp.bfloat16
+    _, _, exact, _, _ = make("decoder")
+    np.testing.assert_allclose(
+        loss_of(module, model, batch)(variables), loss_of(module, exact, batch)(variables), rtol=0.02
+    )
+
+
+def test_dropout_is_random_in_training_and_absent_in_evaluation():
+    module, _, model, variables, batch = make("decoder", dropout=0.5)
+
+    def at(seed, train):
+        return float(module.loss(model, variables, batch, jax.random.key(seed), train)[0])
+
+    assert at(0, True) != at(1, True)
+    assert at(0, True) == at(0, True)
+    assert at(0, False) == at(1, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (dict(num_heads=3), "num_heads=3 doesn't divide width=16"),
+        (dict(num_heads=4, num_kv_heads=3), "num_kv_heads=3"),
+        (dict(activation="gleu"), "did you mean 'gelu'"),
+        (dict(position="rope", head_dim=5), "rope needs an even"),
+        (dict(depth=0), "depth=0"),
+        (dict(dropout=1.0), "dropout=1.0"),
+    ],
+)
+def test_impossible_shapes_are_refused(overrides, said):
+    with pytest.raises(UsageError, match=said):
+        make("decoder", **overrides)

