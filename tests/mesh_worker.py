@@ -1,0 +1,64 @@
+"""Run by test_sharding.py in a process with its own number of devices: trains on each mesh, restores each on each.
+
+usage: mesh_worker.py DEVICES CONFIG.json OUT.json FOLDER MESH[,MESH...] [RESTORE_FROM=FOLDER ...]
+MESH is data x fsdp x tensor, as 2x2x2.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+
+devices, config_file, out, folder, meshes, *sources = sys.argv[1:]
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", int(devices))
+
+from bigmodel import budget, config, sharding, track, train  # noqa: E402
+
+folder = Path(folder)
+
+
+def run(mesh, root):
+    cfg = config.load(config_file)
+    for axis, size in zip(sharding.AXES, mesh.split("x"), strict=True):
+        cfg.run.mesh[axis] = int(size)
+    result = train.train(cfg, str(root), quiet=True)
+    rows = track.read_rows(root / result["run_id"] / "metrics.jsonl")
+    return [r["loss"] for r in rows if "loss" in r] + [result["loss"]]
+
+
+def halfway(source, target):
+    """A copy of a run as it was after its checkpoint in the middle."""
+    (done,) = [p for p in Path(source).iterdir() if p.is_dir()]
+    home = target / done.name
+    steps = sorted(int(p.name) for p in (done / "checkpoints").iterdir() if p.name.isdigit())
+    shutil.copytree(done / "checkpoints" / str(steps[0]), home / "checkpoints" / str(steps[0]))
+    shutil.copy(done / "metrics.jsonl", home / "metrics.jsonl")
+
+
+report = {"losses": {}, "restored": {}, "fractions": {}}
+for mesh in meshes.split(","):
+    report["losses"][mesh] = run(mesh, folder / mesh)
+    frozen = budget.finalize(config.load(config_file))
+    program = train.build(
+        train.static_part(frozen), sharding.make_mesh(dict(zip(sharding.AXES, map(int, mesh.split("x")), strict=True)))
+    )
+    params, layout = program.shapes["params"], program.shardings["params"]
+    whole = sum(x.size for x in jax.tree.leaves(params))
+    here = sum(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, s: int(jax.numpy.prod(jax.numpy.array(s.shard_shape(x.shape)))), params, layout)
+        )
+    )
+    report["fractions"][mesh] = here / whole
+origins = {mesh: folder / mesh for mesh in meshes.split(",")}
+origins |= dict(s.split("=") for s in sources)
+for origin, source in origins.items():
+    for mesh in meshes.split(","):
+        if origin != mesh:
+            root = folder / f"{origin}-on-{mesh}"
+            halfway(source, root)
+            report["restored"][f"{origin} on {mesh}"] = run(mesh, root)
+Path(out).write_text(json.dumps(report))

@@ -1,0 +1,153 @@
+"""The same losses on every mesh and process count, and any checkpoint on any of them."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from bigmodel import config, sharding, track
+from bigmodel.config import UsageError
+from conftest import ROOT
+
+MESHES = ["8x1x1", "1x8x1", "1x1x8", "2x2x2"]
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+
+
+def spawn(*args):
+    return subprocess.Popen([sys.executable, *map(str, args)], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*children):
+    for child in children:
+        error = child.communicate(timeout=400)[1]
+        assert child.returncode == 0, error
+
+
+def agree(losses, reference, first=True):
+    if first:
+        np.testing.assert_allclose(losses[0], reference[0], rtol=1e-6)
+    np.testing.assert_allclose(losses, reference, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_dir):
+    """Losses of one device, of four meshes of 8, and of 2 processes x 4, with every checkpoint on every mesh."""
+    from conftest import TINY
+
+    root = tmp_path_factory.mktemp("mesh")
+    cfg = config.load(
+        ROOT / "experiments/gpt.py",
+        [
+            *TINY,
+            ("run.data_dir", data_dir),
+            ("model.width", 32),
+            ("model.num_heads", 8),
+            ("train.steps", 20),
+            ("run.checkpoint_every", 10),
+            ("run.keep", 2),
+        ],
+    )
+    file = root / "config.json"
+    file.write_text(config.to_json(cfg))
+    worker = ROOT / "tests/mesh_worker.py"
+    one = spawn(worker, 1, file, root / "one.json", root / "one", "1x1x1")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    cfg.run.mesh.data, cfg.run.mesh.fsdp, cfg.run.mesh.tensor = 2, 2, 2
+    two_file = root / "two.json"
+    two_file.write_text(config.to_json(cfg))
+    finish(one)
+    pair = [
+        spawn("-m", "bigmodel", "train", two_file, f"--runs={root / 'two'}", "--host-devices=4",
+              f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}")
+        for i in range(2)
+    ]  # fmt: skip
+    finish(*pair)
+    eight = spawn(
+        worker, 8, file, root / "eight.json", root / "eight", ",".join(MESHES),
+        f"1x1x1={root / 'one/1x1x1'}", f"two={root / 'two'}",
+    )  # fmt: skip
+    finish(eight)
+    back = spawn(
+        worker, 1, file, root / "back.json", root / "back", "1x1x1",
+        *(f"{m}={root / 'eight' / m}" for m in MESHES), f"two={root / 'two'}",
+    )  # fmt: skip
+    finish(back)
+    report = {name: json.loads((root / f"{name}.json").read_text()) for name in ("one", "eight", "back")}
+    (folder,) = [p for p in (root / "two").iterdir() if p.is_dir()]
+    rows = track.read_rows(folder / "metrics.jsonl")
+    report["two"] = [r["loss"] for r in rows if "loss" in r] + [track.read_json(folder / "result.json")["loss"]]
+    return report
+
+
+def test_every_mesh_has_the_losses_of_one_device(runs):
+    reference = runs["one"]["losses"]["1x1x1"]
+    assert len(reference) == 21 and reference[19] < 0.8 * reference[0]
+    for mesh in MESHES:
+        agree(runs["eight"]["losses"][mesh], reference)
+
+
+def test_two_processes_have_the_losses_of_one_device(runs):
+    agree(runs["two"], runs["one"]["losses"]["1x1x1"])
+
+
+def test_any_checkpoint_restores_on_any_mesh(runs):
+    reference = runs["one"]["losses"]["1x1x1"]
+    restored = runs["eight"]["restored"] | runs["back"]["restored"]
+    assert len(restored) == 4 * 3 + 2 * 4 + 4 + 1
+    for name, losses in restored.items():
+        assert len(losses) == 21, name
+        agree(losses, reference)
+
+
+def test_parameters_are_really_spread(runs):
+    """Else the meshes agree because nothing is sharded."""
+    fractions = runs["eight"]["fractions"]
+    assert fractions["8x1x1"] == 1
+    assert fractions["1x8x1"] < 0.25
+    assert fractions["1x1x8"] < 0.25
+    assert fractions["2x2x2"] < 0.35
+
+
+# ----------------------------------------------------------------- without more devices
+
+
+def fake(data, fsdp, tensor):
+    """A mesh of the only device there is, many times: specs need no more."""
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+def test_an_axis_that_does_not_divide_is_left_whole():
+    mesh = fake(1, 2, 4)
+    assert sharding._spec((6, 8), ("embed", "heads"), mesh) == P(("fsdp",), ("tensor",))
+    assert sharding._spec((7, 6), ("embed", "heads"), mesh) == P(None, None)
+
+
+def test_without_rules_the_largest_dimension_is_sharded():
+    assert sharding._largest((6, 64, 16), fake(1, 8, 1)) == P(None, "fsdp", None)
+    assert sharding._largest((7, 9), fake(1, 8, 1)) == P()
+
+
+def test_moments_follow_their_parameters():
+    x = jax.ShapeDtypeStruct((8, 16), "float32")
+    state = {"params": {"a": {"w": x}}, "opt": [{"mu": {"a": {"w": x}}, "count": jax.ShapeDtypeStruct((), "int32")}]}
+    rules = [(r"w$", ("embed", "ffn"))]
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    with pytest.raises(KeyError, match="no rule matches"):
+        sharding.state_shardings(state, [(r"b$", ())], mesh)
+    layout = sharding.state_shardings(state, rules, mesh)
+    assert layout["opt"][0]["mu"]["a"]["w"] == layout["params"]["a"]["w"]
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 1), (1, 2, 1)])
+def test_a_mesh_that_does_not_fill_the_devices_is_refused(sizes):
+    with pytest.raises(UsageError, match=re.escape("config.run.mesh=")):
+        sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
