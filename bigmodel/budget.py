@@ -98,16 +98,20 @@ def _check_keys(config: ConfigDict) -> None:
     for section in ("family", "data"):
         if section not in config:
             raise UsageError(f"config has no section {section!r}")
+    if not isinstance(config.data, ConfigDict):
+        raise UsageError(f"config.data={config.data!r} is not a section of keys")
     if "source" not in config.data:
         raise UsageError("config has no key 'data.source'")
     want, have = flatten(base(config.family, config.data.source)), flatten(config)
-    for key in have.keys() - want.keys():
+    for key in sorted(have.keys() - want.keys()):
         raise UsageError(f"config has an unknown key {key!r}{nearest(key, want)}")
-    for key in want.keys() - have.keys():
+    for key in sorted(want.keys() - have.keys()):
         raise UsageError(f"config lacks the key {key!r}: was it written by another version?")
     for key, value in want.items():
         if type(have[key]) is not type(value):
             raise UsageError(f"config.{key}={have[key]!r}: expected {type(value).__name__}, as in {value!r}")
+        if isinstance(value, float) and not math.isfinite(have[key]):
+            raise UsageError(f"config.{key}={have[key]!r}: must be finite")
 
 
 def _check_train(config: ConfigDict) -> None:
@@ -118,6 +122,8 @@ def _check_train(config: ConfigDict) -> None:
     for key in ("microbatch", "eval_examples", "seed", *HORIZONS):
         if train[key] < 0:
             raise UsageError(f"config.train.{key}={train[key]}: must not be negative")
+    if train.seed >= 2**32:  # JAX's keys would drop the bits above, and two seeds would be one
+        raise UsageError(f"config.train.seed={train.seed}: must be below 2^32")
     if train.divergence <= 1:
         raise UsageError(f"config.train.divergence={train.divergence}: a multiple of the first loss, must be over 1")
     if train.microbatch and train.batch_size % train.microbatch:

@@ -63,7 +63,7 @@ class Checkpoints:
         try:
             out = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
         except Exception as e:
-            reason = _difference(self.manager, step, shapes) or f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
+            reason = _difference(self.manager, step, shapes) or _first_line(e)
             raise UsageError(f"checkpoint {self.folder}/{step} can't be restored: {reason}") from e
         return out["state"]
 
@@ -76,6 +76,10 @@ class Checkpoints:
             self.manager.close()
 
 
+def _first_line(e: Exception) -> str:
+    return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
+
+
 def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any) -> str:
     """The first parameter that differs between checkpoint and model, in words; '' if unknown or none."""
     try:
@@ -84,6 +88,7 @@ def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any) -> str:
     except Exception:
         return ""
     want = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    have = {p: shape for p, shape in have.items() if p.split("/")[0] in shapes}
     for path in sorted(want.keys() | have.keys()):
         if want.get(path) != have.get(path):
             return f"{path} is {have.get(path, 'absent')} there and {want.get(path, 'absent')} here"
@@ -118,6 +123,6 @@ def restore_params(folder: str, shapes: Any, shardings: Any) -> Any:
             ),
         )
     except Exception as e:
-        reason = f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
+        reason = _difference(manager, step, {"params": shapes}) or _first_line(e)
         raise UsageError(f"checkpoint {folder}/{step} can't be restored: {reason}") from e
     return out["state"]["params"]

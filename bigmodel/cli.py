@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bigmodel import __version__, config
-from bigmodel.config import EXIT_RETRY, EXIT_USAGE, Retry, UsageError, nearest
+from bigmodel.config import EXIT_RETRY, EXIT_USAGE, Retry, UsageError, choose, nearest
 
 TOP = """\
 Scaling experiments: every architecture is width x depth x data -> rows -> law -> plan.
@@ -89,6 +88,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            choose(str(action.metavar or action.dest), value, action.choices)
 
 
 def parser() -> Parser:
@@ -177,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known, unknown = top.parse_known_args(rest)
         if unknown:
             options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
-            raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{nearest(unknown[0], options)}")
+            hint = nearest(unknown[0].partition("=")[0], options)
+            raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
         if overrides and known.verb not in ("train", "sweep", "count"):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
         from bigmodel import verbs
@@ -195,10 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno in config.FULL:
             return _fail(f"disk full: {e.filename or e}; free space and repeat", EXIT_RETRY)
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return _fail(f"{e.strerror}: {e.filename!r}", EXIT_USAGE)
         raise
 
 

@@ -18,12 +18,15 @@ Layer 0: imports nothing of bigmodel, and no JAX, so that every wing can use it.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
+import errno
 import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,52 @@ def choose(what: str, value: Any, options: Iterable[str]) -> Any:
 
 # ------------------------------------------------------------------------------------- files
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
+@contextlib.contextmanager
+def full_disk(what: Any) -> Iterator[None]:
+    """Around what writes `what`: a full disk is a reason to try again, not a fault."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in FULL:
+            raise Retry(f"disk full: can't write {str(what)!r}; nothing is lost: free space and repeat") from e
+        raise
+
+
+@contextlib.contextmanager
+def writing(what: Any) -> Iterator[None]:
+    """Around what begins to write `what`, a path that the user chose: one that can't be written is a mistake."""
+    try:
+        with full_disk(what):
+            yield
+    except OSError as e:
+        if e.errno in UNWRITABLE:
+            raise UsageError(f"can't write {str(what)!r}: {e.strerror}") from e
+        raise
+
+
+@contextlib.contextmanager
+def user_code(path: Any, kind: str, call: str = "") -> Iterator[None]:
+    """Around what runs code of the user's file `path`: its error is the user's to mend, in one line."""
+    try:
+        yield
+    except (UsageError, Retry):
+        raise
+    except Exception as e:
+        lines = []
+        trace = e.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == os.path.abspath(path):
+                lines.append(trace.tb_lineno)
+            trace = trace.tb_next
+        if isinstance(e, SyntaxError) and e.filename == os.path.abspath(path):
+            lines.append(e.lineno or 0)
+        where = [f"{kind} file {str(path)!r}", *(f"line {n}" for n in lines[-1:]), *([f"in {call}"] if call else [])]
+        raise UsageError(f"{', '.join(where)}: {type(e).__name__}: {e}") from e
+
 
 def load_module(path: str | Path, kind: str) -> Any:
     """Imports a Python file by path. `kind` names it in errors ('config', 'sweep')."""
@@ -73,16 +122,8 @@ def load_module(path: str | Path, kind: str) -> Any:
     if spec is None or spec.loader is None:
         raise UsageError(f"{kind} file {str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with user_code(path, kind):
         spec.loader.exec_module(module)
-    except UsageError:
-        raise
-    except Exception as e:  # the user's file: its error is the user's to mend, in one line
-        line = e.__traceback__
-        while line is not None and line.tb_next is not None:
-            line = line.tb_next
-        where = f"line {e.lineno}" if isinstance(e, SyntaxError) else f"line {line.tb_lineno if line else '?'}"
-        raise UsageError(f"{kind} file {str(path)!r}, {where}: {type(e).__name__}: {e}") from e
     return module
 
 
@@ -99,15 +140,15 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
     text = str(spec)
     path, _, variant = text.partition(":") if ".py:" in text else (text, "", "")
     if path.endswith(".json"):
-        config = from_json(read_text(path, "config"))
+        config = from_json(read_text(path, "config"), path)
+    elif Path(path).is_dir():
+        raise UsageError(f"{path!r} is a folder; give the config.json in it, as {str(Path(path) / 'config.json')!r}")
     else:
         module = load_module(path, "config")
         if not hasattr(module, "get_config"):
             raise UsageError(f"config file {path!r} has no get_config()")
-        try:
+        with user_code(path, "config", f"get_config({variant!r})" if variant else "get_config()"):
             config = module.get_config(variant) if variant else module.get_config()
-        except TypeError as e:
-            raise UsageError(f"config file {path!r}: get_config({variant!r}): {e}") from e
         if not isinstance(config, ConfigDict):
             raise UsageError(f"config file {path!r}: get_config() returned {type(config).__name__}, not a ConfigDict")
     for key, value in overrides:
@@ -219,13 +260,14 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), sort_keys=True, indent=1)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, path: str = "config") -> ConfigDict:
+    """The config of `to_json`'s text. `path` is named in errors."""
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as e:
-        raise UsageError(f"config is not JSON: {e}") from e
+        raise UsageError(f"{path!r} is not JSON: {e}") from e
     if not isinstance(tree, dict):
-        raise UsageError("config is not a JSON object")
+        raise UsageError(f"{path!r} is not a JSON object")
     return ConfigDict(_tuples(tree))
 
 

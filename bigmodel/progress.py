@@ -83,7 +83,7 @@ class Line:
         return time.time() - self.shown >= self.every
 
     def show(self, step: int, loss: float, speed: dict[str, Any]) -> None:
-        due, self.shown = self.due() or step == self.steps, time.time()
+        due, self.shown = self.due() or (self.terminal and step == self.steps), time.time()
         if self.first is None:
             self.first, self.began = step, time.time()
         if self.quiet or not due:
@@ -91,7 +91,8 @@ class Line:
         rate = (step - self.first) / max(1e-9, time.time() - self.began)
         eta = duration((self.steps - step) / rate) if rate else "?"
         units = next((f"{human(v)} {k.split('_')[0]}/s" for k, v in speed.items() if k.endswith("_per_second")), "")
-        text = f"{self.name}  step {step}/{self.steps}  loss {loss:.4f}  {units}  MFU {speed['mfu']:.0%}  ETA {eta}"
+        value = f"{loss:.4f}" if math.isfinite(loss) else "-"
+        text = f"{self.name}  step {step}/{self.steps}  loss {value}  {units}  MFU {speed['mfu']:.0%}  ETA {eta}"
         if self.terminal:
             sys.stderr.write(f"\r\x1b[K{text}")
             self.drawn = True

@@ -107,22 +107,22 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
       UsageError: naming the row that can't be.
     """
     module = load(path)
-    try:
+    with config.user_code(path, "sweep", "get_sweep()"):
         rows = module.get_sweep()
-    except UsageError:
-        raise
-    except Exception as e:
-        raise UsageError(f"sweep file {path!r}: get_sweep(): {type(e).__name__}: {e}") from e
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"sweep file {path!r}: get_sweep() must return a non-empty list of dicts of overrides")
     experiment = module.CONFIG
+    if not isinstance(experiment, str | Path):
+        raise UsageError(f"sweep file {path!r}: CONFIG={experiment!r} is not the path of an experiment file")
     if ".py" in str(experiment) and not Path(str(experiment).partition(":")[0]).is_file():
         beside = Path(path).resolve().parent.parent / experiment  # sweeps/ and experiments/ are neighbours
         experiment = str(beside) if Path(str(beside).partition(":")[0]).is_file() else experiment
     start = config.load(experiment)
     planned: dict[str, Planned] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         try:
+            if not all(isinstance(key, str) for key in row):
+                raise UsageError("its keys must be names, as 'model.width'")
             unfrozen = start.copy_and_resolve_references()
             horizon = next((k for k in row if k.removeprefix("train.") in budget.HORIZONS), None)
             if horizon:  # a row's horizon replaces the experiment's
@@ -139,14 +139,9 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
 
 
 def write_plan(folder: epath.Path, plan: Sequence[Planned]) -> None:
-    try:
+    with config.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(item.to_dict()) + "\n" for item in plan)
-        temporary = folder / f".plan.jsonl.{os.getpid()}.tmp"
-        temporary.write_text(text)
-        temporary.replace(folder / "plan.jsonl")
-    except PermissionError as e:
-        raise UsageError(f"can't write to {str(folder)!r}: {e.strerror}") from e
+        track.write_text(folder / "plan.jsonl", "".join(json.dumps(item.to_dict()) + "\n" for item in plan))
 
 
 STEP_OVERHEAD = 2e-3  # seconds a step costs beside its FLOPs (dispatch, batch), on a CPU host
@@ -221,7 +216,7 @@ def run(
     Raises:
       Retry: interrupted, or the disk is full.
     """
-    from bigmodel.train import train  # JAX's devices are not needed to plan
+    from bigmodel import train  # JAX's devices are not needed to plan
 
     tally = {"trained": 0, "skipped": 0, "failed": 0, "busy": 0}
     view = track.View()
@@ -240,7 +235,7 @@ def run(
                 continue
             began = time.time()
             try:
-                result = train(
+                result, trained = train.attempt(
                     config.from_json(config.to_json(item.config)),
                     str(folder),
                     name=describe(item.overrides),
@@ -258,6 +253,9 @@ def run(
                 say(f"{label}  FAILED: {text}")
                 home.mkdir(parents=True, exist_ok=True)
                 track.write_json(home / "error.json", {"error": text, "date": track.now()})
+                continue
+            if not trained:  # another process finished it since we looked
+                tally["skipped"] += 1
                 continue
             tally["trained"] += 1
             loss = "diverged" if result["status"] == "diverged" else f"loss {result['loss']:.4f}"

@@ -14,6 +14,7 @@ key, terminal or network can't delay, slow or stop a run. It is offline unless a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from bigmodel.config import Busy, UsageError
+from bigmodel.config import Busy, choose
 
 
 def read_json(path: Any) -> Any:
@@ -35,13 +36,21 @@ def read_json(path: Any) -> Any:
         return None
 
 
-def write_json(path: Any, value: Any) -> None:
-    """Atomic: a reader sees the old file or the new one."""
+def write_text(path: Any, text: str) -> None:
+    """Atomic: a reader sees the old file or the new one, and a full disk leaves the old."""
     path = epath.Path(path)
-    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Any, value: Any) -> None:
+    """Atomic, as `write_text`."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_rows(path: Any) -> list[dict[str, Any]]:
@@ -69,9 +78,7 @@ class Rows:
         self.lines = [json.dumps(r) for r in kept]
         self.file: IO[str] | None = None
         if self.local:
-            temporary = self.path.parent / f".{self.path.name}.tmp"
-            temporary.write_text("".join(line + "\n" for line in self.lines))
-            temporary.replace(self.path)
+            write_text(self.path, "".join(line + "\n" for line in self.lines))
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (kept open for the run)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -107,11 +114,15 @@ class Lock:
         import fcntl
 
         self.file = open(Path(str(folder)) / "lock", "w")  # noqa: SIM115 (held until close)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.close()
-            raise Busy(f"{folder}: another process is training this run") from None
+        for left in reversed(range(5)):  # `is_locked` of another process may hold it for an instant
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if left:
+                    time.sleep(0.02)
+        self.file.close()
+        raise Busy(f"{folder}: another process is training this run")
 
     def close(self) -> None:
         if self.file is not None:
@@ -126,12 +137,15 @@ class Lock:
 
 def is_locked(folder: Any) -> bool:
     """Whether a live process trains this folder."""
-    if not (Path(str(folder)) / "lock").exists():
-        return False
+    import fcntl
+
     try:
-        Lock(folder).close()
+        with open(Path(str(folder)) / "lock") as f:  # to read: the folder may be another user's
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
-    except Busy:
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
 
 
@@ -142,7 +156,7 @@ class View:
     """A child process that mirrors run folders to W&B. Every call returns at once."""
 
     def __init__(self) -> None:
-        self.child: subprocess.Popen[str] | None = None
+        self.child: subprocess.Popen[bytes] | None = None
 
     def _say(self, **message: Any) -> None:
         try:
@@ -152,20 +166,22 @@ class View:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    text=True,
+                    bufsize=0,
                     start_new_session=True,  # a Ctrl-C of the run's terminal is not the view's
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
                 )
+                assert self.child.stdin is not None
+                os.set_blocking(self.child.stdin.fileno(), False)  # a stuck child loses orders, not our time
             assert self.child.stdin is not None
-            self.child.stdin.write(json.dumps(message) + "\n")
-            self.child.stdin.flush()
+            self.child.stdin.write((json.dumps(message) + "\n").encode())
         except OSError:
             pass  # the view is gone; the record is on disk
 
     def open(self, folder: Any, mode: str, name: str, group: str, step: int) -> None:
         """Starts to mirror `folder` from the row after `step`. mode: 'offline', 'online' or 'off'."""
         if mode != "off" and "://" not in str(folder):
-            self._say(open=str(folder), mode=mode, id=Path(str(folder)).name, name=name, group=group, step=step)
+            home = Path(str(folder)).absolute()
+            self._say(open=str(home), mode=mode, id=home.name, name=name, group=group, step=step)
 
     def finish(self) -> None:
         """The run opened last has ended: its result is on disk."""
@@ -175,7 +191,8 @@ class View:
     def summary(self, folder: Any, mode: str, group: str) -> None:
         """Logs a report folder's figures and its fit.json as a run of its own."""
         if mode != "off":
-            self._say(summary=str(folder), mode=mode, id=f"law-{group}", name=f"{group} law", group=group)
+            home = str(Path(str(folder)).absolute())
+            self._say(summary=home, mode=mode, id=f"law-{group}", name=f"{group} law", group=group)
 
     def close(self, seconds: float = 0.0) -> None:
         """Lets the child end by itself; waits for it at most `seconds`."""
@@ -190,55 +207,84 @@ class View:
 
 def wandb_mode(mode: str) -> str:
     """'online' only where it was asked for and a key is there; W&B would block or die without one."""
-    if mode not in ("offline", "online", "off"):
-        raise UsageError(f"config.run.wandb={mode!r} is not one of offline, online, off")
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    key = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore"))
-    return "offline" if mode == "online" and not key else mode
+    choose("config.run.wandb", mode, ["offline", "online", "off"])
+    if mode != "online" or os.environ.get("WANDB_API_KEY"):
+        return mode
+    try:
+        netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+        return "online" if "wandb" in netrc.read_text(errors="ignore") else "offline"
+    except (OSError, RuntimeError):  # none, not ours to read, or no home
+        return "offline"
+
+
+LINGER = 600.0  # seconds that the child may go on after its parent's end: an upload of what was logged
 
 
 def _mirror() -> None:
-    """The child: reads orders from stdin, rows from files. Ends at end of input."""
-    import select
+    """The child: reads orders from stdin, rows from files. Ends at end of input, which a killed parent is too."""
+    import queue
     import shutil
+    import threading
 
     os.nice(10)
+    orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def listen() -> None:  # a thread, as W&B may hang in anything that meets the network
+        for line in sys.stdin:
+            orders.put(json.loads(line))
+        orders.put(None)
+        time.sleep(LINGER)
+        os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
     os.environ |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
-    import wandb
 
-    def start(order: dict[str, Any], folder: Path, **kwargs: Any) -> Any:
-        return wandb.init(
-            project="bigmodel",
-            dir=str(folder),
-            id=order["id"],
-            name=order["name"],
-            group=order["group"] or None,
-            mode="online" if order["mode"] == "online" else "offline",
-            resume="allow",
-            settings=wandb.Settings(x_disable_stats=True, init_timeout=20),
-            **kwargs,
-        )
+    def note(folder: Path, text: str) -> None:
+        """A view has no terminal: what went wrong is told beside W&B's own logs."""
+        (folder / "wandb").mkdir(exist_ok=True)
+        with open(folder / "wandb" / "view.log", "a", encoding="utf-8") as f:
+            f.write(f"{now()} {' '.join(text.split())}\n")
 
-    class Tail:
-        """The unread whole lines of a growing file."""
+    try:
+        import wandb
+    except Exception as e:
+        first = orders.get() or {}
+        note(Path(first.get("open") or first["summary"]), f"{type(e).__name__}: {e}")
+        raise
 
-        def __init__(self, path: Path):
-            self.path, self.at = path, 0
-
-        def rows(self) -> list[dict[str, Any]]:
-            if not self.path.exists():
-                return []
-            with self.path.open() as f:
-                f.seek(self.at)
-                text = f.read()
-            whole = text[: text.rfind("\n") + 1]
-            self.at += len(whole)
-            return [json.loads(line) for line in whole.splitlines()]
-
+    online = True
     run: Any = None
-    tails: list[Tail] = []
+    tails: list[_Tail] = []
     after = 0
     folder = Path()
+
+    def start(order: dict[str, Any], folder: Path, **kwargs: Any) -> Any:
+        nonlocal online
+
+        def init(mode: Any) -> Any:
+            return wandb.init(
+                project="bigmodel",
+                dir=str(folder),
+                id=order["id"],
+                name=order["name"],
+                group=order["group"] or None,
+                mode=mode,
+                resume="allow",
+                settings=wandb.Settings(x_disable_stats=True, init_timeout=20, finish_timeout=60),
+                **kwargs,
+            )
+
+        if order["mode"] == "online" and online:
+            try:
+                return init("online")
+            except Exception as e:
+                note(folder, f"{type(e).__name__}: {e}; offline from here, `wandb sync` uploads it later")
+                wandb.teardown()  # else the id counts as in use
+                for attempt in (folder / "wandb").glob(f"run-*-{order['id']}"):
+                    if not any((attempt / "files").iterdir()):
+                        shutil.rmtree(attempt, ignore_errors=True)
+                online = False  # nor do a sweep's next runs wait for it
+        return init("offline")
 
     def pump() -> None:
         merged: dict[int, dict[str, Any]] = {}
@@ -252,46 +298,74 @@ def _mirror() -> None:
         nonlocal run
         if run is not None:
             pump()
+            run.log({}, commit=True)  # the last row, before its train loss could overwrite the result's
             result = read_json(folder / "result.json")
             if result:
                 run.summary.update(result)
             run.finish(exit_code=0 if result else 1)
         run = None
 
-    buffer = ""
-    while True:
-        ready = select.select([sys.stdin], [], [], 1.0)[0]
-        chunk = os.read(sys.stdin.fileno(), 1 << 16).decode() if ready else None
-        if chunk:
-            buffer += chunk
-        *lines, buffer = buffer.split("\n")
-        for line in lines:
-            order = json.loads(line)
-            if "open" in order:
-                end()
-                folder, after = Path(order["open"]), order["step"]
-                run = start(order, folder, config=read_json(folder / "config.json"))
-                tails = [Tail(folder / "metrics.jsonl"), Tail(folder / "speed.jsonl")]
-            elif "finish" in order:
-                end()
-            else:
-                report = Path(order["summary"])
-                shutil.rmtree(report / "wandb", ignore_errors=True)  # a report is rewritten, not appended to
-                law = start(order, report, job_type="law")
-                fit = read_json(report / "fit.json") or {}
-                table = wandb.Table(columns=["parameter", "value", "low", "high"])
-                values = {**fit.get("params", {}), **fit.get("optimal", {})}
-                for name, (low, high) in fit.get("ci", {}).items():
-                    table.add_data(name, values.get(name), low, high)
-                figures = {p.stem: wandb.Image(str(p)) for p in sorted(report.rglob("*.png")) if "wandb" not in p.parts}
-                law.log({"law": table, **figures})
-                law.summary.update(fit)
-                law.finish()
-        if run is not None:
-            pump()
-        if chunk == "":
+    def law(order: dict[str, Any]) -> None:
+        report = Path(order["summary"])
+        shutil.rmtree(report / "wandb", ignore_errors=True)  # a report is rewritten, not appended to
+        law = start(order, report, job_type="law")
+        fit = read_json(report / "fit.json") or {}
+        table = wandb.Table(columns=["parameter", "value", "low", "high"])
+        values = {**fit.get("params", {}), **fit.get("optimal", {})}
+        for name, (low, high) in fit.get("ci", {}).items():
+            table.add_data(name, values.get(name), low, high)
+        figures = {p.relative_to(report): wandb.Image(str(p)) for p in sorted(report.rglob("*.png"))}
+        law.log({"law": table, **{str(p.with_suffix("")): image for p, image in figures.items()}})
+        law.summary.update(fit)
+        law.finish()
+
+    def obey(order: dict[str, Any] | None) -> None:
+        nonlocal run, tails, after, folder
+        if order is None or "finish" in order:
             end()
+        elif "open" in order:
+            end()
+            folder, after = Path(order["open"]), order["step"]
+            run = start(order, folder, config=read_json(folder / "config.json"))
+            # Speed first: its rows are written after the metrics of earlier steps, and W&B takes no step back.
+            tails = [_Tail(folder / "speed.jsonl"), _Tail(folder / "metrics.jsonl")]
+        else:
+            law(order)
+
+    while True:
+        try:
+            try:
+                order = orders.get(timeout=1.0)
+            except queue.Empty:
+                if run is not None:
+                    pump()
+                continue
+            obey(order)
+        except Exception as e:  # one run's trouble is not the next one's
+            with contextlib.suppress(Exception):
+                note(folder, f"{type(e).__name__}: {e}")
+            run = None
+            with contextlib.suppress(Exception):
+                wandb.teardown()
+        if order is None:
             return
+
+
+class _Tail:
+    """The unread whole lines of a growing file."""
+
+    def __init__(self, path: Path):
+        self.path, self.at = path, 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as f:
+            f.seek(self.at)
+            text = f.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.at += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def git_state() -> dict[str, Any]:

@@ -169,16 +169,24 @@ class Stop:
                 signal.signal(s, handler)
 
 
-def train(
+def train(unfrozen: ConfigDict, root: str = "runs", **kwargs: Any) -> dict[str, Any]:
+    """Trains a config in the folder root/<run id>, from wherever it stands there; returns its result.
+
+    Keywords and errors: see `attempt`.
+    """
+    return attempt(unfrozen, root, **kwargs)[0]
+
+
+def attempt(
     unfrozen: ConfigDict,
-    root: str = "runs",
+    root: str,
     *,
     name: str = "",
     group: str = "",
     view: track.View | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
-    """Trains a config in the folder root/<run id>, from wherever it stands there; returns its result.
+) -> tuple[dict[str, Any], bool]:
+    """(result, whether anything had to be trained for it).
 
     Args:
       unfrozen: a config, finalised here.
@@ -188,7 +196,8 @@ def train(
 
     Raises:
       UsageError: the config, its data or its checkpoint can't be used.
-      Retry: interrupted (SIGTERM, full disk, another process trains it): the same call continues.
+      Busy: another process trains it.
+      Retry: interrupted (SIGTERM, full disk): the same call continues.
     """
     frozen = budget.finalize(unfrozen)
     plan = budget.derive(frozen)
@@ -196,7 +205,7 @@ def train(
     folder = epath.Path(root) / run_id
     result = track.read_json(folder / "result.json")
     if result is not None:
-        return result
+        return result, False
     mesh = sharding.make_mesh(frozen.run.mesh)
     B = frozen.train.batch_size
     shards = sharding.batch_shards(mesh)
@@ -206,20 +215,27 @@ def train(
             f"{frozen.train.microbatch or B} isn't a multiple of the mesh's data x fsdp = {shards}"
         )
     lead = jax.process_index() == 0
-    try:
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    with config.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = track.Lock(folder) if lead else None
-    except OSError as e:
-        raise UsageError(f"can't write to {str(folder)!r}: {e.strerror or e}") from e
     result = track.read_json(folder / "result.json")  # whoever held the lock before may have finished it
     if result is not None:
         if lock is not None:
             lock.close()
-        return result
+        return result, False
     own_view = view or track.View()
     line = Line(f"{name or run_id}", plan.steps, quiet=quiet or not lead)
     try:
-        return _train(frozen, plan, folder, mesh, lead, name or run_id, group, own_view, line)
+        with config.full_disk(folder):
+            return _train(frozen, plan, folder, mesh, lead, name or run_id, group, own_view, line), True
+    except UsageError:
+        if lead and folder in made:  # a mistake leaves nothing behind
+            folder.rmtree()
+            for parent in made[1:]:
+                if not any(parent.iterdir()):
+                    parent.rmdir()
+        raise
     finally:
         line.close()
         if view is None:

@@ -54,6 +54,8 @@ def start_jax(args: argparse.Namespace) -> None:
     """Before the first use of JAX: devices, processes, and the persistent compilation cache."""
     import jax
 
+    if getattr(args, "host_devices", 0) < 0:
+        raise UsageError(f"--host-devices={args.host_devices}: must not be negative (0: those there are)")
     if getattr(args, "host_devices", 0):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.host_devices)
@@ -220,7 +222,8 @@ def fit(args: argparse.Namespace, _: Any) -> int:
     )
     out = fits.to_json(result)
     if args.out:
-        Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
+        with config.writing(args.out):
+            Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
     if args.json:
         _json(out)
     else:
@@ -242,17 +245,19 @@ def report(args: argparse.Namespace, _: Any) -> int:
         raise UsageError(f"no finished runs under {str(folder)!r}: `bigmodel sweep run {args.file}` first")
     out = Path(args.out or folder / "report")
     result = fits.fit(rows.load(folder), law=args.law)
-    path = reports.write(
-        rows.load(folder),
-        result,
-        out,
-        title=(module.__doc__ or "").strip().split("\n")[0] if module else folder.name,
-        command=f"bigmodel report {args.file}",
-        unit=results[0]["unit"],
-        loss=f"loss (nats per {results[0]['unit'].removesuffix('s')})",
-    )
+    with config.writing(out):
+        path = reports.write(
+            rows.load(folder),
+            result,
+            out,
+            title=(module.__doc__ or "").strip().split("\n")[0] if module else folder.name,
+            command=f"bigmodel report {args.file}",
+            unit=results[0]["unit"],
+            loss=f"loss (nats per {results[0]['unit'].removesuffix('s')})",
+        )
     if module and hasattr(module, "report"):
-        module.report(folder, out)  # the sweep's own figures and tables, beside the common ones
+        with config.user_code(args.file, "sweep", "report()"), config.full_disk(out):
+            module.report(folder, out)  # the sweep's own figures and tables, beside the common ones
     mode = {(track.read_json(folder / r["run_id"] / "config.json") or {}).get("run", {}).get("wandb") for r in results}
     view = track.View()
     view.summary(

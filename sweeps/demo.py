@@ -1,7 +1,7 @@
 """A GPT on English news, width x depth x data: a scaling law in minutes on two cores.
 
-    bigmodel prepare news
-    bigmodel sweep run sweeps/demo.py && bigmodel report sweeps/demo.py
+bigmodel prepare news
+bigmodel sweep run sweeps/demo.py && bigmodel report sweeps/demo.py
 """
 
 from bigmodel import sweep

@@ -1,6 +1,6 @@
 """Width x depth x data of an MLP on scikit-learn's digits: the law on a classifier, in a minute.
 
-    bigmodel sweep run sweeps/digits.py && bigmodel report sweeps/digits.py
+bigmodel sweep run sweeps/digits.py && bigmodel report sweeps/digits.py
 """
 
 from bigmodel import sweep

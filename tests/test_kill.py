@@ -10,9 +10,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from bigmodel import config, tree
-from conftest import ROOT
 
 TRIALS = 20
 STEPS, EVERY = 300, 5

@@ -369,7 +369,7 @@ MALFORMED = [
     ("a.txt.zst", b"not zstd at all", "a.txt.zst' is damaged"),
     ("a.txt.zst", zstandard.ZstdCompressor().compress(os.urandom(5000))[:-3], "ends inside a zstd frame"),
     ("a.parquet", b"PAR1 nothing", "a.parquet' isn't a readable parquet file"),
-    ("a.parquet", PARQUET.getvalue(), r"has no column 'text'; choose with --text_key"),
+    ("a.parquet", PARQUET.getvalue(), r"has no column 'text'; choose with --text-key"),
     ("a.pdf", b"x", "its name should end in .txt"),
     ("folder/a.pdf", b"x", "holds no .txt"),
 ]
@@ -384,19 +384,22 @@ def test_malformed_input_is_one_line(tmp_path, name, data, match):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments,match", [
-    ({"source": "mobydick"}, r"no corpus, file or folder 'mobydick' \(did you mean 'moby-dick'"),
-    ({"source": ""}, "prepare needs a corpus"),
-    ({"source": "hf:a b"}, "expected hf:owner/name"),
-    ({"tokenizer": "byte"}, r"neither bytes, bpe, gpt2 .*did you mean 'bytes'"),
-    ({"tokenizer": "bpe", "vocab_size": 256}, "bpe needs 257"),
-    ({"tokenizer": __file__}, "isn't a tokenizer.json"),
-    ({"validation_fraction": 0}, "isn't between 0 and 1"),
-    ({"validation_fraction": float("nan")}, "isn't between 0 and 1"),
-    ({"shard_tokens": 0}, "shard_tokens: 0 is less than 1"),
-    ({"workers": -1}, "workers: -1"),
-    ({"limit_bytes": -1}, "limit_bytes: -1"),
-])
+@pytest.mark.parametrize(
+    "arguments,match",
+    [
+        ({"source": "mobydick"}, r"no corpus, file or folder 'mobydick' \(did you mean 'moby-dick'"),
+        ({"source": ""}, "prepare needs a corpus"),
+        ({"source": "hf:a b"}, "expected hf:owner/name"),
+        ({"tokenizer": "byte"}, r"neither bytes, bpe, gpt2 .*did you mean 'bytes'"),
+        ({"tokenizer": "bpe", "vocab_size": 256}, "bpe needs 257"),
+        ({"tokenizer": __file__}, "isn't a tokenizer.json"),
+        ({"validation_fraction": 0}, "isn't between 0 and 1"),
+        ({"validation_fraction": float("nan")}, "isn't between 0 and 1"),
+        ({"shard_tokens": 0}, "shard_tokens: 0 is less than 1"),
+        ({"workers": -1}, "workers: -1"),
+        ({"limit_bytes": -1}, "limit_bytes: -1"),
+    ],
+)
 def test_wrong_arguments_are_one_line(tmp_path, arguments, match):
     source = write_jsonl(tmp_path / "a.jsonl", texts())
     one_line(match, lambda: quiet(**{"source": source, "out": tmp_path / "out", **arguments}))

@@ -10,11 +10,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
 from bigmodel import config, sharding, track
 from bigmodel.config import UsageError
-from conftest import ROOT
 
 MESHES = ["8x1x1", "1x8x1", "1x1x8", "2x2x2"]
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}

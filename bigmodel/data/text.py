@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from bigmodel.config import UsageError, nearest
 from bigmodel.data import Info
 
+FORMAT = 1  # of the manifest: prepare.FORMAT, which layers keep apart
+
 
 def get_config() -> ConfigDict:
     return ConfigDict(
@@ -40,11 +42,24 @@ def _manifest(cfg: ConfigDict, root: str) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text())
-        manifest["splits"]["train"]["tokens"], manifest["splits"]["validation"]["shards"]
-        manifest["hash"], manifest["tokenizer"]["vocab_size"], manifest["dtype"]
-        return manifest
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        form = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
+    if form != FORMAT:
+        raise UsageError(f"{str(path)!r} is of format {form!r}, not {FORMAT}: prepare the data again")
+    try:  # what is read from it, each in its type
+        want = {"hash": str, "dtype": str, "tokenizer.vocab_size": int}
+        want |= {f"splits.{s}.{k}": int for s in ("train", "validation") for k in ("tokens", "bytes")}
+        want |= {f"splits.{s}.shards": list for s in ("train", "validation")}
+        for key, kind in want.items():
+            value = manifest
+            for part in key.split("."):
+                value = value[part]
+            if not isinstance(value, kind):
+                raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
+    except (KeyError, TypeError) as e:
+        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
+    return manifest
 
 
 def finalize(cfg: ConfigDict, root: str) -> None:

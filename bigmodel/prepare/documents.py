@@ -165,7 +165,7 @@ def read_jsonl(name: str, path: Path, text_key: str) -> Documents:
         if not isinstance(row, dict):
             raise UsageError(f"{where} isn't a JSON object but a {type(row).__name__}")
         if text_key not in row:
-            raise UsageError(f"{where} has no key {text_key!r}{nearest(text_key, row)}; choose with --text_key")
+            raise UsageError(f"{where} has no key {text_key!r}{nearest(text_key, row)}; choose with --text-key")
         text = row[text_key]
         if not isinstance(text, str):
             raise UsageError(f"{where}: {text_key!r} is a {type(text).__name__}, not a string")
@@ -206,7 +206,7 @@ def read_parquet(name: str, path: Path, text_key: str) -> Documents:
             schema = file.schema_arrow
             if text_key not in schema.names:
                 raise UsageError(
-                    f"{str(path)!r} has no column {text_key!r}{nearest(text_key, schema.names)}; choose with --text_key"
+                    f"{str(path)!r} has no column {text_key!r}{nearest(text_key, schema.names)}; choose with --text-key"
                 )
             kind = schema.field(text_key).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

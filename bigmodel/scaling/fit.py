@@ -69,6 +69,8 @@ def fit(
         raise UsageError(f"delta={delta!r}: expected a positive number")
     if bootstrap < 0 or holdout < 0:
         raise UsageError(f"bootstrap={bootstrap!r}, holdout={holdout!r}: expected 0 or more")
+    if seed < 0:
+        raise UsageError(f"seed={seed!r}: expected 0 or more")
     data = _columns(frame, model)
     _enough(data, model, "fit")
     warnings: list[str] = [*frame.attrs.get("warnings", []), *_design_warnings(data)]

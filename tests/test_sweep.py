@@ -1,0 +1,204 @@
+"""Sweeps: rows, plans, runs that are skipped, retried, shared; state from files alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, bigmodel
+from etils import epath
+
+from bigmodel import sweep, track
+from bigmodel.config import UsageError
+
+FILE = '''"""Digits, small."""
+from bigmodel import sweep
+CONFIG = "experiments/digits.py"
+def get_sweep():
+    return sweep.product({{"model.width": [4, 8], "train.steps": {steps}}})
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(FILE.format(steps=[3, 5]))
+    return str(path)
+
+
+OFF = [("run.wandb", "off")]
+
+
+def go(file, tmp_path, **kwargs):
+    folder = sweep.folder_of(file, str(tmp_path / "runs"))
+    plan = sweep.make_plan(file, OFF)
+    sweep.write_plan(folder, plan)
+    said = []
+    return sweep.run(file, plan, folder, say=said.append, **kwargs), folder, plan, said
+
+
+def states(folder):
+    return [row["state"] for row in sweep.status(folder)]
+
+
+# --------------------------------------------------------------------------------- rows
+
+
+def test_combinators():
+    a, b = {"x": [1, 2]}, {"y": [3, 4]}
+    assert sweep.product(a, b) == [{"x": 1, "y": 3}, {"x": 1, "y": 4}, {"x": 2, "y": 3}, {"x": 2, "y": 4}]
+    assert sweep.product([{"x": 1, "z": 0}], b) == [{"x": 1, "z": 0, "y": 3}, {"x": 1, "z": 0, "y": 4}]
+    assert sweep.zip_({"x": [1, 2], "y": [3, 4]}) == [{"x": 1, "y": 3}, {"x": 2, "y": 4}]
+    assert sweep.chain([{"x": 1}], [{"y": 2}]) == [{"x": 1}, {"y": 2}]
+    assert sweep.isoflop([{"x": 1}], [1e6, 2e6]) == [{"x": 1, "train.flops": 1e6}, {"x": 1, "train.flops": 2e6}]
+    with pytest.raises(UsageError, match="different lengths"):
+        sweep.zip_({"x": [1], "y": [3, 4]})
+
+
+def test_a_ladder_is_the_familys_own():
+    (small, large) = sweep.ladder("decoder", widths=[64, 512], depths=[3])
+    assert small == {"model.width": 64, "model.depth": 3, "model.num_heads": 4}
+    assert large["model.num_heads"] == 8
+
+
+def test_isoflop_rows_cost_their_budget(tiny, data_dir, tmp_path):
+    path = tmp_path / "iso.py"
+    path.write_text(
+        "from bigmodel import sweep\n"
+        f"CONFIG = {str(ROOT / 'experiments/gpt.py')!r}\n"
+        "def get_sweep():\n"
+        "    return sweep.isoflop(sweep.ladder('decoder', [16, 32], [2]), [2e9, 8e9])\n"
+    )
+    overrides = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 9999), ("train.batch_size", 2)]
+    plan = sweep.make_plan(str(path), overrides)
+    for p, budget in zip(plan, [2e9, 2e9, 8e9, 8e9], strict=True):
+        assert p.budget.flops == pytest.approx(budget, rel=0.05)
+    assert plan[0].budget.tokens > 2 * plan[1].budget.tokens
+
+
+def test_every_sweep_in_the_repository_plans(data_dir):
+    for path in sorted((ROOT / "sweeps").glob("*.py")):
+        module = sweep.load(str(path))
+        rows = module.get_sweep()
+        assert rows and len({json.dumps(r, sort_keys=True) for r in rows}) == len(rows), path
+        assert (ROOT / module.CONFIG).is_file()
+    plan = sweep.make_plan(
+        str(ROOT / "sweeps/demo.py"), [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 9999)]
+    )
+    assert len({p.config.model.width for p in plan}) >= 3
+    assert len({p.config.model.depth for p in plan}) >= 2
+    assert len({p.budget.tokens for p in plan}) >= 2
+
+
+# ---------------------------------------------------------------------------------- runs
+
+
+def test_plan_run_skip_and_extend(file, tmp_path):
+    tally, folder, plan, said = go(file, tmp_path)
+    assert tally == {"trained": 4, "skipped": 0, "failed": 0, "busy": 0}
+    assert states(folder) == ["done"] * 4 and len(said) == 4
+    before = {p: p.stat().st_mtime for p in (tmp_path / "runs").rglob("metrics.jsonl")}
+    assert go(file, tmp_path)[0]["skipped"] == 4
+    assert {p: p.stat().st_mtime for p in (tmp_path / "runs").rglob("metrics.jsonl")} == before
+    with open(file, "w") as f:
+        f.write(FILE.format(steps=[3, 5, 6]))
+    tally, folder, plan, _ = go(file, tmp_path)
+    assert (tally["trained"], tally["skipped"]) == (2, 4)
+    assert len({p.run_id for p in plan}) == 6
+
+
+def test_equal_rows_are_one_run(file, tmp_path):
+    with open(file, "w") as f:
+        f.write(FILE.format(steps=[3, 3]))
+    assert len(sweep.make_plan(file, OFF)) == 2
+
+
+def test_compilations_are_shared_between_rows_of_one_shape(file, tmp_path):
+    from bigmodel import train
+
+    train.build.cache_clear()
+    go(file, tmp_path)
+    assert train.build.cache_info().misses == 2  # widths; not steps
+
+
+def test_a_failed_row_is_told_passed_over_and_retried_on_request(file, tmp_path, monkeypatch):
+    from bigmodel import train
+
+    real = train.attempt
+
+    def broken(cfg, *args, **kwargs):
+        if cfg.model.width == 4 and cfg.train.steps == 5:
+            raise RuntimeError("planted")
+        return real(cfg, *args, **kwargs)
+
+    monkeypatch.setattr(train, "attempt", broken)
+    tally, folder, _, said = go(file, tmp_path)
+    assert (tally["trained"], tally["failed"]) == (3, 1)
+    assert states(folder) == ["done", "failed", "done", "done"]
+    assert "FAILED: RuntimeError: planted" in said[1]
+    monkeypatch.setattr(train, "attempt", real)
+    tally, folder, _, said = go(file, tmp_path)
+    assert (tally["trained"], tally["failed"]) == (0, 1) and "--retry-failed" in said[0]
+    tally, folder, _, _ = go(file, tmp_path, retry_failed=True)
+    assert tally["trained"] == 1 and states(folder) == ["done"] * 4
+
+
+def test_a_row_that_another_process_holds_is_passed_over(file, tmp_path):
+    folder = sweep.folder_of(file, str(tmp_path / "runs"))
+    plan = sweep.make_plan(file, OFF)
+    (folder / plan[2].run_id).mkdir(parents=True)
+    with track.Lock(folder / plan[2].run_id):
+        tally, *_ = go(file, tmp_path)
+        assert (tally["trained"], tally["busy"]) == (3, 1)
+        assert states(folder) == ["done", "done", "running", "done"]
+    assert states(folder)[2] == "pending"
+
+
+def test_two_workers_share_the_rows_and_train_none_twice(file, tmp_path):
+    done = bigmodel("sweep", "run", file, f"--runs={tmp_path / 'runs'}", "--workers=2", "--config.run.wandb=off")
+    assert done.returncode == 0, done.stderr
+    folder = sweep.folder_of(file, str(tmp_path / "runs"))
+    assert states(folder) == ["done"] * 4
+    logs = "".join((p).read_text() for p in (tmp_path / "runs/small/workers").iterdir())
+    assert sum(line.startswith("[") for line in logs.splitlines()) == 4, logs
+
+
+def test_a_killed_sweep_continues(file, tmp_path):
+    with open(file, "w") as f:
+        f.write(FILE.format(steps=[20, 40, 60]))
+    command = [sys.executable, "-m", "bigmodel", "sweep", "run", file, f"--runs={tmp_path / 'runs'}"]
+    child = subprocess.Popen(
+        [*command, "--config.run.wandb=off"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = tmp_path / "runs/small"
+    while not list(folder.glob("*/result.json")):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    finished = {p: p.read_bytes() for p in folder.glob("*/result.json")}
+    assert 0 < len(finished) < 6
+    tally, *_ = go(file, tmp_path)
+    assert tally["trained"] == 6 - len(finished) and tally["skipped"] == len(finished)
+    assert all(p.read_bytes() == text for p, text in finished.items())
+
+
+# -------------------------------------------------------------------------------- as a user
+
+
+def test_plan_status_and_report_as_json_and_as_text(file, tmp_path):
+    runs = f"--runs={tmp_path / 'runs'}"
+    planned = bigmodel("sweep", "plan", file, runs, "--json")
+    rows = json.loads(planned.stdout)
+    assert len(rows) == 4 and all(r["expected_seconds"] > 0 and r["flops"] > 0 for r in rows)
+    assert "pending" in bigmodel("sweep", "status", file, runs).stdout
+    text = bigmodel("sweep", "plan", file, runs).stdout
+    assert all(r["run_id"] in text for r in rows) and "4 runs" in text
+    assert not list(epath.Path(tmp_path / "runs/small").glob("*/config.json"))
