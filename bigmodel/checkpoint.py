@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from bigmodel import tree
 from bigmodel.config import Retry, UsageError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file at INFO and WARNING
+# orbax reports each file at INFO and WARNING, and at ERROR the traceback of what it raises anyway.
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -51,6 +56,7 @@ class Checkpoints:
         """Starts writing; returns once the arrays are copied. Errors of an earlier save surface here."""
         # The next step is given these buffers to overwrite, and on a CPU the writer would share them.
         state = jax.tree.map(jnp.copy, state)
+        meta = {**meta, "crc32": _sums(state)}
         with _disk(self.folder):
             self.manager.save(
                 step,
@@ -60,8 +66,11 @@ class Checkpoints:
     def restore(self, step: int, shapes: Any, shardings: Any) -> Any:
         """The state of `step`, laid out as `shardings` says, whatever mesh wrote it."""
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+        _let_reads_end_unheard()
         try:
-            out = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+            out = self.manager.restore(step, args=args)
+            _verify(out["state"], out["meta"]["crc32"])
         except Exception as e:
             reason = _difference(self.manager, step, shapes) or _first_line(e)
             raise UsageError(f"checkpoint {self.folder}/{step} can't be restored: {reason}") from e
@@ -76,8 +85,42 @@ class Checkpoints:
             self.manager.close()
 
 
-def _first_line(e: Exception) -> str:
-    return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
+def _sums(state: Any) -> dict[str, int]:
+    """CRC-32 of each array by path: a checkpoint's own format notices a cut file, but no changed bit.
+
+    Empty where other processes hold a part of the state.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    if not all(x.is_fully_addressable for _, x in leaves):
+        return {}
+    return {tree.path_of(p): zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8)) for p, x in leaves}
+
+
+def _verify(state: Any, saved: dict[str, int]) -> None:
+    for path, crc in _sums(state).items() if saved else ():
+        if crc != saved[path]:
+            raise ValueError(f"{path} is damaged: its checksum is {crc}, {saved[path]} was saved")
+
+
+_shown: Any = sys.unraisablehook
+
+
+def _show(args: Any) -> None:
+    if "Event loop is closed" not in str(args.exc_value) and "_read_array" not in str(args.object):
+        _shown(args)
+
+
+def _let_reads_end_unheard() -> None:
+    """tensorstore's other reads end after the one that failed, and report to an event loop that is gone."""
+    global _shown
+    if sys.unraisablehook is not _show:
+        _shown, sys.unraisablehook = sys.unraisablehook, _show
+
+
+def _first_line(e: BaseException) -> str:
+    while e.__cause__ is not None:
+        e = e.__cause__
+    return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}"
 
 
 def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any) -> str:
@@ -89,7 +132,7 @@ def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any) -> str:
         return ""
     want = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
     have = {p: shape for p, shape in have.items() if p.split("/")[0] in shapes}
-    for path in sorted(want.keys() | have.keys()):
+    for path in sorted(want.keys() | have.keys()) if have else ():  # unreadable metadata isn't another model
         if want.get(path) != have.get(path):
             return f"{path} is {have.get(path, 'absent')} there and {want.get(path, 'absent')} here"
     return ""
@@ -111,17 +154,20 @@ def restore_params(folder: str, shapes: Any, shardings: Any) -> Any:
     if step is None:
         raise UsageError(f"no checkpoints at {folder!r}")
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    _let_reads_end_unheard()
     try:
         out = manager.restore(
             step,
             args=ocp.args.Composite(
+                meta=ocp.args.JsonRestore(),
                 state=ocp.args.PyTreeRestore(
                     {"params": like},
                     restore_args=ocp.checkpoint_utils.construct_restore_args({"params": like}),
                     partial_restore=True,
-                )
+                ),
             ),
         )
+        _verify({"params": out["state"]["params"]}, out["meta"]["crc32"])
     except Exception as e:
         reason = _difference(manager, step, {"params": shapes}) or _first_line(e)
         raise UsageError(f"checkpoint {folder}/{step} can't be restored: {reason}") from e

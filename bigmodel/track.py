@@ -76,21 +76,28 @@ class Rows:
         kept = [r for r in read_rows(self.path) if r["step"] <= step]
         self.local = "://" not in str(path)
         self.lines = [json.dumps(r) for r in kept]
-        self.file: IO[str] | None = None
+        self.file: IO[bytes] | None = None
         if self.local:
             write_text(self.path, "".join(line + "\n" for line in self.lines))
-            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (kept open for the run)
+            # Unbuffered: no row waits in memory for a disk that has become full.
+            self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (kept open for the run)
 
     def add(self, row: dict[str, Any]) -> None:
         if self.file is not None:
-            self.file.write(json.dumps(row) + "\n")
+            data = (json.dumps(row) + "\n").encode()
+            while data:  # the last blocks of a disk may take a part, and the rest raises
+                data = data[self.file.write(data) :]
         else:
             self.lines.append(json.dumps(row))
+
+    def last(self, key: str, default: float) -> float:
+        """Of the rows that were there before: the latest value that isn't null."""
+        found = (r[key] for r in map(json.loads, reversed(self.lines)) if r.get(key) is not None)
+        return next(found, default)
 
     def flush(self) -> None:
         """On disk when this returns: called before a checkpoint that claims these rows."""
         if self.file is not None:
-            self.file.flush()
             os.fsync(self.file.fileno())
         else:  # object stores don't append
             self.path.write_text("".join(line + "\n" for line in self.lines))
@@ -255,7 +262,8 @@ def _mirror() -> None:
     online = True
     run: Any = None
     tails: list[_Tail] = []
-    after = 0
+    held: dict[int, dict[str, Any]] = {}  # rows that W&B hasn't, by step
+    after = newest = 0
     folder = Path()
 
     def start(order: dict[str, Any], folder: Path, **kwargs: Any) -> Any:
@@ -286,18 +294,22 @@ def _mirror() -> None:
                 online = False  # nor do a sweep's next runs wait for it
         return init("offline")
 
-    def pump() -> None:
-        merged: dict[int, dict[str, Any]] = {}
+    def pump(last: bool = False) -> None:
+        nonlocal newest
         for tail in tails:
             for row in tail.rows():
-                merged.setdefault(row["step"], {}).update(row)
-        for step in sorted(s for s in merged if s > after):
-            run.log({k: v for k, v in merged[step].items() if k != "step"}, step=step)
+                held.setdefault(row["step"], {}).update(row)
+                newest = row["step"] if tail is tails[0] else newest
+        # W&B takes no step back: a row of speed.jsonl waits for the metrics of earlier steps.
+        for step in sorted(s for s in held if last or s <= newest):
+            row = held.pop(step)
+            if step > after:
+                run.log({k: v for k, v in row.items() if k != "step"}, step=step)
 
     def end() -> None:
         nonlocal run
         if run is not None:
-            pump()
+            pump(last=True)
             run.log({}, commit=True)  # the last row, before its train loss could overwrite the result's
             result = read_json(folder / "result.json")
             if result:
@@ -308,6 +320,8 @@ def _mirror() -> None:
     def law(order: dict[str, Any]) -> None:
         report = Path(order["summary"])
         shutil.rmtree(report / "wandb", ignore_errors=True)  # a report is rewritten, not appended to
+        # A table is staged here until its upload: not in the home folder, where offline ones would pile up.
+        os.environ["WANDB_DATA_DIR"] = str(report / "wandb" / "data")
         law = start(order, report, job_type="law")
         fit = read_json(report / "fit.json") or {}
         table = wandb.Table(columns=["parameter", "value", "low", "high"])
@@ -320,15 +334,14 @@ def _mirror() -> None:
         law.finish()
 
     def obey(order: dict[str, Any] | None) -> None:
-        nonlocal run, tails, after, folder
+        nonlocal run, tails, held, newest, after, folder
         if order is None or "finish" in order:
             end()
         elif "open" in order:
             end()
             folder, after = Path(order["open"]), order["step"]
             run = start(order, folder, config=read_json(folder / "config.json"))
-            # Speed first: its rows are written after the metrics of earlier steps, and W&B takes no step back.
-            tails = [_Tail(folder / "speed.jsonl"), _Tail(folder / "metrics.jsonl")]
+            tails, held, newest = [_Tail(folder / "metrics.jsonl"), _Tail(folder / "speed.jsonl")], {}, 0
         else:
             law(order)
 

@@ -215,7 +215,7 @@ def attempt(
             f"{frozen.train.microbatch or B} isn't a multiple of the mesh's data x fsdp = {shards}"
         )
     lead = jax.process_index() == 0
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    made = [p for p in (folder, *folder.parents) if "://" not in root and not p.exists()]
     with config.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = track.Lock(folder) if lead else None
@@ -289,7 +289,7 @@ def _train(
         view.open(folder, track.wandb_mode(frozen.run.wandb), name, group, start)
     batches = loader.train_batches(examples["train"], B, seed, start, steps, rows)
     peak = peak_flops(mesh)
-    last_loss = math.nan
+    last_loss = metrics_file.last("loss", math.nan) if metrics_file else math.nan
     status = ""
 
     def evaluate() -> dict[str, float]:
@@ -357,9 +357,6 @@ def _train(
                 line.show(step, last_loss, speed)
                 if speed_file:
                     speed_file.add({"step": step, "seconds": time.time() - began, **speed})
-                    if metrics_file and metrics_file.file:
-                        metrics_file.file.flush()
-                        speed_file.file.flush()  # type: ignore[union-attr]
                 window, window_began = step, time.time()
             if status:
                 break
@@ -374,7 +371,7 @@ def _train(
     status = status or "done"
     good = int(sharding.to_host(state["step"]))  # of a diverged run: its last good step
     final = evaluate() if status == "done" else {}
-    if metrics_file and final:
+    if metrics_file and final and start < steps:  # else it was written before the checkpoint of the last step
         metrics_file.add({"step": steps, **final})
     if good != saved or saved == 0:
         save(good)

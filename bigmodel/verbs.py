@@ -52,8 +52,12 @@ def prepare(args: argparse.Namespace, _: Any) -> int:
 
 def start_jax(args: argparse.Namespace) -> None:
     """Before the first use of JAX: devices, processes, and the persistent compilation cache."""
+    import warnings
+
     import jax
 
+    # A cache that can't be written, as on a full disk, costs time and nothing else.
+    warnings.filterwarnings("ignore", "Error (writing|reading) persistent compilation cache")
     if getattr(args, "host_devices", 0) < 0:
         raise UsageError(f"--host-devices={args.host_devices}: must not be negative (0: those there are)")
     if getattr(args, "host_devices", 0):

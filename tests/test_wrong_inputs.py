@@ -3,21 +3,23 @@
 Most cases call the command in this process, so that JAX is imported once; some are processes of their own.
 """
 
+import contextlib
+import errno
 import gzip
 import json
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, bigmodel
 
-from bigmodel import cli
+from bigmodel import cli, track
 
 GPT_FILE, DIGITS_FILE = ROOT / "experiments/gpt.py", ROOT / "experiments/digits.py"
 PROGRESS = re.compile(r"  step \d+/\d+  loss ")
-WORD = re.compile(r"\w+")
 
 
 def flags(pairs):
@@ -122,16 +124,28 @@ def points(rows, name="points.csv", head="params,tokens,loss"):
 GOOD_POINTS = [f"{n},{d},{2 + 10 * n**-0.3 + 20 * d**-0.3:.6f}" for n in (10**3, 10**4, 10**5) for d in (10**5, 10**6)]
 
 
+def finished_runs():
+    for i, row in enumerate(GOOD_POINTS):
+        n, d, loss = map(float, row.split(","))
+        result = dict(params=n, tokens=d, loss=loss, flops=6 * n * d, unit="tokens", status="done", run_id=str(i))
+        write(f"runs/{i}/result.json", json.dumps(result))
+
+
 def damage(path, how):
     data = path.read_bytes()
     path.write_bytes(how(data))
+
+
+def flip(data):
+    at = len(data) // 3
+    return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
 
 
 def copy_of(runs, how=None):
     """The interrupted run in ./runs, its checkpoint's largest file damaged by `how`."""
     shutil.copytree(runs, "runs")
     if how:
-        files = [p for p in Path("runs").glob("*/checkpoints/8/**/*") if p.is_file()]
+        files = list(Path("runs").glob("*/checkpoints/8/state/**/d/*"))
         damage(max(files, key=lambda p: p.stat().st_size), how)
 
 
@@ -288,6 +302,8 @@ case("checkpoint cut", train_digits(run__checkpoint_every=4, run__keep=3), "/che
      before=lambda runs: copy_of(runs, lambda b: b[: len(b) // 2]))  # fmt: skip
 case("checkpoint overwritten", train_digits(run__checkpoint_every=4, run__keep=3), "/checkpoints/8",
      "can't be restored", before=lambda runs: copy_of(runs, lambda b: b"\0" * len(b)))  # fmt: skip
+case("a bit of a checkpoint", train_digits(run__checkpoint_every=4, run__keep=3), "/checkpoints/8", "can't be restored",
+     before=lambda runs: copy_of(runs, flip))  # fmt: skip
 case("init_from nothing", train_digits(train__init_from="elsewhere"), "no checkpoints", "elsewhere/checkpoints")
 case("init_from without checkpoints", train_digits(train__init_from="earlier"), "no checkpoints", "earlier/checkpoints",
      before=lambda: Path("earlier/checkpoints").mkdir(parents=True))  # fmt: skip
@@ -353,6 +369,8 @@ case("train below a file", train_digits() + ["--runs=file/runs"], "can't write",
      before=lambda: write("file", "mine"))  # fmt: skip
 case("sweep below a file", ["sweep", "plan", "study.py", "--runs=file/runs"], "can't write", "file/runs",
      "Not a directory", before=lambda: (write("file", "mine"), sweep_file("[{}]")))  # fmt: skip
+case("report below a file", ["report", "runs", "--out=file/report"], "can't write", "file/report",
+     before=lambda: (write("file", "mine"), finished_runs()))  # fmt: skip
 case("prepare below a file", ["prepare", str(ROOT / "tests/data"), "--out=file/out"], "can't write", "file/out",
      before=lambda: write("file", "mine"))  # fmt: skip
 
@@ -374,3 +392,150 @@ def test_one_line_and_nothing_written(name, here, interrupted, capfd):
 
 def test_there_are_enough_cases():
     assert len(CASES) >= 40
+
+
+# ------------------------------------------------------------------------------ as a user runs them
+
+
+@pytest.mark.parametrize(
+    "name", ["unknown verb", "exception in get_config", "shard truncated", "a bit of a checkpoint", "get_sweep raises"]
+)
+def test_processes_of_their_own(name, here, interrupted):
+    arguments, says, before = CASES[name]
+    before(interrupted) if before and before.__code__.co_argcount else before and before()
+    was = tree_of(here)
+    done = bigmodel(*arguments, cwd=here)
+    one_line(done.stderr, *says)
+    assert done.returncode == 2
+    assert not done.stdout
+    assert tree_of(here) == was
+
+
+def test_batch_that_the_mesh_does_not_divide(here):
+    was = tree_of(here)
+    done = bigmodel(*train_digits(train__batch_size=10), "--host-devices=4", cwd=here)
+    one_line(done.stderr, "config.train.batch_size=10", "multiple", "data x fsdp = 4")
+    assert done.returncode == 2
+    assert tree_of(here) == was
+
+
+# ----------------------------------------------------------------------------------- full disks
+
+
+@contextlib.contextmanager
+def disk(folder, options):
+    """A disk of its own at `folder`; `resize(options)` changes it."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"mounting a tmpfs isn't permitted here: {made.stderr.strip()}")
+    try:
+        yield lambda new: subprocess.run(["mount", "-o", f"remount,{new}", folder], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+LONG = train_digits(train__steps=40, run__checkpoint_every=4)
+
+
+def metrics(runs):
+    (path,) = Path(runs).glob("*/metrics.jsonl")
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("undisturbed") / "runs"
+    assert cli.main([*LONG, f"--runs={runs}"]) == 0
+    return runs
+
+
+def test_read_only_disk(here, capfd):
+    with disk(here / "disk", "size=1m,ro"):
+        for command in (train_digits(), ["sweep", "plan", str(ROOT / "sweeps/digits.py")]):
+            capfd.readouterr()
+            assert cli.main([*command, "--runs=disk/runs"]) == 2
+            one_line(capfd.readouterr().err, "can't write", "disk/runs", "Read-only")
+
+
+@pytest.mark.parametrize("kilobytes", [4, 8, 24, 64, 148])  # from the first rows to the second checkpoint
+def test_full_disk_then_the_same_command(kilobytes, here, undisturbed, capfd):
+    command = [*LONG, "--runs=disk/runs"]
+    with disk(here / "disk", f"size={kilobytes}k") as resize:
+        capfd.readouterr()
+        assert cli.main(command) == 75
+        one_line(capfd.readouterr().err, "disk full", "disk/runs")
+        saved = {p.name for p in here.glob("disk/runs/*/checkpoints/*") if p.name.isdigit()}
+        assert saved == {"4"} if kilobytes == 148 else not saved
+        assert cli.main(command) == 75  # it stays so until there is space
+        assert {p.name for p in here.glob("disk/runs/*/checkpoints/*") if p.name.isdigit()} == saved
+        resize("size=64m")
+        assert cli.main(command) == 0
+        assert metrics("disk/runs") == metrics(undisturbed)
+
+
+@pytest.mark.parametrize("wandb", ["off", pytest.param("offline", marks=pytest.mark.slow)])
+def test_full_disk_in_a_process_with_a_compilation_cache(wandb, here, undisturbed):
+    """JAX's cache, and W&B's child, fill the same disk; neither may add a word or end the run."""
+    command = [*LONG, "--runs=disk/runs", f"--config.run.wandb={wandb}"]
+    with disk(here / "disk", "size=64k") as resize:
+        env = {"JAX_COMPILATION_CACHE_DIR": str(here / "disk/xla")}
+        done = bigmodel(*command, cwd=here, env=env)
+        assert done.returncode == 75
+        one_line(done.stderr, "disk full", "disk/runs")
+        resize("size=256m")
+        done = bigmodel(*command, cwd=here, env=env)
+        assert done.returncode == 0, done.stderr
+        assert metrics("disk/runs") == metrics(undisturbed)
+
+
+def test_full_disk_at_the_very_end(here, undisturbed, capfd, monkeypatch):
+    """All is trained and saved, only result.json has no space: nothing is trained or written twice."""
+
+    def full(path, value, write=track.write_json):
+        if Path(path).name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(track, "write_json", full)
+        assert cli.main([*LONG, "--runs=runs"]) == 75
+        one_line(capfd.readouterr().err, "disk full", "runs")
+    assert cli.main([*LONG, "--runs=runs"]) == 0
+    assert metrics("runs") == metrics(undisturbed)
+    ours, theirs = (json.loads(next(Path(r).glob("*/result.json")).read_text()) for r in ("runs", undisturbed))
+    assert {k for k in ours if ours[k] != theirs[k]} <= {"wall_seconds", "date"}
+
+
+def test_full_disk_of_a_sweep_fails_no_row(here, capfd):
+    sweep_file("[{'train.steps': n, 'optim.lr': 1e-3} for n in (5, 6)]")
+    command = ["sweep", "run", "study.py", "--runs=disk/runs", "--config.run.wandb=off"]
+    with disk(here / "disk", "size=32k") as resize:
+        assert cli.main(command) == 75
+        one_line(capfd.readouterr().err, "disk full", "disk/runs")
+        assert not list(here.glob("disk/runs/study/*/error.json"))
+        resize("size=64m")
+        assert cli.main(command) == 0
+        assert len(list(here.glob("disk/runs/study/*/result.json"))) == 2
+
+
+def test_full_disk_of_other_verbs(here, capfd):
+    points(GOOD_POINTS)
+    finished_runs()
+    with disk(here / "disk", "size=4k") as resize:
+        write("disk/fill", b"x" * 4096)
+        prepare = ["prepare", str(ROOT / "tests/data"), "--out=disk/out", "--workers=1"]
+        commands = [
+            prepare,
+            ["fit", "points.csv", "--bootstrap=0", "--out=disk/fit.json"],
+            ["sweep", "plan", str(ROOT / "sweeps/digits.py"), "--runs=disk/runs"],
+            ["report", "runs", "--out=disk/report"],
+        ]
+        for command in commands:
+            capfd.readouterr()
+            assert cli.main(command) == 75, command
+            one_line(capfd.readouterr().err, "disk full", "disk/")
+        assert Path("disk/fill").read_bytes() == b"x" * 4096
+        resize("size=64m")
+        for command in commands:
+            assert cli.main(command) == 0, command

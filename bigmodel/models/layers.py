@@ -171,4 +171,5 @@ def stack(block: Any, depth: int, scan: bool, remat: bool) -> Any:
         out_axes=0,
         length=depth,
         unroll=1 if scan else depth,
+        check_constancy_invariants=False,  # we broadcast no variables, and the check traces the block twice
     )
