@@ -125,7 +125,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_causal_by_gradient(variant):
     """Logits at position i depend on the embeddings of tokens 0..i and of no later one."""
-    module, cfg, model, variables, batch = make("decoder", **VARIANTS[variant])
+    _, cfg, model, variables, _ = make("decoder", **VARIANTS[variant])
     tokens = jnp.arange(cfg.seq_len)[None] + 1  # distinct, so that a table row is a position
     for i in (0, 5, cfg.seq_len - 1):
 
@@ -142,7 +142,7 @@ def test_causal_by_gradient(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cached_steps_equal_the_full_forward(variant):
-    module, cfg, model, variables, batch = make("decoder", **VARIANTS[variant])
+    _, cfg, model, variables, batch = make("decoder", **VARIANTS[variant])
     tokens = batch["tokens"][:, :-1]
     full = model.apply(variables, tokens)
     cache = decoder.init_cache(cfg, 4)

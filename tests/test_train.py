@@ -142,6 +142,17 @@ def test_init_from_starts_at_those_parameters(tiny, tmp_path):
         run(tiny(train__init_from=str(tmp_path / first["run_id"]), model__ffn=32), tmp_path)
 
 
+def test_every_step_draws_its_own_randomness(tiny):
+    program = train.build(train.static_part(budget.finalize(tiny(model__dropout=0.5))), MESH)
+    state = program.init(jax.random.key(0))
+    batch = {"tokens": jnp.ones((8, 33), jnp.int32), "weight": jnp.ones(8)}
+    losses = []
+    for _ in range(3):
+        state, metrics = program.step(state, batch, jnp.float32(0), jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 3
+
+
 # --------------------------------------------------------------------------------- divergence
 
 
@@ -170,7 +181,7 @@ def test_a_loss_that_stays_high_is_divergence(tiny, tmp_path):
 
 
 def test_accumulated_gradients_are_the_whole_batchs(tiny, tmp_path):
-    whole, rows = run(tiny(), tmp_path)
+    _, rows = run(tiny(), tmp_path)
     for micro in (2, 4):
         _, accumulated = run(tiny(train__microbatch=micro), tmp_path)
         for a, b in zip(rows, accumulated, strict=True):
@@ -315,7 +326,7 @@ def test_schedules():
     for schedule in optim.SCHEDULES:
         r = rates(schedule)
         np.testing.assert_allclose(r[:10], np.arange(1, 11) / 10)
-        assert all(a >= b - 1e-12 for a, b in zip(r[9:], r[10:], strict=False)), schedule
+        assert np.all(np.diff(r[9:]) <= 1e-12), schedule
     assert rates("constant")[-1] == 1
     for schedule in ("cosine", "linear", "wsd"):
         assert rates(schedule)[-1] == pytest.approx(0.1)
