@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel import models, sharding, train
+from bigmodel import models, program, sharding
 from bigmodel.budget import base
 
 
@@ -26,7 +26,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    print(f"{'depth':>5} {'compile s: unrolled':>20} {'scan':>6} {'step ms: unrolled':>18} {'scan':>7} {'step ratio':>11}")
+    print(
+        f"{'depth':>5} {'compile s: unrolled':>20} {'scan':>6} {'step ms: unrolled':>18} {'scan':>7} {'step ratio':>11}"
+    )
     for depth in args.depths:
         runs = {}
         for execution in ("unrolled", "scan"):
@@ -35,14 +37,14 @@ def main():
             config.model.update(shape)
             config.train.batch_size = 8
             models.family("decoder").finalize(config.model)
-            program = train.build(train.static_part(config), mesh)
+            compiled = program.build(program.static_part(config), mesh)
             tokens = np.random.default_rng(0).integers(0, 256, (8, 129))
             batch = {"tokens": jnp.asarray(tokens, jnp.int32), "weight": jnp.ones(8)}
-            state = program.init(jax.random.key(0))
+            state = compiled.init(jax.random.key(0))
             arguments = (jnp.float32(1e-3), jax.random.key(1))
             began = time.perf_counter()
-            compiled = program.step.lower(state, batch, *arguments).compile()
-            runs[execution] = dict(compile=time.perf_counter() - began, step=compiled, state=state, times=[])
+            step = compiled.step.lower(state, batch, *arguments).compile()
+            runs[execution] = dict(compile=time.perf_counter() - began, step=step, state=state, times=[])
         for _ in range(args.rounds):
             for r in runs.values():
                 began = time.perf_counter()
@@ -52,7 +54,9 @@ def main():
                 r["times"].append((time.perf_counter() - began) / 3)
         u, s = runs["unrolled"], runs["scan"]
         mu, ms = (1e3 * statistics.median(r["times"]) for r in (u, s))
-        print(f"{depth:>5} {u['compile']:>20.1f} {s['compile']:>6.1f} {mu:>18.1f} {ms:>7.1f} {ms / mu:>11.2f}", flush=True)
+        print(
+            f"{depth:>5} {u['compile']:>20.1f} {s['compile']:>6.1f} {mu:>18.1f} {ms:>7.1f} {ms / mu:>11.2f}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 RUN = """
 import sys, time
 from bigmodel import cli, track
-add, close = track.Rows.add, track.View.close
+add, close = track.Rows.add, view.View.close
 def first(self, row):
     if row["step"] == 1:
         print("row", time.time(), flush=True)
@@ -29,7 +29,7 @@ def first(self, row):
 def last(self, *args, **kwargs):
     print("view", self.child.pid if self.child else 0, flush=True)
     close(self, *args, **kwargs)
-track.Rows.add, track.View.close = first, last
+track.Rows.add, view.View.close = first, last
 sys.exit(cli.main(sys.argv[1:]))
 """
 CUT = ["unshare", "-n"]

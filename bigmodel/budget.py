@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, tree
-from bigmodel.config import UsageError, flatten, nearest
-from bigmodel.track import wandb_mode
+from bigmodel.config import UsageError, choose, flatten, nearest
 
 HORIZONS = ("steps", "tokens", "flops", "tokens_per_param")
 
@@ -140,7 +139,7 @@ def _check_train(config: ConfigDict) -> None:
     for key in ("checkpoint_every", "eval_every"):
         if run[key] < 0:
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: only at the end)")
-    wandb_mode(run.wandb)
+    choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
 
 
 # ------------------------------------------------------------------------------- derived

@@ -27,6 +27,7 @@ from etils import epath
 
 from bigmodel import budget, config, models, track
 from bigmodel.config import Busy, Retry, UsageError
+from bigmodel.view import View
 
 Row = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]
@@ -219,7 +220,7 @@ def run(
     from bigmodel import train  # JAX's devices are not needed to plan
 
     tally = {"trained": 0, "skipped": 0, "failed": 0, "busy": 0}
-    view = track.View()
+    view = View()
     try:
         for i in (*range(first, len(plan)), *range(first)):
             item = plan[i]

@@ -3,157 +3,37 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
-from bigmodel import budget, checkpoint, config, data, models, optim, sharding, track
+from bigmodel import budget, checkpoint, config, data, models, optim, program, sharding, track
 from bigmodel.config import Retry, UsageError
 from bigmodel.data import loader
 from bigmodel.progress import Line, peak_flops
-
-# ------------------------------------------------------------------------------ the program
-
-
-@dataclass(frozen=True)
-class Program:
-    """The compiled side of a run. Runs whose static parts agree share one, and so its compilations."""
-
-    init: Any  # key -> state
-    step: Any  # state, batch, rate, key -> state, metrics
-    evaluate: Any  # variables, batch -> metrics
-    shapes: Any
-    shardings: Any
-
-
-def static_part(frozen: Any) -> str:
-    """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
-    optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
-    train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence")}
-    tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_}
-    return json.dumps(tree, sort_keys=True)
-
-
-@functools.lru_cache(maxsize=64)
-def build(static: str, mesh: Mesh) -> Program:
-    cfg = FrozenConfigDict(config.from_json(static))
-    family = models.family(cfg.family)
-    model = family.Model(cfg.model)
-    tx = optim.build(cfg.optim, family.RULES)
-    B, M = cfg.train.batch_size, cfg.train.microbatch or cfg.train.batch_size
-
-    def init(key: jax.Array) -> Any:
-        variables = dict(budget.init(family, cfg.model, key))
-        params = variables.pop("params")
-        return {
-            "step": jnp.zeros((), jnp.int32),
-            "params": params,
-            "opt": tx.init(params),
-            "model_state": variables,
-            "guard": {
-                "first_loss": jnp.zeros(()),
-                "high_steps": jnp.zeros((), jnp.int32),  # steps in a row above divergence x first_loss
-                "finite": jnp.ones((), bool),
-            },
-        }
-
-    def gradient(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        def objective(p: Any) -> Any:
-            return family.loss(model, {"params": p, **model_state}, batch, key, True)
-
-        return jax.grad(objective, has_aux=True)(params)
-
-    def accumulated(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        """Gradient and metrics of the whole batch, M examples at a time: means weighted by `weight`."""
-        # Strided rows, so that every micro-batch lies over all devices as the batch does.
-        micro = jax.tree.map(lambda x: x.reshape(M, B // M, *x.shape[1:]).swapaxes(0, 1), batch)
-
-        def body(carry: Any, xs: Any) -> Any:
-            total, model_state = carry
-            i, part = xs
-            part = {k: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)) for k, x in part.items()}
-            grads, (metrics, new_state) = gradient(params, model_state, part, jax.random.fold_in(key, i))
-            metrics = dict(metrics)
-            w = metrics.pop("weight")
-            weighted = jax.tree.map(lambda x: x * w, (grads, metrics))
-            return (jax.tree.map(jnp.add, total, (*weighted, w)), new_state or model_state), None
-
-        grad_shapes, (metric_shapes, _) = jax.eval_shape(
-            gradient, params, model_state, jax.tree.map(lambda x: x[0], micro), key
-        )
-        metric_shapes = {k: v for k, v in metric_shapes.items() if k != "weight"}
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes))
-        carry = ((*zeros, jnp.zeros(())), model_state)
-        ((grads, metrics, weight), model_state), _ = jax.lax.scan(body, carry, (jnp.arange(B // M), micro))
-        grads, metrics = jax.tree.map(lambda x: x / weight, (grads, metrics))
-        return grads, ({**metrics, "weight": weight}, model_state)
-
-    def step(state: Any, batch: Any, rate: jax.Array, key: jax.Array) -> Any:
-        key = jax.random.fold_in(key, state["step"])
-        take = gradient if M == B else accumulated
-        grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
-        grad_norm = optax.global_norm(grads)
-        updates, opt = tx.update(grads, state["opt"], state["params"])
-        loss, guard = metrics["loss"], state["guard"]
-        first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
-        high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)
-        # The first non-finite step changes nothing, nor does any after it: the last good state is kept.
-        ok = guard["finite"] & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = {
-            "step": state["step"] + 1,
-            "params": optim.apply(state["params"], updates, rate),
-            "opt": opt,
-            "model_state": model_state or state["model_state"],
-            "guard": {"first_loss": first, "high_steps": high, "finite": ok},
-        }
-        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
-        new["guard"]["finite"] = ok
-        report = {k: v for k, v in metrics.items() if k != "weight"}
-        return new, {**report, "grad_norm": grad_norm, "finite": ok, "high_steps": high}
-
-    def evaluate(variables: Any, batch: Any) -> Any:
-        return family.loss(model, variables, batch, jax.random.key(0), False)[1][0]
-
-    def traced(fn: Any) -> Any:
-        @functools.wraps(fn)
-        def inner(*args: Any) -> Any:
-            with sharding.use(mesh):
-                return fn(*args)
-
-        return inner
-
-    shapes = jax.eval_shape(traced(init), jax.random.key(0))
-    shardings = sharding.state_shardings(shapes, family.RULES, mesh)
-    whole = sharding.replicated(mesh)
-    return Program(
-        init=jax.jit(traced(init), out_shardings=shardings),
-        step=jax.jit(traced(step), donate_argnums=0, out_shardings=(shardings, whole)),
-        evaluate=jax.jit(traced(evaluate), out_shardings=whole),
-        shapes=shapes,
-        shardings=shardings,
-    )
-
+from bigmodel.view import View, wandb_mode
 
 # --------------------------------------------------------------------------------- the loop
 
 
 class Stop:
-    """SIGTERM and SIGINT ask the loop to save and leave. Only in the main thread; else never set."""
+    """SIGTERM and SIGINT ask the loop to save and leave.
+
+    Not outside the main thread, and not where several processes train together: they would stop at
+    different steps and wait for each other, so there a signal ends the process and a restart restores.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        self.main = threading.current_thread() is threading.main_thread()
+        self.main = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
 
     def __enter__(self) -> Stop:
         if self.main:
@@ -183,7 +63,7 @@ def attempt(
     *,
     name: str = "",
     group: str = "",
-    view: track.View | None = None,
+    view: View | None = None,
     quiet: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """(result, whether anything had to be trained for it).
@@ -224,7 +104,7 @@ def attempt(
         if lock is not None:
             lock.close()
         return result, False
-    own_view = view or track.View()
+    own_view = view or View()
     line = Line(f"{name or run_id}", plan.steps, quiet=quiet or not lead)
     try:
         with config.full_disk(folder):
@@ -252,7 +132,7 @@ def _train(
     lead: bool,
     name: str,
     group: str,
-    view: track.View,
+    view: View,
     line: Line,
 ) -> dict[str, Any]:
     began = time.time()
@@ -265,20 +145,20 @@ def _train(
     rows = sharding.rows_here(mesh, B)
 
     # ---- state: own checkpoint, else init_from, else fresh
-    program = build(static_part(frozen), mesh)
+    compiled = program.build(program.static_part(frozen), mesh)
     if lead:
         track.write_json(folder / "config.json", frozen.to_dict())
     saves = checkpoint.Checkpoints(str(folder / "checkpoints"), frozen.run.keep)
     root_key = jax.random.key(seed)  # the seed tree: 0 parameters, 1 steps (dropout, masks), and data by number
     start = saves.latest()
     if start is not None:
-        state = saves.restore(start, program.shapes, program.shardings)
+        state = saves.restore(start, compiled.shapes, compiled.shardings)
     else:
-        state = program.init(jax.random.fold_in(root_key, 0))
+        state = compiled.init(jax.random.fold_in(root_key, 0))
         start = 0
         if frozen.train.init_from:
             state["params"] = checkpoint.restore_params(
-                f"{frozen.train.init_from}/checkpoints", program.shapes["params"], program.shardings["params"]
+                f"{frozen.train.init_from}/checkpoints", compiled.shapes["params"], compiled.shardings["params"]
             )
     step_key = jax.random.fold_in(root_key, 1)
 
@@ -286,7 +166,7 @@ def _train(
     metrics_file = track.Rows(folder / "metrics.jsonl", start) if lead else None
     speed_file = track.Rows(folder / "speed.jsonl", start) if lead else None
     if lead:
-        view.open(folder, track.wandb_mode(frozen.run.wandb), name, group, start)
+        view.open(folder, wandb_mode(frozen.run.wandb), name, group, start)
     batches = loader.train_batches(examples["train"], B, seed, start, steps, rows)
     peak = peak_flops(mesh)
     last_loss = metrics_file.last("loss", math.nan) if metrics_file else math.nan
@@ -297,7 +177,7 @@ def _train(
         total: dict[str, float] = {}
         weight = 0.0
         for host in loader.eval_batches(examples["validation"], B, frozen.train.eval_examples, rows):
-            got = {k: float(v) for k, v in program.evaluate(variables, sharding.place(host, mesh, B)).items()}
+            got = {k: float(v) for k, v in compiled.evaluate(variables, sharding.place(host, mesh, B)).items()}
             w = got.pop("weight")
             weight += w
             for k, v in got.items():
@@ -335,7 +215,7 @@ def _train(
         while step < steps and not status:
             batch = sharding.place(next(batches), mesh, B)
             rate = jnp.float32(optim.learning_rate(frozen.optim, step, steps))
-            state, metrics = program.step(state, batch, rate, step_key)
+            state, metrics = compiled.step(state, batch, rate, step_key)
             if pending:
                 status = read(*pending)
             step += 1
@@ -345,8 +225,10 @@ def _train(
             if (due_eval or due_save or stop.asked or step == steps) and not status:
                 status = read(*pending)
                 pending = None
-            if due_eval and not status and metrics_file:
-                metrics_file.add({"step": step, **evaluate()})
+            if due_eval and not status:
+                evaluated = evaluate()  # by all processes together
+                if metrics_file:
+                    metrics_file.add({"step": step, **evaluated})
             if line.due() or due_save or step == steps:
                 seconds = max(1e-9, time.time() - window_began)
                 per_second = (step - window) / seconds

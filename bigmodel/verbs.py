@@ -236,7 +236,7 @@ def fit(args: argparse.Namespace, _: Any) -> int:
 
 
 def report(args: argparse.Namespace, _: Any) -> int:
-    from bigmodel import track
+    from bigmodel import track, view
     from bigmodel.scaling import fit as fits
     from bigmodel.scaling import report as reports
     from bigmodel.scaling import rows
@@ -263,11 +263,11 @@ def report(args: argparse.Namespace, _: Any) -> int:
         with config.user_code(args.file, "sweep", "report()"), config.full_disk(out):
             module.report(folder, out)  # the sweep's own figures and tables, beside the common ones
     mode = {(track.read_json(folder / r["run_id"] / "config.json") or {}).get("run", {}).get("wandb") for r in results}
-    view = track.View()
-    view.summary(
-        out, track.wandb_mode("online" if "online" in mode else "offline" if "offline" in mode else "off"), folder.name
+    wandb = view.View()
+    wandb.summary(
+        out, view.wandb_mode("online" if "online" in mode else "offline" if "offline" in mode else "off"), folder.name
     )
-    view.close(seconds=0.0)
+    wandb.close(seconds=5.0)
     if args.json:
         _json({**fits.to_json(result), "report": str(path)})
     else:

@@ -15,7 +15,7 @@ devices, config_file, out, folder, meshes, *sources = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", int(devices))
 
-from bigmodel import budget, config, sharding, track, train  # noqa: E402
+from bigmodel import budget, config, program, sharding, track, train  # noqa: E402
 
 folder = Path(folder)
 
@@ -42,10 +42,11 @@ report = {"losses": {}, "restored": {}, "fractions": {}}
 for mesh in meshes.split(","):
     report["losses"][mesh] = run(mesh, folder / mesh)
     frozen = budget.finalize(config.load(config_file))
-    program = train.build(
-        train.static_part(frozen), sharding.make_mesh(dict(zip(sharding.AXES, map(int, mesh.split("x")), strict=True)))
+    compiled = program.build(
+        program.static_part(frozen),
+        sharding.make_mesh(dict(zip(sharding.AXES, map(int, mesh.split("x")), strict=True))),
     )
-    params, layout = program.shapes["params"], program.shardings["params"]
+    params, layout = compiled.shapes["params"], compiled.shardings["params"]
     whole = sum(x.size for x in jax.tree.leaves(params))
     here = sum(
         jax.tree.leaves(

@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": 0, "tree": 0, "sharding": 0,
     "models": 1, "data": 1, "optim": 1, "checkpoint": 1, "track": 1, "progress": 1,
-    "budget": 2,
+    "budget": 2, "view": 2,
+    "program": 3,
     "train": 4,
     "sweep": 5,
     "cli": 6, "verbs": 6, "__main__": 6, "__init__": 0,
 }  # fmt: skip
 WINGS = {"prepare", "scaling"}  # import config alone: they meet the rest through files
-ONLY = {"flax": {"models"}, "wandb": {"track"}, "orbax": {"checkpoint"}}
+ONLY = {"flax": {"models"}, "wandb": {"view"}, "orbax": {"checkpoint"}}
 FILES = sorted((ROOT / "bigmodel").rglob("*.py"))
 
 

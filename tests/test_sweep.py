@@ -117,11 +117,11 @@ def test_equal_rows_are_one_run(file, tmp_path):
 
 
 def test_compilations_are_shared_between_rows_of_one_shape(file, tmp_path):
-    from bigmodel import train
+    from bigmodel import program
 
-    train.build.cache_clear()
+    program.build.cache_clear()
     go(file, tmp_path)
-    assert train.build.cache_info().misses == 2  # widths; not steps
+    assert program.build.cache_info().misses == 2  # widths; not steps
 
 
 def test_a_failed_row_is_told_passed_over_and_retried_on_request(file, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from conftest import ROOT, bigmodel
 from bigmodel import cli, config, track
 from bigmodel.config import Busy, Retry
 from bigmodel.train import train
+from bigmodel.view import View, wandb_mode
 
 # Without a network: an empty network namespace where we may make one, else proxies to a closed port.
 CUT = ["unshare", "-n"]
@@ -86,7 +87,7 @@ def processes(of=None):
 
 def new_views(before):
     now = processes(os.getpid())
-    return [pid for pid, (_, command) in now.items() if pid not in before and "-m bigmodel.track" in command]
+    return [pid for pid, (_, command) in now.items() if pid not in before and "-m bigmodel.view" in command]
 
 
 def at(monkeypatch, step, action):
@@ -219,7 +220,7 @@ def test_rows_of_two_files_that_arrive_in_any_order(tmp_path):
         with open(tmp_path / f"{name}.jsonl", "a") as f:
             f.writelines(json.dumps({"step": step, name: step / 3}) + "\n" for step in steps)
 
-    view = track.View()
+    view = View()
     view.open(tmp_path, "offline", "x", "", 0)
     add("metrics", 1, 2, 3)
     add("speed", 2, 5)
@@ -327,7 +328,7 @@ def test_wandb_that_hangs(digits, tmp_path, monkeypatch, reference):
     (tmp_path / "stuck" / "wandb" / "__init__.py").write_text("import time; time.sleep(30)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "stuck"))
     with subprocess.Popen(
-        [sys.executable, "-c", "from bigmodel import track; track.LINGER = 1; track._mirror()"],
+        [sys.executable, "-c", "from bigmodel import view; view.LINGER = 1; view._mirror()"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.DEVNULL,
     ) as lingering:
@@ -347,7 +348,7 @@ def test_one_run_that_wandb_refuses_is_not_the_next_ones_trouble(tmp_path):
         track.write_json(tmp_path / name / "result.json", {"loss": 1.5})
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
     (tmp_path / ("a" * 12) / "wandb").write_text("a file where W&B needs a folder")
-    view = track.View()
+    view = View()
     for name in ("a" * 12, "b" * 12):
         view.open(tmp_path / name, "offline", name, "", 0)
         view.finish()
@@ -403,7 +404,7 @@ def test_killed_run_leaves_no_process_and_is_not_a_success(digits, tmp_path):
 
 def test_stuck_view_costs_no_time(tmp_path):
     """A child that reads nothing: orders beyond what the pipe holds are dropped."""
-    view = track.View()
+    view = View()
     view.open(tmp_path, "offline", "x", "", 0)
     os.kill(view.child.pid, signal.SIGSTOP)
     rescue = threading.Timer(10, view.child.kill)  # so that a view that blocks us is a failure and no hang
@@ -422,15 +423,15 @@ def test_stuck_view_costs_no_time(tmp_path):
 def test_mode_is_decided_before_wandb_is_asked(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert [track.wandb_mode(m) for m in ("off", "offline", "online")] == ["off", "offline", "offline"]
+    assert [wandb_mode(m) for m in ("off", "offline", "online")] == ["off", "offline", "offline"]
     (tmp_path / "netrc").write_text("machine api.wandb.example login user password secret\n")
-    assert track.wandb_mode("online") == "online"
+    assert wandb_mode("online") == "online"
     monkeypatch.setenv("NETRC", str(tmp_path))  # a folder: not ours to read
-    assert track.wandb_mode("online") == "offline"
+    assert wandb_mode("online") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert [track.wandb_mode(m) for m in ("off", "offline", "online")] == ["off", "offline", "online"]
+    assert [wandb_mode(m) for m in ("off", "offline", "online")] == ["off", "offline", "online"]
     with pytest.raises(config.UsageError, match="maybe"):
-        track.wandb_mode("maybe")
+        wandb_mode("maybe")
 
 
 # -------------------------------------------------------------------------------- files

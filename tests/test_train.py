@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, checkpoint, config, data, models, optim, sharding, track, train, tree
+from bigmodel import budget, checkpoint, config, data, models, optim, program, sharding, track, train, tree
 from bigmodel.config import UsageError
 from bigmodel.data import loader
 
@@ -28,9 +28,9 @@ def run(cfg, root):
 
 
 def final_state(root, result, cfg):
-    program = train.build(train.static_part(budget.finalize(cfg)), MESH)
+    compiled = program.build(program.static_part(budget.finalize(cfg)), MESH)
     saves = checkpoint.Checkpoints(str(root / result["run_id"] / "checkpoints"))
-    return saves.restore(saves.latest(), program.shapes, program.shardings)
+    return saves.restore(saves.latest(), compiled.shapes, compiled.shardings)
 
 
 # ------------------------------------------------------------------------ the record of a run
@@ -143,12 +143,12 @@ def test_init_from_starts_at_those_parameters(tiny, tmp_path):
 
 
 def test_every_step_draws_its_own_randomness(tiny):
-    program = train.build(train.static_part(budget.finalize(tiny(model__dropout=0.5))), MESH)
-    state = program.init(jax.random.key(0))
+    compiled = program.build(program.static_part(budget.finalize(tiny(model__dropout=0.5))), MESH)
+    state = compiled.init(jax.random.key(0))
     batch = {"tokens": jnp.ones((8, 33), jnp.int32), "weight": jnp.ones(8)}
     losses = []
     for _ in range(3):
-        state, metrics = program.step(state, batch, jnp.float32(0), jax.random.key(1))
+        state, metrics = compiled.step(state, batch, jnp.float32(0), jax.random.key(1))
         losses.append(float(metrics["loss"]))
     assert len(set(losses)) == 3
 

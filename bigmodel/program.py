@@ -1,0 +1,138 @@
+"""The compiled side of a run: init, step and evaluate of one config on one mesh. Layer 3.
+
+`train` runs it; whoever compiles ahead of time, for a machine that isn't there, compiles this very step.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from bigmodel import budget, config, models, optim, sharding
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled side of a run. Runs whose static parts agree share one, and so its compilations."""
+
+    init: Any  # key -> state
+    step: Any  # state, batch, rate, key -> state, metrics
+    evaluate: Any  # variables, batch -> metrics
+    shapes: Any
+    shardings: Any
+
+
+def static_part(frozen: Any) -> str:
+    """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
+    optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
+    train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence")}
+    tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_}
+    return json.dumps(tree, sort_keys=True)
+
+
+@functools.lru_cache(maxsize=64)
+def build(static: str, mesh: Mesh) -> Program:
+    cfg = FrozenConfigDict(config.from_json(static))
+    family = models.family(cfg.family)
+    model = family.Model(cfg.model)
+    tx = optim.build(cfg.optim, family.RULES)
+    B, M = cfg.train.batch_size, cfg.train.microbatch or cfg.train.batch_size
+
+    def init(key: jax.Array) -> Any:
+        variables = dict(budget.init(family, cfg.model, key))
+        params = variables.pop("params")
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "opt": tx.init(params),
+            "model_state": variables,
+            "guard": {
+                "first_loss": jnp.zeros(()),
+                "high_steps": jnp.zeros((), jnp.int32),  # steps in a row above divergence x first_loss
+                "finite": jnp.ones((), bool),
+            },
+        }
+
+    def gradient(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
+        def objective(p: Any) -> Any:
+            return family.loss(model, {"params": p, **model_state}, batch, key, True)
+
+        return jax.grad(objective, has_aux=True)(params)
+
+    def accumulated(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
+        """Gradient and metrics of the whole batch, M examples at a time: means weighted by `weight`."""
+        # Strided rows, so that every micro-batch lies over all devices as the batch does.
+        micro = jax.tree.map(lambda x: x.reshape(M, B // M, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def body(carry: Any, xs: Any) -> Any:
+            total, model_state = carry
+            i, part = xs
+            part = {k: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)) for k, x in part.items()}
+            grads, (metrics, new_state) = gradient(params, model_state, part, jax.random.fold_in(key, i))
+            metrics = dict(metrics)
+            w = metrics.pop("weight")
+            weighted = jax.tree.map(lambda x: x * w, (grads, metrics))
+            return (jax.tree.map(jnp.add, total, (*weighted, w)), new_state or model_state), None
+
+        grad_shapes, (metric_shapes, _) = jax.eval_shape(
+            gradient, params, model_state, jax.tree.map(lambda x: x[0], micro), key
+        )
+        metric_shapes = {k: v for k, v in metric_shapes.items() if k != "weight"}
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes))
+        carry = ((*zeros, jnp.zeros(())), model_state)
+        ((grads, metrics, weight), model_state), _ = jax.lax.scan(body, carry, (jnp.arange(B // M), micro))
+        grads, metrics = jax.tree.map(lambda x: x / weight, (grads, metrics))
+        return grads, ({**metrics, "weight": weight}, model_state)
+
+    def step(state: Any, batch: Any, rate: jax.Array, key: jax.Array) -> Any:
+        key = jax.random.fold_in(key, state["step"])
+        take = gradient if M == B else accumulated
+        grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
+        grad_norm = optax.global_norm(grads)
+        updates, opt = tx.update(grads, state["opt"], state["params"])
+        loss, guard = metrics["loss"], state["guard"]
+        first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
+        high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)
+        # The first non-finite step changes nothing, nor does any after it: the last good state is kept.
+        ok = guard["finite"] & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = {
+            "step": state["step"] + 1,
+            "params": optim.apply(state["params"], updates, rate),
+            "opt": opt,
+            "model_state": model_state or state["model_state"],
+            "guard": {"first_loss": first, "high_steps": high, "finite": ok},
+        }
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
+        new["guard"]["finite"] = ok
+        report = {k: v for k, v in metrics.items() if k != "weight"}
+        return new, {**report, "grad_norm": grad_norm, "finite": ok, "high_steps": high}
+
+    def evaluate(variables: Any, batch: Any) -> Any:
+        return family.loss(model, variables, batch, jax.random.key(0), False)[1][0]
+
+    def traced(fn: Any) -> Any:
+        @functools.wraps(fn)
+        def inner(*args: Any) -> Any:
+            with sharding.use(mesh):
+                return fn(*args)
+
+        return inner
+
+    shapes = jax.eval_shape(traced(init), jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, family.RULES, mesh)
+    whole = sharding.replicated(mesh)
+    return Program(
+        init=jax.jit(traced(init), out_shardings=shardings),
+        step=jax.jit(traced(step), donate_argnums=0, out_shardings=(shardings, whole)),
+        evaluate=jax.jit(traced(evaluate), out_shardings=whole),
+        shapes=shapes,
+        shardings=shardings,
+    )
