@@ -304,6 +304,8 @@ def describe(overrides: Row) -> str:
     from bigmodel.progress import human
 
     def value(v: Any) -> str:
-        return human(v) if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) >= 10_000 else f"{v}"
+        if isinstance(v, bool) or not isinstance(v, int | float):
+            return str(v)
+        return human(v) if abs(v) >= 10_000 else f"{v:.4g}"
 
     return " ".join(f"{k.rpartition('.')[2]}={value(v)}" for k, v in overrides.items() if k != "model.num_heads")

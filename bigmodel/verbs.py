@@ -118,7 +118,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             _json([{**p.to_dict(), "expected_seconds": s} for p, s in zip(plan, seconds, strict=True)])
         else:
             unit = plan[0].budget.unit
-            head = ["run", "row", "N", f"D ({unit})", "C (FLOPs)", "steps", "epochs", "state", "expected"]
+            head = ["run", "row", "N", f"D ({unit})", "C (FLOPs)", "steps", "epochs", "memory", "expected"]
             body = [
                 [
                     p.run_id,
@@ -129,7 +129,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
                     f"{p.budget.steps:,}",
                     f"{p.budget.epochs:.2f}",
                     f"{human(p.budget.state_bytes)}B",
-                    duration(s),
+                    "done" if (folder / p.run_id / "result.json").exists() else duration(s),
                 ]
                 for p, s in zip(plan, seconds, strict=True)
             ]
@@ -174,13 +174,14 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: 
 
 def _status_cells(row: dict[str, Any]) -> list[str]:
     from bigmodel.progress import human
+    from bigmodel.sweep import describe
 
     result, last = row.get("result"), row.get("last")
     step = result["steps"] if result else (last or {}).get("step", 0)
     loss = (result or {}).get("loss") or (last or {}).get("loss")
     return [
         row["run_id"],
-        " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in row["overrides"].items()),
+        describe(row["overrides"]),
         human(row["params"]),
         human(row["tokens"]),
         row["state"],

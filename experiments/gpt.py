@@ -3,8 +3,9 @@
     bigmodel prepare news --out=data/news-bytes
     bigmodel train --config=experiments/gpt.py --config.model.width=96
 
-Muon, since models this small learn faster by it: width 64, depth 2, 400k tokens reach 2.25 nats per byte
-with Muon at 0.01, and 2.55 with AdamW at the best of 0.002, 0.005 and 0.01.
+Rotary positions and Muon, since models this small learn from few tokens by them: width 64, depth 2 reach
+1.98 nats per byte after 300k tokens, and 2.49 with learned positions; with AdamW instead of Muon, learned
+positions stay at 2.55 after 400k, Muon's at 2.25 (each at the best of three learning rates).
 """
 
 from bigmodel import budget
@@ -15,6 +16,7 @@ def get_config():
     config.model.width = 64
     config.model.depth = 2
     config.model.num_heads = 4
+    config.model.position = "rope"
     config.model.init_std = 0.0
     config.data.name = "news-bytes"
     config.data.seq_len = 128

@@ -15,5 +15,5 @@ def get_sweep():
     shapes = sweep.ladder("decoder", widths=[32, 64, 96], depths=[2, 4])
     for shape in shapes:
         # The best rate of Muon falls as 1 / width: 0.04, 0.02, 0.01 at 32, 64, 96 among factors of two.
-        shape["optim.lr"] = 1.0 / shape["model.width"]
+        shape["optim.lr"] = round(1.0 / shape["model.width"], 4)
     return sweep.product({"train.tokens": [100_000, 300_000, 900_000]}, shapes)

@@ -343,3 +343,21 @@ def test_clipping_bounds_the_gradient():
     tx = optim.build(cfg, ())
     updates, _ = tx.update({"w": jnp.full(4, 10.0)}, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.0, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------- golden
+
+
+def test_golden_losses(tiny, digits, tmp_path):
+    """A refactor leaves these alone; a change of behaviour changes them, and shows curves in docs/results.md.
+
+    The tolerance is for other versions of JAX; on one version runs are equal to the bit.
+    """
+    for name, cfg in {"gpt": tiny(), "digits": digits()}.items():
+        result, rows = run(cfg, tmp_path)
+        found = [rows[0]["loss"], rows[-2]["loss"], result["loss"]]
+        np.testing.assert_allclose(found, GOLDEN[name], rtol=1e-5, err_msg=name)
+
+
+# first step, last step, held out
+GOLDEN = {"gpt": [5.5473142, 3.5667496, 3.5830972], "digits": [2.2841415, 2.2245226, 2.2521956]}

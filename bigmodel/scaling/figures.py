@@ -120,7 +120,7 @@ def _compute(frame: pd.DataFrame, result: Mapping[str, Any], loss: str) -> Figur
     _loss_axis(axes, frame["L"], best)
     _log_ticks(axes.xaxis, low, high, _power)
     _sizes_bar(figure, axes, norm)
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower left")  # where no run is: losses fall to the right
     return figure
 
 
