@@ -145,22 +145,35 @@ def write_plan(folder: epath.Path, plan: Sequence[Planned]) -> None:
         track.write_text(folder / "plan.jsonl", "".join(json.dumps(item.to_dict()) + "\n" for item in plan))
 
 
-STEP_OVERHEAD = 2e-3  # seconds a step costs beside its FLOPs (dispatch, batch), on a CPU host
-RUN_OVERHEAD = 2.0  # seconds a run costs beside its steps (initialise, evaluate, save)
-EFFICIENCY = 0.4  # fraction of the measured matrix-product rate that a step reaches: benchmarks/
+# A CPU host's costs beside FLOPs, in seconds, and the fraction of a large matrix product's rate that a small
+# model's step reaches. Rough, from docs/results.md: what is finished of the sweep itself soon replaces them.
+STEP_OVERHEAD, RUN_OVERHEAD, COMPILE = 2e-3, 1.5, 6.0
+EFFICIENCY = 0.15
 
 
 def expected_seconds(plan: Sequence[Planned], folder: epath.Path) -> list[float]:
-    """A guess a row: from this sweep's finished runs where there are some, else from this machine's rate."""
+    """A guess a row: from this sweep's finished runs where there are some, else from this machine's rate.
+
+    The first row of a shape pays for its compilation.
+    """
+    from bigmodel import program, progress, sharding
+
+    shapes: set[str] = set()
+    compiling = []
+    for p in plan:
+        static = program.static_part(p.config)
+        compiling.append(0.0 if static in shapes else COMPILE)
+        shapes.add(static)
     done = [r for r in (track.read_json(folder / p.run_id / "result.json") for p in plan) if r]
     if len(done) >= 3:
         rates = sorted(r["flops"] / max(1e-3, r["wall_seconds"] - RUN_OVERHEAD) for r in done)
         rate = rates[len(rates) // 2]
-        return [RUN_OVERHEAD + p.budget.flops / rate for p in plan]
-    from bigmodel import progress, sharding
-
-    peak = progress.peak_flops(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
-    return [RUN_OVERHEAD + p.budget.steps * STEP_OVERHEAD + p.budget.flops / (EFFICIENCY * peak) for p in plan]
+        return [c + RUN_OVERHEAD + p.budget.flops / rate for c, p in zip(compiling, plan, strict=True)]
+    peak = EFFICIENCY * progress.peak_flops(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
+    return [
+        c + RUN_OVERHEAD + p.budget.steps * STEP_OVERHEAD + p.budget.flops / peak
+        for c, p in zip(compiling, plan, strict=True)
+    ]
 
 
 # ----------------------------------------------------------------------------------- status
