@@ -37,7 +37,7 @@ def final_state(root, result, cfg):
 
 
 def test_a_run_leaves_its_whole_record(tiny, tmp_path):
-    cfg = tiny(run__eval_every=5)
+    cfg = tiny(run__eval_every=5, model__position="learned")
     result, rows = run(cfg, tmp_path)
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 13))
     assert [r["step"] for r in rows if "eval_loss" in r] == [5, 10, 12]

@@ -142,11 +142,13 @@ def flip(data):
 
 
 def copy_of(runs, how=None):
-    """The interrupted run in ./runs, its checkpoint's largest file damaged by `how`."""
+    """The interrupted run in ./runs, its checkpoint's data damaged by `how`.
+
+    All the data files: which of them the final index refers to differs from save to save.
+    """
     shutil.copytree(runs, "runs")
-    if how:
-        files = list(Path("runs").glob("*/checkpoints/8/state/**/d/*"))
-        damage(max(files, key=lambda p: p.stat().st_size), how)
+    for file in Path("runs").glob("*/checkpoints/8/state/**/d/*") if how else ():
+        damage(file, how)
 
 
 # -------------------------------------------------------------------------------------- the table
