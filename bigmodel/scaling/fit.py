@@ -220,7 +220,7 @@ def _basins(theta: np.ndarray, same: np.ndarray, most: int = 4) -> np.ndarray:
             away = np.min([np.abs(group - other).max(axis=1) for other in kept], axis=0)
             if away.max() <= 0.1:
                 break
-            kept.append(group[away.argmax()])
+            kept.append(group[int(np.argmax(away))])
     return np.array(kept)
 
 
