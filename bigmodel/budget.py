@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, tree
-from bigmodel.config import UsageError, choose, flatten, nearest
-
-HORIZONS = ("steps", "tokens", "flops", "tokens_per_param")
+from bigmodel.config import HORIZONS, UsageError, choose, flatten, nearest
+from bigmodel.track import read_json
 
 
 def get_config() -> tuple[ConfigDict, ConfigDict]:
@@ -33,7 +32,8 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             eval_examples=0,  # validation examples evaluated; 0: all
             divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
             divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
-            init_from="",  # a run folder whose parameters to start from
+            init_from="",  # a finished run's folder, whose parameters to start from
+            init_fingerprint="",  # which run that is, filled from it
         )
     )
     run = ConfigDict(
@@ -82,6 +82,8 @@ def finalize(config: ConfigDict) -> FrozenConfigDict:
             raise UsageError(
                 f"family {config.family!r} can't read data source {config.data.source!r}: it has no model.{key}"
             )
+        if config.model[key] not in (value, family.get_config()[key]):
+            raise UsageError(f"config.model.{key}={config.model[key]}: the data decides it, and says {value}")
         config.model[key] = value
     family.finalize(config.model)
     optim.finalize(config.optim)
@@ -139,6 +141,16 @@ def _check_train(config: ConfigDict) -> None:
     for key in ("checkpoint_every", "eval_every"):
         if run[key] < 0:
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: only at the end)")
+    if train.init_from:
+        start = read_json(f"{train.init_from}/result.json")
+        if start is None:
+            raise UsageError(f"config.train.init_from={train.init_from!r}: no finished run there (no result.json)")
+        found = f"{start['run_id']}@{start['last_good_step']}"
+        if train.init_fingerprint not in ("", found):
+            raise UsageError(
+                f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
+            )
+        train.init_fingerprint = found
     choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
 
 
@@ -179,11 +191,15 @@ def init(family: ModuleType, cfg: Any, key: jax.Array) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
-    """(N, N without embeddings, Kaplan's N, bytes of parameters) of a model section."""
-    family = models.family(family_name)
-    cfg = FrozenConfigDict(json.loads(model_json))
-    shapes = jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
+def _shapes(family_name: str, model_json: str) -> Any:
+    """Shapes of the parameters of a model section."""
+    family, cfg = models.family(family_name), FrozenConfigDict(json.loads(model_json))
+    return jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
+
+
+def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
+    """(N, N without embeddings, Kaplan's N: matrices of the blocks alone, bytes) by `eval_shape`."""
+    shapes = _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
     matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head$"
     return (
         tree.count(shapes),
@@ -193,12 +209,11 @@ def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
     )
 
 
-def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
-    """(N, N without embeddings, Kaplan's N: matrices of the blocks alone, bytes) by `eval_shape`."""
-    return _counts(family_name, json.dumps(model.to_dict(), sort_keys=True))
-
-
-MOMENTS = {"adamw": 2, "adafactor": 0, "lion": 1, "muon": 1, "sgd": 1}  # copies of the parameters
+def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
+    """Bytes of parameters, gradients, and what the optimizer keeps, by `eval_shape`."""
+    params = _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
+    moments = jax.eval_shape(optim.build(optim_cfg, models.family(family_name).RULES).init, params)
+    return 2 * tree.size_bytes(params) + tree.size_bytes(moments)
 
 
 def derive(config: FrozenConfigDict) -> Budget:
@@ -210,7 +225,7 @@ def derive(config: FrozenConfigDict) -> Budget:
     train = config.train
     family, source = models.family(config.family), data.source(config.data.source)
     info = source.describe(config.data, config.run.data_dir)
-    total, nonembedding, _, size = counts(config.family, config.model)
+    total, nonembedding, _, _ = counts(config.family, config.model)
     per_step = train.batch_size * info.units_per_example
     flops_per_step = 3 * family.flops(config.model) * train.batch_size
     if train.steps:
@@ -233,7 +248,6 @@ def derive(config: FrozenConfigDict) -> Budget:
             f"{steps * per_step:,} {info.unit} asked, {unique:,} unique ones there are: {epochs:.2f} epochs; "
             f"allow them with --config.data.epochs={math.ceil(epochs)}"
         )
-    copies = 2 + MOMENTS[config.optim.name] - (config.optim.name == "sgd" and not config.optim.momentum)
     return Budget(
         params=total,
         params_nonembedding=nonembedding,
@@ -245,7 +259,7 @@ def derive(config: FrozenConfigDict) -> Budget:
         flops=flops_per_step * steps,
         flops_6nd=6.0 * nonembedding * steps * per_step,
         flops_per_step=flops_per_step,
-        state_bytes=size * copies,
+        state_bytes=state_bytes(config.family, config.model, config.optim),
         bytes_per_unit=info.bytes_per_unit,
     )
 
@@ -256,6 +270,12 @@ def describe(family_name: str, model: Any) -> dict[str, Any]:
     `params_kaplan` counts the blocks' matrices alone, 12 depth width^2 for GPT-2's block (Kaplan et al. 2020).
     """
     total, nonembedding, kaplan, size = counts(family_name, model)
+
+    def defaults(name: str) -> ConfigDict:
+        cfg = optim.get_config()
+        cfg.name = name
+        return cfg
+
     forward = models.family(family_name).flops(model)
     length = model.to_dict().get("seq_len", 1)
     return {
@@ -267,7 +287,7 @@ def describe(family_name: str, model: Any) -> dict[str, Any]:
         "train_flops_per_unit": 3 * forward / length,
         "train_flops_per_unit_6n": 6.0 * nonembedding,
         "params_bytes": size,
-        "state_bytes": {name: size * (2 + copies) for name, copies in MOMENTS.items()},
+        "state_bytes": {name: state_bytes(family_name, model, defaults(name)) for name in optim.OPTIMIZERS},
     }
 
 

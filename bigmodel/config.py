@@ -151,8 +151,7 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
             config = module.get_config(variant) if variant else module.get_config()
         if not isinstance(config, ConfigDict):
             raise UsageError(f"config file {path!r}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    for key, value in overrides:
-        override(config, key, value)
+    override_all(config, overrides)
     return config
 
 
@@ -173,6 +172,19 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, name + ".") if isinstance(value, ConfigDict) else {name: value})
     return flat
+
+
+HORIZONS = ("steps", "tokens", "flops", "tokens_per_param")  # of `train`: exactly one says how long
+
+
+def override_all(config: ConfigDict, pairs: Iterable[tuple[str, Any]]) -> None:
+    """Sets dotted keys in place. A horizon among them replaces the one that was there."""
+    pairs = list(pairs)
+    given = {key for key, _ in pairs}
+    if given & {f"train.{h}" for h in HORIZONS}:
+        pairs = [(f"train.{h}", 0) for h in HORIZONS if f"train.{h}" not in given] + pairs
+    for key, value in pairs:
+        override(config, key, value)
 
 
 def override(config: ConfigDict, key: str, value: Any) -> None:

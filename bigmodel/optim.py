@@ -54,7 +54,9 @@ def finalize(cfg: ConfigDict) -> None:
             raise UsageError(f"config.optim.{key}={cfg[key]}: must be in [0, 1)")
     if cfg.lr <= 0:
         raise UsageError(f"config.optim.lr={cfg.lr}: must be positive")
-    for key in ("weight_decay", "clip", "eps"):
+    if cfg.eps <= 0:
+        raise UsageError(f"config.optim.eps={cfg.eps}: must be positive")
+    for key in ("weight_decay", "clip"):
         if cfg[key] < 0:
             raise UsageError(f"config.optim.{key}={cfg[key]}: must not be negative")
     try:
@@ -105,20 +107,20 @@ def build(cfg: Any, rules: Any) -> optax.GradientTransformation:
     elif cfg.name == "adafactor":
         tx = optax.adafactor(1.0, weight_decay_rate=wd or None, weight_decay_mask=decays)
     elif cfg.name == "sgd":
-        tx = optax.chain(optax.add_decayed_weights(wd, decays), optax.sgd(1.0, cfg.momentum or None))
+        momentum = optax.trace(cfg.momentum) if cfg.momentum else optax.identity()
+        tx = optax.chain(momentum, optax.add_decayed_weights(wd, decays), optax.scale(-1.0))
     else:
         # consistent_rms: updates as large as AdamW's, so that one rate serves both (Liu et al., arXiv:2502.16982)
         tx = optax.contrib.muon(
             1.0,
             beta=cfg.momentum,
             eps=cfg.eps,
-            weight_decay=wd,
-            weight_decay_mask=decays,
             adam_b1=cfg.b1,
             adam_b2=cfg.b2,
             consistent_rms=0.2,
             muon_weight_dimension_numbers=_matrix_sides(rules),
         )
+        tx = optax.chain(tx, optax.add_decayed_weights(-wd, decays))  # also of what Adam updates here
     return optax.chain(optax.clip_by_global_norm(cfg.clip), tx) if cfg.clip else tx
 
 

@@ -33,7 +33,7 @@ class Program:
 def static_part(frozen: Any) -> str:
     """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
     optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
-    train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence")}
+    train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence", "divergence_steps")}
     tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_}
     return json.dumps(tree, sort_keys=True)
 
@@ -57,7 +57,7 @@ def build(static: str, mesh: Mesh) -> Program:
             "guard": {
                 "first_loss": jnp.zeros(()),
                 "high_steps": jnp.zeros((), jnp.int32),  # steps in a row above divergence x first_loss
-                "finite": jnp.ones((), bool),
+                "ok": jnp.ones((), bool),
             },
         }
 
@@ -101,19 +101,21 @@ def build(static: str, mesh: Mesh) -> Program:
         loss, guard = metrics["loss"], state["guard"]
         first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
         high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)
-        # The first non-finite step changes nothing, nor does any after it: the last good state is kept.
-        ok = guard["finite"] & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # A step that isn't finite, or is one high loss too many, changes nothing, nor does any after it: the last
+        # good state is kept, whatever the host has dispatched meanwhile.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(rate * optax.global_norm(updates))
+        ok = guard["ok"] & finite & (high < cfg.train.divergence_steps)
         new = {
             "step": state["step"] + 1,
             "params": optim.apply(state["params"], updates, rate),
             "opt": opt,
             "model_state": model_state or state["model_state"],
-            "guard": {"first_loss": first, "high_steps": high, "finite": ok},
+            "guard": {"first_loss": first, "high_steps": high, "ok": ok},
         }
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
-        new["guard"]["finite"] = ok
+        new["guard"]["ok"] = ok
         report = {k: v for k, v in metrics.items() if k != "weight"}
-        return new, {**report, "grad_norm": grad_norm, "finite": ok, "high_steps": high}
+        return new, {**report, "grad_norm": grad_norm, "ok": ok}
 
     def evaluate(variables: Any, batch: Any) -> Any:
         return family.loss(model, variables, batch, jax.random.key(0), False)[1][0]

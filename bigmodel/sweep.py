@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -125,12 +126,8 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
             if not all(isinstance(key, str) for key in row):
                 raise UsageError("its keys must be names, as 'model.width'")
             unfrozen = start.copy_and_resolve_references()
-            horizon = next((k for k in row if k.removeprefix("train.") in budget.HORIZONS), None)
-            if horizon:  # a row's horizon replaces the experiment's
-                for key in budget.HORIZONS:
-                    config.override(unfrozen, f"train.{key}", 0)
-            for key, value in itertools.chain(row.items(), overrides):
-                config.override(unfrozen, key, value)
+            config.override_all(unfrozen, row.items())
+            config.override_all(unfrozen, overrides)
             frozen = budget.finalize(unfrozen)
             item = Planned(config.run_id(frozen), row, frozen, budget.derive(frozen))
         except UsageError as e:
@@ -298,16 +295,24 @@ def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int
                 os.sched_setaffinity(0, mine)
 
         children.append(subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=pin))
+
+    def interrupted(*_: Any) -> None:
+        raise Retry("interrupted; the same command continues")
+
+    old = signal.signal(signal.SIGTERM, interrupted)
     try:
         while any(child.poll() is None for child in children):
             watch()
             time.sleep(0.5)
     except KeyboardInterrupt:
+        interrupted()
+    finally:  # whatever ends us ends them, and they save
+        signal.signal(signal.SIGTERM, old)
         for child in children:
-            child.terminate()
+            if child.poll() is None:
+                child.terminate()
         for child in children:
             child.wait()
-        raise Retry("interrupted; the same command continues") from None
     watch()
     return [child.returncode for child in children]
 

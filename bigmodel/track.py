@@ -45,14 +45,14 @@ def write_text(path: Any, text: str) -> None:
 
 def write_json(path: Any, value: Any) -> None:
     """Atomic, as `write_text`."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_rows(path: Any) -> list[dict[str, Any]]:
     """Rows of a .jsonl; a torn last line is left out."""
     try:
         lines = epath.Path(path).read_text().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     rows = []
     for line in lines:
@@ -79,7 +79,7 @@ class Rows:
 
     def add(self, row: dict[str, Any]) -> None:
         if self.file is not None:
-            data = (json.dumps(row) + "\n").encode()
+            data = (json.dumps(row, allow_nan=False) + "\n").encode()
             while data:  # the last blocks of a disk may take a part, and the rest raises
                 data = data[self.file.write(data) :]
         else:
@@ -163,6 +163,9 @@ def git_state() -> dict[str, Any]:
 
     sha = git("rev-parse", "HEAD")
     diff = git("diff", "HEAD") if sha else None
+    if diff is not None:  # a new experiment or family that isn't in git yet is part of what ran
+        for name in (git("ls-files", "--others", "--exclude-standard", "*.py") or "").splitlines():
+            diff += f"new file {name}\n{Path(name).read_text(errors='replace')}\n"
     return {"git_sha": sha and sha.strip(), "git_diff": diff}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,13 +28,14 @@ from bigmodel.view import View, wandb_mode
 class Stop:
     """SIGTERM and SIGINT ask the loop to save and leave.
 
-    Not outside the main thread, and not where several processes train together: they would stop at
-    different steps and wait for each other, so there a signal ends the process and a restart restores.
+    Not outside the main thread. Where several processes train together they have to stop at the same step:
+    there JAX's preemption service hears of SIGTERM, and agrees on one.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self.main = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
+        self.alone = jax.process_count() == 1
+        self.main = threading.current_thread() is threading.main_thread() and self.alone
 
     def __enter__(self) -> Stop:
         if self.main:
@@ -42,6 +44,10 @@ class Stop:
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after `step`. Asked once a step, by every process."""
+        return self.asked if self.alone else multihost_utils.reached_preemption_sync_point(step)
 
     def __exit__(self, *_: Any) -> None:
         if self.main:
@@ -135,7 +141,7 @@ def _train(
     view: View,
     line: Line,
 ) -> dict[str, Any]:
-    began = time.time()
+    began, source_state = time.time(), git()
     B, steps, seed = frozen.train.batch_size, plan.steps, frozen.train.seed
 
     # ---- data: checked against the family's spec before anything is compiled
@@ -165,6 +171,8 @@ def _train(
     # ---- record
     metrics_file = track.Rows(folder / "metrics.jsonl", start) if lead else None
     speed_file = track.Rows(folder / "speed.jsonl", start) if lead else None
+    if speed_file:
+        began -= speed_file.last("seconds", 0.0)  # what earlier sessions of this run took
     if lead:
         view.open(folder, wandb_mode(frozen.run.wandb), name, group, start)
     batches = loader.train_batches(examples["train"], B, seed, start, steps, rows)
@@ -191,8 +199,7 @@ def _train(
         """Reads a step's metrics (waiting for it), logs them; 'diverged' if it is over."""
         nonlocal last_loss
         row = {k: sharding.to_host(v).item() for k, v in device_metrics.items()}
-        finite, high = row.pop("finite"), row.pop("high_steps")
-        over = not finite or high >= frozen.train.divergence_steps
+        over = not row.pop("ok")
         if math.isfinite(row["loss"]):
             last_loss = row["loss"]
         if metrics_file and (done % frozen.run.log_every == 0 or done == steps or over):
@@ -220,9 +227,10 @@ def _train(
                 status = read(*pending)
             step += 1
             pending = (step, metrics)
+            stopping = stop.at(step) and step < steps
             due_eval = frozen.run.eval_every and step % frozen.run.eval_every == 0 and step < steps
             due_save = frozen.run.checkpoint_every and step % frozen.run.checkpoint_every == 0 and step < steps
-            if (due_eval or due_save or stop.asked or step == steps) and not status:
+            if (due_eval or due_save or stopping or step == steps) and not status:
                 status = read(*pending)
                 pending = None
             if due_eval and not status:
@@ -242,10 +250,10 @@ def _train(
                 window, window_began = step, time.time()
             if status:
                 break
-            if due_save or (stop.asked and step < steps):
+            if due_save or stopping:
                 save(step)
                 saved = step
-            if stop.asked and step < steps:
+            if stopping:
                 saves.wait()
                 raise Retry(f"interrupted at step {step} of {steps}, saved; the same command continues")
 
@@ -253,6 +261,8 @@ def _train(
     status = status or "done"
     good = int(sharding.to_host(state["step"]))  # of a diverged run: its last good step
     final = evaluate() if status == "done" else {}
+    if not all(map(math.isfinite, final.values())):
+        status, final = "diverged", {}
     if metrics_file and final and start < steps:  # else it was written before the checkpoint of the last step
         metrics_file.add({"step": steps, **final})
     if good != saved or saved == 0:
@@ -281,14 +291,14 @@ def _train(
         "jax_version": jax.__version__,
         "date": track.now(),
         "wall_seconds": round(time.time() - began, 3),
-        "git_sha": git()["git_sha"],
-        "git_dirty": bool(git()["git_diff"]),
+        "git_sha": source_state["git_sha"],
+        "git_dirty": bool(source_state["git_diff"]),
     }
     if metrics_file and speed_file:
         metrics_file.close()
         speed_file.close()
-        if git()["git_diff"]:
-            (folder / "git.diff").write_text(git()["git_diff"])
+        if source_state["git_diff"]:
+            (folder / "git.diff").write_text(source_state["git_diff"])
         track.write_json(folder / "result.json", result)
         (folder / "error.json").unlink(missing_ok=True)
         view.finish()
@@ -297,7 +307,7 @@ def _train(
 
 @functools.cache
 def git() -> dict[str, Any]:
-    """git sha and dirty diff, once a process."""
+    """git sha and dirty diff when this process began: that is the code it has loaded."""
     return track.git_state()
 
 

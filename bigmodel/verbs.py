@@ -159,6 +159,7 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: 
     os.environ["BIGMODEL_WORKER"] = "1"
     command = ["sweep", "run", args.file, f"--runs={args.runs}", *(f"--config.{k}={v}" for k, v in overrides)]
     command += ["--retry-failed"] if args.retry_failed else []
+    command += [f"--host-devices={args.host_devices}"] if args.host_devices else []
     from rich.live import Live
 
     with Live(refresh_per_second=2, transient=not sys.stdout.isatty()) as live:
@@ -296,8 +297,7 @@ def count(args: argparse.Namespace, overrides: Any) -> int:
         source = row["source"]
         section = config.ConfigDict({"model": models.family(family_name).get_config()})
         section.model.update(row["model"])
-        for key, value in overrides:
-            config.override(section, key, value)
+        config.override_all(section, overrides)
         models.family(family_name).finalize(section.model)
         model = section.model
     numbers = {"name": name, "family": family_name, "source": source, **budget.describe(family_name, model)}

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -36,6 +38,12 @@ def agree(losses, reference, first=True):
     np.testing.assert_allclose(losses, reference, rtol=1e-4)
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, data_dir):
     """Losses of one device, of four meshes of 8, and of 2 processes x 4, with every checkpoint on every mesh."""
@@ -58,9 +66,7 @@ def runs(tmp_path_factory, data_dir):
     file.write_text(config.to_json(cfg))
     worker = ROOT / "tests/mesh_worker.py"
     one = spawn(worker, 1, file, root / "one.json", root / "one", "1x1x1")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     cfg.run.mesh.data, cfg.run.mesh.fsdp, cfg.run.mesh.tensor = 2, 2, 2
     two_file = root / "two.json"
     two_file.write_text(config.to_json(cfg))
@@ -115,6 +121,36 @@ def test_parameters_are_really_spread(runs):
     assert fractions["1x8x1"] < 0.25
     assert fractions["1x1x8"] < 0.25
     assert fractions["2x2x2"] < 0.35
+
+
+def test_sigterm_stops_two_processes_at_one_step(tmp_path, data_dir):
+    from conftest import TINY
+
+    pairs = [*TINY, ("run.data_dir", data_dir), ("train.steps", 100_000), ("data.epochs", 10**6)]
+    file = tmp_path / "config.json"
+    file.write_text(config.to_json(config.load(ROOT / "experiments/gpt.py", pairs)))
+    port = free_port()
+    pair = [
+        spawn("-m", "bigmodel", "train", file, f"--runs={tmp_path / 'runs'}", "--host-devices=2",
+              f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}")
+        for i in range(2)
+    ]  # fmt: skip
+    until = time.time() + 120
+    while not list((tmp_path / "runs").glob("*/metrics.jsonl")) or not read_steps(tmp_path):
+        assert time.time() < until and all(p.poll() is None for p in pair)
+        time.sleep(0.1)
+    for p in pair:
+        p.send_signal(signal.SIGTERM)
+    errors = [p.communicate(timeout=60)[1] for p in pair]
+    assert [p.returncode for p in pair] == [75, 75], errors
+    steps = {re.search(r"interrupted at step (\d+)", e).group(1) for e in errors}
+    assert len(steps) == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "checkpoints" / steps.pop()).is_dir()
+
+
+def read_steps(tmp_path):
+    return [r for f in (tmp_path / "runs").glob("*/metrics.jsonl") for r in track.read_rows(f)]
 
 
 # ----------------------------------------------------------------- without more devices

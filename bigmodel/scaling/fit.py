@@ -88,7 +88,7 @@ def fit(
         "delta": float(delta),
         "n_points": len(data["L"]),
         "ci": _intervals(model, samples),
-        "optimal": _optimal(model, params, float(data["C"].max())),
+        "optimal": _optimal(model, params, float((6 * data["N"] * data["D"]).max())),
         "holdout": held,
         "warnings": warnings + held_warnings,
         "residuals": [float(r) for r in np.log(data["L"]) - np.log(model.predict(params, data))],

@@ -88,6 +88,11 @@ def _read_runs(folder: Path) -> tuple[pd.DataFrame, list[str], Counter[str]]:
         raise UsageError(f"no result.json in the run directories of {str(folder)!r} (looked for */result.json)")
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
+    plan = folder / "plan.jsonl"
+    if plan.is_file():  # runs of an earlier version of the sweep may lie beside today's
+        planned = {json.loads(line)["run_id"] for line in plan.read_text(encoding="utf-8").splitlines()}
+        counts["unplanned"] = sum(f.parent.name not in planned for f in files)
+        files = [f for f in files if f.parent.name in planned]
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -96,6 +101,8 @@ def _read_runs(folder: Path) -> tuple[pd.DataFrame, list[str], Counter[str]]:
         except (OSError, ValueError, TypeError):  # half-written by a run that was killed
             counts["unreadable"] += 1
     warnings = [f"{counts['unreadable']} result.json can't be read: left out"] if counts["unreadable"] else []
+    if counts["unplanned"]:
+        warnings.append(f"{counts['unplanned']} runs aren't in the sweep's plan: left out")
     # Runs without a result yet: the sweep may still be going, and a law of half a sweep should say so.
     started = {f.parent for f in folder.glob("*/config.json")} - {f.parent for f in files}
     if started:
