@@ -217,6 +217,17 @@ def test_load_runs_counts_what_it_drops(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_runs_outside_the_plan_are_left_out(tmp_path):
+    """An edited sweep leaves its old runs in the folder; today's law isn't theirs."""
+    frame = grid()
+    write_runs(tmp_path, frame)
+    planned = frame["run_id"].tolist()[3:]
+    (tmp_path / "plan.jsonl").write_text("".join(json.dumps({"run_id": r}) + "\n" for r in planned))
+    loaded = rows.load(tmp_path)
+    assert sorted(loaded["run_id"]) == sorted(planned)
+    assert any("3 runs aren't in the sweep's plan" in w for w in loaded.attrs["warnings"])
+
+
 def test_load_tables(tmp_path, suffix):
     path, frame = tmp_path / f"points{suffix}", grid()
     write = {
