@@ -216,7 +216,6 @@ def test_load_runs_counts_what_it_drops(tmp_path):
     assert fits.fit(frame, bootstrap=0)["warnings"] == frame.attrs["warnings"]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
 def test_runs_outside_the_plan_are_left_out(tmp_path):
     """An edited sweep leaves its old runs in the folder; today's law isn't theirs."""
     frame = grid()
@@ -228,6 +227,7 @@ def test_runs_outside_the_plan_are_left_out(tmp_path):
     assert any("3 runs aren't in the sweep's plan" in w for w in loaded.attrs["warnings"])
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
 def test_load_tables(tmp_path, suffix):
     path, frame = tmp_path / f"points{suffix}", grid()
     write = {

@@ -306,12 +306,17 @@ case("checkpoint overwritten", train_digits(run__checkpoint_every=4, run__keep=3
      "can't be restored", before=lambda runs: copy_of(runs, lambda b: b"\0" * len(b)))  # fmt: skip
 case("a bit of a checkpoint", train_digits(run__checkpoint_every=4, run__keep=3), "/checkpoints/8", "can't be restored",
      before=lambda runs: copy_of(runs, flip))  # fmt: skip
-case("init_from nothing", train_digits(train__init_from="elsewhere"), "no checkpoints", "elsewhere/checkpoints")
-case("init_from without checkpoints", train_digits(train__init_from="earlier"), "no checkpoints", "earlier/checkpoints",
+case("init_from nothing", train_digits(train__init_from="elsewhere"), "elsewhere", "no finished run there")
+case("init_from a run without its checkpoints", train_digits(train__init_from="earlier"), "earlier/checkpoints",
+     "no checkpoints", before=lambda: write("earlier/result.json", '{"run_id": "0", "last_good_step": 8}'))  # fmt: skip
+case("init_from without checkpoints", train_digits(train__init_from="earlier"), "earlier", "no finished run there",
      before=lambda: Path("earlier/checkpoints").mkdir(parents=True))  # fmt: skip
 case("init_from another shape", train_digits(train__init_from="earlier/first", model__width=16), "earlier/first",
      "can't be restored", "(64, 8) there", "(64, 16) here",
-     before=lambda runs: shutil.copytree(next(runs.iterdir()), "earlier/first"))  # fmt: skip
+     before=lambda runs: (
+         shutil.copytree(next(runs.iterdir()), "earlier/first"),
+         write("earlier/first/result.json", '{"run_id": "0123456789ab", "last_good_step": 8}'),
+     ))  # fmt: skip
 
 # ---- sweeps
 case("no sweep file", ["sweep", "plan", f"{ROOT}/sweeps/dmeo.py"], "no sweep file", "did you mean", "demo.py")
