@@ -264,7 +264,8 @@ def report(args: argparse.Namespace, _: Any) -> int:
     if module and hasattr(module, "report"):
         with config.user_code(args.file, "sweep", "report()"), config.full_disk(out):
             module.report(folder, out)  # the sweep's own figures and tables, beside the common ones
-    mode = {(track.read_json(folder / r["run_id"] / "config.json") or {}).get("run", {}).get("wandb") for r in results}
+    configs = [c for c in (track.read_json(folder / r["run_id"] / "config.json") for r in results) if c]
+    mode = {c["run"]["wandb"] for c in configs}
     wandb = view.View()
     wandb.summary(
         out, view.wandb_mode("online" if "online" in mode else "offline" if "offline" in mode else "off"), folder.name
