@@ -216,6 +216,7 @@ def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
     return 2 * tree.size_bytes(params) + tree.size_bytes(moments)
 
 
+@functools.lru_cache(maxsize=4096)  # a plan asks twice: when it checks a row, and when it prints it
 def derive(config: FrozenConfigDict) -> Budget:
     """N, D, C, steps and the rest of a finalised config.
 
