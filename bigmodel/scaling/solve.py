@@ -13,12 +13,14 @@ min(1, delta / |r|), which makes a quadratic that lies above the Huber function 
 it moves safely from anywhere but converges linearly. "newton" differentiates the gradient: it converges
 quadratically once close.
 
+`above` < 1 weighs a run above the law less than one below it: bad luck and bad tuning only ever raise a loss.
+
 Legend: S candidates, P parameters, n runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -38,21 +40,40 @@ class Problem:
 
     Attributes:
       row: columns of the runs, each (n,).
-      log_loss: ln of the observed losses, (n,).
-      delta: Huber's threshold, in units of ln L.
-      shift: moves the starts and the bounds to the size of the losses, see Law.starts.
+      log_loss: ln of the observed target, (n,), or one row per candidate, (S, n).
+      delta: Huber's threshold, in units of ln L; or one per candidate, (S, 1).
+      above: weight of a run that lies above the law, relative to one below it.
+      shift, x_shift: move the starts and the bounds to the size of the target and of the law's first column, see
+        Law.starts.
+      fixed: (P,) which parameters stay where they start; None: none.
     """
 
     law: Law
     row: Row
     log_loss: np.ndarray
-    delta: float
+    delta: float | np.ndarray
+    above: float = 1.0
     shift: float = 0.0
+    x_shift: float = 0.0
+    fixed: np.ndarray | None = None
     low: np.ndarray = field(init=False)
     high: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.low, self.high = self.law.bounds(self.shift)
+        self.low, self.high = self.law.bounds(self.shift, self.x_shift)
+
+    def of(self, part: slice | np.ndarray) -> Problem:
+        """The same problem for a part of the candidates."""
+        if self.log_loss.ndim == 1 and not isinstance(self.delta, np.ndarray):
+            return self
+        log_loss = self.log_loss if self.log_loss.ndim == 1 else self.log_loss[part]
+        return replace(
+            self, log_loss=log_loss, delta=self.delta[part] if isinstance(self.delta, np.ndarray) else self.delta
+        )
+
+    def starts(self) -> np.ndarray:
+        """The law's starts, (S, P), moved to the size of these data."""
+        return self.law.starts(self.shift, self.x_shift)
 
     def residuals(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """theta (S, P) -> ln predicted - ln observed (S, n), and its slopes (S, P, n)."""
@@ -75,28 +96,36 @@ class Problem:
         """Objective (S,) of residuals (S, n); a candidate that isn't finite costs infinity."""
         size = np.abs(residual)
         inner = np.minimum(size, self.delta)
-        total = np.einsum("sn,sn->s", inner * (size - 0.5 * inner), np.broadcast_to(counts, size.shape))
+        weights = np.broadcast_to(self.weights(residual, counts), size.shape)
+        total = np.einsum("sn,sn->s", inner * (size - 0.5 * inner), weights)
         return np.where(np.isfinite(total), total, np.inf)
+
+    def weights(self, residual: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """What each run weighs, (S, n) or (1, n): a run above the law has ln predicted - ln observed < 0."""
+        return counts if self.above == 1 else np.where(residual < 0, self.above * counts, counts)
 
     def gradient(self, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """(S, P)"""
-        pull = np.clip(residual, -self.delta, self.delta) * counts
+        pull = np.clip(residual, -self.delta, self.delta) * self.weights(residual, counts)
         return np.matmul(slopes, pull[:, :, None])[:, :, 0]
 
     def irls(self, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Gauss-Newton curvature of the weighted squares, (S, P, P)."""
-        weight = self.delta / np.maximum(np.abs(residual), self.delta) * counts
+        weight = self.delta / np.maximum(np.abs(residual), self.delta) * self.weights(residual, counts)
         return np.matmul(slopes * weight[:, None, :], slopes.transpose(0, 2, 1))
 
     def newton(self, theta: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Derivative of the gradient by central differences, (S, P, P)."""
         size, names = theta.shape
+        step = np.full(size, DIFFERENCE)
+        if isinstance(self.delta, np.ndarray):  # a kink narrower than the step would be stepped over
+            step = np.minimum(step, 1e-3 * self.delta[:, 0])
         out = np.empty((size, names, names))
         for p in range(names):
-            h = np.zeros(names)
-            h[p] = DIFFERENCE
+            h = np.zeros((size, names))
+            h[:, p] = step
             up, down = (self.gradient(*self.residuals(theta + s * h), counts) for s in (1, -1))
-            out[:, p] = (up - down) / (2 * DIFFERENCE)
+            out[:, p] = (up - down) / (2 * step[:, None])
         return 0.5 * (out + out.transpose(0, 2, 1))
 
 
@@ -118,11 +147,11 @@ def descend(
     """
     theta = np.clip(theta, problem.low, problem.high)
     objective, settled = np.empty(len(theta)), np.empty(len(theta), dtype=bool)
-    chunk = max(1, CHUNK_ELEMENTS // max(1, len(problem.log_loss)))
+    chunk = max(1, CHUNK_ELEMENTS // max(1, problem.log_loss.shape[-1]))
     for i in range(0, len(theta), chunk):
         part = slice(i, i + chunk)
         own = counts[part] if counts.ndim == 2 else counts[None]
-        theta[part], objective[part], settled[part] = _descend(problem, theta[part], own, steps, curvature)
+        theta[part], objective[part], settled[part] = _descend(problem.of(part), theta[part], own, steps, curvature)
     return theta, objective, settled
 
 
@@ -157,6 +186,7 @@ def _descend(
                 index, theta, objective, damping = index[keep], theta[keep], objective[keep], damping[keep]
                 residual, slopes = residual[keep], slopes[keep]
                 counts = counts[keep] if len(counts) > 1 else counts
+                problem = problem.of(keep)
                 if not len(index):
                     break
         final_theta[index], final_objective[index] = theta, objective
@@ -176,6 +206,7 @@ def _step(
     slope = problem.gradient(residual, slopes, counts)
     square = problem.irls(residual, slopes, counts)
     held = ((theta <= problem.low) & (slope > 0)) | ((theta >= problem.high) & (slope < 0))
+    held = held if problem.fixed is None else held | problem.fixed
     slope = np.where(held, 0.0, slope)
     # Units of equal curvature, so that one damping suits ln A near 6 and alpha near 0.3.
     unit = 1 / np.sqrt(np.maximum(np.einsum("spp->sp", square), 1e-30))

@@ -1,0 +1,119 @@
+"""How well a law predicts runs that it hasn't seen: larger ones, and compared with other laws.
+
+Legend: N parameters, D examples or tokens, C training FLOPs, L loss; n runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigmodel.config import UsageError
+from bigmodel.scaling import checks, laws, search, uncertainty
+from bigmodel.scaling.laws import Law
+
+RUNG_FACTOR = 1.5  # runs of a rung are within this factor of its largest C
+RESAMPLES = 200
+REFIT_RUNS = 20_000  # refits without some runs use at most so many of the others
+
+
+def holdout(
+    data: Mapping[str, np.ndarray],
+    model: Law,
+    delta: float,
+    above: float,
+    estimator: str,
+    rungs: int,
+    bootstrap: int,
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Refits without the 1 ... `rungs` largest rungs of compute (of the law's first column, where there is no C), and
+    their errors on what they haven't seen: the entries that `fit.fit` describes, and warnings."""
+    scale = data["C"] if "C" in data else data[model.columns[0]]
+    left = np.ones(len(scale), dtype=bool)
+    out: list[dict[str, Any]] = []
+    rng = np.random.default_rng(seed)
+    for rung in range(1, rungs + 1):
+        left &= scale < scale[left].max() / RUNG_FACTOR
+        inside = {name: column[left] for name, column in data.items()}
+        try:
+            checks.enough(inside, model, "refit")
+        except UsageError as e:
+            return out, [f"no held-out error for {rung} {'rung' if rung == 1 else 'rungs'}: {e}"]
+        if left.sum() > REFIT_RUNS:
+            part = np.sort(rng.choice(int(left.sum()), REFIT_RUNS, replace=False))
+            inside = {name: column[part] for name, column in inside.items()}
+        problem = search.problem_of(model, inside, delta, above)
+        found = search.search(problem, estimator=estimator)
+        outside = {name: column[~left] for name, column in data.items()}
+        params = model.named(found.theta)
+        error = model.predict(params, outside) / outside[model.target] - 1
+        few = min(bootstrap, RESAMPLES) if len(problem.log_loss) <= uncertainty.SUBSET_RUNS else 0
+        samples, _ = uncertainty.resample(problem, found, few, seed + rung, estimator)
+        predicted = np.exp(model.form(samples.T[:, :, None], {k: outside[k] for k in model.columns}))
+        spread = np.abs(predicted / outside[model.target] - 1).mean(axis=1, keepdims=True)
+        ends = uncertainty.percentile(spread)[:, 0] if len(spread) else np.full(2, np.nan)
+        out.append(
+            {
+                "rungs": rung,
+                "n_held_out": int((~left).sum()),
+                "flops_gap": float(scale[~left].max() / scale[left].max()),
+                "mean_abs_rel_error": float(np.abs(error).mean()),
+                "mean_abs_rel_error_ci": None if np.isnan(ends).any() else [float(v) for v in ends],
+                "max_abs_rel_error": float(np.abs(error).max()),
+                "mean_rel_error": float(error.mean()),
+                "params": params,
+                "held_out": [int(i) for i in np.flatnonzero(~left)],
+            }
+        )
+    return out, []
+
+
+def compare(
+    result: Mapping[str, Any],
+    frame: Any,
+    against: Sequence[str],
+    rungs: int,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Other laws, fitted as `result` was: every law, the best extrapolation first, and warnings.
+
+    A line for each law that has more parameters and extrapolates worse.
+
+    Raises:
+      UsageError: a law of another target, or whose columns `frame` lacks.
+    """
+    keys = ("law", "objective", "n_points", "holdout", "warnings")
+    entries = [{**{k: result[k] for k in keys}, "num_params": len(result["params"])}]
+    how = result["delta"], result["above"], result["estimator"]
+    for name in dict.fromkeys(n for n in against if n != result["law"]):
+        model = laws.get(name)
+        if model.target != result["target"]:
+            raise UsageError(f"law {name!r} is for {model.target!r}, {result['law']!r} for {result['target']!r}")
+        data = checks.columns_of(frame, model)
+        checks.enough(data, model, "fit")
+        problem = search.problem_of(model, data, *how[:2])
+        found = search.search(problem, estimator=how[2])
+        held, lines = holdout(data, model, *how, rungs, 0, 0)
+        lines = [*checks.design_warnings(data, model), *checks.search_warnings(problem, found), *lines]
+        entry = {"law": name, "objective": found.objective, "n_points": len(problem.log_loss), "holdout": held}
+        entries.append({**entry, "warnings": lines, "num_params": len(model.names)})
+    shared = min(len(e["holdout"]) for e in entries)
+
+    def error(entry: Mapping[str, Any]) -> float:
+        """Mean error over the refits that every law has."""
+        return float(np.mean([h["mean_abs_rel_error"] for h in entry["holdout"][:shared]])) if shared else math.inf
+
+    entries.sort(key=error)
+    lines = []
+    for entry in entries:
+        simpler = [e for e in entries if e["num_params"] < entry["num_params"] and error(e) < error(entry)]
+        if simpler:
+            lines.append(
+                f"{entry['law']} ({entry['num_params']} parameters) extrapolates worse than {simpler[0]['law']} "
+                f"({simpler[0]['num_params']}): mean held-out error {100 * error(entry):.3g} % against "
+                f"{100 * error(simpler[0]):.3g} %"
+            )
+    return entries, lines

@@ -1,0 +1,322 @@
+"""Intervals, resamples, held-out errors and frontiers: against closed forms, and against one another."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bigmodel.config import UsageError
+from bigmodel.scaling import fit as fits
+from bigmodel.scaling import frontier, full_grid, laws, search, uncertainty
+
+POINTS = Path(__file__).parents[2] / "shared" / "points"
+PLANTED = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28}
+
+
+def planted(noise=0.003, seed=0, sizes=7, data=6, repeats=1):
+    n, d, _ = (
+        x.ravel() for x in np.meshgrid(np.geomspace(1e6, 3e8, sizes), np.geomspace(2e7, 2e10, data), range(repeats))
+    )
+    loss = laws.get("chinchilla").predict(PLANTED, {"N": n, "D": d})
+    return pd.DataFrame(
+        {"N": n, "D": d, "L": loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))}
+    )
+
+
+def solved(frame, name="chinchilla", delta=1e-3, **kwargs):
+    problem = search.problem_of(laws.get(name), {k: frame[k].to_numpy() for k in frame}, delta, **kwargs)
+    return problem, search.search(problem)
+
+
+# ------------------------------------------------------------------------------------ intervals
+
+
+def test_delta_and_profile_are_student_t_for_a_linear_law():
+    """batch = c D^q is a line on log axes; with delta above every residual the fit is least squares."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"D": np.geomspace(1e8, 1e11, 20)})
+    frame["batch"] = 0.58 * frame["D"] ** 0.571 * np.exp(0.1 * rng.standard_normal(20))
+    problem, found = solved(frame, "batch_size", delta=10.0)
+    line = stats.linregress(np.log(frame["D"]), np.log(frame["batch"]))
+    reach = stats.t.ppf(0.975, 18) * np.array([line.intercept_stderr, line.stderr])
+    centre = np.array([line.intercept, line.slope])
+    np.testing.assert_allclose(found.theta, centre, rtol=1e-7)
+    cov = uncertainty.covariance(problem, found.theta)
+    np.testing.assert_allclose(
+        uncertainty.delta_method(problem, found.theta, cov), [centre - reach, centre + reach], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        uncertainty.profile(problem, found.theta, cov), [centre - reach, centre + reach], rtol=2e-3
+    )
+
+
+def test_bias_correction_moves_the_quantiles():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0, 1, size=(200_000, 1))
+    np.testing.assert_allclose(uncertainty.bias_corrected(samples, np.zeros(1)).ravel(), [-1.96, 1.96], atol=0.02)
+    # An estimate at the samples' 16th percentile (z = -1): quantiles at 2 z -+ 1.96 of them.
+    moved = uncertainty.bias_corrected(samples, -np.ones(1))
+    np.testing.assert_allclose(moved.ravel(), [-3.96, -0.04], atol=0.15)
+    same = uncertainty.bias_corrected(np.exp(samples), np.exp(-np.ones(1)))
+    np.testing.assert_allclose(np.log(same), moved, rtol=1e-3, atol=1e-4)
+    assert np.isnan(uncertainty.bias_corrected(np.full((5, 1), np.nan), np.zeros(1))).all()
+    narrow = uncertainty.percentile(samples)
+    wide = uncertainty.expanded(samples, 12, 5)
+    # n = 12, P = 5: sqrt(12 / 7) t_7 = 3.1 in place of 1.96.
+    assert (wide / narrow).ravel() == pytest.approx(np.sqrt(12 / 7) * stats.t.ppf(0.975, 7) / 1.96, rel=0.05)
+
+
+def test_methods_agree_where_theory_says_so():
+    """Gaussian noise, 294 runs: bootstrap, delta method and profile measure the same uncertainty."""
+    result = fits.fit(planted(sizes=7, data=6, repeats=7), holdout=0)
+    assert set(result["intervals"]) == {"bias-corrected", "percentile", "expanded", "delta", "profile"}
+    for name in PLANTED:
+        widths = {m: np.log(ends[name][1] / ends[name][0]) for m, ends in result["intervals"].items()}
+        for method, width in widths.items():
+            assert width == pytest.approx(widths["percentile"], rel=0.4), (name, method)
+        assert result["ci"][name] == result["intervals"]["bias-corrected"][name]
+        assert result["ci"][name][0] < PLANTED[name] < result["ci"][name][1]
+
+
+def test_seeds_are_drawn_within_their_cell():
+    frame = planted(repeats=4).assign(seed=np.tile(range(4), 42))
+    result = fits.fit(frame, bootstrap=300, holdout=0)
+    low, high = result["intervals"]["seeds"]["alpha"]
+    assert low < result["params"]["alpha"] < high
+    # Without noise between seeds there is no uncertainty about them, however few the runs are.
+    same = frame.assign(L=frame.groupby(["N", "D"])["L"].transform("mean"))
+    low, high = fits.fit(same, bootstrap=300, holdout=0)["intervals"]["seeds"]["alpha"]
+    assert high - low < 1e-6
+    assert "seeds" not in fits.fit(planted(), bootstrap=50, holdout=0)["intervals"]
+
+
+def test_many_runs_take_little_bootstraps():
+    """Beyond 5000 runs resamples are of subsets; their spread is that of resampling everything."""
+    frame = planted(noise=0.01, sizes=60, data=90)
+    result = fits.fit(frame, bootstrap=200, holdout=0)
+    problem, found = solved(frame)
+    counts = np.random.default_rng(1).multinomial(len(frame), np.full(len(frame), 1 / len(frame)), size=60)
+    theta, _ = uncertainty.refit(problem, found.basins, counts.astype(float), np.random.default_rng(0))
+    whole = problem.law.values(theta).std(axis=0)
+    for i, name in enumerate(problem.law.names):
+        assert result["se"][name] == pytest.approx(whole[i], rel=0.35), name
+    assert "profile" not in result["intervals"] and "delta" in result["intervals"]
+
+
+def test_every_start_finds_what_the_shortcut_finds():
+    frame = planted(sizes=5, data=4)
+    problem, found = solved(frame)
+    counts = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20), size=3).astype(float)
+    theta, _ = uncertainty.refit(problem, found.basins, counts, np.random.default_rng(0))
+    short = np.array(
+        [problem.huber(problem.residuals(t[None])[0], c[None])[0] for t, c in zip(theta, counts, strict=True)]
+    )
+    data = {k: frame[k].to_numpy() for k in frame}
+    _, best = full_grid.refit("chinchilla", data, counts, 1e-3, workers=2)
+    np.testing.assert_allclose(short, best, rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------------- estimators
+
+
+def test_free_scale_likelihood():
+    """At its optimum nothing near is more likely; with a large delta it is least squares with its own scale."""
+    frame = planted(noise=0.01)
+    problem, found = solved(frame)
+    result = fits.fit(frame, estimator="likelihood", bootstrap=0, holdout=0)
+
+    def minus_log_p(theta, delta=1e-3):
+        return search.free_scale_value(problem, theta[None], np.ones(len(frame)))[0]
+
+    best = problem.law.theta(result["params"])
+    assert minus_log_p(best) == pytest.approx(result["objective"], rel=1e-9)
+    assert minus_log_p(found.theta) > result["objective"]
+    rng = np.random.default_rng(0)
+    for step in (1e-4, 1e-3, 1e-2):
+        assert all(minus_log_p(best + step * rng.standard_normal(5)) > result["objective"] for _ in range(20))
+    wide = fits.fit(frame, estimator="likelihood", delta=50.0, bootstrap=0, holdout=0)
+    squares = fits.fit(frame, delta=50.0, bootstrap=0, holdout=0)
+    assert wide["params"] == pytest.approx(squares["params"], rel=1e-4)
+    assert wide["scale"] == pytest.approx(np.sqrt(np.mean(np.square(squares["residuals"]))), rel=1e-6)
+
+
+def test_besiroglu_headline_estimator():
+    path = POINTS / "besiroglu2024_chinchilla_points.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent: the published points are not shipped with the project")
+    table = pd.read_csv(path).rename(columns={"Model Size": "N", "Training FLOP": "C", "loss": "L"})
+    table = table[table["L"] < np.sort(table["L"])[-5]].assign(D=lambda t: t["C"] / (6 * t["N"]))
+    result = fits.fit(table[["N", "D", "C", "L"]], estimator="likelihood", bootstrap=0, holdout=0)
+    for name, value in {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}.items():
+        assert result["params"][name] == pytest.approx(value, rel=5e-3)
+    assert -result["objective"] == pytest.approx(879.7731, abs=1e-3)  # their printed log-likelihood
+    assert np.log(result["scale"]) == pytest.approx(-12.2666, abs=1e-3)
+
+
+def test_badly_tuned_runs_weigh_less():
+    """A third of the runs lie 2 % above the law: with a small weight above, the floor is found again."""
+    frame = planted(noise=0.0005, sizes=9, data=8)
+    bad = np.random.default_rng(3).random(len(frame)) < 0.33
+    frame["L"] *= np.where(bad, 1.02, 1.0)
+    plain, robust = (fits.fit(frame, above=w, bootstrap=0, holdout=0) for w in (1.0, 0.1))
+    error = [abs(np.mean(np.array(r["residuals"])[~bad])) for r in (plain, robust)]
+    assert error[1] < 0.5 * error[0] or error[1] < 5e-4
+    assert np.mean(np.array(robust["residuals"]) > 0) > np.mean(np.array(plain["residuals"]) > 0) + 0.1
+    with pytest.raises(UsageError, match=r"above=0\.0"):
+        fits.fit(frame, above=0.0)
+
+
+# -------------------------------------------------------------------------------- extrapolation
+
+
+def test_leaving_a_rung_out_is_a_fit_of_the_rest():
+    frame = planted(sizes=5, data=5)
+    result = fits.fit(frame, bootstrap=0, holdout=0)
+    groups = uncertainty.rungs((6 * frame["N"] * frame["D"]).to_numpy(), 1.5)
+    assert sorted(np.concatenate(groups)) == list(range(25)) and 2 < len(groups) <= 8
+    for group, entry in zip(groups, result["leave_one_out"], strict=True):
+        rest = fits.fit(frame.drop(index=group), bootstrap=0, holdout=0)["params"]
+        assert entry["n"] == len(group)
+        assert entry["params"] == pytest.approx(rest, rel=1e-3)
+
+
+def test_held_out_errors_have_intervals_and_compare_laws():
+    frame = planted(noise=0.002)
+    result = fits.fit(frame, bootstrap=100, holdout=3, against=["kaplan_nd", "gadre", "chinchilla"])
+    assert [h["rungs"] for h in result["holdout"]] == [1, 2, 3]
+    gaps = [h["flops_gap"] for h in result["holdout"]]
+    assert gaps == sorted(gaps)
+    for entry in result["holdout"]:
+        low, high = entry["mean_abs_rel_error_ci"]
+        assert 0 <= low <= entry["mean_abs_rel_error"] <= 2 * high
+    assert {e["law"] for e in result["compared"]} == {"chinchilla", "kaplan_nd", "gadre"}
+    errors = [np.mean([h["mean_abs_rel_error"] for h in e["holdout"]]) for e in result["compared"]]
+    assert errors == sorted(errors)
+    assert result["compared"][0]["law"] == "chinchilla"  # the planted one
+    # A law that is nested in the data's truth extrapolates as well with fewer parameters.
+    n, d = frame["N"], frame["D"]
+    simple = frame.assign(
+        L=(1 + 60 / n**0.26 + 90 / d**0.26) * np.exp(0.01 * np.random.default_rng(8).standard_normal(len(n)))
+    )
+    lines = fits.fit(simple, bootstrap=0, against=["gadre"])["warnings"]
+    assert any("chinchilla (5 parameters) extrapolates worse than gadre (4)" in line for line in lines)
+    with pytest.raises(UsageError, match="law 'batch_size' is for 'batch', 'chinchilla' for 'L'"):
+        fits.fit(frame, bootstrap=0, against=["batch_size"])
+
+
+# ------------------------------------------------------------------------------------- frontier
+
+
+def isoflop_frame(noise=0.0, exponent=0.46, budgets=(1e17, 1e18, 1e19, 1e20), sizes=7, reach=4.0):
+    rows, rng = [], np.random.default_rng(0)
+    for c in budgets:
+        best = 0.3 * c**exponent
+        for n in best * np.geomspace(1 / reach, reach, sizes) * 1.1:
+            loss = 3 * (c / 1e17) ** -0.05 * np.exp(0.03 * np.log(n / best) ** 2 + noise * rng.standard_normal())
+            rows.append({"N": n, "D": c / (6 * n), "C": c, "L": loss})
+    return pd.DataFrame(rows)
+
+
+def test_isoflop_recovers_a_planted_frontier():
+    result = fits.fit(isoflop_frame(), law="isoflop", bootstrap=20)
+    assert result["params"]["a"] == pytest.approx(0.46, abs=1e-6)
+    assert result["params"]["b"] == pytest.approx(0.54, abs=1e-6)
+    assert result["params"]["N0"] == pytest.approx(0.3, rel=1e-4)
+    for budget in result["budgets"]:
+        assert budget["N_opt"] == pytest.approx(0.3 * budget["C"] ** 0.46, rel=1e-6)
+        assert budget["N_opt"] * budget["D_opt"] * 6 == pytest.approx(budget["C"])
+        assert np.polyval(budget["parabola"], np.log(budget["N_opt"])) == pytest.approx(np.log(budget["L_opt"]))
+    noisy = fits.fit(isoflop_frame(noise=0.002), law="isoflop", bootstrap=300)
+    low, high = noisy["ci"]["a"]
+    assert low < 0.46 < high and high - low < 0.1
+    assert json.loads(json.dumps(fits.to_json(noisy)))["law"] == "isoflop"
+
+
+def test_isoflop_leaves_out_edges():
+    frame = isoflop_frame(budgets=(1e17, 1e18, 1e19), sizes=9)
+    frame = frame[(frame["C"] < 1e19) | (frame["N"] < 0.25 * 1e19**0.46)]
+    small = isoflop_frame(budgets=(1e16,), sizes=3)
+    result = frontier.isoflop(pd.concat([small, frame, isoflop_frame(budgets=(1e20,))]), 20)
+    assert any("1 budgets have under 4 sizes, C = 1e+16" in w for w in result["warnings"])
+    assert [b["edge"] for b in result["budgets"]] == [False, False, True, False]
+    assert any("at the edge of the runs at C = 1e+19" in w for w in result["warnings"])
+    assert result["params"]["a"] == pytest.approx(0.46, abs=1e-3)
+    with pytest.raises(UsageError, match="1 of 1 budgets"):
+        frontier.isoflop(isoflop_frame(budgets=(1e18,)), 10)
+    with pytest.raises(UsageError, match="needs column 'L'"):
+        frontier.isoflop(frame.drop(columns="L"), 10)
+
+
+def test_envelope_recovers_a_planted_frontier():
+    """Curves of a Chinchilla law: the envelope's exponent is beta / (alpha + beta)."""
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e10, 33), np.geomspace(1e7, 1e13, 80)))
+    law = laws.get("chinchilla")
+    frame = pd.DataFrame({"N": n, "D": d, "C": 6 * n * d, "L": law.predict(PLANTED, {"N": n, "D": d})})
+    result = fits.fit(frame, law="envelope", bootstrap=50)
+    assert result["params"]["a"] == pytest.approx(0.28 / 0.62, abs=0.01)
+    low, high = result["ci"]["a"]
+    assert low < result["params"]["a"] < high
+    with pytest.raises(UsageError, match="0 sizes N have runs at two or more D"):
+        fits.fit(frame.drop_duplicates("N"), law="envelope")
+
+
+SETTINGS = {  # Porian et al. 2024's path for RefinedWeb, and the exponents of their stored weighted fits
+    ("base", "long", "kaplan", "kaplan", "train"): 0.8353,
+    ("base", "long", "kaplan", "standard", "val"): 0.7065,
+    ("base", "short", "kaplan", "standard", "val"): 0.6020,
+    ("base", "short", "chinchilla", "standard", "val"): 0.5715,
+    ("tuned", "short", "const", "standard", "val"): 0.4969,
+}
+
+
+def test_porian_path():
+    if not (POINTS / "porian2024_optima.csv").is_file():
+        pytest.skip(f"{POINTS} is absent: the published points are not shipped with the project")
+    optima, points = (pd.read_csv(POINTS / f"porian2024_{name}.csv") for name in ("optima", "isoflop_points"))
+    keys = ["hparams", "warmup", "decay", "param_count", "val"]
+
+    def of(table, setting):
+        chosen = (table["dataset"] == "rw") & (table[keys] == setting).all(axis=1)
+        return table[chosen & table["file"].isin(["summary_df"])]
+
+    for setting, exponent in SETTINGS.items():
+        own = of(optima, setting).dropna(subset=["n"])
+        assert frontier.power_law(own["flops"], own["n"], own["n_star_std"])[0] == pytest.approx(exponent, abs=5e-5)
+        frame = of(points, setting).rename(columns={"flops": "C"})
+        for shape in frontier.SHAPES:
+            assert frontier.isoflop(frame, 50, 0, shape)["params"]["a"] == pytest.approx(exponent, abs=0.03)
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def test_a_fit_is_read_back(tmp_path):
+    result = fits.fit(planted(), bootstrap=40)
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(fits.to_json(result)))
+    again = fits.read(path)
+    np.testing.assert_allclose(again["bootstrap_samples"], result["bootstrap_samples"], rtol=1e-7)
+    assert fits.predict(again, 1e9, 1e11) == fits.predict(result, 1e9, 1e11)
+    assert fits.to_json(again)["ci"] == fits.to_json(result)["ci"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": {}}, "needs parameter 'E'"),
+        ({"law": "chinchila"}, "did you mean 'chinchilla'"),
+        ({"samples": {"E": [1.0]}}, "'samples' is damaged"),
+        ({"holdout": None}, "'holdout' is missing or wrong"),
+    ],
+)
+def test_a_damaged_fit_is_one_line(tmp_path, change, message):
+    content = fits.to_json(fits.fit(planted(), bootstrap=5, holdout=0)) | change
+    (tmp_path / "fit.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=message):
+        fits.read(tmp_path / "fit.json")
+    (tmp_path / "half.json").write_text('{"law"')
+    with pytest.raises(UsageError, match="is not JSON"):
+        fits.read(tmp_path / "half.json")
