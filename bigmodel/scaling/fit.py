@@ -65,6 +65,7 @@ def fit(
         compared: every law asked for, best extrapolation first: law, num_params, objective, n_points, holdout;
         range: column -> [least, most] fitted; family, conventions, source: of the rows;
         warnings: one line each;
+        points: N, D, width, depth of each run, where known, in frame's order;
         residuals: ln observed - ln predicted of each run, in frame's order;
         bootstrap_samples: (R', P) array of the parameters of the resamples that could be fitted.
 
@@ -111,6 +112,7 @@ def fit(
         "conventions": dict(frame.attrs.get("conventions", {})),
         "source": str(frame.attrs.get("source", "")),
         "warnings": warnings + held_warnings,
+        "points": _points(frame),
         "residuals": [float(-r) for r in problem.residuals(found.theta[None])[0][0]],
         "bootstrap_samples": values,
     }
@@ -144,7 +146,10 @@ def optimal(result: Mapping[str, Any], C: float) -> tuple[float, float]:
 
 
 def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What fit.json holds: null for what isn't a number, and at most 1000 resamples, by parameter, as "samples"."""
+    """What fit.json holds: null for what isn't a number, and at most 1000 resamples, by parameter, as "samples".
+
+    Of more than 20 000 runs, neither their points nor their residuals.
+    """
 
     def clean(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -156,6 +161,10 @@ def to_json(result: Mapping[str, Any]) -> dict[str, Any]:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     out = {k: clean(v) for k, v in result.items() if k != "bootstrap_samples"}
+    if result["n_points"] > extrapolate.REFIT_RUNS:
+        out |= {"points": {}, "residuals": []}
+        for entry in out["holdout"]:
+            entry["held_out"] = []
     samples = result["bootstrap_samples"][:SAVED_SAMPLES]
     names = list(result["params"])
     out["samples"] = {n: [float(f"{v:.8g}") for v in samples[:, i]] for i, n in enumerate(names)}
@@ -206,6 +215,11 @@ def _check(delta: float, bootstrap: int, seed: int, holdout: int, above: float) 
         raise UsageError(f"seed={seed!r}: expected 0 or more")
     if not 0 < above <= 1:
         raise UsageError(f"above={above!r}: expected a weight over 0 and at most 1")
+
+
+def _points(frame: pd.DataFrame) -> dict[str, list[float]]:
+    names = [n for n in ("N", "D", "width", "depth") if n in frame and frame[n].dtype.kind in "if"]
+    return {n: [float(v) for v in frame[n]] for n in names if (frame[n] > 0).all()}
 
 
 def _only(frame: pd.DataFrame, column: str) -> str | None:

@@ -63,6 +63,7 @@ def fit(frame: pd.DataFrame, law: str, bootstrap: int = 1000, seed: int = 0) -> 
         "family": None,
         "conventions": dict(frame.attrs.get("conventions", {})),
         "source": str(frame.attrs.get("source", "")),
+        "points": {},
         "residuals": [],
         "bootstrap_samples": samples,
     }

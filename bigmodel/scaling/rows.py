@@ -1,197 +1,353 @@
 """Rows: one line per run with its size, data, compute and loss, from a sweep's results or from a user's table.
 
-Legend: N parameters, D examples or tokens seen, C training FLOPs, L loss.
+Legend: N parameters, D examples or tokens seen, C training FLOPs, L loss. A law may ask for other columns too: they
+have their own names, or those of `DEFAULTS`.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bigmodel.config import UsageError, nearest
+from bigmodel.config import UsageError, choose
+from bigmodel.scaling import readers, sources
 from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
+from bigmodel.scaling.sources import KEPT, Source, is_empty, listed, names_of
 
-DEFAULTS = {"N": "params", "D": "tokens", "L": "loss", "C": "flops"}
-KEPT = ("width", "depth", "run_id", "seed", "family", "status")
-READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda path: pd.read_json(path, lines=True)}
+LETTERS = ("N", "D", "C", "L")
+DEFAULTS = {
+    "N": "params",
+    "D": "tokens",
+    "C": "flops",
+    "L": "loss",
+    "U": "unique_tokens",
+    "S": "steps",
+    "B": "batch_size",
+}
+COUNTS = {"total": "params", "nonembedding": "params_nonembedding", "kaplan": "params_kaplan"}
+FLOPS = ("exact", "6nd")
+OLD = "an earlier version wrote them; choose another --count, or run them anew in another folder"
+# What others call these columns: named in errors, never taken unasked. Compared without case, spaces and signs.
+SYNONYMS = {
+    "N": "modelsize nparams numparams numparameters parameters params modelparams paramcount parametercount n size "
+    "nonembeddingparams paramsnonembedding numnonembeddingparams",
+    "D": "ntokens numtokens tokens trainingtokens traintokens tokensseen tokenstrained totaltokens numexamples "
+    "examples samples samplesseen trainingsamples dataset d datasize t",
+    "C": "trainingflop trainingflops flop flops totalflops trainflops compute c totalcompute",
+    "L": "loss losses valloss validationloss evalloss testloss finalloss finalvalloss crossentropy nll trainloss l",
+    "U": "uniquetokens ntokensunique uniquedata u",
+    "S": "steps nsteps numsteps trainsteps globalstep step iterations",
+    "B": "batchsize batch globalbatchsize tokensperbatch",
+    "batch": "batchsize batch globalbatchsize tokensperbatch",
+    "lr": "lr learningrate peaklr maxlr",
+    "accuracy": "accuracy acc top1 top1accuracy valacc valaccuracy testaccuracy",
+    "error": "error err top1error testerror errorrate",
+}
 
 
-def load(source: str | Path, columns: Mapping[str, str] | None = None, drop_highest: int = 0) -> pd.DataFrame:
+def load(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    drop_highest: int = 0,
+    *,
+    count: str = "",
+    flops: str = "",
+    where: str | Mapping[str, str] = "",
+    target: str = "L",
+    needed: Sequence[str] = (),
+) -> pd.DataFrame:
     """Reads runs.
 
     Args:
       source: a sweep's directory (its */result.json; a file may hold one object or a list of them), or a table:
-        .csv, .parquet or .jsonl.
-      columns: letter -> name in the source, for the letters N, D, L, C. A letter not named here is looked for as
-        `params`, `tokens`, `loss`, `flops`, then as itself. N and L must exist; a missing C is 6 N D, a missing D is
-        C / (6 N) (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
-      drop_highest: leave out the runs whose loss is at least the k-th highest (Besiroglu et al. 2024,
+        .csv, .tsv, .json, .jsonl or .parquet, plain or .gz, .bz2 or .xz; exports of a W&B project are such tables.
+      columns: letter or name -> column of the source. One not named here is looked for as `DEFAULTS` says (`params`,
+        `tokens`, `loss`, `flops` ...), then as itself; `model.width` finds `config.model.width`.
+      drop_highest: leave out the runs whose target is at least the k-th highest (Besiroglu et al. 2024,
         arXiv:2404.10102, leave out 5 of 245).
+      count: which parameters N counts: "total", "nonembedding" or "kaplan" (`bigmodel count` tells all three). Of
+        our own results it selects the column ("": total); with a column of the user's it says what that one counts.
+      flops: "exact", of our own results what the modules cost; "6nd", 6 N D with the N chosen. Likewise.
+      where: only rows with these values, "dataset=rw,val=train" or a dict: text exactly, numbers by value.
+      target: the column that is to be predicted; needed: those that the law reads ((): N and D). Their values must be
+        positive and finite. Of N, D and C, one that is missing follows from C = 6 N D (Hoffmann et al. 2022,
+        arXiv:2203.15556, section 3.3).
 
     Returns:
-      A frame, sorted by C, with float columns N (parameters), D (tokens or examples), C (FLOPs), L (the loss's unit),
-      and width, depth, run_id, seed, family, status where known. Its attrs: "source"; "conventions", letter -> the
-      column or formula it came from; "counts"; "warnings", one line each.
+      A frame, sorted by C, with float columns N (parameters), D (tokens or examples), C (FLOPs), L (the loss's unit)
+      as far as they are known, the other columns asked for, run_id, seed, width, depth, family, status where known,
+      and every other column of numbers under its own name. Its attrs: "source"; "conventions", letter -> the column
+      or formula it came from and what that counts; "counts"; "warnings", one line each.
 
     Raises:
       UsageError: no such source or column; no run left; in a table, a value that isn't a positive finite number.
     """
     path = Path(source)
-    for letter in columns or {}:
-        if letter not in DEFAULTS:
-            raise UsageError(f"columns: {letter!r} is not one of {', '.join(DEFAULTS)}{nearest(letter, DEFAULTS)}")
-    if path.is_dir():
-        table, warnings, counts = _read_runs(path)
-    else:
-        table, warnings, counts = _read_table(path), [], Counter[str]()
-    counts["rows"] += len(table)
-    strict = not path.is_dir()
-    table = _only_done(table, warnings, counts)
-    frame, conventions = _rename(table, columns or {}, path)
-    frame = _check(frame, table, path, conventions, warnings, counts, strict)
-    if "C" not in frame:
-        frame["C"], conventions["C"] = FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"], "6*N*D"
-        warnings.append("no column of training FLOPs: C is taken as 6 N D")
-    if "D" not in frame:
-        frame["D"], conventions["D"] = frame["C"] / (FLOPS_PER_PARAM_TOKEN * frame["N"]), "C/(6*N)"
-        warnings.append("no column of tokens: D is taken as C / (6 N)")
+    asked = dict(columns or {})
+    needed = tuple(dict.fromkeys((*(needed or ("N", "D")), target)))
+    if count:
+        choose("count", count, COUNTS)
+    if flops:
+        choose("flops", flops, FLOPS)
+    found = sources.read(path)
+    found.counts["rows"] += len(found.cells)
+    sources.choose_rows(found, where)
+    sources.only_done(found)
+    taken = _choose(found, asked, needed, count, flops)
+    frame, conventions = _take(found, taken, asked, needed, flops)
+    conventions = _conventions(found, conventions, asked, count, flops)
     if drop_highest:
         if not 0 < drop_highest < len(frame):
             raise UsageError(f"drop_highest={drop_highest}: expected 0 to {len(frame) - 1}, of {len(frame)} runs")
-        below = frame["L"] < np.sort(frame["L"])[-drop_highest]
-        warnings.append(f"left out the {int((~below).sum())} runs of highest loss, as asked")
+        below = frame[target] < np.sort(frame[target])[-drop_highest]
+        found.warnings.append(f"left out the {int((~below).sum())} runs of highest {target}, as asked")
         frame = frame[below]
-    repeats = int(frame.duplicated(["N", "D", "L"]).sum())
-    if repeats:
-        warnings.append(f"{repeats} of {len(frame)} rows repeat another's N, D and L: they count twice")
-    counts["used"] = len(frame)
-    names = ["N", "D", "C", "L", *[name for name in KEPT if name in frame]]
-    frame = frame[names].sort_values("C", kind="stable").reset_index(drop=True)
+    _suspect(found, frame, target, needed)
+    found.counts["used"] = len(frame)
+    frame = frame.sort_values("C" if "C" in frame else needed[0], kind="stable").reset_index(drop=True)
     frame.attrs = {
         "source": str(source),
         "conventions": conventions,
-        "counts": {k: int(v) for k, v in counts.items()},
-        "warnings": warnings,
+        "counts": {k: int(v) for k, v in found.counts.items()},
+        "warnings": found.warnings,
     }
     return frame
 
 
-def _read_runs(folder: Path) -> tuple[pd.DataFrame, list[str], Counter[str]]:
-    files = sorted(folder.glob("*/result.json"))
-    if not files:
-        raise UsageError(f"no result.json in the run directories of {str(folder)!r} (looked for */result.json)")
-    rows: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    plan = folder / "plan.jsonl"
-    if plan.is_file():  # runs of an earlier version of the sweep may lie beside today's
-        planned = {json.loads(line)["run_id"] for line in plan.read_text(encoding="utf-8").splitlines()}
-        counts["unplanned"] = sum(f.parent.name not in planned for f in files)
-        files = [f for f in files if f.parent.name in planned]
-    for file in files:
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            for one in content if isinstance(content, list) else [content]:
-                rows.append({"run_id": file.parent.name, **one})
-        except (OSError, ValueError, TypeError):  # half-written by a run that was killed
-            counts["unreadable"] += 1
-    warnings = [f"{counts['unreadable']} result.json can't be read: left out"] if counts["unreadable"] else []
-    if counts["unplanned"]:
-        warnings.append(f"{counts['unplanned']} runs aren't in the sweep's plan: left out")
-    # Runs without a result yet: the sweep may still be going, and a law of half a sweep should say so.
-    started = {f.parent for f in folder.glob("*/config.json")} - {f.parent for f in files}
-    if started:
-        counts["unfinished"] += len(started)
-        warnings.append(f"{len(started)} runs have no result.json yet: left out")
-    return pd.DataFrame(rows), warnings, counts
+# ------------------------------------------------------------------------------------- columns
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UsageError(f"no file or directory {str(path)!r}{nearest(str(path), siblings)}")
-    if path.suffix not in READERS:
-        raise UsageError(f"{str(path)!r}: can't read {path.suffix or 'this'}; use {', '.join(READERS)}")
-    try:
-        return READERS[path.suffix](path)  # type: ignore[operator]
-    except (OSError, ValueError, ImportError) as e:  # pandas' parser errors are ValueErrors
-        line = (str(e).splitlines() or [""])[0]
-        raise UsageError(f"can't read {str(path)!r}: {type(e).__name__}: {line}") from e
-
-
-def _only_done(table: pd.DataFrame, warnings: list[str], counts: Counter[str]) -> pd.DataFrame:
-    if "status" not in table:
-        return table
-    status = table["status"].fillna("unknown").astype(str)
-    for name, number in status[status != "done"].value_counts().items():
-        key = "diverged" if name == "diverged" else "unfinished"
-        counts[key] += int(number)
-        warnings.append(f"{number} runs with status {name!r}: left out")
-    return table[(status == "done").to_numpy()]
-
-
-def _rename(table: pd.DataFrame, columns: Mapping[str, str], path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Columns by letter, and where each letter came from."""
-    have = [str(c) for c in table.columns]
-    conventions: dict[str, str] = {}
-    for letter, default in DEFAULTS.items():
-        if letter in columns:
-            name = columns[letter]
-            if name not in have:
-                hint = nearest(name, have)
-                raise UsageError(f"{str(path)!r} has no column {name!r} for {letter}{hint}; it has {', '.join(have)}")
-            conventions[letter] = name
+def _choose(source: Source, asked: Mapping[str, str], needed: Sequence[str], count: str, flops: str) -> dict[str, str]:
+    """Letter or name -> column of the source, for all that is asked, needed, or one of N, D, C, L."""
+    taken: dict[str, str] = {}
+    for letter in dict.fromkeys((*LETTERS, *needed, *asked)):
+        if letter in asked:
+            column = source.find(asked[letter])
+            if not column:
+                raise UsageError(
+                    f"{source.name} has no column {asked[letter]!r} for {letter}"
+                    f"{listed(asked[letter], source.cells.columns)}"
+                )
         else:
-            found = [name for name in (default, letter) if name in have]
-            if found:
-                conventions[letter] = found[0]
-    for letter in ("N", "L"):
-        if letter not in conventions:
-            name = DEFAULTS[letter]
-            hint = nearest(name, have)
-            raise UsageError(f"{str(path)!r} has no column {name!r} for {letter}{hint}; name one of {', '.join(have)}")
-    if "D" not in conventions and "C" not in conventions:
-        raise UsageError(f"{str(path)!r} has no column 'tokens' for D nor 'flops' for C; name one of {', '.join(have)}")
-    frame = pd.DataFrame({letter: table[name] for letter, name in conventions.items()})
-    for name in KEPT:
-        if name in have:
-            frame[name] = table[name]
-    return frame, conventions
+            column = next((c for name in _usual(source, letter, count) if (c := source.find(name))), "")
+        if column:
+            taken[letter] = column
+    if flops == "6nd" and "C" in taken and "N" in taken and "D" in taken:
+        if "C" in asked:
+            raise UsageError("flops=6nd takes C as 6 N D, and a column for C was named too: leave one out")
+        del taken["C"]
+    if source.ours and "N" in asked and count and taken["N"] in COUNTS.values() and taken["N"] != COUNTS[count]:
+        raise UsageError(f"count={count} is the column {COUNTS[count]!r}, and {taken['N']!r} was named for N")
+    if count and source.ours and "N" in taken and "N" not in asked:
+        sizes = [readers.numbers(source.cells[column]).values for column in (COUNTS["total"], taken["N"])]
+        if old := int((np.isfinite(sizes[0]) & np.isnan(sizes[1])).sum()):
+            raise UsageError(f"{old} runs of {source.name} have no {taken['N']!r}: {OLD}")
+    has = set(taken)
+    if len(has & {"N", "D", "C"}) == 2 and not (count and "N" not in has):
+        has |= {"N", "D", "C"}
+    missing = [letter for letter in needed if letter not in has]
+    if missing:
+        raise UsageError(_missing(source, missing, taken, count))
+    return taken
 
 
-def _check(
-    frame: pd.DataFrame,
-    table: pd.DataFrame,
-    path: Path,
-    conventions: Mapping[str, str],
-    warnings: list[str],
-    counts: Counter[str],
-    strict: bool,
-) -> pd.DataFrame:
-    """Positive finite numbers only: a table's author is told the row, a sweep's bad runs are counted."""
-    good = np.ones(len(frame), dtype=bool)
-    frame = frame.copy()
-    for letter, name in conventions.items():
-        values = pd.to_numeric(frame[letter], errors="coerce").to_numpy(dtype=np.float64)
-        bad = ~(np.isfinite(values) & (values > 0))
-        if strict and bad.any():
-            at = int(np.flatnonzero(bad)[0])
-            row = int(table.index[at]) + 1
-            more = f" (and {int(bad.sum()) - 1} more rows)" if bad.sum() > 1 else ""
-            got = table[name].iloc[at]
-            text = repr(got) if isinstance(got, str) else str(got)
-            raise UsageError(f"{str(path)!r}, row {row}{more}: {name!r} is {text}, expected a positive number")
-        good &= ~bad
-        frame[letter] = values
-    if not good.all():
-        counts["unusable"] += int((~good).sum())
-        warnings.append(f"{int((~good).sum())} done runs have a size or loss that isn't a positive number: left out")
+def _usual(source: Source, letter: str, count: str) -> list[str]:
+    """Where a letter is looked for when nobody says. Our own results have every count, so there `count` selects."""
+    first = COUNTS[count or "total"] if letter == "N" else DEFAULTS.get(letter, letter)
+    if letter == "N" and count and source.ours:
+        return [first]
+    return [first, letter, *KEPT.get(letter, ())]
+
+
+def _missing(source: Source, missing: Sequence[str], taken: Mapping[str, str], count: str) -> str:
+    """One line: what isn't there, the flags that would name it, and what is there."""
+    have = [str(c) for c in source.cells.columns]
+    if source.ours and count and "N" in missing:
+        return f"{source.name} has no {COUNTS[count]!r}: {OLD}"
+    usual = {letter: _usual(source, letter, count)[0] for letter in missing}
+    names = [f"{name!r} for {letter}" if name != letter else repr(name) for letter, name in usual.items()]
+    line = f"{source.name} has no column {', '.join(names)}"
+    letters = list(missing)
+    if "D" in missing and "C" not in taken:
+        line += " nor 'flops' for C"
+        letters.append("C")
+    flags = [flag for letter in dict.fromkeys(letters) for flag in _flags(source, letter, taken)]
+    if flags:
+        return f"{line}; perhaps {' or '.join(flags)}? It has {names_of(have)}"
+    return f"{line}{listed(usual[missing[0]], have)}"
+
+
+def _flags(source: Source, letter: str, taken: Mapping[str, str]) -> list[str]:
+    """Flags that would name a column for `letter`, by what others call it: likely first, two at most."""
+    known = SYNONYMS[letter].split() if letter in SYNONYMS else [letter.lower()]
+    plain = {c: re.sub(r"[^a-z0-9]", "", str(c).rpartition(".")[2].lower()) for c in source.cells.columns}
+    free = [c for c in plain if c not in taken.values() and plain[c] in known]
+    values = [repr(c) if re.search(r"[^\w./-]", c) else c for c in sorted(free, key=lambda c: known.index(plain[c]))]
+    return [f"--{letter}={v}" if letter in LETTERS else f"--columns={letter}={v}" for v in values[:2]]
+
+
+def _take(
+    source: Source, taken: Mapping[str, str], asked: Mapping[str, str], needed: Sequence[str], flops: str
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The frame of numbers, and letter -> column or formula. Only what is needed has to be good."""
+    checked = set(needed) | set(asked) | ({"C"} if {"N", "D"} <= set(needed) else set())
+    if len(taken.keys() & {"N", "D", "C"}) == 2 and checked & {"N", "D", "C"} - taken.keys():
+        checked |= {"N", "D", "C"}
+    data = _check(source, {k: v for k, v in taken.items() if k in checked})
+    for letter in taken.keys() - data.keys():  # known, but not needed: as it is
+        read = readers.numbers(source.cells[taken[letter]])
+        if read.bad < 0:
+            data[letter] = read.values
+    conventions = {letter: column for letter, column in taken.items() if letter in data}
+    six = FLOPS_PER_PARAM_TOKEN
+    if len(data.keys() & {"N", "D", "C"}) == 2:
+        (letter,) = {"N", "D", "C"} - data.keys()
+        if letter == "C":
+            data["C"], conventions["C"] = six * data["N"] * data["D"], "6*N*D"
+        else:
+            other = "D" if letter == "N" else "N"
+            data[letter], conventions[letter] = data["C"] / (six * data[other]), f"C/(6*{other})"
+        if not (letter == "C" and flops == "6nd"):
+            what = {"N": "parameters", "D": "tokens", "C": "FLOPs"}[letter]
+            flags = _flags(source, letter, taken)
+            there = f"; or is it {' or '.join(flags)}?" if flags else ""
+            source.warnings.append(f"no column of {what} is named: {letter} is taken as {conventions[letter]}{there}")
+    order = dict.fromkeys((*LETTERS, *needed, *asked))
+    columns: dict[str, Any] = {letter: data[letter] for letter in order if letter in data}
+    for name, others in KEPT.items():
+        column = next((c for c in (name, *others) if c in source.cells), "")
+        if column and name not in columns:
+            known = _whole(readers.numbers(source.cells[column]))
+            columns[name] = source.cells[column].to_numpy() if known is None else known
+    letters = {column: letter for letter, column in taken.items() if letter in data}
+    for name in source.cells.columns:
+        if name not in columns and name not in LETTERS:
+            found = readers.Numbers(data[letters[name]]) if name in letters else readers.numbers(source.cells[name])
+            if (known := _whole(found)) is not None:
+                columns[name] = known
+    return pd.DataFrame(columns), conventions
+
+
+def _whole(read: readers.Numbers) -> np.ndarray | None:
+    """int64 where every value is a whole number, else float64; None for text and for nothing."""
+    values = read.values
+    if read.bad >= 0 or np.isnan(values).all():
+        return None
+    whole = np.isfinite(values).all() and (values == np.round(values)).all() and np.abs(values).max() < 2**53
+    return values.astype(np.int64) if whole else values
+
+
+def _check(source: Source, taken: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Letter -> positive finite numbers; a table's author is told the row that has another, bad runs are left out.
+
+    W&B's runs may lack a value that was never logged (another kind of run, a NaN): those are left out too.
+    """
+    good = np.ones(len(source.cells), dtype=bool)
+    data: dict[str, np.ndarray] = {}
+    lacking = []
+    for letter, column in taken.items():
+        read = readers.numbers(source.cells[column])
+        data[letter] = values = read.values
+        wrong = ~(np.isfinite(values) & (values > 0))
+        fatal = {"table": wrong, "wandb": wrong & np.isfinite(values), "sweep": np.zeros_like(wrong)}[
+            source.kind
+        ].copy()
+        if read.bad >= 0 and source.kind != "sweep":
+            fatal[read.bad] = True
+        if fatal.any():
+            raise UsageError(_cell(source, column, fatal, read))
+        if read.note:
+            source.warnings.append(f"column {column!r}: {read.note}")
+        if wrong.any():
+            lacking.append(repr(column))
+        good &= ~wrong
+    bad = int((~good).sum())
+    if bad:
+        source.counts["unusable"] += bad
+        runs = "done runs" if source.kind == "sweep" else "finished runs"
+        source.warnings.append(f"{bad} {runs} without a positive number as {', '.join(lacking)}: left out")
     if not good.any():
-        dropped = ", ".join(f"{v} {k}" for k, v in counts.items() if k != "rows") or "it is empty"
-        raise UsageError(f"no usable run in {str(path)!r}: {dropped}")
-    return frame[good].copy()
+        dropped = ", ".join(f"{v} {k}" for k, v in source.counts.items() if k != "rows" and v) or "it is empty"
+        raise UsageError(f"no usable run in {source.name}: {dropped}")
+    source.cells = source.cells[good]
+    return {letter: values[good] for letter, values in data.items()}
+
+
+def _cell(source: Source, column: str, fatal: np.ndarray, read: readers.Numbers) -> str:
+    """The first cell that can't be used: where, what, and why."""
+    at = read.bad if read.bad >= 0 else int(np.flatnonzero(fatal)[0])
+    got = source.cells[column].iloc[at]
+    text = "nan" if isinstance(got, float) and is_empty(got) else "empty" if is_empty(got) or got == "" else str(got)
+    hint = ""
+    if at == read.bad:
+        text = (
+            f"{got[:60]!r}, {read.why}" if isinstance(got, str) else f"{json.dumps(got, default=str)[:60]}, {read.why}"
+        )
+    elif (read.values[np.isfinite(read.values)] < 0).all() and read.values[at] < 0:
+        hint = "; are these logarithms?"
+    rows = f"row {source.cells.index[at]}" + (f" (and {fatal.sum() - 1} more rows)" if fatal.sum() > 1 else "")
+    return f"{source.name}, {rows}: {column!r} is {text}; expected a positive number{hint}"
+
+
+# --------------------------------------------------------------------------- what they mean
+
+
+def _conventions(
+    source: Source, found: dict[str, str], asked: Mapping[str, str], count: str, flops: str
+) -> dict[str, str]:
+    """Letter -> the column and what it counts; a warning where nobody has said."""
+    out = dict(found)
+    unknown = []
+    known = {column: name for name, column in COUNTS.items()}
+    if "N" in found and found["N"] != "C/(6*D)":
+        if source.ours and found["N"] in known:
+            out["N"] = f"{found['N']} ({known[found['N']]})"
+        elif count:
+            out["N"] = f"{found['N']} ({count}, as said)"
+        else:
+            unknown.append(f"N is {found['N']!r} (--count={', '.join(COUNTS)})")
+    if "C" in found and found["C"] != "6*N*D":
+        if source.ours and found["C"] in ("flops", "flops_6nd"):
+            out["C"] = "flops (exact)" if found["C"] == "flops" else "flops_6nd (6 N D, N nonembedding)"
+        elif flops:
+            out["C"] = f"{found['C']} ({flops}, as said)"
+        else:
+            unknown.append(f"C is {found['C']!r} (--flops={', '.join(FLOPS)})")
+    if source.ours:
+        units = {str(u) for u in source.cells["unit"].dropna()} if "unit" in source.cells else set()
+        if "D" in found and found["D"] == "tokens":
+            out["D"] = (
+                f"tokens ({', '.join(sorted(units - {'', 'tokens'})) + ' ' if units - {'', 'tokens'} else ''}seen)"
+            )
+        if "L" in found and found["L"] == "loss":
+            out["L"] = "loss (validation)"
+    if unknown:
+        source.warnings.append(f"{source.name} doesn't say what its columns count, nor did you: {'; '.join(unknown)}")
+    return out
+
+
+def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[str]) -> None:
+    """Numbers that are valid, and probably not what was meant."""
+    values = frame[target].to_numpy()
+    if len(values) > 1 and (values == values[0]).all():
+        raise UsageError(f"every run of {source.name} has {target} = {values[0]:.6g}: there is nothing to fit")
+    for letter, what in (("N", "parameters"), ("D", "tokens or examples")):
+        if letter in needed and frame[letter].median() < 1000:
+            middle = frame[letter].median()
+            source.warnings.append(
+                f"{letter} is {middle:.4g} at the median, little for {what}: in millions, or swapped?"
+            )
+    if target == "L" and "N" in needed and frame["L"].median() > 1e4:
+        middle = frame["L"].median()
+        source.warnings.append(f"L is {middle:.4g} at the median, much for a loss: are the columns swapped?")
+    same = [name for name in needed if name in frame]
+    repeats = int(frame.duplicated(same).sum())
+    if repeats:
+        which = ", ".join(same[:-1]) + f" and {same[-1]}"
+        source.warnings.append(f"{repeats} of {len(frame)} rows repeat another's {which}: they count twice")
