@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/fit_speed.py POINTS.csv           (a quarter of an hour)
     python benchmarks/fit_speed.py POINTS.csv --full-grid                              (every resample, every start)
 
-POINTS.csv: Besiroglu et al. 2024's points (github.com/epoch-research/analyzing-chinchilla, data/svg_extracted_data.csv).
+POINTS.csv: Besiroglu et al. 2024's, data/svg_extracted_data.csv of github.com/epoch-research/analyzing-chinchilla.
 The published way (their notebook): scipy's L-BFGS-B with finite differences from each of the 4500 starts, and scipy's
-BFGS with autograd's gradient from one start for each of 4000 resamples. Ours: `search.search` and `uncertainty.refit` on
-the same resamples, from the import of their modules on. Beside it, the objectives that both reach.
+BFGS with autograd's gradient from one start for each of 4000 resamples. Ours: `search.search` and `uncertainty.refit`
+on the same resamples, from the import of their modules on. Beside it, the objectives that both reach.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def bootstraps_published(data, draws):
     for draw in draws:
         objective = published_objective(anp, data, draw)
         found.append(minimize(objective, HOFFMANN, jac=grad(objective), method="BFGS"))
-    return np.array([f.fun for f in found])
+    return np.array([f.fun for f in found]), np.array([f.x for f in found])
 
 
 def bootstraps_ours(problem, found, draws):
@@ -117,7 +117,7 @@ def main():
             print(f"{name}: {np.mean(excess <= 1e-6):.4%} within 1e-6 of the best of both, worst {excess.max():.2g}")
         return
     (counts, theta), ours_boot = clock(lambda: bootstraps_ours(problem, found, draws))
-    published_boot, theirs_boot = clock(lambda: bootstraps_published(data, draws))
+    (published_boot, points), theirs_boot = clock(lambda: bootstraps_published(data, draws))
     mine = objectives(problem, theta, counts)
     print(
         f"{args.resamples} bootstraps: published {theirs_boot:.1f} s, ours {ours_boot:.2f} s: "
@@ -125,6 +125,9 @@ def main():
     )
     better, worse = np.mean(mine < published_boot * (1 - 1e-6)), np.mean(mine > published_boot * (1 + 1e-6))
     print(f"  of the resamples, ours are lower by over 1e-6 in {better:.2%}, higher in {worse:.2%}")
+    own = problem.law.values(theta).std(axis=0)[[1, 3, 0, 2, 4]]  # A, B, E, alpha, beta
+    for who, se in (("published", [*np.exp(points[:, :3]).std(axis=0), *points[:, 3:].std(axis=0)]), ("ours", own)):
+        print(f"  standard errors of A, B, E, alpha, beta, {who}: " + ", ".join(f"{v:.6g}" for v in se))
     theirs, theirs_grid = clock(lambda: grid_published(data))
     print(f"{len(theirs)} starts: published {theirs_grid:.1f} s, ours {ours:.2f} s: {theirs_grid / ours:.0f}x")
     print(f"  best objective: published {np.nanmin(theirs):.10e}, ours {found.objective:.10e}")

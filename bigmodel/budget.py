@@ -163,6 +163,7 @@ class Budget:
 
     params: int  # N, tied tables once
     params_nonembedding: int  # without what is under `embed/`
+    params_kaplan: int  # the blocks' matrices alone (Kaplan et al. 2020)
     tokens: int  # D seen: steps x batch x units per example
     unique_tokens: int
     epochs: float
@@ -226,7 +227,7 @@ def derive(config: FrozenConfigDict) -> Budget:
     train = config.train
     family, source = models.family(config.family), data.source(config.data.source)
     info = source.describe(config.data, config.run.data_dir)
-    total, nonembedding, _, _ = counts(config.family, config.model)
+    total, nonembedding, kaplan, _ = counts(config.family, config.model)
     per_step = train.batch_size * info.units_per_example
     flops_per_step = 3 * family.flops(config.model) * train.batch_size
     if train.steps:
@@ -252,6 +253,7 @@ def derive(config: FrozenConfigDict) -> Budget:
     return Budget(
         params=total,
         params_nonembedding=nonembedding,
+        params_kaplan=kaplan,
         tokens=steps * per_step,
         unique_tokens=min(unique, steps * per_step),
         epochs=epochs,

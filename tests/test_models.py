@@ -74,6 +74,8 @@ def test_every_parameter_has_a_rule(family):
     [
         ("decoder", dict(width=64, ffn=256, num_heads=4, seq_len=128, execution="unrolled")),
         ("decoder", dict(width=64, num_heads=4, num_kv_heads=2, activation="swiglu", seq_len=64, execution="unrolled")),
+        ("decoder", dict(width=128, num_heads=2, seq_len=64, position="relative", execution="unrolled")),
+        ("decoder", dict(width=64, num_heads=4, seq_len=64, vocab_size=500, embed_dim=32, execution="unrolled")),
         ("mlp", dict(width=128, depth=4)),
     ],
 )
@@ -119,6 +121,10 @@ VARIANTS = {
     "gpt": {},
     "llama": dict(position="rope", norm="rmsnorm", activation="swiglu", num_kv_heads=1, bias=False, tied_head=False),
     "qk_norm_post": dict(qk_norm=True, norm_placement="post", activation="geglu", position="none"),
+    "chinchilla": dict(position="relative", norm="rmsnorm", bias=False, head_dim=6),
+    "relative_grouped": dict(position="relative", num_heads=4, num_kv_heads=2),
+    "opt_350m": dict(embed_dim=6, norm_placement="post", activation="relu", position_offset=2),
+    "factorised_untied": dict(embed_dim=20, tied_head=False),
 }
 
 
@@ -132,7 +138,8 @@ def test_causal_by_gradient(variant):
         def logits(table, i=i):
             params = {**variables["params"], "embed": {**variables["params"]["embed"], "tokens": table}}
             x = model.clone(cfg=FrozenConfigDict({**cfg.to_dict(), "tied_head": False}))
-            params.setdefault("head", jnp.ones((cfg.width, cfg.vocab_size)) * jnp.arange(cfg.vocab_size))
+            # Not of equal rows: what a LayerNorm returns sums to zero.
+            params.setdefault("head", jax.random.normal(jax.random.key(2), (cfg.embed_dim, cfg.vocab_size)))
             return jnp.sum(x.apply({"params": params}, tokens)[0, i] * jnp.arange(cfg.vocab_size))
 
         grad = jax.grad(logits)(variables["params"]["embed"]["tokens"])
@@ -202,6 +209,41 @@ def test_rope_depends_on_distance_alone():
     assert not np.allclose(scores(0), jnp.einsum("BHLK,BHSK->BHLS", x, y), atol=1e-2)
 
 
+def test_relative_scores_are_the_products_with_each_distance():
+    """Against Dai et al. 2019's definition, one (query, key) pair at a time; whatever the position of the query."""
+    L, S, K, D = 3, 7, 4, 10
+    q = jax.random.normal(jax.random.key(0), (2, 5, L, K))
+    w = jax.random.normal(jax.random.key(1), (D, 5, K))
+    for start in (0, 2, S - L):
+        found = layers.relative_scores(q, w, S, start)
+        for i in range(L):
+            for j in range(start + i + 1):
+                r = layers.sinusoids(jnp.array([start + i - j]), D)[0]
+                want = jnp.einsum("BHK,DHK,D->BH", q[:, :, i], w, r) / K**0.5
+                np.testing.assert_allclose(found[:, :, i, j], want, atol=1e-5)
+
+
+def test_every_platform_attends_alike(monkeypatch):
+    """The call that TPU and GPU get, on this CPU, with and without added scores."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 6, 8))
+    scores = jax.random.normal(jax.random.key(1), (2, 4, 6, 6))
+    here = [layers.attend(q, k, v), layers.attend(q, k, v, 0, scores)]
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    there = [layers.attend(q, k, v), layers.attend(q, k, v, 0, scores)]
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert not np.allclose(here[0], here[1], atol=1e-2)
+
+
+def test_position_offset_skips_rows_of_the_table():
+    _, cfg, model, variables, batch = make("decoder", position_offset=2)
+    table = variables["params"]["embed"]["positions"]
+    assert table.shape[0] == cfg.seq_len + 2
+    grad = jax.grad(lambda v: model.apply(v, batch["tokens"][:, :-1]).sum() ** 2)(variables)
+    used = np.abs(np.asarray(grad["params"]["embed"]["positions"])).sum(axis=1) > 0
+    assert not used[:2].any() and used[2:].all()
+
+
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     module, _, model, variables, batch = make("decoder", dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -233,6 +275,9 @@ def test_dropout_is_random_in_training_and_absent_in_evaluation():
         (dict(position="rope", head_dim=5), "rope needs an even"),
         (dict(depth=0), "depth=0"),
         (dict(dropout=1.0), "dropout=1.0"),
+        (dict(position="relative", width=15, num_heads=3), "width=15: relative positions need an even"),
+        (dict(position="rope", position_offset=2), "only learned positions have a table"),
+        (dict(embed_dim=-1), "embed_dim=-1"),
     ],
 )
 def test_impossible_shapes_are_refused(overrides, said):

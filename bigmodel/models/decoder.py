@@ -1,6 +1,7 @@
 """Decoder-only Transformer: the GPT-2/3 block by default, Llama's and others' by knobs.
 
-B batch, L length, D width, H heads, G key/value heads, K head dim, F ffn, V vocab, N depth.
+B batch, L length, D width, H heads, G key/value heads, K head dim, F ffn, V vocab, N depth;
+E dimension of the token table.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ def get_config() -> ConfigDict:
             activation="gelu_tanh",  # or gelu, relu, silu, swiglu, geglu
             norm="layernorm",  # or rmsnorm
             norm_placement="pre",  # or post
-            position="learned",  # or rope, none
+            position="learned",  # or rope, relative (Transformer-XL's), none
+            position_offset=0,  # rows of the learned table before the first position's (OPT: 2)
             rope_base=10_000.0,
             qk_norm=False,
             bias=True,
             tied_head=True,
+            embed_dim=0,  # of the token table; 0: width; another: projected in and out (OPT-350M)
             dropout=0.0,
             init_std=0.02,  # 0: 1 / sqrt(fan_in)
             scale_residual=True,  # residual projections start 1/sqrt(2 depth) smaller (GPT-2)
@@ -56,13 +59,13 @@ def finalize(cfg: ConfigDict) -> None:
     for key in ("width", "depth", "num_heads", "vocab_size", "seq_len"):
         if cfg[key] < 1:
             raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
-    for key in ("num_kv_heads", "head_dim", "ffn", "init_std", "z_loss"):
+    for key in ("num_kv_heads", "head_dim", "ffn", "embed_dim", "position_offset", "init_std", "z_loss"):
         if cfg[key] < 0:
             raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
     choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
     choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
     choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post"])
-    choose("config.model.position", cfg.position, ["learned", "rope", "none"])
+    choose("config.model.position", cfg.position, ["learned", "rope", "relative", "none"])
     choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
     choose("config.model.execution", cfg.execution, ["auto", "scan", "unrolled"])
     if not cfg.head_dim:
@@ -77,9 +80,14 @@ def finalize(cfg: ConfigDict) -> None:
         raise UsageError(f"config.model.num_kv_heads={cfg.num_kv_heads} doesn't divide num_heads={cfg.num_heads}")
     if cfg.position == "rope" and cfg.head_dim % 2:
         raise UsageError(f"config.model.head_dim={cfg.head_dim}: rope needs an even one")
+    if cfg.position == "relative" and cfg.width % 2:
+        raise UsageError(f"config.model.width={cfg.width}: relative positions need an even one")
+    if cfg.position_offset and cfg.position != "learned":
+        raise UsageError(f"config.model.position_offset={cfg.position_offset}: only learned positions have a table")
     if not 0 <= cfg.dropout < 1:
         raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
     cfg.ffn = cfg.ffn or 4 * cfg.width
+    cfg.embed_dim = cfg.embed_dim or cfg.width
 
 
 def rung(width: int, depth: int) -> dict[str, Any]:
@@ -106,6 +114,30 @@ def _gpt3(printed: str, depth: int, width: int, num_heads: int, head_dim: int) -
     )
 
 
+def _opt(depth: int, width: int, num_heads: int, total: int, **shape: Any) -> dict[str, Any]:
+    """OPT's context is 2048; its table of positions has two rows more, which a padding symbol once needed."""
+    return dict(
+        source="Zhang et al. 2022, arXiv:2205.01068, Table 1; shapes: github.com/facebookresearch/metaseq",
+        params=total,
+        model=dict(
+            depth=depth, width=width, num_heads=num_heads, vocab_size=50272, seq_len=2048,
+            position_offset=2, activation="relu", **shape,
+        ),
+    )  # fmt: skip
+
+
+def _gopher(printed: str, source: str, depth: int, width: int, num_heads: int, head_dim: int) -> dict[str, Any]:
+    """Relative positions and RMSNorm, no biases; one table of 32,000 (Rae et al. 2021; Hoffmann et al. 2022)."""
+    return dict(
+        source=source,
+        printed=printed,
+        model=dict(
+            depth=depth, width=width, num_heads=num_heads, head_dim=head_dim, vocab_size=32000, seq_len=2048,
+            position="relative", norm="rmsnorm", bias=False,
+        ),
+    )  # fmt: skip
+
+
 # GPT-3 XL prints 24 heads of 128 at width 2048 and 13B prints 40 of 128 at width 5140: neither product is
 # the width. XL is built with heads of 128 that fill the width (24 would make it 1.5B); 13B as printed.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -121,6 +153,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt3-6.7b": _gpt3("6.7B", 32, 4096, 32, 128),
     "gpt3-13b": _gpt3("13.0B", 40, 5140, 40, 128),
     "gpt3-175b": _gpt3("175.0B", 96, 12288, 96, 128),
+    "opt-125m": _opt(12, 768, 12, 125_239_296),
+    "opt-350m": _opt(24, 1024, 16, 331_196_416, embed_dim=512, norm_placement="post"),
+    "opt-1.3b": _opt(24, 2048, 32, 1_315_758_080),
+    "opt-2.7b": _opt(32, 2560, 32, 2_651_596_800),
+    "opt-6.7b": _opt(32, 4096, 32, 6_658_473_984),
+    "opt-13b": _opt(40, 5120, 40, 12_853_473_280),
+    "opt-30b": _opt(48, 7168, 56, 29_974_540_288),
+    "opt-66b": _opt(64, 9216, 72, 65_719_701_504),
+    "opt-175b": _opt(96, 12288, 96, 174_604_468_224),
+    "gopher-280b": _gopher("280B", "Rae et al. 2021, arXiv:2112.11446, Table 1", 80, 16384, 128, 128),
+    "chinchilla-70b": _gopher("70B", "Hoffmann et al. 2022, arXiv:2203.15556, Table 4", 80, 8192, 64, 128),
 }
 
 WEIGHTS: dict[str, str] = {}
@@ -128,7 +171,9 @@ WEIGHTS: dict[str, str] = {}
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
     (r"embed/positions$", (None, "embed")),
-    (r"attention/(query|key|value)$", (None, "embed", "heads", None)),
+    (r"embed/project_in$", (None, "embed")),
+    (r"embed/project_out$", ("embed", None)),
+    (r"attention/(query|key|value|relative)$", (None, "embed", "heads", None)),
     (r"attention/(query|key|value)_bias$", (None, "heads", None)),
     (r"attention/(query|key)_norm/scale$", (None, None)),
     (r"attention/out$", (None, "heads", None, "embed")),
@@ -156,13 +201,17 @@ def flops(cfg: Any) -> float:
     """Forward FLOPs of one example of seq_len tokens: 2 per multiply-add of every matrix product.
 
     Per layer 2L(2DHK + 2DGK) projections, 4L^2HK scores and values (all L^2 of them: what a dense
-    causal mask executes), 2LDF per ffn matrix; 2LDV for the head. Lookups, norms and softmax are left
-    out, as in Hoffmann et al. 2022 (arXiv:2203.15556, appendix F) and nanoGPT.
+    causal mask executes), 2LDF per ffn matrix; 2LEV for the head, and 4LDE more where the table's E isn't
+    D. Relative positions score once more, 2L^2HK; projecting their L encodings is left out, since a whole
+    batch shares it. Lookups, norms and softmax are left out, as by nanoGPT and, but for the softmax and a
+    lookup counted as a product, by Hoffmann et al. 2022 (arXiv:2203.15556, appendix F).
     """
     L, D, H, G, K, F = cfg.seq_len, cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.ffn
+    E, V = cfg.embed_dim, cfg.vocab_size
     matrices = 3 if cfg.activation in layers.GATED else 2
-    layer = 2 * L * (2 * D * H * K + 2 * D * G * K) + 4 * L * L * H * K + 2 * L * D * F * matrices
-    return float(cfg.depth * layer + 2 * L * D * cfg.vocab_size)
+    scores = 3 if cfg.position == "relative" else 2
+    layer = 2 * L * (2 * D * H * K + 2 * D * G * K) + scores * 2 * L * L * H * K + 2 * L * D * F * matrices
+    return float(cfg.depth * layer + 2 * L * E * V + (4 * L * D * E if E != D else 0))
 
 
 class Block(nn.Module):
@@ -196,19 +245,31 @@ class Embed(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         std = cfg.init_std or 0.02  # a table has no fan-in
-        self.tokens = self.param("tokens", nn.initializers.normal(std), (cfg.vocab_size, cfg.width))
+        self.tokens = self.param("tokens", nn.initializers.normal(std), (cfg.vocab_size, cfg.embed_dim))
         if cfg.position == "learned":
-            self.positions = self.param("positions", nn.initializers.normal(std / 2), (cfg.seq_len, cfg.width))
+            rows = cfg.seq_len + cfg.position_offset
+            self.positions = self.param("positions", nn.initializers.normal(std / 2), (rows, cfg.width))
+        if cfg.embed_dim != cfg.width:
+            E, D = cfg.embed_dim, cfg.width
+            self.project_in = self.param("project_in", layers.normal(cfg.init_std, E), (E, D))
+            self.project_out = self.param("project_out", layers.normal(cfg.init_std, D), (D, E))
 
     def __call__(self, tokens_BL: jax.Array, start: Any) -> jax.Array:
+        cfg = self.cfg
         x_BLD = self.tokens[tokens_BL]
-        if self.cfg.position == "learned":
+        if cfg.embed_dim != cfg.width:
+            x_BLD = x_BLD @ self.project_in
+        if cfg.position == "learned":
             length = tokens_BL.shape[1]
-            x_BLD = x_BLD + jax.lax.dynamic_slice_in_dim(self.positions, start, length)
+            x_BLD = x_BLD + jax.lax.dynamic_slice_in_dim(self.positions, cfg.position_offset + start, length)
         return x_BLD
 
-    def attend(self, x_BLD: jax.Array) -> jax.Array:
-        return x_BLD @ self.tokens.astype(x_BLD.dtype).T
+    def narrow(self, x_BLD: jax.Array) -> jax.Array:
+        """What the head reads: BLE, E the table's dimension."""
+        return x_BLD if self.cfg.embed_dim == self.cfg.width else x_BLD @ self.project_out.astype(x_BLD.dtype)
+
+    def attend(self, x_BLE: jax.Array) -> jax.Array:
+        return x_BLE @ self.tokens.astype(x_BLE.dtype).T
 
 
 class Model(nn.Module):
@@ -222,7 +283,7 @@ class Model(nn.Module):
         if cfg.norm_placement == "pre":
             self.norm = layers.Norm(cfg.norm, cfg.bias)
         if not cfg.tied_head:
-            self.head = self.param("head", layers.normal(cfg.init_std, cfg.width), (cfg.width, cfg.vocab_size))
+            self.head = self.param("head", layers.normal(cfg.init_std, cfg.embed_dim), (cfg.embed_dim, cfg.vocab_size))
 
     def __call__(self, tokens_BL: jax.Array, train: bool = False) -> jax.Array:
         """Logits BLV for the token after each."""
@@ -238,7 +299,8 @@ class Model(nn.Module):
         x_BLD, cache = self.blocks(x_BLD, cache, start, train)
         if self.cfg.norm_placement == "pre":
             x_BLD = self.norm(x_BLD)
-        logits_BLV = self.embed.attend(x_BLD) if self.cfg.tied_head else x_BLD @ self.head.astype(x_BLD.dtype)
+        x_BLE = self.embed.narrow(x_BLD)
+        logits_BLV = self.embed.attend(x_BLE) if self.cfg.tied_head else x_BLE @ self.head.astype(x_BLE.dtype)
         return sharding.constrain(logits_BLV, "batch", None, "vocab"), cache
 
 

@@ -63,8 +63,39 @@ def rope(x_BHLK: jax.Array, positions_L: jax.Array, base: float) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BHLK.dtype)
 
 
-def attend(q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, start: Any = 0) -> jax.Array:
+def sinusoids(positions_L: jax.Array, width: int) -> jax.Array:
+    """Sines and cosines of geometric wavelengths up to 10,000, LD (Vaswani et al. 2017, arXiv:1706.03762, 3.5)."""
+    half = width // 2
+    freq = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_LK = positions_L[:, None].astype(jnp.float32) * freq
+    return jnp.concatenate([jnp.sin(angle_LK), jnp.cos(angle_LK)], axis=-1)
+
+
+def relative_scores(q_BHLK: jax.Array, w_DHK: jax.Array, size: int, start: Any) -> jax.Array:
+    """What distance adds to each score, BHLS: q_i . (W r(start + i - j)) / sqrt(K) for the keys j < size = S.
+
+    r are sinusoids (Dai et al. 2019, arXiv:1901.02860, section 3.3, term (b); their biases u and v, which
+    hold no matrix, are left out, as in Hoffmann et al. 2022's counts). Each query meets the S distances once and
+    its row is then moved by its position, so that cost and memory are those of one more score. Entries for
+    keys after the query are of no meaning: the causal mask hides them. Needs start + L <= S.
+    """
+    B, H, L, K = q_BHLK.shape
+    distance_S = start + L - 1 - jnp.arange(size)
+    r_SD = sinusoids(distance_S, w_DHK.shape[0]).astype(q_BHLK.dtype)
+    r_HSK = jnp.einsum("SD,DHK->HSK", r_SD, w_DHK.astype(q_BHLK.dtype))
+    # Column c of row i is distance start + L-1 - c; the score of key j needs start + i - j, column j + (L-1 - i).
+    # One column more a row, read S a row from the L-1st on, moves row i by just that.
+    scores = jnp.einsum("BHLK,HSK->BHLS", q_BHLK * K**-0.5, r_HSK, preferred_element_type=jnp.float32)
+    flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(B, H, L * (size + 1))
+    return flat[:, :, L - 1 : L - 1 + L * size].reshape(B, H, L, size)
+
+
+def attend(
+    q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, start: Any = 0, scores_BHLS: jax.Array | None = None
+) -> jax.Array:
     """Causal attention: query i, at position start + i, sees keys 0..start + i. Returns BHLK.
+
+    `scores_BHLS`, if there are some, are added to the scaled scores.
 
     TPU and GPU get `jax.nn.dot_product_attention`. On a CPU that call is slower than contiguous
     (B, H) batched products, which are written out here.
@@ -77,11 +108,14 @@ def attend(q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, start: Any =
             q_BHLK.transpose(0, 2, 1, 3),
             k_BGSK.transpose(0, 2, 1, 3),
             v_BGSK.transpose(0, 2, 1, 3),
+            bias=None if scores_BHLS is None else scores_BHLS.astype(q_BHLK.dtype),
             mask=mask_LS[None, None],
         )
         return out_BLHK.transpose(0, 2, 1, 3)
     q_BGRLK = (q_BHLK * K**-0.5).reshape(B, G, H // G, L, K)
     scores = jnp.einsum("BGRLK,BGSK->BGRLS", q_BGRLK, k_BGSK, preferred_element_type=jnp.float32)
+    if scores_BHLS is not None:
+        scores += scores_BHLS.reshape(scores.shape)
     scores = jnp.where(mask_LS, scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
     return jnp.einsum("BGRLS,BGSK->BGRLK", weights, v_BGSK).reshape(B, H, L, K)
@@ -120,7 +154,11 @@ class Attention(nn.Module):
             k_BGLK = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BGLK, start, axis=2)
             v_BGLK = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BGLK, start, axis=2)
             cache = {"key": k_BGLK, "value": v_BGLK}
-        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, start)
+        scores_BHLS = None
+        if cfg.position == "relative":
+            w_DHK = self.param("relative", normal(cfg.init_std, D), (D, H, K))
+            scores_BHLS = relative_scores(q_BHLK, w_DHK, k_BGLK.shape[2], start)
+        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, start, scores_BHLS)
         scale = (2 * cfg.depth) ** -0.5 if cfg.scale_residual else 1.0
         wo_HKD = self.param("out", normal(cfg.init_std, H * K, scale), (H, K, D))
         y_BLD = jnp.einsum("BHLK,HKD->BLD", y_BHLK, wo_HKD.astype(dtype))

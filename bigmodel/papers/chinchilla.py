@@ -1,0 +1,198 @@
+"""Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models", arXiv:2203.15556.
+
+Table A9 as transcribed by the notebook scaling_laws.ipynb of github.com/karpathy/nanoGPT; Tables 3, A3 and A4 from the
+paper. The unrounded constants of approach 3 stand in the TeX source of the paper's arXiv version. Table A9's counts
+are of a decoder with Transformer-XL's relative positions: a matrix of width x (heads x kv) a layer more than GPT's.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bigmodel.config import UsageError
+from bigmodel.models import decoder
+from bigmodel.papers import Frames, Points, Row, count, model, published
+from bigmodel.scaling import fit, frontier, laws
+from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
+
+TITLE = "Chinchilla (Hoffmann et al. 2022)"
+SOURCE = "arXiv:2203.15556, Tables 3, A3, A4, A9 and section 3; github.com/karpathy/nanoGPT, scaling_laws.ipynb"
+POINTS = (
+    Points(
+        "besiroglu2024_chinchilla_points.csv",
+        "github.com/epoch-research/analyzing-chinchilla, data/svg_extracted_data.csv",
+        "none stated",
+        ("Model Size", "Training FLOP", "loss"),
+        also=("svg_extracted_data.csv",),
+    ),
+)
+
+# millions of parameters as printed: width, ffn, kv size, heads, layers
+TABLE_A9 = """
+44: 512,2048,64,8,8 | 57: 576,2304,64,9,9 | 74: 640,2560,64,10,10 | 90: 640,2560,64,10,13 | 106: 640,2560,64,10,16
+117: 768,3072,64,12,12 | 140: 768,3072,64,12,15 | 163: 768,3072,64,12,18 | 175: 896,3584,64,14,14
+196: 896,3584,64,14,16 | 217: 896,3584,64,14,18 | 251: 1024,4096,64,16,16 | 278: 1024,4096,64,16,18
+306: 1024,4096,64,16,20 | 425: 1280,5120,128,10,18 | 489: 1280,5120,128,10,21 | 509: 1408,5632,128,11,18
+552: 1280,5120,128,10,24 | 587: 1408,5632,128,11,21 | 632: 1536,6144,128,12,19 | 664: 1408,5632,128,11,24
+724: 1536,6144,128,12,22 | 816: 1536,6144,128,12,25 | 893: 1792,7168,128,14,20 | 1018: 1792,7168,128,14,23
+1143: 1792,7168,128,14,26 | 1266: 2048,8192,128,16,22 | 1424: 2176,8704,128,17,22 | 1429: 2048,8192,128,16,25
+1593: 2048,8192,128,16,28 | 1609: 2176,8704,128,17,25 | 1731: 2304,9216,128,18,24 | 1794: 2176,8704,128,17,28
+2007: 2304,9216,128,18,28 | 2283: 2304,9216,128,18,32 | 2298: 2560,10240,128,20,26 | 2639: 2560,10240,128,20,30
+2980: 2560,10240,128,20,34 | 3530: 2688,10752,128,22,36 | 3802: 2816,11264,128,22,36 | 4084: 2944,11776,128,22,36
+4516: 3072,12288,128,24,36 | 6796: 3584,14336,128,28,40 | 9293: 4096,16384,128,32,42 | 11452: 4352,17408,128,32,47
+12295: 4608,18432,128,36,44 | 12569: 4608,18432,128,32,47 | 13735: 4864,19456,128,32,47
+14940: 4992,19968,128,32,49 | 16183: 5120,20480,128,40,47
+"""
+# Table 3 (approach 1): parameters, FLOPs, tokens. Table A3 (approach 2): tokens of the same models.
+TABLE_3 = (
+    ("400M", 400e6, 1.92e19, 8.0e9), ("1B", 1e9, 1.21e20, 20.2e9), ("10B", 10e9, 1.23e22, 205.1e9),
+    ("67B", 67e9, 5.76e23, 1.5e12), ("175B", 175e9, 3.85e24, 3.7e12), ("280B", 280e9, 9.90e24, 5.9e12),
+    ("520B", 520e9, 3.43e25, 11.0e12), ("1T", 1e12, 1.27e26, 21.2e12), ("10T", 10e12, 1.30e28, 216.2e12),
+)  # fmt: skip
+TABLE_A3 = (7.7e9, 20.0e9, 219.5e9, 1.7e12, 4.3e12, 7.1e12, 13.4e12, 26.5e12, 292.0e12)
+# Table A4: exact FLOPs / 6 N D, and the row of Table A9 by its printed millions.
+TABLE_A4 = (("73M", 74, 1.03), ("305M", 306, 1.10), ("552M", 552, 1.08), ("1.1B", 1143, 1.04), ("1.6B", 1593, 1.03),
+            ("6.8B", 6796, 0.99))  # fmt: skip
+# Section 3: exponents of N_opt and D_opt by each approach. Approach 3 as printed, and unrounded.
+APPROACHES = {1: (0.50, 0.50), 2: (0.49, 0.51), 3: (0.46, 0.54)}
+BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21)  # FLOPs, of approach 2's IsoFLOP curves
+PRINTED = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+UNROUNDED = {
+    "E": math.exp(0.5267228), "A": math.exp(6.0073404), "B": math.exp(6.0179186), "alpha": 0.33917084,
+    "beta": 0.2849083,
+}  # fmt: skip
+
+NO_BIASES = "Without Transformer-XL's two bias vectors u and v a layer, which would add less than 0.05 %."
+TOKENS_ROUNDED = "The printed tokens, 1.5T, are rounded: this is the one row that 6 N D misses by more than 1 %."
+WITHOUT = (
+    "Our FLOPs of the blocks alone, without embedding and head, which is what makes the printed ratios come out, and "
+    "without softmax and the relative positions' products; N counts all parameters."
+)
+ROUNDING = "The printed, rounded constants don't give the printed exponents; the unrounded ones do."
+OURS = "Our fit of the points that Besiroglu et al. 2024 read off the paper's Figure 4, less the 5 highest losses."
+
+
+def table_a9() -> dict[int, dict[str, int]]:
+    """Printed millions -> shape."""
+    out = {}
+    for cell in TABLE_A9.replace("\n", "|").split("|"):
+        if cell.strip():
+            printed, _, numbers = cell.partition(":")
+            width, ffn, head_dim, num_heads, depth = map(int, numbers.split(","))
+            out[int(printed)] = dict(width=width, ffn=ffn, head_dim=head_dim, num_heads=num_heads, depth=depth)
+    return out
+
+
+def build(shape: dict[str, int]) -> Any:
+    """A model of Table A9, by our decoder: relative positions, RMSNorm, no biases, one table of 32,000."""
+    common = dict(vocab_size=32_000, seq_len=2048, position="relative", norm="rmsnorm", bias=False)
+    return model("decoder", **common, **shape)
+
+
+def rows(points: Frames) -> list[Row]:
+    out = _sizes() + _flops() + _tables() + _approaches()
+    if POINTS[0].name in points:
+        out += _refit(points[POINTS[0].name])
+    return out
+
+
+def _sizes() -> list[Row]:
+    part, out, close = "Table A9: parameters, millions", [], 0
+    for printed, shape in table_a9().items():
+        row = Row(part, str(printed), printed, count(build(shape)) / 1e6, 0.008, format=",.1f")
+        close += abs(row.difference) <= 0.005
+        out.append(row)
+    large = [
+        Row("Models named, billions", name, size, count(published(name)) / 1e9, 0.005, format=".1f", note=NO_BIASES)
+        for name, size in (("gopher-280b", 280), ("chinchilla-70b", 70))
+    ]
+    total = Row(part, "rows within 0.5 %", len(out), close, format=".0f", note=NO_BIASES)
+    return [*out, total, *large]
+
+
+def blocks_flops(cfg: Any) -> float:
+    """Forward FLOPs of one sequence in the blocks, without relative positions' own products."""
+    plain = model("decoder", **{**cfg.to_dict(), "position": "none"})
+    return decoder.flops(plain) - 2 * plain.seq_len * plain.width * plain.vocab_size
+
+
+def _flops() -> list[Row]:
+    part, out, shapes = "Table A4: exact FLOPs / 6 N D", [], table_a9()
+    for name, printed, ratio in TABLE_A4:
+        cfg = build(shapes[printed])
+        ours = 3 * blocks_flops(cfg) / (FLOPS_PER_PARAM_TOKEN * count(cfg) * cfg.seq_len)
+        out.append(Row(part, name, ratio, ours, 0.01, True, ".3f", WITHOUT))
+    return out
+
+
+def _tables() -> list[Row]:
+    out = []
+    for name, n, flops, d in TABLE_3:
+        rounded = name == "67B"
+        out.append(
+            Row(
+                "Table 3: FLOPs as 6 N D of the printed N and D", name, flops, FLOPS_PER_PARAM_TOKEN * n * d,
+                0.05 if rounded else 0.01, format=".3g", note=TOKENS_ROUNDED if rounded else "",
+            )
+        )  # fmt: skip
+    n, flops, d = np.array([numbers for _, *numbers in TABLE_3]).T
+    a, b = APPROACHES[1]
+    # Along N_opt ~ C^a and 6 N D = C, D ~ N^((1 - a) / a).
+    two = 1 / (1 + frontier.power_law(n, np.array(TABLE_A3))[0])
+    part = "Exponents through the tables' rows (log-log least squares)"
+    return [
+        *out,
+        Row(part, "a of N ~ C^a, Table 3", a, frontier.power_law(flops, n)[0], 0.005, True, ".3f"),
+        Row(part, "b of D ~ C^b, Table 3", b, frontier.power_law(flops, d)[0], 0.005, True, ".3f"),
+        Row(part, "a of N ~ C^a, Table A3", APPROACHES[2][0], two, 0.005, True, ".3f"),
+    ]
+
+
+def _approaches() -> list[Row]:
+    law, part = laws.get("chinchilla"), "Approach 3: exponents that follow from its law"
+    assert law.exponents is not None
+    a, b = APPROACHES[3]
+    found = {name: law.exponents(values) for name, values in (("printed", PRINTED), ("unrounded", UNROUNDED))}
+    return [
+        Row(part, "a, unrounded constants", a, found["unrounded"]["a"], 0.005, True, ".4f"),
+        Row(part, "b, unrounded constants", b, found["unrounded"]["b"], 0.005, True, ".4f"),
+        Row(part, "a, printed constants", a, found["printed"]["a"], None, True, ".4f", ROUNDING),
+        Row(part, "b, printed constants", b, found["printed"]["b"], None, True, ".4f", ROUNDING),
+    ]
+
+
+def frame_of(points: pd.DataFrame, drop_highest: int) -> pd.DataFrame:
+    """Runs N, D, C, L in the file's order, less those whose loss is at least the k-th highest (Besiroglu et al.)."""
+    n, c, loss = (points[column].to_numpy() for column in ("Model Size", "Training FLOP", "loss"))
+    if len(points) <= drop_highest:
+        raise UsageError(f"{POINTS[0].name} has {len(points)} points, and the {drop_highest} highest are left out")
+    frame = pd.DataFrame({"N": n, "D": c / (FLOPS_PER_PARAM_TOKEN * n), "C": c, "L": loss})
+    keep = loss < np.sort(loss)[-drop_highest] if drop_highest else np.full(len(loss), True)
+    return frame[keep].reset_index(drop=True)
+
+
+def _refit(points: pd.DataFrame) -> list[Row]:
+    frame = frame_of(points, drop_highest=5)
+    law = fit.fit(frame, bootstrap=0, holdout=0)
+    iso = frontier.isoflop(frame, bootstrap=0, budgets_at=BUDGETS)
+    part = "Our fits of the points"
+    out = [
+        Row(part, "a, law (approach 3)", APPROACHES[3][0], law["optimal"]["a"], None, True, ".3f", OURS),
+        Row(part, "a, IsoFLOP (approach 2)", APPROACHES[2][0], iso["params"]["a"], None, True, ".3f", OURS),
+    ]
+    part = "Table A3: optimal tokens, billions"
+    for (name, n, _, _), tokens in zip(TABLE_3, TABLE_A3, strict=True):
+        p = iso["params"]
+        by_iso, by_law = p["D0"] * (n / p["N0"]) ** (p["b"] / p["a"]), _tokens_at(law, n)
+        for how, ours in (("IsoFLOP", by_iso), ("law", by_law)):
+            out.append(Row(part, f"{name}, {how}", tokens / 1e9, ours / 1e9, format=",.1f", note=OURS))
+    return out
+
+
+def _tokens_at(law: dict, n: float) -> float:
+    """D of the compute whose optimal size is n: N_opt is a power of C, so two points of it tell all."""
+    (n0, _), (n1, _) = fit.optimal(law, 1e20), fit.optimal(law, 1e24)
+    a = math.log(n1 / n0) / math.log(1e4)
+    return fit.optimal(law, 1e20 * (n / n0) ** (1 / a))[1]
