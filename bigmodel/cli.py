@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -58,20 +59,43 @@ Plans, runs and tells of the rows of a sweep file, in RUNS/<file's name>/.
 """
 
 FIT = """\
-Fits a scaling law to points: a sweep's folder, or a .csv, .parquet or .jsonl file.
+Fits a scaling law to points: a sweep's folder, a .csv, .tsv, .json, .jsonl or .parquet, or an export of W&B.
 
   bigmodel fit runs/demo --out=fit.json
+  bigmodel fit runs/demo --count=nonembedding --flops=6nd
   bigmodel fit points.csv --N=params --D=tokens --L=loss --law=chinchilla
 
 Huber loss on log L over a full grid of starts; intervals by bootstrap over runs; the error on the held-out
-runs of the largest compute rung.
+runs of the 1, 2, 3 largest compute rungs. Laws:
+
+  loss of N and D      chinchilla, gadre, kaplan_nd, muennighoff (+ U unique tokens), kaplan_ns (N, S steps),
+                       width_depth (width, depth, D)
+  of one column x      power:x=C, henighan:x=C, zhai:x=C, bnsl:x=D,breaks=1
+  best N and D of C    isoflop, envelope (Hoffmann's approaches 2 and 1)
+  of other targets     learning_rate (lr), batch_size, critical_batch (batch), downstream (accuracy), task_error (error)
+  your own             --law=my_law.py, a file with PARAMETERS and form(params, row)
+
+  bigmodel fit points.csv --against=gadre --against=kaplan_nd     which extrapolates best?
+  bigmodel fit points.csv --report=out                            figures, tables and a page, as of a sweep
 """
 
 REPORT = """\
-Fits the law of a finished sweep and writes its figures (PNG, SVG), tables and one self-contained HTML page to
+Fits the law of a finished sweep and writes its figures (PNG, SVG, PDF), tables and one self-contained page to
 RUNS/<sweep>/report/.
 
   bigmodel report sweeps/demo.py
+"""
+
+PLAN = """\
+Plans a training run from a fitted law: its size, data and compute with their intervals, how far that extrapolates,
+the price of missing the size, the nearest model that can be built, and the runs that would make the answer surest.
+
+  bigmodel plan --law=fit.json --flops=1e23 --family=decoder
+  bigmodel plan --law=fit.json --loss=2.1 --inference-tokens=1e13 --max-params=2e10
+  bigmodel plan --law=fit.json --flops=1e19 --config=experiments/gpt.py --next-flops=1e17 --out=sweeps/next.py
+
+One of --flops, --params (for which compute is this size the best?), --tokens or --loss (the cheapest way there).
+Inference tokens make smaller models trained for longer the best: a budget then pays for training and inference.
 """
 
 COUNT = """\
@@ -80,6 +104,20 @@ Counts a model without building it: N in three conventions, FLOPs, memory of its
   bigmodel count gpt3-175b
   bigmodel count --config=experiments/gpt.py --config.model.width=128
   bigmodel count list
+"""
+
+
+PAPER = """\
+Recomputes what a paper prints: its models built by our modules, its laws fitted by our fits, row by row.
+
+  bigmodel paper list
+  bigmodel paper gpt3                                        the 8 sizes of Table 2.1
+  bigmodel paper chinchilla --points=points/ --out=tables/   also what needs its published runs
+
+Some rows are computed from runs that others published. The project ships none: a line says which file of which
+public repository is missing, and --points takes it, by any name, or a folder that holds it. A row is ok if the
+difference is allowed; "-" marks one that is shown and not judged. --out writes NAME.md, NAME.tex and NAME.json.
+Exit code 1: a row isn't ok.
 """
 
 
@@ -145,14 +183,27 @@ def parser() -> Parser:
     devices(p)
 
     p = verb("fit", FIT)
-    p.add_argument("points", help="a sweep's folder, or a .csv, .parquet or .jsonl file")
-    p.add_argument("--law", default="chinchilla")
+    p.add_argument("points", help="a sweep's folder, or a table: .csv, .tsv, .json, .jsonl, .parquet")
+    p.add_argument("--law", default="chinchilla", help="a name above, or a .py file")
+    p.add_argument(
+        "--against", action="append", default=[], metavar="LAW", help="compare by held-out error; repeatable"
+    )
     p.add_argument("--out", help="write fit.json here")
+    p.add_argument("--report", metavar="DIR", help="write a page with figures and tables here, as `report` does")
     for name, meaning in (("N", "parameters"), ("D", "tokens"), ("L", "loss"), ("C", "FLOPs")):
         p.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {meaning}")
+    p.add_argument("--columns", default="", metavar="NAME=COLUMN,...", help="columns of other letters, U=unique_tokens")
+    p.add_argument("--where", default="", metavar="COLUMN=VALUE,...", help="only the runs with these values")
+    p.add_argument("--count", default="", choices=["total", "nonembedding", "kaplan"], help="which parameters N counts")
+    p.add_argument("--flops", default="", choices=["exact", "6nd"], help="what C is: of the modules, or 6 N D")
     p.add_argument("--delta", type=float, default=1e-3, help="Huber's, on log L")
+    p.add_argument(
+        "--estimator", default="huber", choices=["huber", "likelihood"], help="likelihood: with a free scale"
+    )
+    p.add_argument("--above", type=float, default=1.0, help="weight of runs above the law; below 1: maybe badly tuned")
     p.add_argument("--bootstrap", type=int, default=1000, help="resamples")
-    p.add_argument("--holdout", type=int, default=1, help="largest compute rungs to hold out")
+    p.add_argument("--full-grid", action="store_true", help="every resample from every start: minutes, on all cores")
+    p.add_argument("--holdout", type=int, default=3, help="largest compute rungs to hold out")
     p.add_argument("--drop-highest", type=int, default=0, help="leave out the points of the K highest losses")
     p.add_argument("--seed", type=int, default=0)
 
@@ -162,9 +213,33 @@ def parser() -> Parser:
     p.add_argument("--law", default="chinchilla")
     p.add_argument("--out", help="folder to write (default: RUNS/<sweep>/report)")
 
+    p = verb("plan", PLAN)
+    p.add_argument("--law", required=True, metavar="FIT.JSON", help="what `bigmodel fit --out=` wrote")
+    p.add_argument("--flops", type=float, help="for training (with --inference-tokens: and inference)")
+    p.add_argument("--params", type=float, help="N: the compute and data for which it is the best size")
+    p.add_argument("--tokens", type=float, help="D: the compute and size for which it is the best amount")
+    p.add_argument("--loss", type=float, help="to reach with the fewest FLOPs")
+    p.add_argument("--inference-tokens", type=float, default=0.0, help="over the model's life, 2 N FLOPs each")
+    p.add_argument("--max-params", type=float, default=float("inf"))
+    p.add_argument("--max-tokens", type=float, default=float("inf"), help="as much data as there is")
+    p.add_argument("--config", metavar="FILE[:VARIANT]", help="an experiment whose width and depth are chosen")
+    p.add_argument("--family", default="", help="or a family, with its defaults")
+    p.add_argument("--count", default="", metavar="WHICH", help="total, nonembedding, kaplan: N of the law")
+    p.add_argument("--target", default="N", help="of the next runs: N, loss or a")
+    p.add_argument("--next-flops", type=float, help="for the next runs (default: as much as the fitted ones took)")
+    p.add_argument("--next-runs", type=int, default=8, help="at most; 0: no advice")
+    p.add_argument("--out", metavar="SWEEP.py", help="write the next runs as a sweep of --config")
+
     p = verb("count", COUNT)
     p.add_argument("model", nargs="?", help="a published name, or `list`")
     p.add_argument("--config", metavar="FILE[:VARIANT]")
+
+    p = verb("paper", PAPER)
+    p.add_argument("name", help="a paper, or `list`")
+    p.add_argument(
+        "--points", action="append", default=[], metavar="PATH", help="a file of points, or a folder; repeatable"
+    )
+    p.add_argument("--out", metavar="FOLDER", help="write the table here: Markdown, LaTeX, JSON")
     return top
 
 
@@ -178,11 +253,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides, rest = config.parse_flags(args)
         top = parser()
         known, unknown = top.parse_known_args(rest)
+        known.command = shlex.join(["bigmodel", *args])
         if unknown:
             options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
             hint = nearest(unknown[0].partition("=")[0], options)
             raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
-        if overrides and known.verb not in ("train", "sweep", "count"):
+        if overrides and known.verb not in ("train", "sweep", "count", "plan"):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
         from bigmodel import verbs
 

@@ -1,29 +1,60 @@
-"""Report of a fit: one offline HTML page, its numbers as fit.json and rows.csv, and the law as Markdown and text.
+"""Report of a fit: one offline HTML page, its numbers as fit.json and rows.csv, figures, tables, and the law as text.
 
 Legend: N parameters, D examples or tokens, C training FLOPs, L loss.
 """
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bigmodel.scaling import figures, laws
+from bigmodel.config import UsageError
+from bigmodel.scaling import figures, laws, tables
 from bigmodel.scaling import fit as fits
+from bigmodel.scaling import frontier as methods
+from bigmodel.scaling.figures import Study
 from bigmodel.scaling.page import TEMPLATE
+from bigmodel.scaling.tables import Table, count, interval, known, number, percent
 
 CAPTIONS = {
     "compute": "Loss against training compute. Dots are runs, thin curves the law at one size, the dashed line the "
     "least loss that the law allows for each budget, shaded where 95 % of resamples put it.",
     "size_data": "Loss against size at fixed data, and against data at fixed size. Curves are the law.",
+    "curves": "Each column that the law reads: runs and law, other columns at the value of the colour or their median; "
+    "and runs against the law's value for them.",
+    "residuals": "Observed above (+) or below (−) the law. A trend here means that the law is wrong.",
+    "contours": "Lines of equal loss by the law. Dots are runs, coloured by their observed loss on the same scale.",
+    "isoflop": "Loss against size at each compute budget, with a parabola in ln N through each budget's runs.",
+    "frontier": "The best size and data for each budget. Grey dots are the runs. Shaded: 95 % of resamples for the "
+    "law; for the other methods, the exponent's interval turned about the middle budget.",
+    "fan": "The law refitted without its largest runs: its curves, from the marked largest run fitted onwards an "
+    "extrapolation, and the error of each run left out.",
+    "clouds": "Refits of resampled runs. Red: the estimate and its interval; shaded in the histograms: the interval. "
+    "The outermost 1 % of resamples lie outside.",
+    "forest": "How the best size grows with compute, here and as published. The kinds of interval differ.",
+    "comparison": "Laws fitted to the same runs: error on the runs left out. Lower and flatter is better.",
     "heatmap": "Best loss of each shape, at the most data that the shape was trained on.",
-    "residuals": "Observed loss above (+) or below (−) the law. A trend here means that the law is wrong.",
+}
+TITLES = {
+    "parameters": "Parameters",
+    "intervals": "Intervals by each method",
+    "holdout": "Error on runs it has not seen",
+    "compared": "Laws compared",
+    "leave_one_out": "Without one rung at a time",
+    "budgets_isoflop": "IsoFLOP budgets",
+}
+OPEN = ("parameters", "holdout", "compared")  # the other tables are folded
+ESTIMATORS = {
+    "huber": "sum of Huber losses of ln {target}, delta {delta:g}",
+    "likelihood": "likelihood of Huber's density of ln {target} with a free scale, delta {delta:g} of it",
+    "asymmetric": "sum of asymmetric Huber losses of ln {target}, delta {delta:g}",
 }
 
 
@@ -35,8 +66,9 @@ def write(
     command: str,
     unit: str = "tokens",
     loss: str = "loss",
+    frontiers: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Writes index.html, fit.json, rows.csv, law.md and figures/*.png, *.svg.
+    """Writes index.html, fit.json, rows.csv, law.md, tables/*.md and *.tex, figures/*.png, *.svg and *.pdf.
 
     Args:
       frame: as given to `fit.fit`.
@@ -46,33 +78,34 @@ def write(
       command: the command that makes this page again, printed on it.
       unit: what D counts: "tokens" or "examples".
       loss: axis label of L, with its unit.
+      frontiers: results of `frontier.isoflop` and `frontier.envelope` over the same runs.
 
     Returns:
-      The path of index.html, which needs no other file.
+      The path of index.html, which needs no other file. It lists at most figures.MOST_MARKS runs; rows.csv has all.
     """
     out = Path(out_dir)
-    drawn = figures.write(frame, result, out / "figures", unit=unit, loss=loss)
-    held = {i for entry in result["holdout"] for i in entry["held_out"]}
-    table = frame.reset_index(drop=True).assign(
-        predicted=fits.predict(result, frame["N"].to_numpy(), frame["D"].to_numpy()),
-        held_out=[i in held for i in range(len(frame))],
-    )
-    table["residual_percent"] = 100 * (table["L"] / table["predicted"] - 1)
+    study = Study(frame, result, unit, loss, frontiers)
+    drawn = figures.write(frame, result, out / "figures", unit=unit, loss=loss, frontiers=frontiers)
+    table = study.frame.assign(predicted=study.predicted, held_out=study.held)
+    table["residual_percent"] = 100 * (study.observed / study.predicted - 1)
     table.to_csv(out / "rows.csv", index=False)
+    found = tables.of(result, frontiers)
+    tables.write(found, out / "tables")
     content = {**fits.to_json(result), "title": title, "command": command, "rows": dict(frame.attrs)}
+    content["frontiers"] = [fits.to_json(method) for method in frontiers]
     (out / "fit.json").write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
-    (out / "law.md").write_text(_markdown(result, title, command), encoding="utf-8")
+    (out / "law.md").write_text(_markdown(result, found, title, command), encoding="utf-8")
     parts = {
         "TITLE": html.escape(title),
         "LAW": _law_html(result),
-        "FACTS": _facts(frame, result, unit),
-        "PARAMETERS": _table(["", "value", "95 % interval"], _parameter_rows(result)),
-        "HOLDOUT": _table(["rungs", "runs", "compute gap", "mean |error|", "max", "mean"], _holdout_rows(result)),
-        "WARNINGS": _warnings(result),
+        "FACTS": _facts(study),
+        "WARNINGS": _warnings(result, frontiers),
+        "TABLES": "".join(_section(t) for t in sorted(found, key=lambda t: t.name not in OPEN)),
         "FIGURES": "".join(_figure(name, path) for name, path in drawn.items()),
-        "RUNS": _runs(table),
+        "THINNED": _thinned(study),
+        "RUNS": _runs(study, table),
         "COMMAND": html.escape(command),
-        "SOURCE": _source(frame, result),
+        "SOURCE": _source(study),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE)
     path = out / "index.html"
@@ -80,113 +113,119 @@ def write(
     return path
 
 
+def frontiers(
+    frame: pd.DataFrame, result: Mapping[str, Any], bootstrap: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The frontiers that the runs of a fitted law of L allow, for `write`: IsoFLOP needs budgets of several sizes, the
+    envelope several D for each of several sizes."""
+    if result["target"] != "L" or not {"N", "D", "C"} <= set(frame.columns) or not (frame[[*"NDC"]] > 0).all(axis=None):
+        return []
+    found = []
+    for name in methods.METHODS:
+        with contextlib.suppress(UsageError):  # these runs are none of that design
+            found.append(methods.fit(frame, name, bootstrap=bootstrap, seed=seed))
+    return found
+
+
 def law_text(result: Mapping[str, Any]) -> str:
-    """The fit in a few lines for a terminal: law, intervals, exponents, held-out error, warnings."""
+    """The fit in a few lines for a terminal: law, intervals, exponents, held-out error, compared laws, warnings."""
+    if result["law"] in methods.METHODS:
+        return _frontier_text(result)
     model, params = laws.get(result["law"]), result["params"]
-    arguments = ", ".join(model.columns)
-    lines = [f"L({arguments}) = {model.formula.format(**{k: _number(v) for k, v in params.items()})}"]
-    objective = f"objective {result['objective']:.6g} (Huber delta {result['delta']:g}, summed)"
-    lines.append(f"  {result['n_points']} runs, {objective}")
-    intervals = [f"{name} {_number(params[name])} {_interval(result, name)}" for name in model.names]
+    lines = [f"{model.target}({', '.join(model.columns)}) = {tables.law_formula(result)}"]
+    how = "Huber delta {:g}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, delta {{:g}}"
+    lines.append(f"  {result['n_points']} runs, objective {result['objective']:.6g} ({how.format(result['delta'])})")
+    intervals = [f"{name} {number(params[name])} {_interval(result, name)}" for name in model.names]
     lines += ["  " + ", ".join(intervals[i : i + 3]) for i in range(0, len(intervals), 3)]
     best = result["optimal"]
     if best["a"] is not None:
-        size = f"N_opt ~ C^{_number(best['a'])} {_interval(result, 'a')}"
-        lines.append(f"  {size}, D_opt ~ C^{_number(best['b'])} {_interval(result, 'b')}")
-        known = {c: r for c, r in best["tokens_per_param_at"].items() if r is not None and r == r}
-        ratios = [f"{_number(r)} at {c} FLOPs" for c, r in known.items()]
+        size = f"N_opt ~ C^{number(best['a'])} {_interval(result, 'a')}"
+        lines.append(f"  {size}, D_opt ~ C^{number(best['b'])} {_interval(result, 'b')}")
+        ratios = [f"{number(r)} at {c} FLOPs" for c, r in best["tokens_per_param_at"].items() if known(r)]
         if ratios:
             lines.append("  D/N at the optimum: " + ", ".join(ratios))
     for entry in result["holdout"]:
         lines.append(
-            f"  held out the largest {_count(entry['n_held_out'], 'run')} ({_count(entry['rungs'], 'rung')}, "
+            f"  held out the largest {count(entry['n_held_out'], 'run')} ({count(entry['rungs'], 'rung')}, "
             f"{entry['flops_gap']:.3g}x the compute): "
-            f"mean |error| {_percent(entry['mean_abs_rel_error'])}, max {_percent(entry['max_abs_rel_error'])}, "
-            f"mean {_percent(entry['mean_rel_error'], sign=True)}"
+            f"mean |error| {percent(entry['mean_abs_rel_error'])}, max {percent(entry['max_abs_rel_error'])}, "
+            f"mean {percent(entry['mean_rel_error'], sign=True)}"
         )
+    for entry in result["compared"]:
+        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["holdout"]]
+        lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
     lines += [f"  warning: {text}" for text in result["warnings"]]
     return "\n".join(lines)
+
+
+def _frontier_text(result: Mapping[str, Any]) -> str:
+    params = result["params"]
+    used = [b for b in result["budgets"] if not b["edge"]]
+    a, b = number(params["a"]), number(params["b"])
+    lines = [f"N_opt = {params['N0']:.4g} C^{a}, D_opt = {params['D0']:.4g} C^{b}"]
+    lines.append(f"  {count(len(used), 'budget')} of {result['n_points']} runs, by {result['law']}")
+    lines.append(
+        f"  a {number(params['a'])} {_interval(result, 'a')}, b {number(params['b'])} {_interval(result, 'b')}"
+    )
+    ratios = [f"{number(r)} at {c} FLOPs" for c, r in result["optimal"]["tokens_per_param_at"].items() if known(r)]
+    lines.append("  D/N at the optimum: " + ", ".join(ratios))
+    return "\n".join([*lines, *(f"  warning: {text}" for text in result["warnings"])])
 
 
 # -------------------------------------------------------------------------------------- parts
 
 
-def _number(value: float | None) -> str:
-    if value is None or value != value:
-        return "n/a"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _percent(value: float, sign: bool = False) -> str:
-    return f"{100 * value:+.3g} %" if sign else f"{100 * value:.3g} %"
-
-
 def _interval(result: Mapping[str, Any], name: str) -> str:
-    ends = result["ci"].get(name)
-    return f"[{_number(ends[0])}, {_number(ends[1])}]" if ends else "[no interval]"
+    text = interval(result["ci"].get(name))
+    return "[no interval]" if text == "n/a" else text
 
 
-def _parameter_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    rows = [[name, _number(value), _interval(result, name)] for name, value in result["params"].items()]
-    for name, text in (("a", "a, in N_opt ~ C^a"), ("b", "b, in D_opt ~ C^b")):
-        if result["optimal"][name] is not None:
-            rows.append([text, _number(result["optimal"][name]), _interval(result, name)])
-    return rows
-
-
-def _holdout_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    return [
-        [
-            str(entry["rungs"]),
-            str(entry["n_held_out"]),
-            f"{entry['flops_gap']:.3g}×",
-            _percent(entry["mean_abs_rel_error"]),
-            _percent(entry["max_abs_rel_error"]),
-            _percent(entry["mean_rel_error"], sign=True),
-        ]
-        for entry in result["holdout"]
-    ]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return "<p>None.</p>"
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+def _section(table: Table) -> str:
+    sources = "".join(
+        f"<div class='source'><button type='button'>Copy {kind}</button><pre>{html.escape(text)}</pre></div>"
+        for kind, text in (("Markdown", table.markdown()), ("LaTeX", table.latex()))
+    )
+    folded = f"<details class='copy'><summary>Markdown, LaTeX</summary>{sources}</details>"
+    body = f"<div class='wide'>{table.html()}</div><p class='soft'>{html.escape(table.caption)}</p>{folded}"
+    heading = html.escape(TITLES[table.name])
+    if table.name in OPEN:
+        return f"<section data-table='{table.name}'><h2>{heading}</h2>{body}</section>"
+    return f"<details class='fold' data-table='{table.name}'><summary>{heading}</summary>{body}</details>"
 
 
 def _law_html(result: Mapping[str, Any]) -> str:
     model = laws.get(result["law"])
-    text = html.escape(model.formula.format(**{k: _number(v) for k, v in result["params"].items()}))
-    text = re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", text)
-    return f"<i>L</i>({', '.join(f'<i>{c}</i>' for c in model.columns)}) = {text}"
+    text = re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", html.escape(tables.law_formula(result)))
+    arguments = ", ".join(f"<i>{html.escape(c)}</i>" for c in model.columns)
+    return f"<i>{html.escape(model.target)}</i>({arguments}) = {text}"
 
 
-def _facts(frame: pd.DataFrame, result: Mapping[str, Any], unit: str) -> str:
-    best, facts = result["optimal"], []
-    facts.append(("runs", str(result["n_points"])))
-    facts.append(("sizes N", f"{figures.short(frame['N'].min(), 3)} – {figures.short(frame['N'].max(), 3)}"))
-    facts.append((f"{unit} D", f"{figures.short(frame['D'].min(), 3)} – {figures.short(frame['D'].max(), 3)}"))
-    if best["a"] is not None and best["a"] == best["a"]:
+def _facts(study: Study) -> str:
+    result, best = study.result, study.result["optimal"]
+    facts = [("runs", str(result["n_points"]))]
+    short = {"N": "sizes N", "D": f"{study.unit} D", "C": "FLOPs C"}
+    ranged = ["N", "D"] if study.plane else list(study.law.columns)
+    for column in ranged[:3]:
+        low, high = study.column(column).min(), study.column(column).max()
+        text = [f"{v:.3g}" if column == "C" else figures.short(v, 3) for v in (low, high)]
+        facts.append((short.get(column, column), " – ".join(text)))
+    if known(best["a"]):
         facts.append(("best size grows as", f"C^{best['a']:.3f}"))
     for compute, ratio in list(best["tokens_per_param_at"].items())[:1]:
-        if ratio is not None and ratio == ratio:
-            facts.append((f"best D/N at {compute} FLOPs", _number(ratio)))
+        if known(ratio):
+            facts.append((f"best D/N at {compute} FLOPs", number(ratio)))
     for entry in result["holdout"][:1]:
-        facts.append((f"error at {entry['flops_gap']:.3g}× the compute", _percent(entry["mean_abs_rel_error"])))
+        facts.append((f"error at {entry['flops_gap']:.3g}× the compute", percent(entry["mean_abs_rel_error"])))
     cells = (f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>" for name, value in facts)
-    return "".join(re.sub(r"\^([\d.]+)", r"<sup>\1</sup>", cell) for cell in cells)
+    return "".join(re.sub(r"\^(-?[\d.]+)", r"<sup>\1</sup>", cell) for cell in cells)
 
 
-def _warnings(result: Mapping[str, Any]) -> str:
-    if not result["warnings"]:
+def _warnings(result: Mapping[str, Any], frontiers: Sequence[Mapping[str, Any]]) -> str:
+    texts = list(result["warnings"])
+    texts += [f"{m['law']}: {text}" for m in frontiers for text in m["warnings"] if text not in texts]
+    if not texts:
         return ""
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in result["warnings"])
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
     return f"<aside><b>Read with care</b><ul>{items}</ul></aside>"
 
 
@@ -196,23 +235,42 @@ def _figure(name: str, path: Path) -> str:
     # Matplotlib's metadata names its home page and its ids repeat from figure to figure: neither belongs in one page.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return f'<figure data-name="{name}">{svg}<figcaption>{html.escape(CAPTIONS[name])}</figcaption></figure>'
+    svg = re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL))
+    # Hundredths of a point are fine enough for a screen, and half the size.
+    svg = re.sub(r'(?<=[xy]=")-?\d+\.\d+(?=")|(?m:^[MLC] [-\d. ]+)', _hundredths, svg)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+    caption = html.escape(CAPTIONS[name])
+    return f'<figure data-name="{name}"><div class="wide">{svg}</div><figcaption>{caption}</figcaption></figure>'
 
 
-def _runs(table: pd.DataFrame) -> str:
+def _hundredths(match: re.Match[str]) -> str:
+    return re.sub(r"(\.\d\d)\d+", r"\1", match[0])
+
+
+def _thinned(study: Study) -> str:
+    shown, all_ = len(study.shown), len(study.frame)
+    if shown == all_:
+        return ""
+    return (
+        f"<p class='soft'>Figures and table show {shown:,} of {all_:,} runs, evenly over compute; rows.csv has all.</p>"
+    )
+
+
+def _runs(study: Study, table: pd.DataFrame) -> str:
     names = [n for n in ("run_id", "family", "width", "depth", "seed") if n in table]
     head = ["run", *names[1:]] if "run_id" in names else ["row", *names]
     if "run_id" not in names:
         names = ["", *names]
-    head += ["N", "D", "C", "L", "law", "above law"]
+    columns = [c for c in dict.fromkeys(("N", "D", "C", *study.law.columns)) if c in table and c != study.target]
+    head += [*columns, study.target, "law", "above law"]
     rows = []
-    for i, row in enumerate(table.to_dict("records")):
+    for i, row in zip(study.shown, table.iloc[study.shown].to_dict("records"), strict=True):
         cells = [html.escape(_plain(row[n])) if n else str(i + 1) for n in names]
-        cells += [figures.short(row["N"]), figures.short(row["D"]), f"{row['C']:.3g}"]
-        cells += [f"{row['L']:.5g}", f"{row['predicted']:.5g}", f"{row['residual_percent']:+.2f} %"]
-        mark = ' class="held" title="held out in the refit"' if row["held_out"] else ""
+        cells += [f"{row[c]:.3g}" if c == "C" else figures.short(row[c]) if known(row[c]) else "" for c in columns]
+        cells += [f"{row[study.target]:.5g}", f"{row['predicted']:.5g}", f"{row['residual_percent']:+.2f} %"]
+        mark = ' class="held" title="held out in a refit"' if row["held_out"] else ""
         rows.append(f'<tr id="run-{i}"{mark}>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    top = "".join(f'<th tabindex="0" title="sort">{html.escape(name)}</th>' for name in head)
     return f'<table id="runs"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
@@ -222,19 +280,22 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _source(frame: pd.DataFrame, result: Mapping[str, Any]) -> str:
-    model, attrs = laws.get(result["law"]), frame.attrs
-    texts = [f"Law: {model.source}."]
+def _source(study: Study) -> str:
+    result, attrs = study.result, study.frame.attrs
+    texts = [f"Law: {study.law.source}."]
     if "source" in attrs:
         texts.append(f"Runs: {attrs['source']}.")
     if "conventions" in attrs:
         texts.append("Columns: " + ", ".join(f"{k} = {v}" for k, v in attrs["conventions"].items()) + ".")
-    texts.append(f"Fit: sum of Huber losses of ln L, delta {result['delta']:g}; intervals: bootstrap over runs.")
+    how = ESTIMATORS[result["estimator"]].format(target=study.target, delta=result["delta"])
+    texts.append(f"Fit: {how}; {tables.level(result)} intervals: {result['interval']['method']}.")
+    texts.append("Figures as PNG, SVG and PDF under figures/, for a paper's column under figures/column/.")
     return "<br>".join(html.escape(text) for text in texts)
 
 
-def _markdown(result: Mapping[str, Any], title: str, command: str) -> str:
-    lines = [f"# {title}", "", "```text", law_text(result), "```", "", "| | value | 95 % interval |", "|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in _parameter_rows(result)]
-    lines += ["", f"Source of the form: {laws.get(result['law']).source}. Made by `{command}`.", ""]
+def _markdown(result: Mapping[str, Any], found: Sequence[Table], title: str, command: str) -> str:
+    lines = [f"# {title}", "", "```text", law_text(result), "```", ""]
+    for table in found:
+        lines += [f"## {TITLES[table.name]}", "", table.caption, "", table.markdown()]
+    lines += [f"Source of the form: {laws.get(result['law']).source}. Made by `{command}`.", ""]
     return "\n".join(lines)
