@@ -1,4 +1,4 @@
-"""`bigmodel VERB ...`: what is said on the command line, and how a mistake ends. Layer 6; verbs.py does the work."""
+"""`bigmodel VERB ...`: what is said on the command line, and how a mistake ends. Layer 6; verbs/ does the work."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ A study from text to law:
   bigmodel sweep plan sweeps/demo.py              N, D, C, memory and time of every row, before any is run
   bigmodel sweep run sweeps/demo.py               runs what is missing; kill it and repeat it at will
   bigmodel report sweeps/demo.py                  law, intervals, held-out error, figures, one HTML page
+  bigmodel fit runs/demo --against=gadre --out=fit.json
+  bigmodel plan --law=fit.json --flops=1e16       the next model, and the sweep that would make it surer
+  bigmodel paper gpt3                             what papers print, beside what our modules and fits compute
 
 `bigmodel VERB --help` explains a verb with an example. Exit codes: 0 done, 2 a mistake in what was asked,
 75 interrupted (the same command continues), 1 a fault of ours.
@@ -260,9 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
         if overrides and known.verb not in ("train", "sweep", "count", "plan"):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
-        from bigmodel import verbs
+        from bigmodel.verbs import verb
 
-        code = getattr(verbs, known.verb)(known, overrides)
+        code = verb(known.verb)(known, overrides)
         sys.stdout.flush()
         return code
     except UsageError as e:

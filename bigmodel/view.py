@@ -188,7 +188,8 @@ def _mirror() -> None:
         values = {**fit.get("params", {}), **fit.get("optimal", {})}
         for name, (low, high) in fit.get("ci", {}).items():
             table.add_data(name, values.get(name), low, high)
-        figures = {p.relative_to(report): wandb.Image(str(p)) for p in sorted(report.rglob("*.png"))}
+        pictures = [p for p in sorted(report.rglob("*.png")) if p.parent.name != "column"]  # the same, for print
+        figures = {p.relative_to(report): wandb.Image(str(p)) for p in pictures}
         law.log({"law": table, **{str(p.with_suffix("")): image for p, image in figures.items()}})
         law.summary.update(fit)
         law.finish()

@@ -302,14 +302,22 @@ def _result(
         "params": dict(zip(names, params, strict=True)),
         "ci": uncertainty.columns(ends(samples), names),
         "n_points": n,
-        "optimal": {"a": params[0], "b": params[2], "tokens_per_param_at": _ratios(params, budgets)},
+        "optimal": {"a": params[0], "b": params[2], **_ratios(params, samples, budgets)},
         "budgets": budgets,
         "warnings": warnings,
         "samples": samples,
     }
 
 
-def _ratios(params: list[float], budgets: list[dict[str, Any]]) -> dict[str, float]:
+def _ratios(params: list[float], samples: np.ndarray, budgets: list[dict[str, Any]]) -> dict[str, Any]:
+    """D_opt / N_opt at 1, 10 and 100 times the largest budget, with intervals, as `fit.fit` names them."""
     largest = max(b["C"] for b in budgets)
-    a, n0, b, d0 = params
-    return {f"{f * largest:.3g}": float(d0 * (f * largest) ** b / (n0 * (f * largest) ** a)) for f in (1, 10, 100)}
+    sets = np.vstack([params, samples]).T
+    at: dict[str, float] = {}
+    ends: dict[str, Any] = {}
+    for flops in (largest, 10 * largest, 100 * largest):
+        a, n0, b, d0 = sets
+        ratio = d0 / n0 * flops ** (b - a)
+        at[f"{flops:.3g}"] = float(ratio[0])
+        ends |= uncertainty.columns(uncertainty.percentile(ratio[1:, None]), [f"{flops:.3g}"])
+    return {"tokens_per_param_at": at, "tokens_per_param_ci": ends}

@@ -141,14 +141,15 @@ def law_text(result: Mapping[str, Any]) -> str:
     if best["a"] is not None:
         size = f"N_opt ~ C^{number(best['a'])} {_interval(result, 'a')}"
         lines.append(f"  {size}, D_opt ~ C^{number(best['b'])} {_interval(result, 'b')}")
-        ratios = [f"{number(r)} at {c} FLOPs" for c, r in best["tokens_per_param_at"].items() if known(r)]
+        ratios = _ratios(best)
         if ratios:
             lines.append("  D/N at the optimum: " + ", ".join(ratios))
     for entry in result["holdout"]:
+        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()])
+        mean = percent(entry["mean_abs_rel_error"]) + ("" if ends == "n/a" else f" {ends}")
         lines.append(
             f"  held out the largest {count(entry['n_held_out'], 'run')} ({count(entry['rungs'], 'rung')}, "
-            f"{entry['flops_gap']:.3g}x the compute): "
-            f"mean |error| {percent(entry['mean_abs_rel_error'])}, max {percent(entry['max_abs_rel_error'])}, "
+            f"{entry['flops_gap']:.3g}x the compute): mean |error| {mean}, max {percent(entry['max_abs_rel_error'])}, "
             f"mean {percent(entry['mean_rel_error'], sign=True)}"
         )
     for entry in result["compared"]:
@@ -156,6 +157,15 @@ def law_text(result: Mapping[str, Any]) -> str:
         lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
     lines += [f"  warning: {text}" for text in result["warnings"]]
     return "\n".join(lines)
+
+
+def _ratios(best: Mapping[str, Any]) -> list[str]:
+    """Tokens per parameter at each budget, with its interval."""
+    out = []
+    for flops, ratio in best["tokens_per_param_at"].items():
+        ends = interval(best["tokens_per_param_ci"][flops])
+        out += [f"{number(ratio)}{'' if ends == 'n/a' else ' ' + ends} at {flops} FLOPs"] if known(ratio) else []
+    return out
 
 
 def _frontier_text(result: Mapping[str, Any]) -> str:
@@ -167,8 +177,7 @@ def _frontier_text(result: Mapping[str, Any]) -> str:
     lines.append(
         f"  a {number(params['a'])} {_interval(result, 'a')}, b {number(params['b'])} {_interval(result, 'b')}"
     )
-    ratios = [f"{number(r)} at {c} FLOPs" for c, r in result["optimal"]["tokens_per_param_at"].items() if known(r)]
-    lines.append("  D/N at the optimum: " + ", ".join(ratios))
+    lines.append("  D/N at the optimum: " + ", ".join(_ratios(result["optimal"])))
     return "\n".join([*lines, *(f"  warning: {text}" for text in result["warnings"])])
 
 

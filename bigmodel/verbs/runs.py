@@ -1,0 +1,246 @@
+"""The verbs that prepare, train, sweep and count. Layer 6."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from bigmodel import config
+from bigmodel.config import EXIT_RETRY, Retry, UsageError
+from bigmodel.verbs import print_json, print_table
+
+
+def prepare(args: argparse.Namespace, _: Any) -> int:
+    from bigmodel.prepare import corpora
+    from bigmodel.prepare import prepare as job
+
+    if args.source == "list":
+        rows = corpora.table()
+        if args.json:
+            print_json(rows)
+        else:
+            print_table(list(rows[0]), [list(r.values()) for r in rows])
+        return 0
+    stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
+    tokenizer = Path(args.tokenizer).stem
+    out = args.out or f"data/{stem}-{tokenizer}"
+    manifest = job.prepare(
+        args.source,
+        out,
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        validation_fraction=args.validation_fraction,
+        text_key=args.text_key,
+        workers=args.workers,
+        progress=sys.stderr.isatty(),
+    )
+    if args.json:
+        print_json(manifest)
+        return 0
+    for split, s in manifest["splits"].items():
+        print(f"{split:>10}: {s['tokens']:>13,} tokens  {s['documents']:>8,} documents  {s['bytes']:>13,} bytes")
+    print(f"{out}: vocabulary {manifest['tokenizer']['vocab_size']:,}, licence {manifest['licence']}")
+    return 0
+
+
+def start_jax(args: argparse.Namespace) -> None:
+    """Before the first use of JAX: devices, processes, and the persistent compilation cache."""
+    import warnings
+
+    import jax
+
+    # A cache that can't be written, as on a full disk, costs time and nothing else.
+    warnings.filterwarnings("ignore", "Error (writing|reading) persistent compilation cache")
+    if getattr(args, "host_devices", 0) < 0:
+        raise UsageError(f"--host-devices={args.host_devices}: must not be negative (0: those there are)")
+    if getattr(args, "host_devices", 0):
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", args.host_devices)
+    cache = Path(os.environ.get("BIGMODEL_CACHE", Path.home() / ".cache" / "bigmodel")) / "xla"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if getattr(args, "coordinator", None):
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+
+
+def _load(args: argparse.Namespace, overrides: Any) -> Any:
+    path = getattr(args, "path", None)
+    if bool(path) == bool(args.config):
+        raise UsageError(f"{args.verb}: give --config=experiments/NAME.py, or the path of a config.json")
+    return config.load(path or args.config, overrides)
+
+
+def train(args: argparse.Namespace, overrides: Any) -> int:
+    unfrozen = _load(args, overrides)
+    start_jax(args)
+    from bigmodel import train as trainer
+
+    result = trainer.train(unfrozen, args.runs, name=args.name)
+    home = f"{args.runs}/{result['run_id']}"
+    if args.json:
+        print_json(result)
+    elif result["status"] == "diverged":
+        print(f"{home}: diverged; last good step {result['last_good_step']} of {result['steps']} is kept")
+    else:
+        bits = f", {result['bits_per_byte']:.4f} bits per byte" if result["bits_per_byte"] else ""
+        print(
+            f"{home}: loss {result['loss']:.4f}{bits}; N {result['params']:,}, D {result['tokens']:,} "
+            f"{result['unit']}, C {result['flops']:.3g} FLOPs, {result['wall_seconds']:.1f} s"
+        )
+    return 0
+
+
+def sweep(args: argparse.Namespace, overrides: Any) -> int:
+    config.choose("sweep", args.action, ["plan", "run", "status"])
+    if args.workers < 1:
+        raise UsageError(f"--workers={args.workers}: must be at least 1")
+    if args.action == "status":
+        return _sweep_status(args)
+    start_jax(args)
+    from bigmodel import sweep as sweeps
+    from bigmodel.progress import duration, human
+
+    folder = sweeps.folder_of(args.file, args.runs)
+    gc.disable()  # counting a model makes many short-lived objects; collecting amid them costs a tenth of a plan
+    plan = sweeps.make_plan(args.file, overrides)
+    gc.enable()
+    seconds = sweeps.expected_seconds(plan, folder)
+    worker = args.first > 0 or os.environ.get("BIGMODEL_WORKER")
+    if not worker:
+        sweeps.write_plan(folder, plan)
+        if args.json:
+            print_json([{**p.to_dict(), "expected_seconds": s} for p, s in zip(plan, seconds, strict=True)])
+        else:
+            unit = plan[0].budget.unit
+            head = ["run", "row", "N", f"D ({unit})", "C (FLOPs)", "steps", "epochs", "memory", "expected"]
+            body = [
+                [
+                    p.run_id,
+                    sweeps.describe(p.overrides),
+                    human(p.budget.params),
+                    human(p.budget.tokens),
+                    f"{p.budget.flops:.2e}",
+                    f"{p.budget.steps:,}",
+                    f"{p.budget.epochs:.2f}",
+                    f"{human(p.budget.state_bytes)}B",
+                    "done" if (folder / p.run_id / "result.json").exists() else duration(s),
+                ]
+                for p, s in zip(plan, seconds, strict=True)
+            ]
+            print_table(head, body)
+            left = sum(
+                s for p, s in zip(plan, seconds, strict=True) if not (folder / p.run_id / "result.json").exists()
+            )
+            total = sum(p.budget.flops for p in plan)
+            print(f"{len(plan)} runs, {total:.2e} FLOPs; about {duration(left)} to go on this machine")
+    if args.action == "plan":
+        return 0
+    if args.workers > 1:
+        return _sweep_workers(args, overrides, folder, len(plan))
+    tally = sweeps.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
+    if not args.json:
+        print(f"{folder}: " + ", ".join(f"{n} {what}" for what, n in tally.items() if n))
+    return 1 if tally["failed"] else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: int) -> int:
+    from bigmodel import sweep as sweeps
+
+    os.environ["BIGMODEL_WORKER"] = "1"
+    command = ["sweep", "run", args.file, f"--runs={args.runs}", *(f"--config.{k}={v}" for k, v in overrides)]
+    command += ["--retry-failed"] if args.retry_failed else []
+    command += [f"--host-devices={args.host_devices}"] if args.host_devices else []
+    from rich.live import Live
+
+    with Live(refresh_per_second=2, transient=not sys.stdout.isatty()) as live:
+        codes = sweeps.run_workers(
+            command, args.workers, folder, rows, lambda: live.update(_rich_status(sweeps.status(folder)))
+        )
+    states = [row["state"] for row in sweeps.status(folder)]
+    print(f"{folder}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    if any(code == EXIT_RETRY for code in codes):
+        raise Retry(f"a worker was interrupted; see {folder}/workers/; the same command continues")
+    return 1 if any(codes) else 0
+
+
+def _status_cells(row: dict[str, Any]) -> list[str]:
+    from bigmodel.progress import human
+    from bigmodel.sweep import describe
+
+    result, last = row.get("result"), row.get("last")
+    step = result["steps"] if result else (last or {}).get("step", 0)
+    loss = (result or {}).get("loss") or (last or {}).get("loss")
+    return [
+        row["run_id"],
+        describe(row["overrides"]),
+        human(row["params"]),
+        human(row["tokens"]),
+        row["state"],
+        f"{step}/{row['steps']}",
+        f"{loss:.4f}" if loss else row.get("error", ""),
+    ]
+
+
+STATUS_HEAD = ["run", "row", "N", "D", "state", "step", "loss"]
+
+
+def _rich_status(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(*STATUS_HEAD, box=None)
+    for row in rows:
+        table.add_row(*_status_cells(row))
+    return table
+
+
+def _sweep_status(args: argparse.Namespace) -> int:
+    from bigmodel import sweep as sweeps
+
+    rows = sweeps.status(sweeps.folder_of(args.file, args.runs))
+    if args.json:
+        print_json([{k: v for k, v in row.items() if k != "config"} for row in rows])
+        return 0
+    print_table(STATUS_HEAD, [_status_cells(row) for row in rows])
+    states = [row["state"] for row in rows]
+    print(f"{len(rows)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    return 0
+
+
+def count(args: argparse.Namespace, overrides: Any) -> int:
+    from bigmodel import budget, models
+
+    if args.model == "list":
+        names = [name for f in models.names() for name in models.family(f).PUBLISHED]
+        print_json(names) if args.json else print("\n".join(names))
+        return 0
+    if bool(args.model) == bool(args.config):
+        raise UsageError("count: give a published name (`bigmodel count list`) or --config=experiments/NAME.py")
+    if args.config:
+        frozen = budget.finalize(config.load(args.config, overrides))
+        name, family_name, model = args.config, frozen.family, frozen.model
+        source = ""
+    else:
+        name = args.model
+        family_name, row = models.published(name)
+        source = row["source"]
+        section = config.ConfigDict({"model": models.family(family_name).get_config()})
+        section.model.update(row["model"])
+        config.override_all(section, overrides)
+        models.family(family_name).finalize(section.model)
+        model = section.model
+    numbers = {"name": name, "family": family_name, "source": source, **budget.describe(family_name, model)}
+    if args.json:
+        print_json(numbers)
+    else:
+        for line in budget.describe_text(numbers):
+            print(line)
+    return 0
