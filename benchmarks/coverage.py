@@ -85,7 +85,10 @@ def main() -> None:
     cells.round(4).to_csv("docs/coverage.csv")
     whole = table.groupby(["noise", "method", "parameter"], sort=False)["held"].mean().unstack()[list(NAMES)]
     worst = cells.groupby(["noise", "method"], sort=False)["coverage"].agg(["min", "max"])
-    print((100 * whole.join(worst)).round(1).to_markdown() if hasattr(whole, "to_markdown") else whole)
+    print("| noise | method | " + " | ".join([*NAMES, "one law, least", "most"]) + " |")
+    print("|" + "---|" * (len(NAMES) + 4))
+    for (noise, method), row in whole.join(worst).iterrows():
+        print(f"| {noise} | {method} | " + " | ".join("" if np.isnan(v) else f"{100 * v:.1f}" for v in row) + " |")
 
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ def main():
     )
     better, worse = np.mean(mine < published_boot * (1 - 1e-6)), np.mean(mine > published_boot * (1 + 1e-6))
     print(f"  of the resamples, ours are lower by over 1e-6 in {better:.2%}, higher in {worse:.2%}")
-    own = problem.law.values(theta).std(axis=0)[[1, 3, 0, 2, 4]]  # A, B, E, alpha, beta
-    for who, se in (("published", [*np.exp(points[:, :3]).std(axis=0), *points[:, 3:].std(axis=0)]), ("ours", own)):
+    own = problem.law.values(theta).std(axis=0, ddof=1)[[1, 3, 0, 2, 4]]  # A, B, E, alpha, beta
+    points[:, :3] = np.exp(points[:, :3])
+    for who, se in (("published", points.std(axis=0, ddof=1)), ("ours", own)):
         print(f"  standard errors of A, B, E, alpha, beta, {who}: " + ", ".join(f"{v:.6g}" for v in se))
     theirs, theirs_grid = clock(lambda: grid_published(data))
     print(f"{len(theirs)} starts: published {theirs_grid:.1f} s, ours {ours:.2f} s: {theirs_grid / ours:.0f}x")

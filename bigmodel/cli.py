@@ -205,6 +205,7 @@ def parser() -> Parser:
     )
     p.add_argument("--above", type=float, default=1.0, help="weight of runs above the law; below 1: maybe badly tuned")
     p.add_argument("--bootstrap", type=int, default=1000, help="resamples")
+    p.add_argument("--budgets", default="", metavar="C,C,...", help="isoflop's, where the runs' C have no gaps")
     p.add_argument("--full-grid", action="store_true", help="every resample from every start: minutes, on all cores")
     p.add_argument("--holdout", type=int, default=3, help="largest compute rungs to hold out")
     p.add_argument("--drop-highest", type=int, default=0, help="leave out the points of the K highest losses")

@@ -320,3 +320,120 @@ def test_a_damaged_fit_is_one_line(tmp_path, change, message):
     (tmp_path / "half.json").write_text('{"law"')
     with pytest.raises(UsageError, match="is not JSON"):
         fits.read(tmp_path / "half.json")
+
+
+# ------------------------------------------------------------------------- what must not be silent
+
+
+def test_too_few_runs_give_no_interval():
+    """Five runs interpolate five parameters; six leave resamples that can't be fitted: no interval, and a line."""
+    frame = planted().iloc[[0, 8, 17, 26, 33, 41]]
+    with pytest.raises(UsageError, match="5 usable runs: it needs at least 6"):
+        fits.fit(frame.iloc[:5])
+    result = fits.fit(frame, bootstrap=200, holdout=0)
+    assert all(ends is None for ends in result["ci"].values()) and all(v is None for v in result["se"].values())
+    assert any("no intervals; run more" in w for w in result["warnings"])
+    assert any("10 resamples: the ends" in w for w in fits.fit(planted(), bootstrap=10, holdout=0)["warnings"])
+
+
+def test_envelope_needs_sizes_that_compete():
+    """Where D/N of all runs lies above the optimum, the largest size that ran always wins: no frontier."""
+    law = laws.get("chinchilla")
+    n, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e10, 25), np.geomspace(400, 4000, 30)))
+    frame = pd.DataFrame({"N": n, "D": n * ratio, "C": 6 * n * n * ratio})
+    frame["L"] = law.predict(PLANTED, frame)
+    with pytest.raises(UsageError, match="run more D"):
+        frontier.envelope(frame, 10)
+
+
+def test_isoflop_does_not_depend_on_its_resamples():
+    frame = isoflop_frame(noise=0.004)
+    exponents = {
+        fits.fit(frame, law="isoflop", bootstrap=b, seed=s)["params"]["a"] for b, s in ((0, 0), (2, 0), (50, 7))
+    }
+    assert len(exponents) == 1
+
+
+def test_isoflop_without_gaps_between_budgets():
+    frame = pd.concat([isoflop_frame(budgets=tuple(1e18 * 1.2**i for i in range(12)))])
+    with pytest.raises(UsageError, match=r"without gaps between budgets: name the budgets, as --budgets"):
+        fits.fit(frame, law="isoflop", bootstrap=10)
+    named = fits.fit(frame, law="isoflop", bootstrap=10, budgets=[1e18, 1e18 * 1.2**5, 1e18 * 1.2**11])
+    assert len(named["budgets"]) == 3
+    assert named["params"]["a"] == pytest.approx(0.46, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "likelihood", "above": 0.5}, "the likelihood has no such weights"),
+        ({"against": ["gadre"], "holdout": 0}, "holdout=0 asks for none"),
+        ({"law": "isoflop", "delta": 0.1}, "are not for it"),
+        ({"law": "envelope", "full_grid": True}, "are not for it"),
+        ({"law": "envelope", "budgets": [1e19]}, "they are isoflop's"),
+        ({"budgets": [1e19]}, "they are isoflop's"),
+        ({"full_grid": True, "frame": planted(sizes=60, data=90)}, "resamples are of subsets"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        fits.fit(**{"frame": planted(), "bootstrap": 10, **options})
+
+
+def test_a_rival_without_holdout_comes_last_and_says_why():
+    frame = planted(noise=0.01, sizes=3, data=3).iloc[:8].assign(U=lambda t: t["D"])
+    result = fits.fit(frame, bootstrap=0, against=["gadre", "muennighoff"])
+    laws_in_order = [e["law"] for e in result["compared"]]
+    assert laws_in_order[-1] == "muennighoff" and not result["compared"][-1]["holdout"]
+    errors = [np.mean([h["mean_abs_rel_error"] for h in e["holdout"][:1]]) for e in result["compared"][:2]]
+    assert errors == sorted(errors)
+    assert any(w.startswith("muennighoff: no held-out error for 1 rung") for w in result["warnings"])
+
+
+def test_weights_above_reach_every_method():
+    """With above = 0.1, the delta method and the profile still measure one thing."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"D": np.geomspace(1e8, 1e11, 40)})
+    frame["batch"] = 0.58 * frame["D"] ** 0.571 * np.exp(0.1 * rng.standard_normal(40))
+    problem, found = solved(frame, "batch_size", delta=10.0, above=0.1)
+    cov = uncertainty.covariance(problem, found.theta)
+    widths = [np.diff(f(problem, found.theta, cov), axis=0)[0] for f in (uncertainty.delta_method, uncertainty.profile)]
+    np.testing.assert_allclose(widths[0], widths[1], rtol=0.4)
+
+
+def test_laws_of_the_loss_hold_out_the_lowest_losses():
+    frame = pd.DataFrame({"L": np.linspace(2.0, 4.0, 40)})
+    frame["accuracy"] = laws.get("downstream").predict({"b": 0.25, "a": 0.6, "k": 3.0, "L_0": 2.6}, frame)
+    result = fits.fit(frame, law="downstream", bootstrap=0)
+    assert result["rungs_of"] == "L"
+    held = result["holdout"][0]["held_out"]
+    assert 0 in held and 39 not in held and len(held) < 12
+
+
+def test_compute_in_another_unit_is_asked_about():
+    frame = planted().assign(C=lambda t: 6 * t["N"] * t["D"] / 8.64e19)
+    result = fits.fit(frame, bootstrap=0, holdout=0)
+    assert any("a PF-day is 8.64e19 FLOPs" in w for w in result["warnings"])
+    largest = f"{float((6 * frame['N'] * frame['D']).max()):.3g}"
+    assert largest in result["optimal"]["tokens_per_param_at"]  # the law's own C, 6 N D
+
+
+def test_repeats_of_one_set_of_documents():
+    """U the same in every run, D up to 60 epochs: R_D is determined."""
+    law = laws.get("muennighoff")
+    params = {"E": 1.87, "A": 521.0, "alpha": 0.353, "B": 1488.0, "beta": 0.353, "R_N": 5.31, "R_D": 15.39}
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 2e10, 9), np.geomspace(1e9, 2.4e11, 9)))
+    frame = pd.DataFrame({"N": n, "D": d, "U": np.minimum(d, 4e9)})
+    for table in (frame, frame[frame["D"] >= 4e9].assign(U=4e9)):
+        table = table.assign(L=law.predict(params, table))
+        result = fits.fit(table, law="muennighoff", bootstrap=0, holdout=0)
+        assert result["params"]["R_D"] == pytest.approx(15.39, rel=1e-2)
+    fresh = frame.assign(U=frame["D"], L=law.predict(params, frame.assign(U=frame["D"])))
+    assert any(
+        "no run repeats its data" in w for w in fits.fit(fresh, "muennighoff", bootstrap=0, holdout=0)["warnings"]
+    )
+
+
+def test_a_law_of_c_takes_6nd():
+    frame = planted()
+    assert fits.fit(frame, law="power:x=C", bootstrap=0, holdout=0)["columns"] == ["C"]

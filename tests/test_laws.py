@@ -207,6 +207,12 @@ def test_a_users_law(tmp_path):
         ('PARAMETERS = {"E": (1.0,)}\ndef form(p, r): return p["F"]', r"line 2, in form\(\): KeyError: 'F'"),
         ('PARAMETERS = {"E": (1.0,)}\ndef form(p, r): return "x"', r"in form\(\): ValueError"),
         ("PARAMETERS = {", "SyntaxError"),
+        (
+            'COLUMNS = ()\nPARAMETERS = {"E": (1.0,)}\ndef form(p, r): return 1',
+            r"COLUMNS=\(\): expected a tuple of names",
+        ),
+        ('COLUMNS = "N"\nPARAMETERS = {"E": (1.0,)}\ndef form(p, r): return 1', "COLUMNS='N': expected a tuple"),
+        ('PARAMETERS = {"E": (1.0, 2.0)}\ndef form(p, r): return -p["E"] + 0 * r["N"]', "no start predicts a positive"),
     ],
 )
 def test_a_users_mistake_is_one_line(tmp_path, text, message):
@@ -226,9 +232,11 @@ def test_a_users_mistake_is_one_line(tmp_path, text, message):
         ("chinchila", "did you mean 'chinchilla'"),
         ("get", "no law 'get'"),
         ("power:y=N", "'y=N' is not an argument; power takes x=C"),
-        ("bnsl:breaks=two", "breaks='two', expected 1 to 9"),
-        ("bnsl:breaks=0", "breaks='0', expected 1 to 9"),
+        ("bnsl:breaks=two", "breaks='two', expected 1 to 3"),
+        ("bnsl:breaks=0", "breaks='0', expected 1 to 3"),
         ("chinchilla:x=N", "chinchilla takes no arguments"),
+        ("bnsl:breaks=4", "breaks='4', expected 1 to 3"),
+        ("power:x=L", "would predict L from L itself"),
         ("nowhere.py", "no law file 'nowhere.py'"),
     ],
 )

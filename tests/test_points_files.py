@@ -156,10 +156,10 @@ case("thousands or decimals", table([(n, d, f'"{loss[0]},{loss[2:5]}"') for n, d
      ["row 1", "'loss' is '", "without the comma"])  # fmt: skip
 case("spaces at thousands", table(each(0, lambda c: f"{int(c):,}".replace(",", " "))), Law())
 case("millions", table(each(0, lambda c: str(float(c) / 1e6))), Law("N is 10 at the median"))
-case("two points", table(RUNS[:2]), ["2 usable runs", "at least 5"])
+case("two points", table(RUNS[:2]), ["2 usable runs", "at least 6"])
 case("repeated rows", table([*RUNS, *RUNS[:2]]), Law("2 of 14 rows repeat", n=14))
 case("one size", table(runs(n=(1e6,), d=(1e8, 2e8, 4e8, 8e8, 2e9, 4e9))), ["N = 1e+06", "vary it"])
-case("one data size", table(runs(n=(1e6, 2e6, 4e6, 8e6, 2e7), d=(1e8,))), ["D = 1e+08", "vary it"])
+case("one data size", table(runs(n=(1e6, 2e6, 4e6, 8e6, 2e7, 4e7), d=(1e8,))), ["D = 1e+08", "vary it"])
 case("equal losses", table(each(2, lambda c: "3.0")), ["every run", "L = 3", "nothing to fit"])
 case("swapped columns", table(head=("loss", "tokens", "params")), Law("swapped", "are the columns swapped", rel=None))
 

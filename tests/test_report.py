@@ -106,7 +106,7 @@ def test_each_mark_says_its_row(written):
             index = [int(i) for i in rows_text.split()]
             assert len(marks) == len(index) > 0
             groups.setdefault(name, []).append((index, np.array(marks, dtype=float)))
-    counts = {"compute": 1, "size_data": 2, "residuals": 3, "contours": 1, "isoflop": 1, "frontier": 2, "fan": 4}
+    counts = {"compute": 1, "size_data": 2, "residuals": 3, "contours": 1, "isoflop": 1, "frontier": 2, "fan": 3}
     assert {name: len(found) for name, found in groups.items()} == counts
     for name, k, column in (
         ("compute", 0, "C"),
@@ -219,7 +219,9 @@ def test_hard_results(quick, tmp_path):
     result["intervals"] = {"percentile": dict.fromkeys(names), "delta": {n: [math.nan, math.nan] for n in names}}
     text = report.write(frame, result, tmp_path / "a", "x", "x").read_text()
     assert "n/a" in text and '<figure data-name="clouds"' not in text and '<figure data-name="compute"' in text
-    one = frame[frame["C"] == frame["C"].max()].reset_index(drop=True)
+    one = frame[frame["C"] == frame["C"].max()]
+    between = one.iloc[[2]].assign(N=lambda t: 1.2 * t["N"], D=lambda t: t["D"] / 1.2, L=lambda t: 1.001 * t["L"])
+    one = pd.concat([one, between], ignore_index=True)
     found = fits.fit(one, bootstrap=20)
     assert found["holdout"] == []
     assert '<figure data-name="fan"' not in report.write(one, found, tmp_path / "b", "x", "x").read_text()

@@ -45,6 +45,7 @@ TABLE_A9 = """
 12295: 4608,18432,128,36,44 | 12569: 4608,18432,128,32,47 | 13735: 4864,19456,128,32,47
 14940: 4992,19968,128,32,49 | 16183: 5120,20480,128,40,47
 """
+NAMED = {"gopher-280b": 280, "chinchilla-70b": 70}  # billions
 # Table 3 (approach 1): parameters, FLOPs, tokens. Table A3 (approach 2): tokens of the same models.
 TABLE_3 = (
     ("400M", 400e6, 1.92e19, 8.0e9), ("1B", 1e9, 1.21e20, 20.2e9), ("10B", 10e9, 1.23e22, 205.1e9),
@@ -106,7 +107,7 @@ def _sizes() -> list[Row]:
         out.append(row)
     large = [
         Row("Models named, billions", name, size, count(published(name)) / 1e9, 0.005, format=".1f", note=NO_BIASES)
-        for name, size in (("gopher-280b", 280), ("chinchilla-70b", 70))
+        for name, size in NAMED.items()
     ]
     total = Row(part, "rows within 0.5 %", len(out), close, format=".0f", note=NO_BIASES)
     return [*out, total, *large]
@@ -139,14 +140,16 @@ def _tables() -> list[Row]:
         )  # fmt: skip
     n, flops, d = np.array([numbers for _, *numbers in TABLE_3]).T
     a, b = APPROACHES[1]
-    # Along N_opt ~ C^a and 6 N D = C, D ~ N^((1 - a) / a).
-    two = 1 / (1 + frontier.power_law(n, np.array(TABLE_A3))[0])
+    a2, b2 = APPROACHES[2]
+    tokens = np.array(TABLE_A3)
+    flops2 = FLOPS_PER_PARAM_TOKEN * n * tokens  # along the frontier C = 6 N D
     part = "Exponents through the tables' rows (log-log least squares)"
     return [
         *out,
         Row(part, "a of N ~ C^a, Table 3", a, frontier.power_law(flops, n)[0], 0.005, True, ".3f"),
         Row(part, "b of D ~ C^b, Table 3", b, frontier.power_law(flops, d)[0], 0.005, True, ".3f"),
-        Row(part, "a of N ~ C^a, Table A3", APPROACHES[2][0], two, 0.005, True, ".3f"),
+        Row(part, "a of N ~ C^a, Table A3", a2, frontier.power_law(flops2, n)[0], 0.005, True, ".3f"),
+        Row(part, "b of D ~ C^b, Table A3", b2, frontier.power_law(flops2, tokens)[0], 0.005, True, ".3f"),
     ]
 
 

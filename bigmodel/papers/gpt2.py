@@ -19,6 +19,7 @@ SIZES = {
     "gpt2-xl": (1542e6, 1_475_561_600, 1_474_560_000),
 }
 ERRATUM = "The repository's README says that the paper's counts were wrong, due to an error."
+WITHOUT_BIASES = 124_337_664  # nanoGPT's count of gpt2, which it builds without biases
 # nanoGPT's cost of one forward pass of 1024 tokens and of its training step, and PaLM's estimate of the latter.
 FORWARD, TRAIN, PALM = 291_648_307_200, 874_944_921_600, 875_062_886_400
 
@@ -36,13 +37,13 @@ def rows(points: Frames) -> list[Row]:
         ]
     small, part = published("gpt2"), "Cost of gpt2 at 1024 tokens, FLOPs"
     forward = decoder.flops(small)
-    free = model("decoder", **{**small.to_dict(), "bias": False})  # nanoGPT counts its model without biases
+    free = model("decoder", **{**small.to_dict(), "bias": False})
     length = small.seq_len
     without_positions = count(free) - length * small.width
     palm = length * (6 * without_positions + 12 * small.depth * small.width * length)
     return [
         *out,
-        Row("Parameters", "gpt2 without biases", 124_337_664, count(free), 0, format=",.0f"),
+        Row("Parameters", "gpt2 without biases", WITHOUT_BIASES, count(free), 0, format=",.0f"),
         Row(part, "forward", FORWARD, forward, 0, format=",.0f"),
         Row(part, "forward and backward", TRAIN, 3 * forward, 0, format=",.0f"),
         Row(part, "by PaLM's 6 N + 12 depth width length", PALM, palm, 0, format=",.0f"),

@@ -25,7 +25,7 @@ def columns_of(frame: pd.DataFrame, model: Law) -> dict[str, np.ndarray]:
     """The law's columns and target, and N, D, C, L where there are; UsageError for one that isn't positive."""
     data: dict[str, np.ndarray] = {}
     needed = (*model.columns, model.target)
-    for name in dict.fromkeys((*needed, "N", "D", "C", "L")):
+    for name in dict.fromkeys(("N", "D", "C", *needed, "L")):
         if name not in frame:
             if name == "C" and {"N", "D"} <= data.keys():
                 data["C"] = FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"]
@@ -43,10 +43,10 @@ def columns_of(frame: pd.DataFrame, model: Law) -> dict[str, np.ndarray]:
 
 
 def enough(data: Mapping[str, np.ndarray], model: Law, what: str) -> None:
-    n, least = len(data[model.target]), max(MIN_POINTS, len(model.names))
+    n, least = len(data[model.target]), max(MIN_POINTS, len(model.names) + 1)
     if n < least:
         raise UsageError(f"can't {what} law {model.name!r} to {n} usable runs: it needs at least {least}")
-    for name in model.columns:
+    for name in model.varying:
         if np.ptp(data[name]) == 0:
             value = data[name][0]
             raise UsageError(f"can't {what} law {model.name!r}: every run has {name} = {value:.4g}; vary it")
@@ -57,7 +57,14 @@ def enough(data: Mapping[str, np.ndarray], model: Law, what: str) -> None:
 def design_warnings(data: Mapping[str, np.ndarray], model: Law) -> list[str]:
     """What the choice of runs can't tell apart, whatever their losses."""
     out = []
-    names = model.columns
+    names = model.varying
+    if {"N", "D", "C"} <= data.keys():
+        ratio = float(np.median(data["C"] / (FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"])))
+        if not 0.1 < ratio < 10:
+            unit = "; a PF-day is 8.64e19 FLOPs" if ratio < 1e-18 else ""
+            out.append(f"C is {ratio:.3g} times 6 N D: is it in FLOPs{unit}?")
+    if "U" in model.columns and (data["D"] <= data["U"]).all():
+        out.append("no run repeats its data (D > U): R_D isn't determined")
     for i, x in enumerate(names):
         for y in names[i + 1 :]:
             correlation = float(np.corrcoef(np.log(data[x]), np.log(data[y]))[0, 1])

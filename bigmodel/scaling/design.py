@@ -218,6 +218,8 @@ def _gradient(fitted: Fitted, plan: Mapping[str, Any], name: str, budget: float)
 
 def _covariance(fitted: Fitted) -> tuple[np.ndarray, float, str]:
     """(covariance of theta (P, P), sigma, where it is from) by the fitted runs; without them, by the resamples."""
+    if not len(fitted.residuals):
+        raise UsageError(f"plan: no advice on the next runs: {fitted.path!r} holds no residuals of its runs")
     sigma = _sigma(fitted)
     names = fitted.law.names
     if fitted.points:

@@ -20,6 +20,16 @@ RESAMPLES = 200
 REFIT_RUNS = 20_000  # refits without some runs use at most so many of the others
 
 
+def rung_scale(data: Mapping[str, np.ndarray], model: Law) -> tuple[str, np.ndarray, float]:
+    """(name, what rungs are ordered by (n,), factor within a rung): C, or where there is none the law's first column.
+
+    Of losses the smallest are the furthest. A rung is never more than a sixth of the whole range of logarithms.
+    """
+    name = "C" if "C" in data else model.columns[0]
+    scale = 1 / data["L"] if name == "L" else data[name]
+    return name, scale, min(RUNG_FACTOR, float(scale.max() / scale.min()) ** (1 / 6))
+
+
 def holdout(
     data: Mapping[str, np.ndarray],
     model: Law,
@@ -32,12 +42,12 @@ def holdout(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Refits without the 1 ... `rungs` largest rungs of compute (of the law's first column, where there is no C), and
     their errors on what they haven't seen: the entries that `fit.fit` describes, and warnings."""
-    scale = data["C"] if "C" in data else data[model.columns[0]]
+    scale, factor = rung_scale(data, model)[1:]
     left = np.ones(len(scale), dtype=bool)
     out: list[dict[str, Any]] = []
     rng = np.random.default_rng(seed)
     for rung in range(1, rungs + 1):
-        left &= scale < scale[left].max() / RUNG_FACTOR
+        left &= scale < scale[left].max() / factor
         inside = {name: column[left] for name, column in data.items()}
         try:
             checks.enough(inside, model, "refit")
@@ -87,6 +97,7 @@ def compare(
     """
     keys = ("law", "objective", "n_points", "holdout", "warnings")
     entries = [{**{k: result[k] for k in keys}, "num_params": len(result["params"])}]
+    warned: list[str] = []
     how = result["delta"], result["above"], result["estimator"]
     for name in dict.fromkeys(n for n in against if n != result["law"]):
         model = laws.get(name)
@@ -100,14 +111,18 @@ def compare(
         lines = [*checks.design_warnings(data, model), *checks.search_warnings(problem, found), *lines]
         entry = {"law": name, "objective": found.objective, "n_points": len(problem.log_loss), "holdout": held}
         entries.append({**entry, "warnings": lines, "num_params": len(model.names)})
-    shared = min(len(e["holdout"]) for e in entries)
+        warned += [f"{name}: {line}" for line in lines]
+    tested = [len(e["holdout"]) for e in entries if e["holdout"]]
+    shared = min(tested) if len(tested) > 1 else 0
 
     def error(entry: Mapping[str, Any]) -> float:
-        """Mean error over the refits that every law has."""
+        """Mean error over the refits that every law has, of those that have any; the others come last."""
+        if not entry["holdout"]:
+            return math.inf
         return float(np.mean([h["mean_abs_rel_error"] for h in entry["holdout"][:shared]])) if shared else math.inf
 
     entries.sort(key=error)
-    lines = []
+    lines = warned
     for entry in entries:
         simpler = [e for e in entries if e["num_params"] < entry["num_params"] and error(e) < error(entry)]
         if simpler:

@@ -20,7 +20,7 @@ from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law
 from bigmodel.scaling.search import Found
 from bigmodel.scaling.solve import Problem
 
-SAVED_SAMPLES = 1000
+SAVED_SAMPLES, FEW_RESAMPLES = 1000, 100
 DEFAULT_INTERVAL = "bias-corrected"
 
 
@@ -35,6 +35,7 @@ def fit(
     above: float = 1.0,
     against: Sequence[str] = (),
     full_grid: bool = False,
+    budgets: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Fits a law by Huber loss on ln L, summed over runs (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 
@@ -45,11 +46,13 @@ def fit(
       bootstrap: resamples of the runs, with replacement; 0 for none (the intervals are then null).
       seed: of the resampling.
       holdout: how many of the largest compute rungs to hold out, one refit for each of 1 ... holdout.
-        A rung is every run whose C is within a factor 1.5 of the largest C left, at least one run.
+        A rung is every run whose C is within a factor 1.5 of the largest C left, at least one run; without a C, see
+        `extrapolate.rung_scale`.
       estimator: "huber", or "likelihood": the Huber likelihood with a free scale (Besiroglu et al. 2024).
       above: weight of runs above the law relative to those below; under 1 for runs that may be badly tuned.
       against: further laws, compared by their error on the same held-out runs.
       full_grid: every resample gets the whole grid of starts, in place of the optima of the runs: minutes on all cores.
+      budgets: of "isoflop", in FLOPs, where the runs' C have no gaps between them.
 
     Returns:
       A dict. Everything but "bootstrap_samples" is JSON (see `to_json`):
@@ -73,10 +76,18 @@ def fit(
       UsageError: unknown law, missing column, bad value, fewer than 5 runs, or a column with a single value.
     """
     _check(delta, bootstrap, seed, holdout, above)
+    if estimator == "likelihood" and above != 1:
+        raise UsageError(f"above={above!r}: the likelihood has no such weights; they are the Huber sum's")
+    if against and not holdout:
+        raise UsageError("against: laws are compared by their held-out error, and holdout=0 asks for none")
     if law in frontier.METHODS:
-        if against:
-            raise UsageError(f"law {law!r} fits optima, not losses: it can't be compared with {against[0]!r}")
-        return frontier.fit(frame, law, bootstrap=bootstrap, seed=seed)
+        if against or full_grid or (estimator, above, delta) != ("huber", 1.0, 1e-3):
+            raise UsageError(
+                f"law {law!r} fits optima by least squares: against, full_grid, estimator, above, delta are not for it"
+            )
+        return frontier.fit(frame, law, bootstrap, seed, budgets)
+    if budgets is not None:
+        raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
     model = laws.get(law)
     data = checks.columns_of(frame, model)
     checks.enough(data, model, "fit")
@@ -88,8 +99,15 @@ def fit(
     samples, failed = uncertainty.resample(problem, found, bootstrap, seed, estimator, full_grid=full_grid)
     if failed:
         warnings.append(f"{failed} of {bootstrap} resamples couldn't be fitted (too few distinct runs, or no optimum)")
+    if failed > bootstrap / 2:
+        warnings.append("most resamples couldn't be fitted: no intervals; run more")
+        samples = samples[:0]
+    elif 0 < bootstrap < FEW_RESAMPLES:
+        warnings.append(f"{bootstrap} resamples: the ends of the intervals are rough")
     held, held_warnings = extrapolate.holdout(data, model, delta, above, estimator, holdout, bootstrap, seed)
-    largest = float(data["C"].max()) if "C" in data else laws.REFERENCE_FLOPS
+    # Laws count C = 6 N D, whatever the runs' own C counts.
+    known = {"N", "D"} <= data.keys()
+    largest = float((FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"]).max()) if known else laws.REFERENCE_FLOPS
     values = model.values(samples)
     result = {
         "law": law,
@@ -105,7 +123,8 @@ def fit(
         **_intervals(model, problem, found, values, frame, largest, bootstrap, seed, estimator),
         "optimal": _optimal(model, params, values, largest),
         "holdout": held,
-        "leave_one_out": _leave_one_out(model, problem, found, data, estimator),
+        "rungs_of": extrapolate.rung_scale(data, model)[0],
+        "leave_one_out": _leave_one_out(model, problem, found, data, estimator, largest),
         "compared": [],
         "range": {k: [float(v.min()), float(v.max())] for k, v in data.items()},
         "family": _only(frame, "family"),
@@ -307,20 +326,20 @@ def _optimal(model: Law, params: Mapping[str, float], values: np.ndarray, larges
 
 
 def _leave_one_out(
-    model: Law, problem: Problem, found: Found, data: Mapping[str, np.ndarray], estimator: str
+    model: Law, problem: Problem, found: Found, data: Mapping[str, np.ndarray], estimator: str, largest: float
 ) -> list[dict[str, Any]]:
     n = len(problem.log_loss)
     if n > extrapolate.REFIT_RUNS:
         return []
-    scale, name = (data["C"], "C") if "C" in data else (data[model.columns[0]], model.columns[0])
-    groups = uncertainty.rungs(scale, extrapolate.RUNG_FACTOR)
+    name, order, factor = extrapolate.rung_scale(data, model)
+    scale, groups = data[name], uncertainty.rungs(order, factor)
     out = []
     for group, refit in zip(groups, uncertainty.leave_one_out(problem, found, groups, estimator), strict=True):
         if refit is None:
             continue
         low, high = float(scale[group].min()), float(scale[group].max())
         params = model.named(refit[1])
-        a = model.exponents(params, float(scale.max()))["a"] if model.exponents is not None else None
+        a = model.exponents(params, largest)["a"] if model.exponents is not None else None
         text = f"{name} {low:.3g}" if high <= low * 1.005 else f"{name} {low:.3g} to {high:.3g}"
         out.append({"left_out": text, "n": refit[0], "params": params, "a": a})
     return out

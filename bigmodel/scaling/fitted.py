@@ -58,7 +58,7 @@ class Fitted:
     @property
     def count(self) -> str:
         """Which parameters its N counts: "total" where it doesn't say."""
-        said = self._convention("N") + str(self.result.get("count", ""))
+        said = self._convention("N").rpartition("(")[2]  # as in "params (total)", "column (kaplan, as said)"
         return next((name for name in ("kaplan", "nonembedding") if name in said), "total")
 
     @property

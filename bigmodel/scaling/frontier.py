@@ -17,6 +17,7 @@ from scipy.interpolate import Akima1DInterpolator
 
 from bigmodel.config import UsageError, choose, nearest
 from bigmodel.scaling import uncertainty
+from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
 
 METHODS = ("isoflop", "envelope")
 SHAPES = ("parabola", "akima")
@@ -24,6 +25,7 @@ BUDGET_GAP = 1.3  # runs whose C differ by more than this factor are of differen
 MIN_SIZES = 4  # distinct N of a budget: three make a parabola, the fourth says how well it fits
 NEAR = 8.0  # a parabola is only local: it sees sizes within this factor of the best one
 ENVELOPE_BUDGETS = 1500  # Hoffmann et al. 2022, section 3.1
+WEIGHT_DRAWS = 200  # of each budget's noise, for how well its optimum is known
 FINE = 25  # interpolated sizes between neighbours
 
 
@@ -41,10 +43,23 @@ def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tu
     return slope, float(np.exp(mean_y - slope * mean_x))
 
 
-def fit(frame: pd.DataFrame, law: str, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
+def fit(
+    frame: pd.DataFrame,
+    law: str,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    budgets_at: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """The frontier as a fit's dict (see `fit.fit`), for `law` "isoflop" or "envelope"."""
     choose("law", law, METHODS)
-    result = isoflop(frame, bootstrap, seed) if law == "isoflop" else envelope(frame, bootstrap, seed)
+    if budgets_at is not None and law != "isoflop":
+        raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
+    if "C" not in frame and {"N", "D"} <= set(frame):
+        frame = frame.assign(C=FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
+    if law == "isoflop":
+        result = isoflop(frame, bootstrap, seed, budgets_at=budgets_at)
+    else:
+        result = envelope(frame, bootstrap, seed)
     samples = result.pop("samples")
     return {
         **result,
@@ -57,6 +72,7 @@ def fit(frame: pd.DataFrame, law: str, bootstrap: int = 1000, seed: int = 0) -> 
         "intervals": {"percentile": result["ci"]},
         "se": {k: float(np.std(v)) if len(v) > 1 else None for k, v in zip(result["params"], samples.T, strict=True)},
         "holdout": [],
+        "rungs_of": "C",
         "leave_one_out": [],
         "compared": [],
         "range": {k: [float(frame[k].min()), float(frame[k].max())] for k in "NDCL"},
@@ -102,6 +118,7 @@ def isoflop(
     warnings, draws = list(frame.attrs.get("warnings", [])), []
     budgets: list[dict[str, Any]] = []
     few: list[str] = []
+    spread: list[float] = []
     for group in _groups(frame, budgets_at):
         best = group.sort_values("L").groupby("N", as_index=False).first().sort_values("N")  # the better of equals
         if len(best) < MIN_SIZES:
@@ -113,9 +130,17 @@ def isoflop(
         curve = _parabola if shape == "parabola" else _akima
         x, y, coefficients, edge, local = curve(log_n, log_l)
         noise = _noise(log_n[local], log_l[local])
-        drawn = np.array([curve(log_n, log_l + noise * rng.standard_normal(len(log_l)))[0] for _ in range(bootstrap)])
-        drawn = drawn[np.isfinite(drawn)]
-        edge = bool(edge or len(drawn) < bootstrap / 2)
+
+        def again(
+            rng: np.random.Generator, number: int, f: Any = curve, x: Any = log_n, y: Any = log_l, s: float = noise
+        ) -> Any:
+            """ln N_opt of curves through the runs with fresh noise, those that have one."""
+            out = np.array([f(x, y + s * rng.standard_normal(len(y)))[0] for _ in range(number)])
+            return out[np.isfinite(out)]
+
+        weighed = again(np.random.default_rng(0), WEIGHT_DRAWS)  # weights are the same whatever is resampled
+        edge = bool(edge or len(weighed) < WEIGHT_DRAWS / 2)
+        drawn = again(rng, bootstrap)
         budgets.append(
             {
                 "C": flops,
@@ -130,9 +155,16 @@ def isoflop(
                 "edge": edge,
             }
         )
-        draws.append(drawn)
+        draws.append(drawn if len(drawn) else np.array([x]))
+        spread.append(float(np.std(weighed)) if len(weighed) > 1 else np.nan)
     inside = [i for i, b in enumerate(budgets) if not b["edge"]]
     if len(inside) < 2:
+        wide = [g for g in _groups(frame, budgets_at) if g["C"].max() > 1.5 * g["C"].min()]
+        if wide:
+            raise UsageError(
+                f"isoflop: C runs on from {wide[0]['C'].min():.3g} to {wide[0]['C'].max():.3g} without gaps between "
+                "budgets: name the budgets, as --budgets=1e19,3e19,1e20"
+            )
         raise UsageError(
             f"isoflop: {len(inside)} of {len(budgets)} budgets have their best size inside a range of "
             f"{MIN_SIZES} or more; two are needed: run more sizes at each C (`bigmodel sweep` with isoflop())"
@@ -150,7 +182,7 @@ def isoflop(
     d_opt = np.array([budgets[i]["D_opt"] for i in inside])
     # No optimum is known better than a fraction of the spacing of the sizes that it lies between.
     least = np.array([np.median(np.diff(np.log(np.array(budgets[i]["N"])))) for i in inside]) / 10
-    std = np.maximum([np.std(draws[i]) if len(draws[i]) > 1 else 1.0 for i in inside], least)
+    std = np.maximum([spread[i] for i in inside], least)
     params = _frontier(at, n_opt, d_opt, std)
     samples = []
     for _ in range(bootstrap):
@@ -234,9 +266,10 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
         """(budgets at which the least of the chosen sizes' losses counts, index of that size)"""
         losses = table[chosen]
         winner = chosen[np.argmin(losses, axis=0)]
-        competing = np.isfinite(losses).sum(axis=0) > 1
-        # Where the smallest or the largest wins, a still smaller or larger one might have.
-        inside = competing & (winner != chosen.min()) & (winner != chosen.max())
+        # Where the smallest or the largest that ran at this budget wins, a still smaller or larger one might have.
+        ran = np.isfinite(losses)
+        smallest, largest = np.argmax(ran, axis=0), len(chosen) - 1 - np.argmax(ran[::-1], axis=0)
+        inside = (winner > chosen[smallest]) & (winner < chosen[largest])
         return np.flatnonzero(inside), winner[inside]
 
     at, winner = best_of(np.arange(len(curves)))

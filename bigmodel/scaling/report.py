@@ -147,9 +147,10 @@ def law_text(result: Mapping[str, Any]) -> str:
     for entry in result["holdout"]:
         ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()])
         mean = percent(entry["mean_abs_rel_error"]) + ("" if ends == "n/a" else f" {ends}")
+        of = "compute" if result["rungs_of"] == "C" else result["rungs_of"]
         lines.append(
             f"  held out the largest {count(entry['n_held_out'], 'run')} ({count(entry['rungs'], 'rung')}, "
-            f"{entry['flops_gap']:.3g}x the compute): mean |error| {mean}, max {percent(entry['max_abs_rel_error'])}, "
+            f"{entry['flops_gap']:.3g}x the {of}): mean |error| {mean}, max {percent(entry['max_abs_rel_error'])}, "
             f"mean {percent(entry['mean_rel_error'], sign=True)}"
         )
     for entry in result["compared"]:

@@ -318,7 +318,7 @@ def _conventions(
         elif flops:
             out["C"] = f"{found['C']} ({flops}, as said)"
         else:
-            unknown.append(f"C is {found['C']!r} (--flops={', '.join(FLOPS)})")
+            unknown.append(f"C is {found['C']!r} (--flops=exact; without --C it is 6 N D)")
     if source.ours:
         units = {str(u) for u in source.cells["unit"].dropna()} if "unit" in source.cells else set()
         if "D" in found and found["D"] == "tokens":

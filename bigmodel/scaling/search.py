@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import erf
 
-from bigmodel.config import choose
+from bigmodel.config import UsageError, choose
 from bigmodel.scaling.laws import Law
 from bigmodel.scaling.solve import Problem, descend
 
@@ -82,6 +82,9 @@ def search(problem: Problem, counts: np.ndarray | None = None, estimator: str = 
     Args:
       counts: how often each run counts, (n,); None: once.
       estimator: "huber", the sum of Huber losses; or "likelihood", see `free_scale`.
+
+    Raises:
+      UsageError: the law predicts no positive number from any start.
     """
     choose("estimator", estimator, ESTIMATORS)
     n = len(problem.log_loss)
@@ -103,6 +106,11 @@ def search(problem: Problem, counts: np.ndarray | None = None, estimator: str = 
     best, least, done = theta[:1], objective[:1], settled[:1]
     if small is not problem:
         best, least, done = descend(problem, best, counts, POLISH_STEPS, "newton")
+    if not np.isfinite(least[0]):
+        raise UsageError(f"law {problem.law.name!r}: no start predicts a positive number for every run")
+    if not done[0]:
+        best, least, done = descend(problem, best, counts, 3 * POLISH_STEPS)
+        best, least, done = descend(problem, best, counts, 3 * POLISH_STEPS, "newton")
     scale = np.zeros(1)
     if estimator == "likelihood":
         best, least, scale = free_scale(problem, best, counts)

@@ -114,8 +114,14 @@ class Problem:
         weight = self.delta / np.maximum(np.abs(residual), self.delta) * self.weights(residual, counts)
         return np.matmul(slopes * weight[:, None, :], slopes.transpose(0, 2, 1))
 
-    def newton(self, theta: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Derivative of the gradient by central differences, (S, P, P)."""
+    def newton(self, theta: np.ndarray, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Second derivatives of the objective, (S, P, P): exact where the law knows its own, else by differences."""
+        if self.law.bend is not None:
+            weight = self.weights(residual, counts)
+            inner = (np.abs(residual) <= self.delta) * weight
+            pull = np.clip(residual, -self.delta, self.delta) * weight
+            bent = self.law.bend(theta.T[:, :, None], self.row, pull)
+            return bent + np.matmul(slopes * inner[:, None, :], slopes.transpose(0, 2, 1))
         size, names = theta.shape
         step = np.full(size, DIFFERENCE)
         if isinstance(self.delta, np.ndarray):  # a kink narrower than the step would be stepped over
@@ -218,7 +224,7 @@ def _step(
         usable = np.isfinite(matrix).all(axis=(1, 2)) & np.isfinite(slope).all(axis=1)
         matrix, right = np.where(usable[:, None, None], matrix, eye), np.where(usable[:, None], slope * unit, 0.0)
         return -np.linalg.solve(matrix, right[:, :, None])[:, :, 0] * unit
-    matrix = problem.newton(theta, counts)
+    matrix = problem.newton(theta, residual, slopes, counts)
     matrix = matrix * (unit * free)[:, :, None] * (unit * free)[:, None, :] + eye * (1 - free)[:, :, None]
     usable = np.isfinite(matrix).all(axis=(1, 2)) & np.isfinite(slope).all(axis=1)
     matrix, right = np.where(usable[:, None, None], matrix, eye), np.where(usable[:, None], slope * unit, 0.0)

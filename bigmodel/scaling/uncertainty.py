@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from bigmodel.config import UsageError
 from bigmodel.scaling.checks import MIN_POINTS
 from bigmodel.scaling.full_grid import refit as every_start
 from bigmodel.scaling.laws import Law
@@ -23,7 +24,8 @@ from bigmodel.scaling.search import Found, free_scale, negligible
 from bigmodel.scaling.solve import Problem, descend
 
 LEVEL = 0.95
-RESAMPLE_STEPS = (60, 60)  # irls, then newton
+IRLS_STEPS, NEWTON_STEPS = 60, 60  # of a resample
+FEW_IRLS_STEPS = 10  # where the law knows its second derivatives, so that Newton's steps are as cheap
 SUBSET_RUNS = 5000  # beyond, resamples are drawn by the bag of little bootstraps
 SUBSETS = 10
 PROFILE_POINTS = 12  # each way from the estimate
@@ -58,6 +60,8 @@ def resample(
     if not resamples:
         return np.empty((0, names)), 0
     rng = np.random.default_rng(seed)
+    if n > SUBSET_RUNS and full_grid:
+        raise UsageError(f"full_grid: of {n} runs, over {SUBSET_RUNS}, resamples are of subsets; leave it out")
     if n > SUBSET_RUNS and cells is None:
         return _little_bootstraps(problem, found, resamples, rng, estimator)
     if cells is None:
@@ -80,8 +84,8 @@ def resample(
 def _usable(problem: Problem, counts: np.ndarray) -> np.ndarray:
     """Which resamples (R, n) can have a law: enough distinct runs, and no column with a single value."""
     drawn = counts > 0
-    usable = drawn.sum(axis=1) >= min(counts.shape[1], MIN_POINTS)
-    for column in problem.row.values():
+    usable = drawn.sum(axis=1) >= max(MIN_POINTS, len(problem.law.names) + 1)
+    for column in (problem.row[name] for name in problem.law.varying):
         usable &= np.where(drawn, column, -np.inf).max(axis=1) > np.where(drawn, column, np.inf).min(axis=1)
     return usable
 
@@ -93,10 +97,11 @@ def refit(
     if not len(counts):
         return np.empty((0, basins.shape[1])), np.empty(0, dtype=bool)
     found = []
+    first = IRLS_STEPS if problem.law.bend is None else FEW_IRLS_STEPS
     for start in basins:
         theta = np.repeat(start[None], len(counts), axis=0)
-        theta, _, _ = descend(problem, theta, counts, RESAMPLE_STEPS[0])
-        found.append(descend(problem, theta, counts, RESAMPLE_STEPS[1], "newton"))
+        theta, _, _ = descend(problem, theta, counts, first)
+        found.append(descend(problem, theta, counts, NEWTON_STEPS, "newton"))
     thetas, objectives, dones = (np.array(column) for column in zip(*found, strict=True))
     # Among optima that tie, one at random: the first would hide that the runs can't tell them apart.
     tied = objectives <= objectives.min(axis=0) * (1 + TIE) + negligible(counts.shape[1])
@@ -104,8 +109,8 @@ def refit(
     best, settled = thetas[pick, np.arange(len(counts))], dones[pick, np.arange(len(counts))]
     late = np.flatnonzero(~settled)
     if len(late):
-        theta, _, _ = descend(problem, best[late], counts[late], 10 * RESAMPLE_STEPS[0])
-        best[late], _, settled[late] = descend(problem, theta, counts[late], 10 * RESAMPLE_STEPS[1], "newton")
+        theta, _, _ = descend(problem, best[late], counts[late], 10 * IRLS_STEPS)
+        best[late], _, settled[late] = descend(problem, theta, counts[late], 10 * NEWTON_STEPS, "newton")
     if estimator == "likelihood" and len(best):
         best, _, _ = free_scale(problem, best, counts)
     return best, settled
@@ -225,7 +230,8 @@ def profile(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float =
     inverse = np.linalg.pinv(square, hermitian=True)
     ratio = float(np.median(np.diag(cov) / np.maximum(np.diag(inverse), 1e-300)))  # pull / bend^2, with n / (n - P)
     delta = float(np.max(problem.delta))
-    pull = float((np.clip(residual, -delta, delta) ** 2).mean()) * n / (n - p)
+    weight = problem.weights(residual, ones)
+    pull = float(((weight * np.clip(residual, -delta, delta)) ** 2).mean()) * n / (n - p)
     unit = np.sqrt(pull * ratio)  # pull / bend
     threshold = 0.5 * unit * stats.f.ppf(level, 1, max(n - p, 1))
     reach = np.geomspace(0.25, 8, PROFILE_POINTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ def _needs(law: str, against: list[str]) -> tuple[str, tuple[str, ...]]:
     return models[0].target, tuple(dict.fromkeys(c for model in models for c in model.columns))
 
 
+def _writable(path: Path, folder: bool) -> None:
+    """A fit may take minutes: what can't be written is told before. Writes nothing."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if there == path and path.is_dir() != folder:
+        raise UsageError(f"can't write {str(path)!r}: it is a {'folder' if path.is_dir() else 'file'}")
+    if (there != path and not there.is_dir()) or not os.access(there, os.W_OK):
+        raise UsageError(f"can't write {str(path)!r}: {str(there)!r} is not a folder that can be written to")
+
+
+def _budgets(text: str) -> list[float] | None:
+    try:
+        found = [float(part) for part in text.split(",") if part]
+    except ValueError:
+        found = [0.0]
+    if not all(0 < c < 1e300 for c in found):
+        raise UsageError(f"--budgets={text!r}: expected FLOPs, as 1e19,3e19,1e20")
+    return found or None
+
+
 def fit(args: argparse.Namespace, _: Any) -> int:
     from bigmodel.scaling import fit as fits
     from bigmodel.scaling import frontier, rows, sources
@@ -32,6 +52,10 @@ def fit(args: argparse.Namespace, _: Any) -> int:
     if args.report and args.law in frontier.METHODS:
         raise UsageError(f"fit: {args.law} has no loss to draw; --report of a law of N and D shows {args.law} too")
     target, needed = _needs(args.law, args.against)
+    budgets = _budgets(args.budgets)
+    for path, folder in ((args.out, False), (args.report, True)):
+        if path:
+            _writable(Path(path), folder)
     frame = rows.load(
         args.points,
         columns,
@@ -53,10 +77,12 @@ def fit(args: argparse.Namespace, _: Any) -> int:
         above=args.above,
         against=args.against,
         full_grid=args.full_grid,
+        budgets=budgets,
     )
     out = fits.to_json(result)
     if args.out:
         with config.writing(args.out):
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
             Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
     if args.report:
         with config.writing(args.report):
@@ -72,9 +98,11 @@ def fit(args: argparse.Namespace, _: Any) -> int:
 def report(args: argparse.Namespace, _: Any) -> int:
     from bigmodel import track, view
     from bigmodel.scaling import fit as fits
+    from bigmodel.scaling import frontier, rows
     from bigmodel.scaling import report as reports
-    from bigmodel.scaling import rows
 
+    if args.law in frontier.METHODS:
+        raise UsageError(f"report: {args.law} has no loss to draw; the report of a law of N and D shows {args.law} too")
     is_sweep = args.file.endswith(".py")
     folder = Path(args.runs) / Path(args.file).stem if is_sweep else Path(args.file)
     module = config.load_module(args.file, "sweep") if is_sweep else None
@@ -82,7 +110,8 @@ def report(args: argparse.Namespace, _: Any) -> int:
     if not results:
         raise UsageError(f"no finished runs under {str(folder)!r}: `bigmodel sweep run {args.file}` first")
     out = Path(args.out or folder / "report")
-    frame = rows.load(folder)
+    target, needed = _needs(args.law, [])
+    frame = rows.load(folder, target=target, needed=needed)
     result = fits.fit(frame, law=args.law)
     with config.writing(out):
         path = reports.write(

@@ -32,6 +32,7 @@ Values = Mapping[str, float]
 # Wherever a law trades N for D, C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 FLOPS_PER_PARAM_TOKEN = 6.0
 MODULES = ("loss", "curves", "tuning")
+MOST_BREAKS = 3  # of a broken law: its grid of starts grows sixfold with each
 REFERENCE_FLOPS = 1e21  # where a law without a constant exponent is asked for one
 
 
@@ -69,10 +70,13 @@ class Law:
       form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n).
       target: the column that it predicts.
       slopes: `form` plus its derivative in each of the P parameters, each (S, n); None: by differences.
+      bend: (theta, row, pull (S, n)) -> sum over runs of pull times the second derivatives of `form`, (S, P, P); None:
+        by differences.
       optimum: (values by name, C in FLOPs) -> (N, D) of least loss under C = 6 N D; None: has none.
       exponents: (values by name, C) -> {"a": of N_opt ~ C^a, "b": of D_opt ~ C^b} near C; None: has none.
       exponent_names: parameters that multiply a logarithm; the fit reports when they differ between optima.
       floor: the parameter that is the irreducible loss, or "".
+      constant: columns that may be the same in every run.
     """
 
     name: str
@@ -83,10 +87,17 @@ class Law:
     form: Callable[[np.ndarray, Row], np.ndarray]
     target: str = "L"
     slopes: Callable[[np.ndarray, Row], tuple[np.ndarray, Sequence[np.ndarray]]] | None = None
+    bend: Callable[[np.ndarray, Row, np.ndarray], np.ndarray] | None = None
     optimum: Callable[[Values, float], tuple[float, float]] | None = None
     exponents: Callable[..., dict[str, float]] | None = None
     exponent_names: tuple[str, ...] = ()
     floor: str = ""
+    constant: tuple[str, ...] = ()
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The columns that a fit needs two values of."""
+        return tuple(name for name in self.columns if name not in self.constant)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,12 +179,15 @@ def get(name: str) -> Law:
             takes = ", ".join(f"{k}={p.default}" for k, p in allowed.items()) or "no arguments"
             raise UsageError(f"law {name!r}: {pair!r} is not an argument; {head} takes {takes}")
         if isinstance(allowed[key].default, int):
-            if not value.isdigit() or not 0 < int(value) < 10:
-                raise UsageError(f"law {name!r}: {key}={value!r}, expected 1 to 9")
+            if not value.isdigit() or not 0 < int(value) <= MOST_BREAKS:
+                raise UsageError(f"law {name!r}: {key}={value!r}, expected 1 to {MOST_BREAKS}")
             arguments[key] = int(value)
         else:
             arguments[key] = value
-    return known[head](**arguments)
+    law = known[head](**arguments)
+    if law.target in law.columns:
+        raise UsageError(f"law {name!r} would predict {law.target} from {law.target} itself")
+    return law
 
 
 def from_file(path: str) -> Law:
@@ -194,6 +208,11 @@ def from_file(path: str) -> Law:
         if not hasattr(module, name):
             raise UsageError(f"law file {path!r} has no {name}")
     given, user_form = module.PARAMETERS, module.form
+    for name in ("SIGNED", "COLUMNS"):
+        value = getattr(module, name, ("N",))
+        texts = isinstance(value, tuple | list | set) and all(isinstance(v, str) for v in value)
+        if not texts or (name == "COLUMNS" and not value):
+            raise UsageError(f"law file {path!r}: {name}={value!r}: expected a tuple of names")
     signed = set(getattr(module, "SIGNED", ()))
     columns = tuple(getattr(module, "COLUMNS", ("N", "D")))
     if not isinstance(given, dict) or not given:

@@ -7,7 +7,8 @@ C training FLOPs, L loss (nats per token); E irreducible loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,23 @@ def _log_sum(*terms: np.ndarray) -> np.ndarray:
     for term in terms[1:]:
         top = np.maximum(top, term)
     return top + np.log(sum(np.exp(term - top) for term in terms))
+
+
+def _bend(pull: np.ndarray, shares: Sequence[np.ndarray], inside: Sequence[Mapping[int, Any]], size: int) -> np.ndarray:
+    """Sum over runs of pull (S, n) times the second derivatives of the log of a sum of terms e^(linear in theta).
+
+    With shares w_k (S, n) of the terms in the sum and x_k their derivatives by parameter (`inside`: index -> number or
+    (n,)), they are sum over k of w_k x_k x_k' minus the outer product of sum over k of w_k x_k with itself.
+    """
+    out = np.zeros((len(pull), size, size))
+    first = np.zeros((len(pull), size, pull.shape[1]))
+    for share, x in zip(shares, inside, strict=True):
+        weight = pull * share
+        for i, x_i in x.items():
+            first[:, i] += share * x_i
+            for j, x_j in x.items():
+                out[:, i, j] += (weight * (x_i * x_j)).sum(axis=1)
+    return out - np.matmul(first * pull[:, None], first.transpose(0, 2, 1))
 
 
 def _floor() -> Parameter:
@@ -71,6 +89,12 @@ def chinchilla() -> Law:
         data /= total
         return top + np.log(total), (floor / total, size, -size * log_n, data, -data * log_d)
 
+    def bend(theta: np.ndarray, row: Row, pull: np.ndarray) -> np.ndarray:
+        _, floor, size, data, log_n, log_d = terms(theta, row)
+        total = floor + size + data
+        inside = ({0: 1.0}, {1: 1.0, 2: -log_n}, {3: 1.0, 4: -log_d})
+        return _bend(pull, (floor / total, size / total, data / total), inside, 5)
+
     def exponents(p: Values, flops: float = 0.0) -> dict[str, float]:
         total = p["alpha"] + p["beta"]
         if not total > 0:  # a law flat in both has no optimum
@@ -97,6 +121,7 @@ def chinchilla() -> Law:
         columns=("N", "D"),
         form=form,
         slopes=slopes,
+        bend=bend,
         optimum=optimum,
         exponents=exponents,
         exponent_names=("alpha", "beta"),
@@ -183,6 +208,12 @@ def gadre() -> Law:
         over, under = over / total, under / total
         return top + np.log(total), (floor / total, over, under, over * (log_m - log_c) - under * (log_m + log_c))
 
+    def bend(theta: np.ndarray, row: Row, pull: np.ndarray) -> np.ndarray:
+        _, floor, over, under, log_m, log_c = terms(theta, row)
+        total = floor + over + under
+        inside = ({0: 1.0}, {1: 1.0, 3: log_m - log_c}, {2: 1.0, 3: -(log_m + log_c)})
+        return _bend(pull, (floor / total, over / total, under / total), inside, 4)
+
     def optimum(p: Values, flops: float) -> tuple[float, float]:
         if not (p["eta"] > 0 and p["A"] > 0 and p["B"] > 0):
             return math.nan, math.nan
@@ -205,6 +236,7 @@ def gadre() -> Law:
         columns=("N", "D"),
         form=form,
         slopes=slopes,
+        bend=bend,
         optimum=optimum,
         exponents=lambda p, flops=0.0: {"a": 0.5, "b": 0.5},
         exponent_names=("eta",),
@@ -248,6 +280,7 @@ def muennighoff() -> Law:
             Parameter("R_D", (1.0, 3.0), -7.0, 9.0, log=True),
         ),
         columns=("N", "D", "U"),
+        constant=("U",),  # one set of documents, seen for many epochs, is the usual experiment
         form=form,
         exponent_names=("alpha", "beta"),
         floor="E",
