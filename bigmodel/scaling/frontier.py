@@ -130,17 +130,10 @@ def isoflop(
         curve = _parabola if shape == "parabola" else _akima
         x, y, coefficients, edge, local = curve(log_n, log_l)
         noise = _noise(log_n[local], log_l[local])
-
-        def again(
-            rng: np.random.Generator, number: int, f: Any = curve, x: Any = log_n, y: Any = log_l, s: float = noise
-        ) -> Any:
-            """ln N_opt of curves through the runs with fresh noise, those that have one."""
-            out = np.array([f(x, y + s * rng.standard_normal(len(y)))[0] for _ in range(number)])
-            return out[np.isfinite(out)]
-
-        weighed = again(np.random.default_rng(0), WEIGHT_DRAWS)  # weights are the same whatever is resampled
+        # Weights have draws of their own: the same whatever is resampled.
+        weighed = _draws(curve, log_n, log_l, noise, np.random.default_rng(0), WEIGHT_DRAWS)
         edge = bool(edge or len(weighed) < WEIGHT_DRAWS / 2)
-        drawn = again(rng, bootstrap)
+        drawn = _draws(curve, log_n, log_l, noise, rng, bootstrap)
         budgets.append(
             {
                 "C": flops,
@@ -223,6 +216,19 @@ def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
     edge = best in (0, len(fine) - 1)
     near = np.argsort(np.abs(log_n - fine[best]), kind="stable")[: MIN_SIZES + 1]
     return float(np.nan if edge else fine[best]), float(loss[best]), None, edge, near
+
+
+def _draws(
+    curve: Callable[[np.ndarray, np.ndarray], Curve],
+    log_n: np.ndarray,
+    log_l: np.ndarray,
+    noise: float,
+    rng: np.random.Generator,
+    number: int,
+) -> np.ndarray:
+    """ln N_opt of curves through the runs with fresh noise, of those that have one, (at most number,)."""
+    out = np.array([curve(log_n, log_l + noise * rng.standard_normal(len(log_l)))[0] for _ in range(number)])
+    return out[np.isfinite(out)]
 
 
 def _noise(log_n: np.ndarray, log_l: np.ndarray) -> float:
@@ -329,11 +335,10 @@ def _result(
     law: str, params: list[float], samples: np.ndarray, n: int, budgets: list[dict[str, Any]], warnings: list[str]
 ) -> dict[str, Any]:
     names = ("a", "N0", "b", "D0")
-    ends: Callable[[np.ndarray], np.ndarray] = uncertainty.percentile
     return {
         "law": law,
         "params": dict(zip(names, params, strict=True)),
-        "ci": uncertainty.columns(ends(samples), names),
+        "ci": uncertainty.columns(uncertainty.percentile(samples), names),
         "n_points": n,
         "optimal": {"a": params[0], "b": params[2], **_ratios(params, samples, budgets)},
         "budgets": budgets,
