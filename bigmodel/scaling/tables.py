@@ -146,6 +146,7 @@ def _holdout(result: Mapping[str, Any]) -> Table:
             str(entry["n_held_out"]),
             f"{entry['flops_gap']:.3g}×",
             percent(entry["mean_abs_rel_error"]),
+            interval(entry["mean_abs_rel_error_ci"], lambda v: f"{100 * v:.3g}"),
             percent(entry["max_abs_rel_error"]),
             percent(entry["mean_rel_error"], sign=True),
         )
@@ -155,7 +156,8 @@ def _holdout(result: Mapping[str, Any]) -> Table:
         f"Law {law_name(result['law'])} refitted without the largest compute rungs: error for the runs left "
         "out. Gap: the largest compute left out over the largest fitted."
     )
-    return Table("holdout", caption, ("rungs left out", "runs", "gap", "mean |error|", "max", "mean"), rows)
+    head = ("rungs left out", "runs", "gap", "mean |error|", f"{level(result)} interval", "max", "mean")
+    return Table("holdout", caption, head, rows)
 
 
 def _compared(result: Mapping[str, Any]) -> Table:

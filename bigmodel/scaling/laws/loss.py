@@ -6,6 +6,7 @@ C training FLOPs, L loss (nats per token); E irreducible loss.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +21,16 @@ COEFFICIENT = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 
 def _log_sum(*terms: np.ndarray) -> np.ndarray:
     """ln of the sum of e^term, shifted by the largest: Besiroglu et al. 2024's unshifted code overflows."""
-    top = terms[0]
-    for term in terms[1:]:
-        top = np.maximum(top, term)
+    top = functools.reduce(np.maximum, terms)
     return top + np.log(sum(np.exp(term - top) for term in terms))
+
+
+def _shares(*terms: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """ln of the sum of e^term, and each term's share in it."""
+    top = functools.reduce(np.maximum, terms)
+    parts = [np.exp(term - top) for term in terms]
+    total = functools.reduce(np.add, parts)
+    return top + np.log(total), [part / total for part in parts]
 
 
 def _bend(pull: np.ndarray, shares: Sequence[np.ndarray], inside: Sequence[Mapping[int, Any]], size: int) -> np.ndarray:
@@ -71,29 +78,18 @@ def chinchilla() -> Law:
 
     def terms(theta: np.ndarray, row: Row) -> tuple[np.ndarray, ...]:
         e, a, alpha, b, beta = theta
-        log_n, log_d = np.log(row["N"]), np.log(row["D"])
-        size, data = a - alpha * log_n, b - beta * log_d
-        # Shifted by the largest term: Besiroglu et al. 2024's unshifted code overflows in line searches.
-        top = np.maximum(np.maximum(size, data), e)
-        size, data, floor = np.exp(size - top), np.exp(data - top), np.exp(e - top)
-        return top, floor, size, data, log_n, log_d
+        return e, a - alpha * np.log(row["N"]), b - beta * np.log(row["D"])
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
-        top, floor, size, data, _, _ = terms(theta, row)
-        return top + np.log(floor + size + data)
+        return _log_sum(*terms(theta, row))
 
     def slopes(theta: np.ndarray, row: Row) -> tuple[np.ndarray, Sequence[np.ndarray]]:
-        top, floor, size, data, log_n, log_d = terms(theta, row)
-        total = floor + size + data
-        size /= total
-        data /= total
-        return top + np.log(total), (floor / total, size, -size * log_n, data, -data * log_d)
+        value, (floor, size, data) = _shares(*terms(theta, row))
+        return value, (floor, size, -size * np.log(row["N"]), data, -data * np.log(row["D"]))
 
     def bend(theta: np.ndarray, row: Row, pull: np.ndarray) -> np.ndarray:
-        _, floor, size, data, log_n, log_d = terms(theta, row)
-        total = floor + size + data
-        inside = ({0: 1.0}, {1: 1.0, 2: -log_n}, {3: 1.0, 4: -log_d})
-        return _bend(pull, (floor / total, size / total, data / total), inside, 5)
+        inside = ({0: 1.0}, {1: 1.0, 2: -np.log(row["N"])}, {3: 1.0, 4: -np.log(row["D"])})
+        return _bend(pull, _shares(*terms(theta, row))[1], inside, 5)
 
     def exponents(p: Values, flops: float = 0.0) -> dict[str, float]:
         total = p["alpha"] + p["beta"]
@@ -192,27 +188,26 @@ def gadre() -> Law:
 
     def terms(theta: np.ndarray, row: Row) -> tuple[np.ndarray, ...]:
         e, a, b, eta = theta
-        log_m = np.log(row["D"]) - np.log(row["N"])
-        log_c = math.log(FLOPS_PER_PARAM_TOKEN) + np.log(row["N"]) + np.log(row["D"])
-        over, under = a + eta * (log_m - log_c), b - eta * (log_m + log_c)
-        top = np.maximum(np.maximum(over, under), e)
-        return top, np.exp(e - top), np.exp(over - top), np.exp(under - top), log_m, log_c
+        by_n, by_d = exponents_of(row)
+        return e, a - eta * by_n, b - eta * by_d
+
+    def exponents_of(row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """What eta multiplies: M^eta C^-eta = (6 N^2)^-eta, and M^-eta C^-eta = (6 D^2)^-eta."""
+        six = math.log(FLOPS_PER_PARAM_TOKEN)
+        return six + 2 * np.log(row["N"]), six + 2 * np.log(row["D"])
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
-        top, floor, over, under, _, _ = terms(theta, row)
-        return top + np.log(floor + over + under)
+        return _log_sum(*terms(theta, row))
 
     def slopes(theta: np.ndarray, row: Row) -> tuple[np.ndarray, Sequence[np.ndarray]]:
-        top, floor, over, under, log_m, log_c = terms(theta, row)
-        total = floor + over + under
-        over, under = over / total, under / total
-        return top + np.log(total), (floor / total, over, under, over * (log_m - log_c) - under * (log_m + log_c))
+        value, (floor, over, under) = _shares(*terms(theta, row))
+        by_n, by_d = exponents_of(row)
+        return value, (floor, over, under, -over * by_n - under * by_d)
 
     def bend(theta: np.ndarray, row: Row, pull: np.ndarray) -> np.ndarray:
-        _, floor, over, under, log_m, log_c = terms(theta, row)
-        total = floor + over + under
-        inside = ({0: 1.0}, {1: 1.0, 3: log_m - log_c}, {2: 1.0, 3: -(log_m + log_c)})
-        return _bend(pull, (floor / total, over / total, under / total), inside, 4)
+        by_n, by_d = exponents_of(row)
+        inside = ({0: 1.0}, {1: 1.0, 3: -by_n}, {2: 1.0, 3: -by_d})
+        return _bend(pull, _shares(*terms(theta, row))[1], inside, 4)
 
     def optimum(p: Values, flops: float) -> tuple[float, float]:
         if not (p["eta"] > 0 and p["A"] > 0 and p["B"] > 0):
