@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from bigmodel.config import UsageError
 from bigmodel.scaling import fit as fits
@@ -141,6 +141,19 @@ def test_free_scale_likelihood():
     squares = fits.fit(frame, delta=50.0, bootstrap=0, holdout=0)
     assert wide["params"] == pytest.approx(squares["params"], rel=1e-4)
     assert wide["scale"] == pytest.approx(np.sqrt(np.mean(np.square(squares["residuals"]))), rel=1e-6)
+
+
+@pytest.mark.parametrize("delta", [1e-2, 0.5, 2.0])
+def test_the_huber_density_integrates_to_one(delta):
+    def density(u):
+        size = np.abs(u)
+        return np.exp(-np.where(size <= delta, u**2 / 2, delta * (size - delta / 2)))
+
+    tail = delta + 40 / delta
+    whole = sum(
+        integrate.quad(density, *ends, limit=200)[0] for ends in ((-tail, -delta), (-delta, delta), (delta, tail))
+    )
+    assert search.huber_integral(delta) == pytest.approx(whole, rel=1e-6)
 
 
 def test_besiroglu_headline_estimator():
@@ -336,10 +349,11 @@ def test_too_few_runs_give_no_interval():
     assert any("10 resamples: the ends" in w for w in fits.fit(planted(), bootstrap=10, holdout=0)["warnings"])
 
 
-def test_envelope_needs_sizes_that_compete():
-    """Where D/N of all runs lies above the optimum, the largest size that ran always wins: no frontier."""
+@pytest.mark.parametrize("ratios", [(400, 4000), (0.05, 0.5)])
+def test_envelope_needs_sizes_that_compete(ratios):
+    """Where D/N of all runs lies above the optimum, the largest size that ran always wins, below it the smallest."""
     law = laws.get("chinchilla")
-    n, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e10, 25), np.geomspace(400, 4000, 30)))
+    n, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e10, 25), np.geomspace(*ratios, 30)))
     frame = pd.DataFrame({"N": n, "D": n * ratio, "C": 6 * n * n * ratio})
     frame["L"] = law.predict(PLANTED, frame)
     with pytest.raises(UsageError, match="run more D"):

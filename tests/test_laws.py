@@ -97,6 +97,22 @@ def test_slopes_match_differences(name):
     np.testing.assert_allclose(exact[1], rough[1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["chinchilla", "gadre"])
+def test_second_derivatives_match_differences(name):
+    """Newton's matrix, where the law gives its own second derivatives, is that of differences of the gradient."""
+    law, (params, columns) = laws.get(name), PLANTED[name]
+    frame = table(columns, law, params)
+    data = {k: frame[k].to_numpy() for k in frame}
+    rng = np.random.default_rng(0)
+    theta = law.theta(params) + rng.normal(0, 0.1, size=(5, len(law.names)))
+    plain = laws.Law(**{**{k: getattr(law, k) for k in law.__dataclass_fields__}, "bend": None})
+    counts, found = np.ones((1, len(frame))), []
+    for one in (law, plain):
+        problem = search.problem_of(one, data, 10.0)  # no residual near the kink
+        found.append(problem.newton(theta, *problem.residuals(theta), counts))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6 * np.abs(found[1]).max())
+
+
 # ------------------------------------------------------------------------------- the published
 
 

@@ -154,7 +154,7 @@ SWEEP = '''"""A tiny sweep."""
 CONFIG = {experiment!r}
 def get_sweep():
     base = {{"model.width": 8, "train.batch_size": 32, "data.epochs": 3, "run.wandb": "offline"}}
-    rows = [(1, 160), (1, 480), (1, 960), (2, 160), (2, 480)]
+    rows = [(depth, examples) for depth in (1, 2, 3) for examples in (160, 480, 960)]
     return [{{**base, "model.depth": d, "data.examples": n, "train.tokens": 2 * n}} for d, n in rows]
 '''
 
@@ -166,7 +166,7 @@ def test_sweep_and_its_law_are_read_back(tmp_path):
     assert cli.main(["sweep", "run", str(file), f"--runs={runs}"]) == 0
     assert cli.main(["report", str(file), f"--runs={runs}"]) == 0
     folders = [p.parent for p in (runs / "study").glob("*/result.json")]
-    assert len(folders) == 5
+    assert len(folders) == 9
     for folder in folders[:1]:
         _, header, history = read(mirrors(folder)[0])
         assert (header["run_id"], header["run_group"]) == (folder.name, "study")

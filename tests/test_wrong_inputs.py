@@ -358,15 +358,15 @@ case("no loss", ["fit", "points.csv"], "no column 'loss'", "losses",
      before=lambda: points(GOOD_POINTS, head="params,tokens,losses"))  # fmt: skip
 case("NaN", ["fit", "points.csv"], "'points.csv'", "row 7", "'loss' is nan",
      before=lambda: points([*GOOD_POINTS, "100,1000,nan"]))  # fmt: skip
-case("two points", ["fit", "points.csv"], "2", "at least 5", before=lambda: points(GOOD_POINTS[:2]))
+case("two points", ["fit", "points.csv"], "2", "at least 6", before=lambda: points(GOOD_POINTS[:2]))
 case("empty table", ["fit", "points.csv"], "can't read 'points.csv'", before=lambda: write("points.csv", ""))
 case("table of another kind", ["fit", "points.xlsx"], "'points.xlsx'", ".csv", before=lambda: write("points.xlsx", ""))
 case("unknown law", ["fit", "points.csv", "--law=chinchila"], "'chinchila'", "did you mean 'chinchilla'",
      before=lambda: points(GOOD_POINTS))  # fmt: skip
 case("negative seed", ["fit", "points.csv", "--seed=-1"], "seed=-1", before=lambda: points(GOOD_POINTS))
 case("fit of an empty folder", ["fit", "runs"], "no result.json", "'runs'", before=lambda: Path("runs").mkdir())
-case("fit into no folder", ["fit", "points.csv", "--bootstrap=0", "--out=nowhere/fit.json"], "nowhere/fit.json",
-     "No such file", before=lambda: points(GOOD_POINTS))  # fmt: skip
+case("fit into a file", ["fit", "points.csv", "--bootstrap=0", "--out=points.csv/fit.json"], "points.csv/fit.json",
+     "is not a folder", before=lambda: points(GOOD_POINTS))  # fmt: skip
 case("report before a run", ["report", "study.py"], "no finished runs", "runs/study", "bigmodel sweep run study.py",
      before=lambda: sweep_file("[{}]"))  # fmt: skip
 case("report of no file", ["report", "nosuch.py"], "no sweep file", "nosuch.py")

@@ -191,5 +191,10 @@ def free_scale_value(problem: Problem, theta: np.ndarray, counts: np.ndarray) ->
     sigma = scale_of(residual, counts, delta)
     unit = np.abs(residual) / sigma[:, None]
     inner = np.minimum(unit, delta)
-    z = np.sqrt(2 * np.pi) * erf(delta / np.sqrt(2)) + 2 * np.exp(-(delta**2) / 2) / delta
-    return np.einsum("sn,sn->s", inner * (unit - 0.5 * inner) + np.log(sigma)[:, None] + np.log(z), counts)
+    each = inner * (unit - 0.5 * inner) + np.log(sigma)[:, None] + np.log(huber_integral(delta))
+    return np.einsum("sn,sn->s", each, counts)
+
+
+def huber_integral(delta: float) -> float:
+    """Integral of exp(-Huber_delta(u)) over all u: what makes it a density."""
+    return float(np.sqrt(2 * np.pi) * erf(delta / np.sqrt(2)) + 2 * np.exp(-(delta**2) / 2) / delta)
