@@ -202,6 +202,12 @@ def test_figures_follow_from_the_columns(quick, tmp_path, law, columns, expected
     assert report.law_text(result).startswith(f"{result['target']}({', '.join(result['columns'])}) = ")
 
 
+def test_a_weight_above_is_said(quick, tmp_path):
+    result = fits.fit(runs(), bootstrap=0, holdout=0, above=0.3)
+    assert "summed, runs above the law weighing 0.3)" in report.law_text(result)
+    assert "runs above the law weighing 0.3;" in report.write(runs(), result, tmp_path, "x", "x").read_text()
+
+
 def test_an_earlier_reports_figures_go(quick, tmp_path):
     frame = runs()
     for columns, there in ((list(frame), True), (["N", "D", "C", "L"], False)):

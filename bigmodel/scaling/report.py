@@ -54,7 +54,6 @@ OPEN = ("parameters", "holdout", "compared")  # the other tables are folded
 ESTIMATORS = {
     "huber": "sum of Huber losses of ln {target}, delta {delta:g}",
     "likelihood": "likelihood of Huber's density of ln {target} with a free scale, delta {delta:g} of it",
-    "asymmetric": "sum of asymmetric Huber losses of ln {target}, delta {delta:g}",
 }
 
 
@@ -134,7 +133,8 @@ def law_text(result: Mapping[str, Any]) -> str:
     model, params = laws.get(result["law"]), result["params"]
     lines = [f"{model.target}({', '.join(model.columns)}) = {tables.law_formula(result)}"]
     how = "Huber delta {:g}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, delta {{:g}}"
-    lines.append(f"  {result['n_points']} runs, objective {result['objective']:.6g} ({how.format(result['delta'])})")
+    how = how.format(result["delta"]) + _above(result)
+    lines.append(f"  {result['n_points']} runs, objective {result['objective']:.6g} ({how})")
     intervals = [f"{name} {number(params[name])} {_interval(result, name)}" for name in model.names]
     lines += ["  " + ", ".join(intervals[i : i + 3]) for i in range(0, len(intervals), 3)]
     best = result["optimal"]
@@ -147,7 +147,7 @@ def law_text(result: Mapping[str, Any]) -> str:
     for entry in result["holdout"]:
         ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()])
         mean = percent(entry["mean_abs_rel_error"]) + ("" if ends == "n/a" else f" {ends}")
-        of = "compute" if result["rungs_of"] == "C" else result["rungs_of"]
+        of = tables.rung_name(result)
         lines.append(
             f"  held out the largest {count(entry['n_held_out'], 'run')} ({count(entry['rungs'], 'rung')}, "
             f"{entry['flops_gap']:.3g}x the {of}): mean |error| {mean}, max {percent(entry['max_abs_rel_error'])}, "
@@ -158,6 +158,11 @@ def law_text(result: Mapping[str, Any]) -> str:
         lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
     lines += [f"  warning: {text}" for text in result["warnings"]]
     return "\n".join(lines)
+
+
+def _above(result: Mapping[str, Any]) -> str:
+    """Said where runs above the law weigh less: a choice that moves the law."""
+    return "" if result["above"] == 1 else f", runs above the law weighing {result['above']:g}"
 
 
 def _ratios(best: Mapping[str, Any]) -> list[str]:
@@ -298,7 +303,7 @@ def _source(study: Study) -> str:
     if "conventions" in attrs:
         texts.append("Columns: " + ", ".join(f"{k} = {v}" for k, v in attrs["conventions"].items()) + ".")
     how = ESTIMATORS[result["estimator"]].format(target=study.target, delta=result["delta"])
-    texts.append(f"Fit: {how}; {tables.level(result)} intervals: {result['interval']['method']}.")
+    texts.append(f"Fit: {how}{_above(result)}; {tables.level(result)} intervals: {result['interval']['method']}.")
     texts.append("Figures as PNG, SVG and PDF under figures/, for a paper's column under figures/column/.")
     return "<br>".join(html.escape(text) for text in texts)
 

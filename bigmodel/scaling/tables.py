@@ -139,6 +139,11 @@ def _intervals(result: Mapping[str, Any]) -> Table:
     return Table("intervals", caption, ("", *methods), rows, _symbols(result))
 
 
+def rung_name(result: Mapping[str, Any]) -> str:
+    """What the rungs held out are ordered by: compute, or a column; of losses the lowest are the furthest."""
+    return {"C": "compute", "L": "1/L"}.get(result["rungs_of"], result["rungs_of"])
+
+
 def _holdout(result: Mapping[str, Any]) -> Table:
     rows = tuple(
         (
@@ -152,9 +157,10 @@ def _holdout(result: Mapping[str, Any]) -> Table:
         )
         for entry in result["holdout"]
     )
+    of = rung_name(result)
     caption = (
-        f"Law {law_name(result['law'])} refitted without the largest compute rungs: error for the runs left "
-        "out. Gap: the largest compute left out over the largest fitted."
+        f"Law {law_name(result['law'])} refitted without the largest rungs of {of}: error for the runs left "
+        f"out. Gap: the largest {of} left out over the largest fitted."
     )
     head = ("rungs left out", "runs", "gap", "mean |error|", f"{level(result)} interval", "max", "mean")
     return Table("holdout", caption, head, rows)
