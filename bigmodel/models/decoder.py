@@ -269,7 +269,7 @@ class Embed(nn.Module):
         return x_BLD if self.cfg.embed_dim == self.cfg.width else x_BLD @ self.project_out.astype(x_BLD.dtype)
 
     def attend(self, x_BLE: jax.Array) -> jax.Array:
-        return x_BLE @ self.tokens.astype(x_BLE.dtype).T
+        return layers.linear(x_BLE, self.tokens.T)
 
 
 class Model(nn.Module):
@@ -300,7 +300,7 @@ class Model(nn.Module):
         if self.cfg.norm_placement == "pre":
             x_BLD = self.norm(x_BLD)
         x_BLE = self.embed.narrow(x_BLD)
-        logits_BLV = self.embed.attend(x_BLE) if self.cfg.tied_head else x_BLE @ self.head.astype(x_BLE.dtype)
+        logits_BLV = self.embed.attend(x_BLE) if self.cfg.tied_head else layers.linear(x_BLE, self.head)
         return sharding.constrain(logits_BLV, "batch", None, "vocab"), cache
 
 

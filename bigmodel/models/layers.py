@@ -19,7 +19,7 @@ from bigmodel import sharding
 Init = Callable[..., jax.Array]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),  # jax.nn.gelu's erfc takes a CPU twice as long
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2, GPT-3
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -97,13 +97,13 @@ def attend(
 
     `scores_BHLS`, if there are some, are added to the scaled scores.
 
-    TPU and GPU get `jax.nn.dot_product_attention`. On a CPU that call is slower than contiguous
-    (B, H) batched products, which are written out here.
+    TPU and GPU get `jax.nn.dot_product_attention`. On a CPU that call is slower than contiguous (B, H) batched
+    products; those take the queries of a sequence in blocks, so that most keys that a query can't see are left out.
     """
-    B, H, L, K = q_BHLK.shape
-    G, S = k_BGSK.shape[1], k_BGSK.shape[2]
-    mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
+    L, K = q_BHLK.shape[2:]
+    S = k_BGSK.shape[2]
     if sharding.platform() != "cpu":
+        mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
         out_BLHK = jax.nn.dot_product_attention(
             q_BHLK.transpose(0, 2, 1, 3),
             k_BGSK.transpose(0, 2, 1, 3),
@@ -112,13 +112,89 @@ def attend(
             mask=mask_LS[None, None],
         )
         return out_BLHK.transpose(0, 2, 1, 3)
-    q_BGRLK = (q_BHLK * K**-0.5).reshape(B, G, H // G, L, K)
-    scores = jnp.einsum("BGRLK,BGSK->BGRLS", q_BGRLK, k_BGSK, preferred_element_type=jnp.float32)
+    q_BHLK = q_BHLK * K**-0.5
+    if not (isinstance(start, int) and start == 0):
+        mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
+        return _weigh(q_BHLK, k_BGSK, v_BGSK, mask_LS, scores_BHLS)
+    size = max(QUERIES, -(-L // MOST_BLOCKS))
+    out = []
+    for first in range(0, L, size):
+        end = min(first + size, L)
+        mask_LS = jnp.arange(end)[None, :] <= jnp.arange(first, end)[:, None]
+        added = None if scores_BHLS is None else scores_BHLS[:, :, first:end, :end]
+        out.append(_weigh(q_BHLK[:, :, first:end], k_BGSK[:, :, :end], v_BGSK[:, :, :end], mask_LS, added))
+    return jnp.concatenate(out, axis=2) if len(out) > 1 else out[0]
+
+
+QUERIES, MOST_BLOCKS = 64, 8  # benchmarks/cpu_step.py: 32 and 128 are slower
+
+
+def _weigh(
+    q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, mask_LS: jax.Array, scores_BHLS: jax.Array | None
+) -> jax.Array:
+    """softmax(q k + scores) v over the keys that the mask admits, the softmax in float32; q is scaled. BHLK."""
+    B, H, L, K = q_BHLK.shape
+    G, R = k_BGSK.shape[1], H // k_BGSK.shape[1]
+    # The R queries that share a key head are so many more rows of one product: X = R L.
+    added = jnp.tile(jnp.where(mask_LS, 0.0, -1e30), (R, 1))
     if scores_BHLS is not None:
-        scores += scores_BHLS.reshape(scores.shape)
-    scores = jnp.where(mask_LS, scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
-    return jnp.einsum("BGRLS,BGSK->BGRLK", weights, v_BGSK).reshape(B, H, L, K)
+        added = added + scores_BHLS.reshape(B, G, R * L, -1)
+    return _softmax_product(q_BHLK.reshape(B, G, R * L, K), k_BGSK, v_BGSK, added).reshape(B, H, L, K)
+
+
+@jax.custom_vjp
+def _softmax_product(q_BGXK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, added_xXS: jax.Array) -> jax.Array:
+    return _softmax_product_forward(q_BGXK, k_BGSK, v_BGSK, added_xXS)[0]
+
+
+def _softmax_product_forward(q: jax.Array, k: jax.Array, v: jax.Array, added: jax.Array) -> Any:
+    scores_BGXS = jnp.einsum("BGXK,BGSK->BGXS", q, k, preferred_element_type=jnp.float32) + added
+    exp_BGXS = jnp.exp(scores_BGXS - jnp.max(scores_BGXS, axis=-1, keepdims=True))
+    weights_BGXS = (exp_BGXS * (1 / jnp.sum(exp_BGXS, axis=-1, keepdims=True))).astype(v.dtype)
+    return jnp.einsum("BGXS,BGSK->BGXK", weights_BGXS, v), (q, k, v, weights_BGXS, added)
+
+
+def _softmax_product_backward(saved: Any, y_BGXK: jax.Array) -> Any:
+    q_BGXK, k_BGSK, v_BGSK, w_BGXS, added = saved
+    by_w_BGXS = jnp.einsum("BGXK,BGSK->BGXS", y_BGXK, v_BGSK, preferred_element_type=jnp.float32)
+    product = w_BGXS * by_w_BGXS
+    by_scores_BGXS = product - w_BGXS * jnp.sum(product, axis=-1, keepdims=True)
+    narrow_BGXS = by_scores_BGXS.astype(q_BGXK.dtype)
+    by_q_BGXK = jnp.einsum("BGXS,BGSK->BGXK", narrow_BGXS, k_BGSK)
+    by_k_BGKS = jnp.einsum("BGKX,BGXS->BGKS", _transposed(q_BGXK), narrow_BGXS)
+    by_v_BGKS = jnp.einsum("BGKX,BGXS->BGKS", _transposed(y_BGXK), w_BGXS)
+    missing = tuple(range(by_scores_BGXS.ndim - added.ndim))
+    by_added = jnp.sum(by_scores_BGXS, axis=missing) if missing else by_scores_BGXS
+    return by_q_BGXK, _transposed(by_k_BGKS), _transposed(by_v_BGKS), by_added
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    """Moved in memory: XLA's CPU products of an operand that is only marked as transposed take twice as long."""
+    return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
+
+
+_softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
+
+
+def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
+    """x w over x's last axis and w's first, in x's type: one product of two matrices, which XLA's CPU library does
+    fastest, where an einsum over more axes makes it copy operands into other layouts."""
+    rows = x_xD.reshape(-1, x_xD.shape[-1])
+    y = _matmul(rows, w_Dy.reshape(w_Dy.shape[0], -1).astype(x_xD.dtype))
+    return y.reshape(*x_xD.shape[:-1], *w_Dy.shape[1:])
+
+
+@jax.custom_vjp
+def _matmul(x_TD: jax.Array, w_DF: jax.Array) -> jax.Array:
+    return x_TD @ w_DF
+
+
+def _matmul_backward(saved: Any, y_TF: jax.Array) -> Any:
+    x_TD, w_DF = saved
+    return y_TF @ w_DF.T, _transposed(x_TD) @ y_TF
+
+
+_matmul.defvjp(lambda x, w: (x @ w, (x, w)), _matmul_backward)
 
 
 class Attention(nn.Module):
@@ -137,10 +213,10 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int) -> jax.Array:
             w_DHK = self.param(name, normal(cfg.init_std, D), (D, heads, K))
-            y_BHLK = jnp.einsum("BLD,DHK->BHLK", x_BLD, w_DHK.astype(dtype))
+            y_BLHK = linear(x_BLD, w_DHK)
             if cfg.bias:
-                y_BHLK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, K)).astype(dtype)[:, None]
-            return y_BHLK
+                y_BLHK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, K)).astype(dtype)
+            return y_BLHK.transpose(0, 2, 1, 3)
 
         q_BHLK, k_BGLK, v_BGLK = project("query", H), project("key", G), project("value", G)
         if cfg.qk_norm:
@@ -158,10 +234,10 @@ class Attention(nn.Module):
         if cfg.position == "relative":
             w_DHK = self.param("relative", normal(cfg.init_std, D), (D, H, K))
             scores_BHLS = relative_scores(q_BHLK, w_DHK, k_BGLK.shape[2], start)
-        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, start, scores_BHLS)
+        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, 0 if cache is None else start, scores_BHLS)
         scale = (2 * cfg.depth) ** -0.5 if cfg.scale_residual else 1.0
         wo_HKD = self.param("out", normal(cfg.init_std, H * K, scale), (H, K, D))
-        y_BLD = jnp.einsum("BHLK,HKD->BLD", y_BHLK, wo_HKD.astype(dtype))
+        y_BLD = linear(y_BHLK.transpose(0, 2, 1, 3).reshape(*x_BLD.shape[:2], H * K), wo_HKD.reshape(H * K, D))
         if cfg.bias:
             y_BLD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
         return y_BLD, cache
@@ -179,7 +255,7 @@ class FeedForward(nn.Module):
 
         def dense(name: str, x: jax.Array, out: int, scale: float = 1.0) -> jax.Array:
             n = x.shape[-1]
-            y = x @ self.param(name, normal(cfg.init_std, n, scale), (n, out)).astype(dtype)
+            y = linear(x, self.param(name, normal(cfg.init_std, n, scale), (n, out)))
             if cfg.bias:
                 y += self.param(f"{name}_bias", nn.initializers.zeros, (out,)).astype(dtype)
             return y
