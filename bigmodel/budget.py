@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from bigmodel import data, models, optim, tree
+from bigmodel import data, models, optim, parametrize, tree
 from bigmodel.config import HORIZONS, UsageError, choose, flatten, nearest
 from bigmodel.track import read_json
 
@@ -196,6 +196,24 @@ def _shapes(family_name: str, model_json: str) -> Any:
     """Shapes of the parameters of a model section."""
     family, cfg = models.family(family_name), FrozenConfigDict(json.loads(model_json))
     return jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
+
+
+def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
+    """What a model's parametrisation scales each parameter by, from the shapes of it and of its base."""
+    family = models.family(family_name)
+    shapes = _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
+    if "parametrization" not in model:
+        return parametrize.scales("standard", optimizer, shapes, shapes, family.RULES)
+    base = _shapes(family_name, json.dumps(family.base(model).to_dict(), sort_keys=True))
+    return parametrize.scales(
+        model.parametrization,
+        optimizer,
+        shapes,
+        base,
+        family.RULES,
+        depth_ratio=model.depth / model.base_depth,
+        fan_in_start=model.init_std == 0,
+    )
 
 
 def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:

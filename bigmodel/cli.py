@@ -23,6 +23,7 @@ A study from text to law:
   bigmodel report sweeps/demo.py                  law, intervals, held-out error, figures, one HTML page
   bigmodel fit runs/demo --against=gadre --out=fit.json
   bigmodel plan --law=fit.json --flops=1e16       the next model, and the sweep that would make it surer
+  bigmodel coordcheck --config=experiments/prose.py --widths=32,64,128    do hyper-parameters transfer?
   bigmodel paper gpt3                             what papers print, beside what our modules and fits compute
 
 `bigmodel VERB --help` explains a verb with an example. Exit codes: 0 done, 2 a mistake in what was asked,
@@ -109,6 +110,16 @@ Counts a model without building it: N in three conventions, FLOPs, memory of its
   bigmodel count list
 """
 
+COORDCHECK = """\
+Coordinate check: trains each width (or depth) for a few steps and tells how the size of activations, and of their
+change, grows with it. Where hyper-parameters transfer the slopes are 0, within 0.1.
+
+  bigmodel coordcheck --config=experiments/prose.py --widths=32,64,128,256 --parametrization=standard,mup
+  bigmodel coordcheck --config=experiments/prose.py --depths=2,4,8,16 --parametrization=mup,completep --out=runs/depth
+
+The least width or depth is the base. Writes coords.csv, slopes.json and coords.png, .svg, .pdf into --out. Exit code 1:
+the last parametrization named doesn't pass.
+"""
 
 PAPER = """\
 Recomputes what a paper prints: its models built by our modules, its laws fitted by our fits, row by row.
@@ -238,6 +249,16 @@ def parser() -> Parser:
     p.add_argument("model", nargs="?", help="a published name, or `list`")
     p.add_argument("--config", metavar="FILE[:VARIANT]")
 
+    p = verb("coordcheck", COORDCHECK)
+    p.add_argument("--config", metavar="FILE[:VARIANT]", required=True)
+    p.add_argument("--widths", default="", metavar="W,W,...")
+    p.add_argument("--depths", default="", metavar="N,N,...")
+    p.add_argument("--parametrization", default="standard,mup", metavar="NAME,...")
+    p.add_argument("--steps", type=int, default=8)
+    p.add_argument("--seeds", type=int, default=2)
+    p.add_argument("--out", default="runs/coordcheck", metavar="FOLDER")
+    devices(p)
+
     p = verb("paper", PAPER)
     p.add_argument("name", help="a paper, or `list`")
     p.add_argument(
@@ -262,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
             hint = nearest(unknown[0].partition("=")[0], options)
             raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
-        if overrides and known.verb not in ("train", "sweep", "count", "plan"):
+        if overrides and known.verb not in ("train", "sweep", "count", "plan", "coordcheck"):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
         from bigmodel.verbs import verb
 

@@ -89,29 +89,29 @@ def learning_rate(cfg: Any, step: int, steps: int) -> float:
     return cfg.lr
 
 
-def build(cfg: Any, rules: Any) -> optax.GradientTransformation:
+def build(cfg: Any, rules: Any, rates: Any = None) -> optax.GradientTransformation:
     """The optimizer at learning rate 1: add `rate * updates` to the parameters.
 
     Args:
       rules: the family's RULES; Muon reads from them which dimensions of a matrix are its input side.
+      rates: tree of each parameter's own factor of the learning rate; None: all 1. Weight decay isn't multiplied: its
+        strength in an epoch stays the same at every width (Wortsman et al. 2023, arXiv:2309.14322, section 3.4).
     """
 
     def decays(params: Any) -> Any:
         return tree.map_paths(lambda path, _: not re.search(cfg.decay_exclude, path), params)
 
-    wd = cfg.weight_decay
     if cfg.name == "adamw":
-        tx = optax.adamw(1.0, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=wd, mask=decays)
+        direction = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
     elif cfg.name == "lion":
-        tx = optax.lion(1.0, b1=cfg.b1, b2=cfg.b2, weight_decay=wd, mask=decays)
+        direction = optax.scale_by_lion(b1=cfg.b1, b2=cfg.b2)
     elif cfg.name == "adafactor":
-        tx = optax.adafactor(1.0, weight_decay_rate=wd or None, weight_decay_mask=decays)
+        direction = optax.chain(optax.adafactor(1.0), optax.scale(-1.0))
     elif cfg.name == "sgd":
-        momentum = optax.trace(cfg.momentum) if cfg.momentum else optax.identity()
-        tx = optax.chain(momentum, optax.add_decayed_weights(wd, decays), optax.scale(-1.0))
+        direction = optax.trace(cfg.momentum) if cfg.momentum else optax.identity()
     else:
         # consistent_rms: updates as large as AdamW's, so that one rate serves both (Liu et al., arXiv:2502.16982)
-        tx = optax.contrib.muon(
+        muon = optax.contrib.muon(
             1.0,
             beta=cfg.momentum,
             eps=cfg.eps,
@@ -120,27 +120,24 @@ def build(cfg: Any, rules: Any) -> optax.GradientTransformation:
             consistent_rms=0.2,
             muon_weight_dimension_numbers=_matrix_sides(rules),
         )
-        tx = optax.chain(tx, optax.add_decayed_weights(-wd, decays))  # also of what Adam updates here
-    return optax.chain(optax.clip_by_global_norm(cfg.clip), tx) if cfg.clip else tx
+        direction = optax.chain(muon, optax.scale(-1.0))
+    steps = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
+    steps.append(direction)
+    if rates is not None and any(r != 1 for r in jax.tree.leaves(rates)):
+        steps.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * r, updates, rates)))
+    return optax.chain(*steps, optax.add_decayed_weights(cfg.weight_decay, decays), optax.scale(-1.0))
 
 
 def _matrix_sides(rules: Any) -> Callable[[Any], Any]:
-    """Muon's input and output axes: matrices inside a stack of layers; tables, heads, vectors go to Adam.
+    """Muon's input and output axes: matrices inside a stack of layers; tables, heads, vectors go to Adam."""
 
-    A projection to or from heads has its width ('embed') on one side and heads x head dim on the other.
-    """
-
-    def sides(path: str, x: Any) -> Any:
-        axes = list(range(1, x.ndim))  # axis 0 is depth
+    def of(path: str, x: Any) -> Any:
         if x.ndim < 3 or re.search(tree.NOT_MATRICES, path) or re.search(tree.EMBEDDINGS, path):
             return None
-        names = tree.match(rules, path) if rules else (None,) * x.ndim
-        width = next((i for i in axes if names[i] == "embed"), axes[0])
-        rest = tuple(i for i in axes if i != width)
-        first, last = ((width,), rest) if width < rest[0] else (rest, (width,))
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=first, output_axis=last)
+        inside, outside = tree.sides(rules, path, x.ndim)
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=inside, output_axis=outside)
 
-    return lambda params: tree.map_paths(sides, params)
+    return lambda params: tree.map_paths(of, params)
 
 
 def apply(params: Any, updates: Any, rate: jax.Array) -> Any:

@@ -60,12 +60,13 @@ def build(static: str, mesh: Mesh) -> Program:
     cfg = FrozenConfigDict(config.from_json(static))
     family = models.family(cfg.family)
     model = family.Model(cfg.model)
-    tx = optim.build(cfg.optim, family.RULES)
+    scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
+    tx = optim.build(cfg.optim, family.RULES, scales.rate)
     B, M = cfg.train.batch_size, _microbatch(cfg, mesh)
 
     def init(key: jax.Array) -> Any:
         variables = dict(budget.init(family, cfg.model, key))
-        params = variables.pop("params")
+        params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
         return {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
@@ -80,7 +81,7 @@ def build(static: str, mesh: Mesh) -> Program:
 
     def gradient(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         def objective(p: Any) -> Any:
-            return family.loss(model, {"params": p, **model_state}, batch, key, True)
+            return family.loss(model, {"params": scales.effective(p), **model_state}, batch, key, True)
 
         return jax.grad(objective, has_aux=True)(params)
 
@@ -135,6 +136,7 @@ def build(static: str, mesh: Mesh) -> Program:
         return new, {**report, "grad_norm": grad_norm, "ok": ok}
 
     def evaluate(variables: Any, batch: Any) -> Any:
+        variables = {**variables, "params": scales.effective(variables["params"])}
         return family.loss(model, variables, batch, jax.random.key(0), False)[1][0]
 
     def traced(fn: Any) -> Any:

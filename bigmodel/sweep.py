@@ -4,7 +4,8 @@ A sweep file has
 
     CONFIG = "experiments/gpt.py"          the experiment that the rows override
     def get_sweep(): return [...]          rows: {"model.width": 64, "optim.lr": 1e-3, ...}
-    def report(folder): ...                optional: figures and tables of its own
+    def report(folder, out): ...           optional: writes figures and tables of its own, returns lines to print
+    LAW = None                             optional: no law of size and data is fitted, only that report made
 
 and its runs live in runs/<file's stem>/<run id>/, beside `plan.jsonl`. State is in files alone: any
 number of `sweep run` may work on one sweep, be killed, and be started again.

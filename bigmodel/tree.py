@@ -38,6 +38,19 @@ def match(rules: Iterable[tuple[str, Any]], path: str) -> Any:
     raise KeyError(path)
 
 
+def sides(rules: Any, path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A matrix's input and output axes. Axis 0 of what has three or more is depth.
+
+    A projection to or from heads has its width ('embed' in the family's rules) on one side and heads x head dim on the
+    other; where no axis is so named, the first is the input.
+    """
+    axes = range(1 if ndim > 2 else 0, ndim)
+    names = match(rules, path) if rules else (None,) * ndim
+    width = next((i for i in axes if names[i] == "embed"), axes[0])
+    rest = tuple(i for i in axes if i != width)
+    return ((width,), rest) if width < rest[0] else (rest, (width,))
+
+
 def match_all(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
     """A tree of rule values. An unmatched leaf is an error: a forgotten parameter is a bug."""
     missing = [p for p in paths(tree) if not any(re.search(r, p) for r, _ in rules)]

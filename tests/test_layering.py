@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": 0, "tree": 0, "sharding": 0,
-    "models": 1, "data": 1, "optim": 1, "checkpoint": 1, "track": 1, "progress": 1,
+    "models": 1, "data": 1, "optim": 1, "parametrize": 1, "checkpoint": 1, "track": 1, "progress": 1,
     "budget": 2, "view": 2,
     "program": 3, "rungs": 3,
-    "train": 4,
+    "train": 4, "coordcheck": 4,
     "sweep": 5, "papers": 5,
     "cli": 6, "verbs": 6, "__main__": 6, "__init__": 0,
 }  # fmt: skip

@@ -44,6 +44,10 @@ def get_config() -> ConfigDict:
             init_std=0.02,  # 0: 1 / sqrt(fan_in)
             scale_residual=True,  # residual projections start 1/sqrt(2 depth) smaller (GPT-2)
             z_loss=0.0,
+            parametrization="standard",  # or mup, completep, ntk, mean_field, standard_layerwise
+            base_width=0,  # whose hyper-parameters these are (parametrize.py); 0: width
+            base_depth=0,  # 0: depth
+            base_num_heads=0,  # 0: num_heads
             dtype="float32",  # compute; parameters are float32
             execution="auto",  # scan over depth, unrolled, or auto: unrolled up to AUTO_UNROLL layers
             remat=False,
@@ -59,13 +63,25 @@ def finalize(cfg: ConfigDict) -> None:
     for key in ("width", "depth", "num_heads", "vocab_size", "seq_len"):
         if cfg[key] < 1:
             raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
-    for key in ("num_kv_heads", "head_dim", "ffn", "embed_dim", "position_offset", "init_std", "z_loss"):
+    for key in (
+        "base_width",
+        "base_depth",
+        "base_num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "ffn",
+        "embed_dim",
+        "position_offset",
+        "init_std",
+        "z_loss",
+    ):
         if cfg[key] < 0:
             raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
     choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
     choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
     choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post"])
     choose("config.model.position", cfg.position, ["learned", "rope", "relative", "none"])
+    choose("config.model.parametrization", cfg.parametrization, layers.PARAMETRIZATIONS)
     choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
     choose("config.model.execution", cfg.execution, ["auto", "scan", "unrolled"])
     if not cfg.head_dim:
@@ -88,6 +104,28 @@ def finalize(cfg: ConfigDict) -> None:
         raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
     cfg.ffn = cfg.ffn or 4 * cfg.width
     cfg.embed_dim = cfg.embed_dim or cfg.width
+    cfg.base_width = cfg.base_width or cfg.width
+    cfg.base_depth = cfg.base_depth or cfg.depth
+    cfg.base_num_heads = cfg.base_num_heads or cfg.num_heads
+    if cfg.base_width % cfg.base_num_heads:
+        raise UsageError(f"config.model.base_num_heads={cfg.base_num_heads} doesn't divide base_width={cfg.base_width}")
+
+
+def base(cfg: Any) -> ConfigDict:
+    """The shape that a parametrisation compares with: the base's width and heads, this model's depth and the rest."""
+    other = ConfigDict(cfg.to_dict())
+    other.update(
+        dict(
+            width=cfg.base_width,
+            num_heads=cfg.base_num_heads,
+            num_kv_heads=max(1, cfg.num_kv_heads * cfg.base_num_heads // cfg.num_heads),
+            head_dim=0,
+            ffn=max(1, cfg.ffn * cfg.base_width // cfg.width),
+            embed_dim=cfg.base_width if cfg.embed_dim == cfg.width else cfg.embed_dim,
+        )
+    )
+    finalize(other)
+    return other
 
 
 def rung(width: int, depth: int) -> dict[str, Any]:
@@ -225,6 +263,7 @@ class Block(nn.Module):
             return layers.Norm(cfg.norm, cfg.bias, name=name)
 
         def drop(y: jax.Array) -> jax.Array:
+            y = y * layers.branch_scale(cfg) if cfg.parametrization == "completep" else y
             return nn.Dropout(cfg.dropout, deterministic=not train)(y) if cfg.dropout else y
 
         x_BLD = sharding.constrain(x_BLD, "batch", None, None)
@@ -269,7 +308,8 @@ class Embed(nn.Module):
         return x_BLD if self.cfg.embed_dim == self.cfg.width else x_BLD @ self.project_out.astype(x_BLD.dtype)
 
     def attend(self, x_BLE: jax.Array) -> jax.Array:
-        return layers.linear(x_BLE, self.tokens.T)
+        scale = layers.tied_scale(self.cfg)
+        return layers.linear(x_BLE if scale == 1 else x_BLE * scale, self.tokens.T)
 
 
 class Model(nn.Module):

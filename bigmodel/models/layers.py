@@ -53,6 +53,42 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
+# ------------------------------------------------------------------- what a parametrisation asks of a model
+
+PARAMETRIZATIONS = ("standard", "standard_layerwise", "ntk", "mup", "mean_field", "completep")
+
+
+def score_scale(cfg: Any) -> float:
+    """Of attention's scores: 1 / sqrt(K), and 1 / K from the base's K on, where queries and keys grow aligned (muP).
+
+    Yang et al. 2022 (arXiv:2203.03466), definition 4.1.
+    """
+    K = cfg.head_dim
+    if cfg.parametrization in ("mup", "completep", "mean_field"):
+        return (cfg.base_width // cfg.base_num_heads) ** 0.5 / K
+    return K**-0.5
+
+
+def tied_scale(cfg: Any) -> float:
+    """Of a tied head's logits: the table starts and learns as an embedding, so the readout's part is done here."""
+    power = {"mup": 1.0, "completep": 1.0, "mean_field": 1.0, "ntk": 0.5}.get(cfg.parametrization, 0.0)
+    return (cfg.width / cfg.base_width) ** -power
+
+
+def branch_scale(cfg: Any) -> float:
+    """Of each residual branch: base depth / depth in CompleteP (Dey et al. 2025, arXiv:2505.01618, alpha = 1)."""
+    return cfg.base_depth / cfg.depth if cfg.parametrization == "completep" else 1.0
+
+
+def residual_start(cfg: Any) -> float:
+    """Of the projections back to the residual stream at the start: 1 / sqrt(2 depth) (GPT-2), where asked."""
+    depth = cfg.base_depth if cfg.parametrization == "completep" else cfg.depth
+    return (2 * depth) ** -0.5 if cfg.scale_residual else 1.0
+
+
+# ------------------------------------------------------------------------------------------- positions
+
+
 def rope(x_BHLK: jax.Array, positions_L: jax.Array, base: float) -> jax.Array:
     """Rotary positions (Su et al., arXiv:2104.09864), halves paired as in Llama."""
     half = x_BHLK.shape[-1] // 2
@@ -71,7 +107,7 @@ def sinusoids(positions_L: jax.Array, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle_LK), jnp.cos(angle_LK)], axis=-1)
 
 
-def relative_scores(q_BHLK: jax.Array, w_DHK: jax.Array, size: int, start: Any) -> jax.Array:
+def relative_scores(q_BHLK: jax.Array, w_DHK: jax.Array, size: int, start: Any, scale: float = 0.0) -> jax.Array:
     """What distance adds to each score, BHLS: q_i . (W r(start + i - j)) / sqrt(K) for the keys j < size = S.
 
     r are sinusoids (Dai et al. 2019, arXiv:1901.02860, section 3.3, term (b); their biases u and v, which
@@ -85,17 +121,22 @@ def relative_scores(q_BHLK: jax.Array, w_DHK: jax.Array, size: int, start: Any) 
     r_HSK = jnp.einsum("SD,DHK->HSK", r_SD, w_DHK.astype(q_BHLK.dtype))
     # Column c of row i is distance start + L-1 - c; the score of key j needs start + i - j, column j + (L-1 - i).
     # One column more a row, read S a row from the L-1st on, moves row i by just that.
-    scores = jnp.einsum("BHLK,HSK->BHLS", q_BHLK * K**-0.5, r_HSK, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("BHLK,HSK->BHLS", q_BHLK * (scale or K**-0.5), r_HSK, preferred_element_type=jnp.float32)
     flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(B, H, L * (size + 1))
     return flat[:, :, L - 1 : L - 1 + L * size].reshape(B, H, L, size)
 
 
 def attend(
-    q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, start: Any = 0, scores_BHLS: jax.Array | None = None
+    q_BHLK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    start: Any = 0,
+    scores_BHLS: jax.Array | None = None,
+    scale: float = 0.0,
 ) -> jax.Array:
     """Causal attention: query i, at position start + i, sees keys 0..start + i. Returns BHLK.
 
-    `scores_BHLS`, if there are some, are added to the scaled scores.
+    `scores_BHLS`, if there are some, are added to the scores times `scale` (0: 1 / sqrt(K)).
 
     TPU and GPU get `jax.nn.dot_product_attention`. On a CPU that call is slower than contiguous (B, H) batched
     products; those take the queries of a sequence in blocks, so that most keys that a query can't see are left out.
@@ -110,9 +151,10 @@ def attend(
             v_BGSK.transpose(0, 2, 1, 3),
             bias=None if scores_BHLS is None else scores_BHLS.astype(q_BHLK.dtype),
             mask=mask_LS[None, None],
+            scale=scale or None,
         )
         return out_BLHK.transpose(0, 2, 1, 3)
-    q_BHLK = q_BHLK * K**-0.5
+    q_BHLK = q_BHLK * (scale or K**-0.5)
     if not (isinstance(start, int) and start == 0):
         mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
         return _weigh(q_BHLK, k_BGSK, v_BGSK, mask_LS, scores_BHLS)
@@ -233,10 +275,9 @@ class Attention(nn.Module):
         scores_BHLS = None
         if cfg.position == "relative":
             w_DHK = self.param("relative", normal(cfg.init_std, D), (D, H, K))
-            scores_BHLS = relative_scores(q_BHLK, w_DHK, k_BGLK.shape[2], start)
-        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, 0 if cache is None else start, scores_BHLS)
-        scale = (2 * cfg.depth) ** -0.5 if cfg.scale_residual else 1.0
-        wo_HKD = self.param("out", normal(cfg.init_std, H * K, scale), (H, K, D))
+            scores_BHLS = relative_scores(q_BHLK, w_DHK, k_BGLK.shape[2], start, score_scale(cfg))
+        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, 0 if cache is None else start, scores_BHLS, score_scale(cfg))
+        wo_HKD = self.param("out", normal(cfg.init_std, H * K, residual_start(cfg)), (H, K, D))
         y_BLD = linear(y_BHLK.transpose(0, 2, 1, 3).reshape(*x_BLD.shape[:2], H * K), wo_HKD.reshape(H * K, D))
         if cfg.bias:
             y_BLD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
@@ -265,7 +306,7 @@ class FeedForward(nn.Module):
             h_BLF = h_BLF * ACTIVATIONS[GATED[cfg.activation]](dense("gate", x_BLD, F))
         else:
             h_BLF = ACTIVATIONS[cfg.activation](h_BLF)
-        return dense("down", h_BLF, D, (2 * cfg.depth) ** -0.5 if cfg.scale_residual else 1.0)
+        return dense("down", h_BLF, D, residual_start(cfg))
 
 
 def stack(block: Any, depth: int, scan: bool, remat: bool) -> Any:
@@ -279,7 +320,7 @@ def stack(block: Any, depth: int, scan: bool, remat: bool) -> Any:
         block = nn.remat(block, prevent_cse=not scan)
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         out_axes=0,

@@ -110,6 +110,10 @@ def report(args: argparse.Namespace, _: Any) -> int:
     if not results:
         raise UsageError(f"no finished runs under {str(folder)!r}: `bigmodel sweep run {args.file}` first")
     out = Path(args.out or folder / "report")
+    if module and getattr(module, "LAW", args.law) is None:  # a study of something else than sizes and data
+        with config.user_code(args.file, "sweep", "report()"), config.writing(out):
+            print(module.report(folder, out))
+        return 0
     target, needed = _needs(args.law, [])
     frame = rows.load(folder, target=target, needed=needed)
     result = fits.fit(frame, law=args.law)
@@ -124,9 +128,10 @@ def report(args: argparse.Namespace, _: Any) -> int:
             loss=f"loss (nats per {results[0]['unit'].removesuffix('s')})",
             frontiers=reports.frontiers(frame, result),
         )
+    own = None
     if module and hasattr(module, "report"):
         with config.user_code(args.file, "sweep", "report()"), config.full_disk(out):
-            module.report(folder, out)  # the sweep's own figures and tables, beside the common ones
+            own = module.report(folder, out)  # the sweep's own figures and tables, beside the common ones
     configs = [c for c in (track.read_json(folder / r["run_id"] / "config.json") for r in results) if c]
     mode = {c["run"]["wandb"] for c in configs}
     wandb = view.View()
@@ -138,6 +143,8 @@ def report(args: argparse.Namespace, _: Any) -> int:
         print_json({**fits.to_json(result), "report": str(path)})
     else:
         print(reports.law_text(result))
+        if own:
+            print(own)
         print(f"report: {path}")
     return 0
 

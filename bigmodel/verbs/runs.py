@@ -244,3 +244,44 @@ def count(args: argparse.Namespace, overrides: Any) -> int:
         for line in budget.describe_text(numbers):
             print(line)
     return 0
+
+
+def coordcheck(args: argparse.Namespace, overrides: Any) -> int:
+    import json
+
+    import pandas as pd
+
+    from bigmodel.scaling.figures import transfer
+
+    if bool(args.widths) == bool(args.depths):
+        raise UsageError("coordcheck: give --widths=W,W,... or --depths=N,N,...")
+    axis, text = ("width", args.widths) if args.widths else ("depth", args.depths)
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError as e:
+        raise UsageError(f"--{axis}s={text}: expected whole numbers separated by commas") from e
+    unfrozen = config.load(args.config, overrides)
+    start_jax(args)
+    from bigmodel import coordcheck as check
+
+    say = (lambda line: None) if args.json else _say
+    names = args.parametrization.split(",")
+    rows = check.measure(unfrozen, axis, sizes, names, args.steps, args.seeds, say)
+    slopes = check.slopes(rows)
+    out = Path(args.out)
+    with config.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(out / "coords.csv", index=False)
+        (out / "slopes.json").write_text(json.dumps(slopes, indent=1) + "\n")
+        figure = transfer.write(transfer.coordinates, out / "coords", rows)
+    if args.json:
+        print_json(slopes)
+    else:
+        head = ["parametrization", "module", f"slope of rms in {axis}", "slope of change", "ok"]
+        body = [
+            [s["parametrization"], s["module"], f"{s['rms']:+.3f}", f"{s['change']:+.3f}", "yes" if s["ok"] else "NO"]
+            for s in slopes
+        ]
+        print_table(head, body)
+        print(f"figure: {figure}")
+    return 0 if all(s["ok"] for s in slopes if s["parametrization"] == names[-1]) else 1

@@ -1,0 +1,79 @@
+"""Figures of transfer over shapes: coordinate checks, and the loss against the learning rate at each size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bigmodel.scaling.figures import style
+
+
+def write(figure_of: Any, stem: Path, *args: Any) -> Path:
+    """Draws a figure of this file for the page: stem.png, .svg, .pdf. Returns the PNG."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(style.PAGE.style()):
+        style.save(figure_of(*args), stem, {})
+    return stem.with_suffix(".png")
+
+
+def coordinates(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The change of each module's output against size, a panel a parametrisation, after the first and last steps."""
+    frame = pd.DataFrame(rows)
+    names = list(frame.parametrization.unique())
+    axis, last = frame.axis.iloc[0], int(frame.step.max())
+    figure, panels = style.PAGE.panels(len(names), height=3.2, sharey=True, squeeze=False)
+    sizes = sorted(frame["size"].unique())
+    seen = frame[(frame.step > 0) & (frame.change > 0)]
+    low, high = seen.change.min() / 1.5, seen.change.max() * 1.5
+    for axes, name in zip(panels, names, strict=True):
+        for i, module in enumerate(frame.module.unique()):
+            here = frame[(frame.parametrization == name) & (frame.module == module)]
+            for step, alpha in ((1, 0.35), (last, 1.0)):
+                mean = here[here.step == step].groupby("size").change.mean()
+                axes.plot(
+                    mean.index, mean.to_numpy(), color=style.CYCLE[i % 8], marker=style.MARKERS[i % 8], markersize=3.5,
+                    alpha=alpha, linewidth=1.2, label=module if step == last else None,
+                )  # fmt: skip
+        style.log_axis(axes, "x", sizes[0] / 1.15, sizes[-1] * 1.15)
+        style.log_axis(axes, "y", low, high)
+        axes.set(xlabel=axis, title=name)
+    panels[0].set_ylabel(f"rms change of the output\nafter 1 (pale) and {last} steps")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def rates(rows: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> Figure:
+    """Loss against the learning rate, a curve a size, a panel a parametrisation; stars where each curve is lowest.
+
+    Args:
+      rows: parametrization, axis, size, lr, loss (mean over seeds are drawn).
+      best: parametrization, size, lr, loss of each curve's minimum.
+    """
+    frame, stars = pd.DataFrame(rows), pd.DataFrame(best)
+    names = list(frame.parametrization.unique())
+    axis = frame.axis.iloc[0]
+    sizes = sorted(frame["size"].unique())
+    norm = style.log_norm(sizes)
+    figure, panels = style.PAGE.panels(len(names), height=3.2, sharey=True, squeeze=False)
+    top = frame.groupby(["parametrization", "size"]).loss.min().max()
+    for axes, name in zip(panels, names, strict=True):
+        for i, size in enumerate(sizes):
+            here = frame[(frame.parametrization == name) & (frame["size"] == size)]
+            mean = here.groupby("lr").loss.mean()
+            colour = style.colour(norm, size)
+            axes.plot(
+                mean.index, mean.to_numpy(), color=colour, marker=style.MARKERS[i % 8], markersize=3, linewidth=1.2,
+                label=f"{axis} {size}",
+            )  # fmt: skip
+            star = stars[(stars.parametrization == name) & (stars["size"] == size)]
+            axes.plot(star.lr, star.loss, marker="*", markersize=11, color=colour, markeredgecolor=style.INK, zorder=5)
+        style.log_axis(axes, "x", frame.lr.min() / 1.3, frame.lr.max() * 1.3)
+        axes.set(xlabel="learning rate at the base", title=name, ylim=(frame.loss.min() * 0.97, top * 1.25))
+    panels[0].set_ylabel("held-out loss")
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure

@@ -1,0 +1,31 @@
+"""A GPT on 44 MB of English prose, byte by byte: muP in width, CompleteP in depth, so that one rate serves all shapes.
+
+    bigmodel prepare prose --out=data/prose-bytes
+    bigmodel train --config=experiments/prose.py --config.model.width=128 --config.model.num_heads=4
+
+The base shape is width 32, depth 2; the learning rate is the best there, and stays so: sweeps/transfer_width.py.
+"""
+
+from bigmodel import budget
+
+
+def get_config():
+    config = budget.base("decoder", "text")
+    config.model.width = 64
+    config.model.depth = 2
+    config.model.num_heads = 4
+    config.model.position = "rope"
+    config.model.qk_norm = False
+    config.model.init_std = 0.0
+    config.model.parametrization = "completep"
+    config.model.base_width = 32
+    config.model.base_depth = 2
+    config.model.base_num_heads = 2
+    config.data.name = "prose-bytes"
+    config.data.seq_len = 128
+    config.optim.lr = 0.01
+    config.optim.weight_decay = 0.1
+    config.train.batch_size = 8
+    config.train.tokens = 1_000_000
+    config.train.eval_examples = 512
+    return config

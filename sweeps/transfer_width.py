@@ -1,0 +1,30 @@
+"""Does the best learning rate stay as width grows? Real text, widths 32 to 256, muP against the standard way.
+
+    bigmodel prepare prose --out=data/prose-bytes
+    bigmodel sweep run sweeps/transfer_width.py && bigmodel report sweeps/transfer_width.py
+
+docs/results.md has the figure and what came out.
+"""
+
+from bigmodel import sweep
+from bigmodel.scaling import transfer
+
+CONFIG = "experiments/prose.py"
+AXIS = "width"
+LAW = None  # rates are swept here, not sizes against data
+RATES = {"standard": [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08], "mup": [0.005, 0.01, 0.02, 0.04, 0.08]}
+
+
+def get_sweep():
+    shapes = sweep.ladder("decoder", widths=[32, 64, 128, 256], depths=[2])
+    rows = [
+        {**shape, "model.parametrization": name, "optim.lr": lr}
+        for shape in shapes
+        for name, rates in RATES.items()
+        for lr in rates
+    ]
+    return sweep.product(rows, {"train.tokens": [400_000], "optim.warmup": [0.1]})
+
+
+def report(folder, out):
+    return transfer.report(folder, out, AXIS)
