@@ -20,7 +20,7 @@ from bigmodel.config import UsageError, choose
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "wsd")
-RATE_KEYS = ("lr", "schedule", "warmup", "final_lr", "decay")  # used on the host only: not compiled
+RATE_KEYS = ("lr", "schedule", "warmup", "final_lr", "decay", "branches")  # used on the host only: not compiled
 
 
 def get_config() -> ConfigDict:
@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
             warmup=0.02,  # linear warm-up, as a fraction of the steps
             final_lr=0.1,  # last rate over peak rate (cosine, linear, wsd)
             decay=0.2,  # wsd: fraction of the steps that decay
+            branches=(),  # wsd: fractions of the horizon at which further decays from the same trunk end
             weight_decay=0.1,  # decoupled, times the learning rate (Loshchilov & Hutter, arXiv:1711.05101)
             decay_exclude=tree.NOT_MATRICES,  # regex of parameter paths that don't decay
             b1=0.9,
@@ -49,6 +50,10 @@ def finalize(cfg: ConfigDict) -> None:
     for key in ("warmup", "final_lr", "decay"):
         if not 0 <= cfg[key] <= 1:
             raise UsageError(f"config.optim.{key}={cfg[key]}: a fraction, must be in [0, 1]")
+    if cfg.branches and cfg.schedule != "wsd":
+        raise UsageError(f"config.optim.branches={cfg.branches}: only the schedule wsd has a trunk to decay from")
+    if not all(isinstance(f, float) and 0 < f < 1 for f in cfg.branches):
+        raise UsageError(f"config.optim.branches={cfg.branches}: fractions of the horizon, each in (0, 1)")
     for key in ("b1", "b2", "momentum"):
         if not 0 <= cfg[key] < 1:
             raise UsageError(f"config.optim.{key}={cfg[key]}: must be in [0, 1)")
@@ -65,8 +70,14 @@ def finalize(cfg: ConfigDict) -> None:
         raise UsageError(f"config.optim.decay_exclude={cfg.decay_exclude!r}: not a regex: {e}") from e
 
 
-def learning_rate(cfg: Any, step: int, steps: int) -> float:
-    """Rate of step 0, 1, ..., steps - 1.
+def branch_steps(cfg: Any, steps: int) -> dict[int, int]:
+    """Where each wsd branch of a run of so many steps ends -> the step of the trunk from which it decays."""
+    ends = sorted({max(1, round(fraction * steps)) for fraction in cfg.branches})
+    return {end: end - max(1, round(cfg.decay * end)) for end in ends}
+
+
+def learning_rate(cfg: Any, step: int, steps: int, end: int = 0) -> float:
+    """Rate of step 0, 1, ..., steps - 1; of a wsd branch, `end` is its last step, and the warm-up is the run's.
 
     Linear warm-up over warmup * steps; then constant; cosine or linear to final_lr * lr at the last step;
     rsqrt: lr * sqrt(warm-up steps / step) (Vaswani et al., arXiv:1706.03762); wsd: constant, then linear to
@@ -83,8 +94,9 @@ def learning_rate(cfg: Any, step: int, steps: int) -> float:
     if cfg.schedule == "rsqrt":
         return cfg.lr * math.sqrt(max(1, warm) / (step + 1))
     if cfg.schedule == "wsd":
-        length = max(1, round(cfg.decay * steps))
-        past = max(0, step + 1 - (steps - length)) / length
+        end = end or steps
+        length = max(1, round(cfg.decay * end))
+        past = max(0, step + 1 - (end - length)) / length
         return cfg.lr * (1 - (1 - cfg.final_lr) * past)
     return cfg.lr
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import budget, config, models, track
+from bigmodel import budget, config, models, recipes, track
 from bigmodel.config import Busy, Retry, UsageError
 from bigmodel.view import View
 
@@ -69,6 +69,34 @@ def ladder(family: str, widths: Sequence[int], depths: Sequence[int]) -> list[Ro
 def isoflop(rungs: Sequence[Row], budgets: Sequence[float]) -> list[Row]:
     """Every rung at every compute budget C in FLOPs; its tokens follow from C."""
     return [{**row, "train.flops": float(c)} for c in budgets for row in rungs]
+
+
+def tuned(rows: Sequence[Row], recipe: str | recipes.Recipe, config_file: str) -> list[Row]:
+    """Every row with the learning rate, batch and so on that a recipe gives for its N (without embeddings) and D.
+
+    Args:
+      recipe: a name of `recipes.RECIPES`, or a Recipe.
+      config_file: the sweep's CONFIG, since N and D follow from the whole config.
+    """
+    found = recipes.get(recipe)
+    out = []
+    for row in rows:
+        unfrozen = _experiment(config_file, config_file)
+        config.override_all(unfrozen, row.items())
+        frozen = budget.finalize(unfrozen)
+        numbers = budget.derive(frozen)
+        per_example = numbers.tokens // (numbers.steps * frozen.train.batch_size)
+        tuning = found.of(numbers.params_nonembedding, numbers.tokens)
+        out.append({**row, **tuning.overrides(numbers.tokens, per_example)})
+    return out
+
+
+def _experiment(experiment: str | Path, path: str) -> Any:
+    """The config of a sweep's CONFIG: a path from here, or from the folder above the sweep's."""
+    if ".py" in str(experiment) and not Path(str(experiment).partition(":")[0]).is_file():
+        beside = Path(path).resolve().parent.parent / experiment  # sweeps/ and experiments/ are neighbours
+        experiment = str(beside) if Path(str(beside).partition(":")[0]).is_file() else experiment
+    return config.load(experiment)
 
 
 # ------------------------------------------------------------------------------------ plans
@@ -117,10 +145,7 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
     experiment = module.CONFIG
     if not isinstance(experiment, str | Path):
         raise UsageError(f"sweep file {path!r}: CONFIG={experiment!r} is not the path of an experiment file")
-    if ".py" in str(experiment) and not Path(str(experiment).partition(":")[0]).is_file():
-        beside = Path(path).resolve().parent.parent / experiment  # sweeps/ and experiments/ are neighbours
-        experiment = str(beside) if Path(str(beside).partition(":")[0]).is_file() else experiment
-    start = config.load(experiment)
+    start = _experiment(experiment, path)
     planned: dict[str, Planned] = {}
     for number, row in enumerate(rows, 1):
         try:

@@ -171,6 +171,7 @@ def _train(
     # ---- record
     metrics_file = track.Rows(folder / "metrics.jsonl", start) if lead else None
     speed_file = track.Rows(folder / "speed.jsonl", start) if lead else None
+    branch_file = track.Rows(folder / "branches.jsonl", start) if lead and frozen.optim.branches else None
     if speed_file:
         began -= speed_file.last("seconds", 0.0)  # what earlier sessions of this run took
     if lead:
@@ -195,6 +196,27 @@ def _train(
             out["eval_bits_per_byte"] = out["eval_loss"] / math.log(2) / plan.bytes_per_unit
         return out
 
+    def branch(step: int, end: int, stop: Stop) -> bool:
+        """Decays from the trunk at `step` until `end`, notes the loss there, and goes back to the trunk.
+
+        False: interrupted, with nothing noted.
+        """
+        nonlocal state
+        trunk = jax.tree.map(jnp.copy, state)  # the steps write over the state they are given
+        ahead = loader.train_batches(examples["train"], B, seed, step, end, rows)
+        for t in range(step, end):
+            rate = jnp.float32(optim.learning_rate(frozen.optim, t, steps, end))
+            state, metrics = compiled.step(state, sharding.place(next(ahead), mesh, B), rate, step_key)
+            if stop.alone and stop.asked:
+                state = trunk
+                return False
+        found = evaluate()
+        alive = bool(sharding.to_host(metrics["ok"])) and all(map(math.isfinite, found.values()))
+        state = trunk
+        if branch_file:
+            branch_file.add({"step": step, "end": end, "alive": alive, **(found if alive else {})})
+        return True
+
     def read(done: int, device_metrics: Any) -> str:
         """Reads a step's metrics (waiting for it), logs them; 'diverged' if it is over."""
         nonlocal last_loss
@@ -212,14 +234,29 @@ def _train(
         if metrics_file and speed_file:
             metrics_file.flush()  # the checkpoint claims these rows
             speed_file.flush()
+            if branch_file:
+                branch_file.flush()
         saves.save(step, state, {"step": step, "run_id": folder.name, "next_batch": step})
 
     # ---- loop: dispatch step t, then read step t-1, so that the device never waits for the host
     pending: tuple[int, Any] | None = None
+    forks = optim.branch_steps(frozen.optim, steps)
+    branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl") if r["step"] <= start}
     step = saved = start
     with Stop() as stop:
         window, window_began = start, time.time()
         while step < steps and not status:
+            for end in (e for e, fork in forks.items() if fork == step and e not in branched):
+                if pending:
+                    status, pending = read(*pending), None
+                if status:
+                    break
+                if not branch(step, end, stop):
+                    save(step)
+                    saves.wait()
+                    raise Retry(f"interrupted at step {step} of {steps}, saved; the same command continues")
+            if status:
+                break
             batch = sharding.place(next(batches), mesh, B)
             rate = jnp.float32(optim.learning_rate(frozen.optim, step, steps))
             state, metrics = compiled.step(state, batch, rate, step_key)
@@ -294,6 +331,11 @@ def _train(
         "git_sha": source_state["git_sha"],
         "git_dirty": bool(source_state["git_diff"]),
     }
+    if branch_file:
+        branch_file.close()
+        result["branches"] = [
+            _branch_row(result, row, plan) for row in track.read_rows(folder / "branches.jsonl") if row["alive"]
+        ]
     if metrics_file and speed_file:
         metrics_file.close()
         speed_file.close()
@@ -303,6 +345,24 @@ def _train(
         (folder / "error.json").unlink(missing_ok=True)
         view.finish()
     return result
+
+
+def _branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget) -> dict[str, Any]:
+    """What differs of a branch's result from its run's: as if the branch had been trained alone."""
+    part = row["end"] / plan.steps
+    found = {k: v for k, v in row.items() if k.startswith("eval_")}
+    whole = {k: result[k] * part for k in ("flops", "flops_6nd", "epochs")}
+    return {
+        **whole,
+        "steps": row["end"],
+        "tokens": round(result["tokens"] * part),
+        "unique_tokens": min(result["unique_tokens"], round(result["tokens"] * part)),
+        "loss": found.pop("eval_loss"),
+        "bits_per_byte": found.pop("eval_bits_per_byte", None),
+        **found,
+        "train_loss": None,
+        "branch": row["end"],
+    }
 
 
 @functools.cache

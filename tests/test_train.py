@@ -403,3 +403,45 @@ def test_golden_losses(tiny, digits, tmp_path):
 
 # first step, last step, held out
 GOLDEN = {"gpt": [5.5473142, 3.5717649, 3.5880555], "digits": [2.2841415, 2.2245226, 2.2521956]}
+
+
+def test_wsd_branches_are_the_runs_that_end_there(tiny, tmp_path):
+    """A branch's loss is, to the bit, that of a run of its length with the trunk's warm-up; and the trunk goes on as if
+    there had been none."""
+    wsd = dict(optim__schedule="wsd", optim__decay=0.25, optim__final_lr=0.0, train__steps=12)
+    plain, _ = run(tiny(**wsd, optim__warmup=0.25), tmp_path)
+    result, _ = run(tiny(**wsd, optim__warmup=0.25, optim__branches=(0.34, 0.67)), tmp_path)
+    assert result["loss"] == plain["loss"]
+    assert [b["steps"] for b in result["branches"]] == [4, 8]
+    for branch in result["branches"]:
+        alone, _ = run(tiny(**{**wsd, "train__steps": branch["steps"]}, optim__warmup=3 / branch["steps"]), tmp_path)
+        assert branch["loss"] == alone["loss"], branch["steps"]
+        assert {k: branch[k] for k in ("tokens", "flops", "steps")} == {
+            k: alone[k] for k in ("tokens", "flops", "steps")
+        }
+
+
+@pytest.mark.parametrize("at", [3, 7])
+def test_branches_survive_an_interruption(tiny, tmp_path, monkeypatch, at):
+    """Interrupted before and after the fork, at step 5."""
+    cfg = tiny(optim__schedule="wsd", optim__branches=(0.5,), train__steps=12)
+    whole, _ = run(cfg, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Stop, "at", lambda self, step: step == at)
+        with pytest.raises(Retry, match=f"step {at} of 12"):
+            run(cfg, tmp_path / "cut")
+    again, _ = run(cfg, tmp_path / "cut")
+    assert len(whole["branches"]) == 1
+    assert again["branches"] == whole["branches"] and again["loss"] == whole["loss"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (dict(optim__branches=(0.5,)), "only the schedule wsd has a trunk"),
+        (dict(optim__branches=(1.5,), optim__schedule="wsd"), "each in"),
+    ],
+)
+def test_impossible_branches_are_refused(tiny, tmp_path, overrides, said):
+    with pytest.raises(UsageError, match=said):
+        run(tiny(**overrides), tmp_path)

@@ -86,7 +86,8 @@ def read_runs(folder: Path) -> Source:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             for one in content if isinstance(content, list) else [content]:
-                rows.append({"run_id": file.parent.name, **one})
+                branches = one.pop("branches", [])  # decays of one trunk: each is a point of its own
+                rows += [{"run_id": file.parent.name, **one, **branch} for branch in (*branches, {})]
         except (OSError, ValueError, TypeError):  # half-written by a run that was killed
             counts["unreadable"] += 1
     warnings = [f"{counts['unreadable']} result.json can't be read: left out"] if counts["unreadable"] else []
