@@ -30,6 +30,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             tokens_per_param=0.0,  # D / N, N without embeddings
             seed=0,
             eval_examples=0,  # validation examples evaluated; 0: all
+            noise_scale=False,  # log the gradient noise scale, from micro-batches against the batch
             divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
             divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
             init_from="",  # a finished run's folder, whose parameters to start from
@@ -130,6 +131,10 @@ def _check_train(config: ConfigDict) -> None:
     if train.microbatch and train.batch_size % train.microbatch:
         raise UsageError(
             f"config.train.microbatch={train.microbatch} doesn't divide train.batch_size={train.batch_size}"
+        )
+    if train.noise_scale and train.batch_size in (1, train.microbatch):
+        raise UsageError(
+            f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
         )
     given = [k for k in HORIZONS if train[k]]
     if len(given) != 1:
@@ -323,4 +328,5 @@ def describe_text(numbers: dict[str, Any]) -> list[str]:
         f"  train FLOPs per {unit:<7}{numbers['train_flops_per_unit']:>18.4g}   (6N: "
         f"{numbers['train_flops_per_unit_6n']:.4g})",
         f"  float32 training state, GiB: {state}",
+        *([f"  note: {numbers['note']}"] if numbers["note"] else []),
     ]

@@ -33,7 +33,7 @@ class Program:
 def static_part(frozen: Any) -> str:
     """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
     optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
-    train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence", "divergence_steps")}
+    train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence", "divergence_steps", "noise_scale")}
     tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_}
     return json.dumps(tree, sort_keys=True)
 
@@ -55,6 +55,19 @@ def _microbatch(cfg: Any, mesh: Mesh) -> int:
     )
 
 
+def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.Array]:
+    """Unbiased estimates from squared gradient norms of M examples (mean over micro-batches) and of B.
+
+    `grad_noise`: the trace of an example's gradient covariance; `grad_signal`: the squared norm of the true gradient.
+    The gradient noise scale, in examples, is the ratio of their means over steps (McCandlish et al. 2018,
+    arXiv:1812.06162, appendix A.1).
+    """
+    return {
+        "grad_noise": (micro - whole) / (1 / M - 1 / B),
+        "grad_signal": (B * whole - M * micro) / (B - M),
+    }
+
+
 @functools.lru_cache(maxsize=64)
 def build(static: str, mesh: Mesh) -> Program:
     cfg = FrozenConfigDict(config.from_json(static))
@@ -63,6 +76,8 @@ def build(static: str, mesh: Mesh) -> Program:
     scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
     tx = optim.build(cfg.optim, family.RULES, scales.rate)
     B, M = cfg.train.batch_size, _microbatch(cfg, mesh)
+    if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
+        M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
 
     def init(key: jax.Array) -> Any:
         variables = dict(budget.init(family, cfg.model, key))
@@ -97,6 +112,8 @@ def build(static: str, mesh: Mesh) -> Program:
             grads, (metrics, new_state) = gradient(params, model_state, part, jax.random.fold_in(key, i))
             metrics = dict(metrics)
             w = metrics.pop("weight")
+            if cfg.train.noise_scale:
+                metrics["micro_grad_square"] = jnp.square(optax.global_norm(grads))
             weighted = jax.tree.map(lambda x: x * w, (grads, metrics))
             return (jax.tree.map(jnp.add, total, (*weighted, w)), new_state or model_state), None
 
@@ -104,6 +121,8 @@ def build(static: str, mesh: Mesh) -> Program:
             gradient, params, model_state, jax.tree.map(lambda x: x[0], micro), key
         )
         metric_shapes = {k: v for k, v in metric_shapes.items() if k != "weight"}
+        if cfg.train.noise_scale:
+            metric_shapes["micro_grad_square"] = jax.ShapeDtypeStruct((), "float32")
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes))
         carry = ((*zeros, jnp.zeros(())), model_state)
         ((grads, metrics, weight), model_state), _ = jax.lax.scan(body, carry, (jnp.arange(B // M), micro))
@@ -133,6 +152,8 @@ def build(static: str, mesh: Mesh) -> Program:
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
         new["guard"]["ok"] = ok
         report = {k: v for k, v in metrics.items() if k != "weight"}
+        if cfg.train.noise_scale:
+            report.update(_noise(report.pop("micro_grad_square"), jnp.square(grad_norm), M, B))
         return new, {**report, "grad_norm": grad_norm, "ok": ok}
 
     def evaluate(variables: Any, batch: Any) -> Any:

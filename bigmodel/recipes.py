@@ -2,8 +2,8 @@
 
 A law fitted to badly tuned runs is wrong: Porian et al. 2024 (arXiv:2406.19146) move Kaplan's exponent from 0.84 to
 0.50 by tuning every size, and matching warm-up and decay to each run. A recipe makes each rung of a ladder as well
-tuned as its neighbour. `sweep.tuned(rows, RECIPE, CONFIG)` applies one; a recipe of one's own is a `Recipe` with
-another function, or a `power_law`.
+tuned as its neighbour. A sweep file's `RECIPE = "step_law"` applies one to its rows, but for the keys that they set
+themselves; a recipe of one's own is a `Recipe` with another function, or a `power_law`.
 
 Legend: N parameters without embeddings, D tokens of the run.
 """

@@ -5,6 +5,7 @@ A sweep file has
     CONFIG = "experiments/gpt.py"          the experiment that the rows override
     def get_sweep(): return [...]          rows: {"model.width": 64, "optim.lr": 1e-3, ...}
     def report(folder, out): ...           optional: writes figures and tables of its own, returns lines to print
+    RECIPE = "step_law"                    optional: a recipe (recipes.py) gives each row its rate, batch ...
     LAW = None                             optional: no law of size and data is fitted, only that report made
 
 and its runs live in runs/<file's stem>/<run id>/, beside `plan.jsonl`. State is in files alone: any
@@ -71,24 +72,13 @@ def isoflop(rungs: Sequence[Row], budgets: Sequence[float]) -> list[Row]:
     return [{**row, "train.flops": float(c)} for c in budgets for row in rungs]
 
 
-def tuned(rows: Sequence[Row], recipe: str | recipes.Recipe, config_file: str) -> list[Row]:
-    """Every row with the learning rate, batch and so on that a recipe gives for its N (without embeddings) and D.
-
-    Args:
-      recipe: a name of `recipes.RECIPES`, or a Recipe.
-      config_file: the sweep's CONFIG, since N and D follow from the whole config.
-    """
-    found = recipes.get(recipe)
-    out = []
-    for row in rows:
-        unfrozen = _experiment(config_file, config_file)
-        config.override_all(unfrozen, row.items())
-        frozen = budget.finalize(unfrozen)
-        numbers = budget.derive(frozen)
-        per_example = numbers.tokens // (numbers.steps * frozen.train.batch_size)
-        tuning = found.of(numbers.params_nonembedding, numbers.tokens)
-        out.append({**row, **tuning.overrides(numbers.tokens, per_example)})
-    return out
+def _tuned(unfrozen: Any, recipe: recipes.Recipe, given: Iterable[str]) -> dict[str, Any]:
+    """What a recipe says for the N (without embeddings) and D of a config, but for the keys that are given."""
+    frozen = budget.finalize(unfrozen)
+    numbers = budget.derive(frozen)
+    per_example = numbers.tokens // (numbers.steps * frozen.train.batch_size)
+    said = recipe.of(numbers.params_nonembedding, numbers.tokens).overrides(numbers.tokens, per_example)
+    return {key: value for key, value in said.items() if key not in given}
 
 
 def _experiment(experiment: str | Path, path: str) -> Any:
@@ -146,6 +136,8 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
     if not isinstance(experiment, str | Path):
         raise UsageError(f"sweep file {path!r}: CONFIG={experiment!r} is not the path of an experiment file")
     start = _experiment(experiment, path)
+    recipe = recipes.get(module.RECIPE) if hasattr(module, "RECIPE") else None
+    overrides = list(overrides)
     planned: dict[str, Planned] = {}
     for number, row in enumerate(rows, 1):
         try:
@@ -154,6 +146,10 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
             unfrozen = start.copy_and_resolve_references()
             config.override_all(unfrozen, row.items())
             config.override_all(unfrozen, overrides)
+            if recipe:
+                said = _tuned(unfrozen, recipe, {*row, *(key for key, _ in overrides)})
+                config.override_all(unfrozen, said.items())
+                row = {**row, **said}
             frozen = budget.finalize(unfrozen)
             item = Planned(config.run_id(frozen), row, frozen, budget.derive(frozen))
         except UsageError as e:

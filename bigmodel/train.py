@@ -318,6 +318,7 @@ def _train(
         "loss": final.get("eval_loss"),
         "bits_per_byte": final.get("eval_bits_per_byte"),
         **{k: v for k, v in final.items() if k not in ("eval_loss", "eval_bits_per_byte")},
+        **noise_scale(folder, steps, plan.tokens / steps / B),
         "train_loss": last_loss if math.isfinite(last_loss) else None,
         "last_good_step": good,
         "seed": seed,
@@ -345,6 +346,17 @@ def _train(
         (folder / "error.json").unlink(missing_ok=True)
         view.finish()
     return result
+
+
+def noise_scale(folder: epath.Path, steps: int, units: float) -> dict[str, float | None]:
+    """The gradient noise scale of the run's second half in units of D, where it was logged: batches much smaller than
+    it waste no data, much larger ones do (McCandlish et al. 2018, arXiv:1812.06162, equation 2.8)."""
+    rows = [r for r in track.read_rows(folder / "metrics.jsonl") if r.get("grad_signal") is not None]
+    rows = [r for r in rows if 2 * r["step"] > steps]
+    if not rows:
+        return {}
+    noise, signal = (sum(r[k] for r in rows) / len(rows) for k in ("grad_noise", "grad_signal"))
+    return {"noise_scale": noise / signal * units if signal > 0 else None}
 
 
 def _branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def get_config():
     config.model.depth = 2
     config.model.num_heads = 4
     config.model.position = "rope"
-    config.model.qk_norm = False
+    config.model.tied_head = False  # tied, width 128 reaches 2.27 under muP at the base's best rate, and 2.07 so
     config.model.init_std = 0.0
     config.model.parametrization = "completep"
     config.model.base_width = 32

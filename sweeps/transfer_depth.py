@@ -1,4 +1,4 @@
-"""Does the best learning rate stay as depth grows? Real text, depths 2 to 16, CompleteP against muP alone.
+"""Does the best learning rate stay as depth grows? Real text, depths 2 to 16, CompleteP.
 
     bigmodel prepare prose --out=data/prose-bytes
     bigmodel sweep run sweeps/transfer_depth.py && bigmodel report sweeps/transfer_depth.py
@@ -12,12 +12,12 @@ from bigmodel.scaling import transfer
 CONFIG = "experiments/prose.py"
 AXIS = "depth"
 LAW = None  # rates are swept here, not sizes against data
-RATES = [0.005, 0.01, 0.02, 0.04, 0.08]
+RATES = [0.005, 0.01, 0.02, 0.04]
 
 
 def get_sweep():
     shapes = sweep.ladder("decoder", widths=[64], depths=[2, 4, 8, 16])
-    rows = sweep.product(shapes, {"model.parametrization": ["mup", "completep"], "optim.lr": RATES})
+    rows = sweep.product(shapes, {"model.parametrization": ["completep"], "optim.lr": RATES})
     return sweep.product(rows, {"train.tokens": [400_000], "optim.warmup": [0.1]})
 
 

@@ -12,7 +12,7 @@ from bigmodel.scaling import transfer
 CONFIG = "experiments/prose.py"
 AXIS = "width"
 LAW = None  # rates are swept here, not sizes against data
-RATES = {"standard": [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08], "mup": [0.005, 0.01, 0.02, 0.04, 0.08]}
+RATES = {"standard": [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04], "mup": [0.005, 0.01, 0.02, 0.04]}
 
 
 def get_sweep():

@@ -12,7 +12,9 @@ _PARTS = {"layers", "losses", "__init__"}
 
 
 def names() -> list[str]:
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS)
+    return sorted(
+        p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS and not p.stem.endswith("_published")
+    )
 
 
 def family(name: str) -> ModuleType:

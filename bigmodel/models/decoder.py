@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from bigmodel import sharding
 from bigmodel.config import UsageError, choose
-from bigmodel.models import layers, losses
+from bigmodel.models import decoder_published, layers, losses
 
 
 def get_config() -> ConfigDict:
@@ -32,8 +32,9 @@ def get_config() -> ConfigDict:
             seq_len=1024,  # from the data where there is some
             activation="gelu_tanh",  # or gelu, relu, silu, swiglu, geglu
             norm="layernorm",  # or rmsnorm
-            norm_placement="pre",  # or post
-            position="learned",  # or rope, relative (Transformer-XL's), none
+            norm_placement="pre",  # or post, deepnorm
+            final_norm=True,  # before the head
+            position="learned",  # or rope, relative (Transformer-XL's), relative_bias (T5's), none
             position_offset=0,  # rows of the learned table before the first position's (OPT: 2)
             rope_base=10_000.0,
             qk_norm=False,
@@ -43,6 +44,7 @@ def get_config() -> ConfigDict:
             dropout=0.0,
             init_std=0.02,  # 0: 1 / sqrt(fan_in)
             scale_residual=True,  # residual projections start 1/sqrt(2 depth) smaller (GPT-2)
+            objective="causal",  # or prefix: a part of random length is seen whole, and what follows it predicted
             z_loss=0.0,
             parametrization="standard",  # or mup, completep, ntk, mean_field, standard_layerwise
             base_width=0,  # whose hyper-parameters these are (parametrize.py); 0: width
@@ -79,8 +81,9 @@ def finalize(cfg: ConfigDict) -> None:
             raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
     choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
     choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
-    choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post"])
-    choose("config.model.position", cfg.position, ["learned", "rope", "relative", "none"])
+    choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])
+    choose("config.model.position", cfg.position, ["learned", "rope", "relative", "relative_bias", "none"])
+    choose("config.model.objective", cfg.objective, ["causal", "prefix"])
     choose("config.model.parametrization", cfg.parametrization, layers.PARAMETRIZATIONS)
     choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
     choose("config.model.execution", cfg.execution, ["auto", "scan", "unrolled"])
@@ -136,79 +139,13 @@ def rung(width: int, depth: int) -> dict[str, Any]:
     return {"model.width": width, "model.depth": depth, "model.num_heads": heads}
 
 
-def _gpt2(depth: int, width: int, num_heads: int, total: int) -> dict[str, Any]:
-    return dict(
-        source="Radford et al. 2019; counts: github.com/openai/gpt-2 model card and published weights",
-        params=total,
-        model=dict(depth=depth, width=width, num_heads=num_heads, vocab_size=50257, seq_len=1024),
-    )
-
-
-def _gpt3(printed: str, depth: int, width: int, num_heads: int, head_dim: int) -> dict[str, Any]:
-    return dict(
-        source="Brown et al. 2020, arXiv:2005.14165, Table 2.1",
-        printed=printed,
-        model=dict(depth=depth, width=width, num_heads=num_heads, head_dim=head_dim, vocab_size=50257, seq_len=2048),
-    )
-
-
-def _opt(depth: int, width: int, num_heads: int, total: int, **shape: Any) -> dict[str, Any]:
-    """OPT's context is 2048; its table of positions has two rows more, which a padding symbol once needed."""
-    return dict(
-        source="Zhang et al. 2022, arXiv:2205.01068, Table 1; shapes: github.com/facebookresearch/metaseq",
-        params=total,
-        model=dict(
-            depth=depth, width=width, num_heads=num_heads, vocab_size=50272, seq_len=2048,
-            position_offset=2, activation="relu", **shape,
-        ),
-    )  # fmt: skip
-
-
-def _gopher(printed: str, source: str, depth: int, width: int, num_heads: int, head_dim: int) -> dict[str, Any]:
-    """Relative positions and RMSNorm, no biases; one table of 32,000 (Rae et al. 2021; Hoffmann et al. 2022)."""
-    return dict(
-        source=source,
-        printed=printed,
-        model=dict(
-            depth=depth, width=width, num_heads=num_heads, head_dim=head_dim, vocab_size=32000, seq_len=2048,
-            position="relative", norm="rmsnorm", bias=False,
-        ),
-    )  # fmt: skip
-
-
-# GPT-3 XL prints 24 heads of 128 at width 2048 and 13B prints 40 of 128 at width 5140: neither product is
-# the width. XL is built with heads of 128 that fill the width (24 would make it 1.5B); 13B as printed.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "gpt2": _gpt2(12, 768, 12, 124_439_808),
-    "gpt2-medium": _gpt2(24, 1024, 16, 354_823_168),
-    "gpt2-large": _gpt2(36, 1280, 20, 774_030_080),
-    "gpt2-xl": _gpt2(48, 1600, 25, 1_557_611_200),
-    "gpt3-125m": _gpt3("125M", 12, 768, 12, 64),
-    "gpt3-350m": _gpt3("350M", 24, 1024, 16, 64),
-    "gpt3-760m": _gpt3("760M", 24, 1536, 16, 96),
-    "gpt3-1.3b": _gpt3("1.3B", 24, 2048, 16, 128),
-    "gpt3-2.7b": _gpt3("2.7B", 32, 2560, 32, 80),
-    "gpt3-6.7b": _gpt3("6.7B", 32, 4096, 32, 128),
-    "gpt3-13b": _gpt3("13.0B", 40, 5140, 40, 128),
-    "gpt3-175b": _gpt3("175.0B", 96, 12288, 96, 128),
-    "opt-125m": _opt(12, 768, 12, 125_239_296),
-    "opt-350m": _opt(24, 1024, 16, 331_196_416, embed_dim=512, norm_placement="post"),
-    "opt-1.3b": _opt(24, 2048, 32, 1_315_758_080),
-    "opt-2.7b": _opt(32, 2560, 32, 2_651_596_800),
-    "opt-6.7b": _opt(32, 4096, 32, 6_658_473_984),
-    "opt-13b": _opt(40, 5120, 40, 12_853_473_280),
-    "opt-30b": _opt(48, 7168, 56, 29_974_540_288),
-    "opt-66b": _opt(64, 9216, 72, 65_719_701_504),
-    "opt-175b": _opt(96, 12288, 96, 174_604_468_224),
-    "gopher-280b": _gopher("280B", "Rae et al. 2021, arXiv:2112.11446, Table 1", 80, 16384, 128, 128),
-    "chinchilla-70b": _gopher("70B", "Hoffmann et al. 2022, arXiv:2203.15556, Table 4", 80, 8192, 64, 128),
-}
-
+PUBLISHED = decoder_published.ROWS
 WEIGHTS: dict[str, str] = {}
 
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
     (r"embed/positions$", (None, "embed")),
+    (r"embed/relative_bias$", (None, "heads")),
     (r"embed/project_in$", (None, "embed")),
     (r"embed/project_out$", ("embed", None)),
     (r"attention/(query|key|value|relative)$", (None, "embed", "heads", None)),
@@ -256,7 +193,7 @@ class Block(nn.Module):
     cfg: Any
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, cache: Any, start: Any, train: bool) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BLD: jax.Array, cache: Any, view: layers.View, train: bool) -> tuple[jax.Array, Any]:
         cfg = self.cfg
 
         def norm(name: str) -> layers.Norm:
@@ -268,13 +205,14 @@ class Block(nn.Module):
 
         x_BLD = sharding.constrain(x_BLD, "batch", None, None)
         if cfg.norm_placement == "pre":
-            y_BLD, cache = layers.Attention(cfg, name="attention")(norm("norm_attention")(x_BLD), cache, start)
+            y_BLD, cache = layers.Attention(cfg, name="attention")(norm("norm_attention")(x_BLD), cache, view)
             x_BLD = x_BLD + drop(y_BLD)
             x_BLD = x_BLD + drop(layers.FeedForward(cfg, name="mlp")(norm("norm_mlp")(x_BLD)))
         else:
-            y_BLD, cache = layers.Attention(cfg, name="attention")(x_BLD, cache, start)
-            x_BLD = norm("norm_attention")(x_BLD + drop(y_BLD))
-            x_BLD = norm("norm_mlp")(x_BLD + drop(layers.FeedForward(cfg, name="mlp")(x_BLD)))
+            alpha = (2 * cfg.depth) ** 0.5 if cfg.norm_placement == "deepnorm" else 1.0  # GLM-130B, section 2.1
+            y_BLD, cache = layers.Attention(cfg, name="attention")(x_BLD, cache, view)
+            x_BLD = norm("norm_attention")(alpha * x_BLD + drop(y_BLD))
+            x_BLD = norm("norm_mlp")(alpha * x_BLD + drop(layers.FeedForward(cfg, name="mlp")(x_BLD)))
         return x_BLD, cache
 
 
@@ -288,6 +226,9 @@ class Embed(nn.Module):
         if cfg.position == "learned":
             rows = cfg.seq_len + cfg.position_offset
             self.positions = self.param("positions", nn.initializers.normal(std / 2), (rows, cfg.width))
+        if cfg.position == "relative_bias":
+            shape = (layers.BUCKETS, cfg.num_heads)
+            self.relative_bias = self.param("relative_bias", nn.initializers.normal(std), shape)
         if cfg.embed_dim != cfg.width:
             E, D = cfg.embed_dim, cfg.width
             self.project_in = self.param("project_in", layers.normal(cfg.init_std, E), (E, D))
@@ -320,24 +261,28 @@ class Model(nn.Module):
         self.embed = Embed(cfg)
         scan = cfg.execution == "scan" or (cfg.execution == "auto" and cfg.depth > AUTO_UNROLL)
         self.blocks = layers.stack(Block, cfg.depth, scan, cfg.remat)(cfg)
-        if cfg.norm_placement == "pre":
+        if cfg.final_norm:
             self.norm = layers.Norm(cfg.norm, cfg.bias)
         if not cfg.tied_head:
             self.head = self.param("head", layers.normal(cfg.init_std, cfg.embed_dim), (cfg.embed_dim, cfg.vocab_size))
 
-    def __call__(self, tokens_BL: jax.Array, train: bool = False) -> jax.Array:
-        """Logits BLV for the token after each."""
-        return self._forward(tokens_BL, None, 0, train)[0]
+    def __call__(self, tokens_BL: jax.Array, train: bool = False, prefix_B: jax.Array | None = None) -> jax.Array:
+        """Logits BLV for the token after each; of the first prefix_B tokens, each sees all."""
+        return self._forward(tokens_BL, None, layers.View(0, prefix_B=prefix_B), train)[0]
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
-        logits_BLV, layers_cache = self._forward(tokens_BL, cache["layers"], cache["length"], False)
+        logits_BLV, layers_cache = self._forward(tokens_BL, cache["layers"], layers.View(cache["length"]), False)
         return logits_BLV, {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
 
-    def _forward(self, tokens_BL: jax.Array, cache: Any, start: Any, train: bool) -> tuple[jax.Array, Any]:
-        x_BLD = self.embed(tokens_BL, start).astype(self.cfg.dtype)
-        x_BLD, cache = self.blocks(x_BLD, cache, start, train)
-        if self.cfg.norm_placement == "pre":
+    def _forward(self, tokens_BL: jax.Array, cache: Any, view: layers.View, train: bool) -> tuple[jax.Array, Any]:
+        x_BLD = self.embed(tokens_BL, view.start).astype(self.cfg.dtype)
+        if self.cfg.position == "relative_bias":
+            size = tokens_BL.shape[1] if cache is None else self.cfg.seq_len
+            bias_HLS = layers.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
+            view = view.replace(bias_HLS=bias_HLS)
+        x_BLD, cache = self.blocks(x_BLD, cache, view, train)
+        if self.cfg.final_norm:
             x_BLD = self.norm(x_BLD)
         x_BLE = self.embed.narrow(x_BLD)
         logits_BLV = self.embed.attend(x_BLE) if self.cfg.tied_head else layers.linear(x_BLE, self.head)
@@ -352,7 +297,17 @@ def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
 
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-    """Next-token cross entropy in nats per token."""
-    logits_BLV: Any = model.apply(variables, *inputs(batch), train, rngs={"dropout": rng})
-    scalar, metrics = losses.cross_entropy(logits_BLV, batch["tokens"][:, 1:], batch["weight"], model.cfg.z_loss)
+    """Next-token cross entropy in nats per token; with the objective `prefix`, of the tokens after the prefix.
+
+    A prefix's length is uniform in 1 .. L - 1, drawn from `rng` (one for every example).
+    """
+    B, L = batch["tokens"].shape[0], batch["tokens"].shape[1] - 1
+    rng_dropout, rng_prefix = jax.random.split(rng) if model.cfg.objective == "prefix" else (rng, rng)
+    weight, prefix_B = batch["weight"], None
+    if model.cfg.objective == "prefix":
+        prefix_B = jax.random.randint(rng_prefix, (B,), 1, L)
+        # Token i's target is token i + 1: the prefix's last token already predicts the first one after it.
+        weight = weight[:, None] * (jnp.arange(L)[None, :] >= prefix_B[:, None] - 1)
+    logits_BLV: Any = model.apply(variables, *inputs(batch), train, prefix_B, rngs={"dropout": rng_dropout})
+    scalar, metrics = losses.cross_entropy(logits_BLV, batch["tokens"][:, 1:], weight, model.cfg.z_loss)
     return scalar, (metrics, {})

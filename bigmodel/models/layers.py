@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -89,6 +90,35 @@ def residual_start(cfg: Any) -> float:
 # ------------------------------------------------------------------------------------------- positions
 
 
+class View(flax.struct.PyTreeNode):
+    """What queries see, the same for every layer.
+
+    Attributes:
+      start: position of the first query.
+      bias_HLS: added to every layer's scores.
+      prefix_B: how many first keys every query of an example sees, its own future among them; None: none.
+    """
+
+    start: Any
+    bias_HLS: jax.Array | None = None
+    prefix_B: jax.Array | None = None
+
+
+BUCKETS, FARTHEST = 32, 128  # T5's (Raffel et al. 2020, arXiv:1910.10683, section 2.1)
+
+
+def relative_bias(table_RH: jax.Array, length: int, size: int, start: Any) -> jax.Array:
+    """T5's bias of causal attention, HLS: a learned number a head for each bucket of distances.
+
+    Half of the buckets are one distance each, the others grow logarithmically to FARTHEST.
+    """
+    back_LS = jnp.maximum(start + jnp.arange(length)[:, None] - jnp.arange(size)[None, :], 0)
+    exact = BUCKETS // 2
+    ratio = jnp.log(jnp.maximum(back_LS, 1) / exact) / math.log(FARTHEST / exact)
+    bucket_LS = jnp.where(back_LS < exact, back_LS, jnp.minimum(exact + ratio * exact, BUCKETS - 1).astype(jnp.int32))
+    return table_RH[bucket_LS].transpose(2, 0, 1)
+
+
 def rope(x_BHLK: jax.Array, positions_L: jax.Array, base: float) -> jax.Array:
     """Rotary positions (Su et al., arXiv:2104.09864), halves paired as in Llama."""
     half = x_BHLK.shape[-1] // 2
@@ -133,8 +163,9 @@ def attend(
     start: Any = 0,
     scores_BHLS: jax.Array | None = None,
     scale: float = 0.0,
+    prefix_B: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention: query i, at position start + i, sees keys 0..start + i. Returns BHLK.
+    """Causal attention: query i, at position start + i, sees keys 0..start + i, and the first prefix_B. Returns BHLK.
 
     `scores_BHLS`, if there are some, are added to the scores times `scale` (0: 1 / sqrt(K)).
 
@@ -144,25 +175,24 @@ def attend(
     L, K = q_BHLK.shape[2:]
     S = k_BGSK.shape[2]
     if sharding.platform() != "cpu":
-        mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
+        mask = _visible(L, S, start, prefix_B)
         out_BLHK = jax.nn.dot_product_attention(
             q_BHLK.transpose(0, 2, 1, 3),
             k_BGSK.transpose(0, 2, 1, 3),
             v_BGSK.transpose(0, 2, 1, 3),
             bias=None if scores_BHLS is None else scores_BHLS.astype(q_BHLK.dtype),
-            mask=mask_LS[None, None],
+            mask=mask if mask.ndim == 4 else mask[None, None],
             scale=scale or None,
         )
         return out_BLHK.transpose(0, 2, 1, 3)
     q_BHLK = q_BHLK * (scale or K**-0.5)
-    if not (isinstance(start, int) and start == 0):
-        mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
-        return _weigh(q_BHLK, k_BGSK, v_BGSK, mask_LS, scores_BHLS)
+    if prefix_B is not None or not (isinstance(start, int) and start == 0):
+        return _weigh(q_BHLK, k_BGSK, v_BGSK, _visible(L, S, start, prefix_B), scores_BHLS)
     size = max(QUERIES, -(-L // MOST_BLOCKS))
     out = []
     for first in range(0, L, size):
         end = min(first + size, L)
-        mask_LS = jnp.arange(end)[None, :] <= jnp.arange(first, end)[:, None]
+        mask_LS = _visible(end - first, end, first, None)
         added = None if scores_BHLS is None else scores_BHLS[:, :, first:end, :end]
         out.append(_weigh(q_BHLK[:, :, first:end], k_BGSK[:, :, :end], v_BGSK[:, :, :end], mask_LS, added))
     return jnp.concatenate(out, axis=2) if len(out) > 1 else out[0]
@@ -171,14 +201,22 @@ def attend(
 QUERIES, MOST_BLOCKS = 64, 8  # benchmarks/cpu_step.py: 32 and 128 are slower
 
 
+def _visible(L: int, S: int, start: Any, prefix_B: jax.Array | None) -> jax.Array:
+    """Mask LS, or B1LS with prefixes: True where query i sees key j."""
+    mask_LS = jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None]
+    if prefix_B is None:
+        return mask_LS
+    return mask_LS[None, None] | (jnp.arange(S) < prefix_B[:, None])[:, None, None, :]
+
+
 def _weigh(
-    q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, mask_LS: jax.Array, scores_BHLS: jax.Array | None
+    q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, mask: jax.Array, scores_BHLS: jax.Array | None
 ) -> jax.Array:
     """softmax(q k + scores) v over the keys that the mask admits, the softmax in float32; q is scaled. BHLK."""
     B, H, L, K = q_BHLK.shape
     G, R = k_BGSK.shape[1], H // k_BGSK.shape[1]
     # The R queries that share a key head are so many more rows of one product: X = R L.
-    added = jnp.tile(jnp.where(mask_LS, 0.0, -1e30), (R, 1))
+    added = jnp.tile(jnp.where(mask, 0.0, -1e30), (R, 1))
     if scores_BHLS is not None:
         added = added + scores_BHLS.reshape(B, G, R * L, -1)
     return _softmax_product(q_BHLK.reshape(B, G, R * L, K), k_BGSK, v_BGSK, added).reshape(B, H, L, K)
@@ -243,14 +281,15 @@ class Attention(nn.Module):
     """Multi-head self-attention, grouped where num_kv_heads < num_heads.
 
     cfg keys: width, depth, num_heads, num_kv_heads, head_dim, bias, qk_norm, position, rope_base,
-    init_std, dtype. `cache` is None or {'key': BGSK, 'value': BGSK}; `start` is the first position.
+    init_std, dtype. `cache` is None or {'key': BGSK, 'value': BGSK}.
     """
 
     cfg: Any
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, cache: Any, start: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BLD: jax.Array, cache: Any, view: View) -> tuple[jax.Array, Any]:
         cfg, dtype = self.cfg, x_BLD.dtype
+        start = 0 if cache is None else view.start
         D, H, G, K = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
 
         def project(name: str, heads: int) -> jax.Array:
@@ -276,7 +315,9 @@ class Attention(nn.Module):
         if cfg.position == "relative":
             w_DHK = self.param("relative", normal(cfg.init_std, D), (D, H, K))
             scores_BHLS = relative_scores(q_BHLK, w_DHK, k_BGLK.shape[2], start, score_scale(cfg))
-        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, 0 if cache is None else start, scores_BHLS, score_scale(cfg))
+        if view.bias_HLS is not None:
+            scores_BHLS = jnp.broadcast_to(view.bias_HLS, (x_BLD.shape[0], *view.bias_HLS.shape))
+        y_BHLK = attend(q_BHLK, k_BGLK, v_BGLK, start, scores_BHLS, score_scale(cfg), view.prefix_B)
         wo_HKD = self.param("out", normal(cfg.init_std, H * K, residual_start(cfg)), (H, K, D))
         y_BLD = linear(y_BHLK.transpose(0, 2, 1, 3).reshape(*x_BLD.shape[:2], H * K), wo_HKD.reshape(H * K, D))
         if cfg.bias:

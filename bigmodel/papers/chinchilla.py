@@ -13,6 +13,7 @@ import pandas as pd
 
 from bigmodel.config import UsageError
 from bigmodel.models import decoder
+from bigmodel.models.decoder_published import table_a9
 from bigmodel.papers import Frames, Points, Row, count, model, published
 from bigmodel.scaling import fit, frontier, laws
 from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
@@ -29,22 +30,6 @@ POINTS = (
     ),
 )
 
-# millions of parameters as printed: width, ffn, kv size, heads, layers
-TABLE_A9 = """
-44: 512,2048,64,8,8 | 57: 576,2304,64,9,9 | 74: 640,2560,64,10,10 | 90: 640,2560,64,10,13 | 106: 640,2560,64,10,16
-117: 768,3072,64,12,12 | 140: 768,3072,64,12,15 | 163: 768,3072,64,12,18 | 175: 896,3584,64,14,14
-196: 896,3584,64,14,16 | 217: 896,3584,64,14,18 | 251: 1024,4096,64,16,16 | 278: 1024,4096,64,16,18
-306: 1024,4096,64,16,20 | 425: 1280,5120,128,10,18 | 489: 1280,5120,128,10,21 | 509: 1408,5632,128,11,18
-552: 1280,5120,128,10,24 | 587: 1408,5632,128,11,21 | 632: 1536,6144,128,12,19 | 664: 1408,5632,128,11,24
-724: 1536,6144,128,12,22 | 816: 1536,6144,128,12,25 | 893: 1792,7168,128,14,20 | 1018: 1792,7168,128,14,23
-1143: 1792,7168,128,14,26 | 1266: 2048,8192,128,16,22 | 1424: 2176,8704,128,17,22 | 1429: 2048,8192,128,16,25
-1593: 2048,8192,128,16,28 | 1609: 2176,8704,128,17,25 | 1731: 2304,9216,128,18,24 | 1794: 2176,8704,128,17,28
-2007: 2304,9216,128,18,28 | 2283: 2304,9216,128,18,32 | 2298: 2560,10240,128,20,26 | 2639: 2560,10240,128,20,30
-2980: 2560,10240,128,20,34 | 3530: 2688,10752,128,22,36 | 3802: 2816,11264,128,22,36 | 4084: 2944,11776,128,22,36
-4516: 3072,12288,128,24,36 | 6796: 3584,14336,128,28,40 | 9293: 4096,16384,128,32,42 | 11452: 4352,17408,128,32,47
-12295: 4608,18432,128,36,44 | 12569: 4608,18432,128,32,47 | 13735: 4864,19456,128,32,47
-14940: 4992,19968,128,32,49 | 16183: 5120,20480,128,40,47
-"""
 NAMED = {"gopher-280b": 280, "chinchilla-70b": 70}  # billions
 # Table 3 (approach 1): parameters, FLOPs, tokens. Table A3 (approach 2): tokens of the same models.
 TABLE_3 = (
@@ -75,21 +60,9 @@ ROUNDING = "The printed, rounded constants don't give the printed exponents; the
 OURS = "Our fit of the points that Besiroglu et al. 2024 read off the paper's Figure 4, less the 5 highest losses."
 
 
-def table_a9() -> dict[int, dict[str, int]]:
-    """Printed millions -> shape."""
-    out = {}
-    for cell in TABLE_A9.replace("\n", "|").split("|"):
-        if cell.strip():
-            printed, _, numbers = cell.partition(":")
-            width, ffn, head_dim, num_heads, depth = map(int, numbers.split(","))
-            out[int(printed)] = dict(width=width, ffn=ffn, head_dim=head_dim, num_heads=num_heads, depth=depth)
-    return out
-
-
-def build(shape: dict[str, int]) -> Any:
+def build(published: dict[str, Any]) -> Any:
     """A model of Table A9, by our decoder: relative positions, RMSNorm, no biases, one table of 32,000."""
-    common = dict(vocab_size=32_000, seq_len=2048, position="relative", norm="rmsnorm", bias=False)
-    return model("decoder", **common, **shape)
+    return model("decoder", **published["model"])
 
 
 def rows(points: Frames) -> list[Row]:

@@ -1,25 +1,22 @@
 """Brown et al. 2020, "Language Models are Few-Shot Learners", arXiv:2005.14165, Table 2.1."""
 
 from bigmodel import models
+from bigmodel.models.decoder_published import B13, XL
 from bigmodel.papers import Frames, Row, count, model, published
 
 TITLE = "GPT-3 (Brown et al. 2020), Table 2.1"
 SOURCE = "arXiv:2005.14165; our count: vocabulary 50,257, tied table, 2,048 learned positions, biases"
 
-XL = (
-    "Printed with 24 heads of 128 at width 2048, though 24 x 128 = 3072; built with the 16 heads of 128 that fill 2048."
-)
-B13 = "Printed with 40 heads of 128 at width 5140, though 40 x 128 = 5120; built as printed."
-# row: (name of the table, note); the printed size is PUBLISHED's of the decoder.
+# row -> name of the table; the printed size and the note are PUBLISHED's of the decoder.
 SIZES = {
-    "gpt3-125m": ("Small", ""),
-    "gpt3-350m": ("Medium", ""),
-    "gpt3-760m": ("Large", ""),
-    "gpt3-1.3b": ("XL", XL),
-    "gpt3-2.7b": ("2.7B", ""),
-    "gpt3-6.7b": ("6.7B", ""),
-    "gpt3-13b": ("13B", B13),
-    "gpt3-175b": ("175B or GPT-3", ""),
+    "gpt3-125m": "Small",
+    "gpt3-350m": "Medium",
+    "gpt3-760m": "Large",
+    "gpt3-1.3b": "XL",
+    "gpt3-2.7b": "2.7B",
+    "gpt3-6.7b": "6.7B",
+    "gpt3-13b": "13B",
+    "gpt3-175b": "175B or GPT-3",
 }
 # The table rounds to two or three digits; its worst row, 2.7B, is 1.8 % over the sum of its own shape.
 TOLERANCE = 0.02
@@ -28,8 +25,9 @@ UNIT = {"M": 1e6, "B": 1e9}
 
 def rows(points: Frames) -> list[Row]:
     out = []
-    for name, (label, note) in SIZES.items():
-        printed = models.published(name)[1]["printed"]
+    for name, label in SIZES.items():
+        row = models.published(name)[1]
+        printed, note = row["printed"], row["note"]
         number, unit = float(printed[:-1]), printed[-1]
         ours = count(published(name)) / UNIT[unit]
         what = f"{label} (n_params, {'millions' if unit == 'M' else 'billions'})"

@@ -227,17 +227,23 @@ def count(args: argparse.Namespace, overrides: Any) -> int:
     if args.config:
         frozen = budget.finalize(config.load(args.config, overrides))
         name, family_name, model = args.config, frozen.family, frozen.model
-        source = ""
+        source = note = ""
     else:
         name = args.model
         family_name, row = models.published(name)
-        source = row["source"]
+        source, note = row["source"], row.get("note", "")
         section = config.ConfigDict({"model": models.family(family_name).get_config()})
         section.model.update(row["model"])
         config.override_all(section, overrides)
         models.family(family_name).finalize(section.model)
         model = section.model
-    numbers = {"name": name, "family": family_name, "source": source, **budget.describe(family_name, model)}
+    numbers = {
+        "name": name,
+        "family": family_name,
+        "source": source,
+        "note": note,
+        **budget.describe(family_name, model),
+    }
     if args.json:
         print_json(numbers)
     else:
