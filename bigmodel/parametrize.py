@@ -90,8 +90,11 @@ def scales(
         start = n_in ** -(b - 0.5 if fan_in_start and not vector and role != "embedding" else b)
         stacked = x.ndim > (1 if vector else 2)
         muon = optimizer == "muon" and stacked and not vector and not re.search(tree.EMBEDDINGS, path)
-        rate = _rate("muon" if muon else optimizer, name, role, n_in, n_out, a, b, _largest(x.shape, inside, outside))
-        rate /= _largest(y.shape, inside, outside) ** -0.5 if muon else 1.0
+        largest = [_largest(shape, inside, outside) for shape in (x.shape, y.shape)]
+        if muon:
+            rate = _muon(n_in, n_out, a, largest[0] / largest[1])
+        else:  # what Muon leaves to AdamW learns at AdamW's
+            rate = _rate("adamw" if optimizer == "muon" else optimizer, name, role, n_in, n_out, a, b)
         if name == "completep" and optimizer == "sgd" and stacked:
             rate *= depth_ratio
         found[path] = (n_in**-a, start, rate)
@@ -105,7 +108,7 @@ def _largest(shape: Sequence[int], inside: tuple[int, ...], outside: tuple[int, 
     return float(max(math.prod(shape[i] for i in side) for side in (inside, outside)))
 
 
-def _rate(optimizer: str, name: str, role: str, n_in: float, n_out: float, a: float, b: float, largest: float) -> float:
+def _rate(optimizer: str, name: str, role: str, n_in: float, n_out: float, a: float, b: float) -> float:
     """The learning rate's factor: features must move as far at every width.
 
     An effective weight moves features of a hidden layer or readout by n_in times its entries' change, if the change is
@@ -115,10 +118,12 @@ def _rate(optimizer: str, name: str, role: str, n_in: float, n_out: float, a: fl
         power = 1.0 if name in ("mup", "completep", "mean_field") else 0.5
         effective = {"embedding": n_out**power, "hidden": n_out**power / n_in, "readout": 1 / n_in}[role]
         return effective * n_in ** (2 * a)
-    if optimizer == "muon":
-        # An orthogonal update scaled to a fixed size an entry has a spectral norm of sqrt(largest side); it must be
-        # sqrt(n_out / n_in) (Yang et al. 2023, arXiv:2310.17813, condition 1). The base's largest side divides later.
-        return (n_out / n_in) ** 0.5 * n_in**a * largest**-0.5
     entry = 1.0 if role == "embedding" else 1 / n_in
     # Adafactor's updates are multiples of the weights' size, which starts as n^-b.
     return entry * n_in**a * (n_in**b if optimizer == "adafactor" else 1.0)
+
+
+def _muon(n_in: float, n_out: float, a: float, largest: float) -> float:
+    """An orthogonal update scaled to a fixed size an entry has a spectral norm of sqrt(largest side); it must be
+    sqrt(n_out / n_in) (Yang et al. 2023, arXiv:2310.17813, condition 1). `largest`: the ratio of the largest sides."""
+    return (n_out / n_in) ** 0.5 * n_in**a * largest**-0.5

@@ -77,3 +77,19 @@ def rates(rows: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> Fig
     panels[0].set_ylabel("held-out loss")
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def branches(frame: pd.DataFrame) -> Figure:
+    """Loss against tokens: decays from one trunk (filled) and a run each (open), a colour a shape."""
+    figure, (axes,) = style.PAGE.panels(1)
+    for i, (shape, here) in enumerate(frame.groupby(["width", "depth"])):
+        name = f"width {shape[0]}, depth {shape[1]}"
+        axes.plot(here.tokens, here.wsd, color=style.CYCLE[i], marker="o", markersize=5, label=f"{name}, WSD branches")
+        axes.plot(
+            here.tokens, here.cosine, color=style.CYCLE[i], marker="o", markersize=8, markerfacecolor="none",
+            linestyle=":", label=f"{name}, cosine runs",
+        )  # fmt: skip
+    style.log_axis(axes, "x", frame.tokens.min() / 1.2, frame.tokens.max() * 1.2)
+    axes.set(xlabel="tokens", ylabel="held-out loss")
+    axes.legend()
+    return figure
