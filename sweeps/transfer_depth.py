@@ -16,9 +16,9 @@ RATES = [0.005, 0.01, 0.02, 0.04]
 
 
 def get_sweep():
-    shapes = sweep.ladder("decoder", widths=[64], depths=[2, 4, 8, 16])
+    shapes = sweep.ladder("decoder", widths=[32], depths=[2, 4, 8, 16])
     rows = sweep.product(shapes, {"model.parametrization": ["completep"], "optim.lr": RATES})
-    return sweep.product(rows, {"train.tokens": [400_000], "optim.warmup": [0.1]})
+    return sweep.product(rows, {"train.tokens": [200_000], "optim.warmup": [0.1]})
 
 
 def report(folder, out):

@@ -146,11 +146,11 @@ def prose(data_dir):
 
 
 def test_mup_passes_the_check_over_width_that_standard_fails(prose):
-    rows = coordcheck.measure(prose(), "width", [16, 32, 64, 128], ["standard", "mup"], 5, 1, say=lambda _: None)
+    rows = coordcheck.measure(prose(), "width", [32, 128], ["standard", "mup"], 5, 2, say=lambda _: None)
     found = coordcheck.slopes(rows)
     worst = {n: max(abs(s["change"]) for s in found if s["parametrization"] == n) for n in ("standard", "mup")}
-    assert worst["mup"] < 0.15, found  # the bar of 0.1 is held over 32 to 1024, by `bigmodel coordcheck`
-    assert worst["standard"] > 0.5, found
+    # The bar of 0.1 is held over 32 to 1024 and on more text, by `bigmodel coordcheck`: docs/results.md.
+    assert worst["mup"] < 0.2 and worst["standard"] > 0.6, found
     assert {s["module"] for s in found} >= {"embed", "blocks", "blocks/attention", "blocks/mlp", "output"}
 
 
@@ -164,7 +164,7 @@ def test_a_wrong_rate_fails_the_check(prose, monkeypatch):
 
     program.build.cache_clear()
     monkeypatch.setattr(parametrize, "scales", wrong)
-    rows = coordcheck.measure(prose(), "width", [16, 64], ["mup"], 5, 1, say=lambda _: None)
+    rows = coordcheck.measure(prose(), "width", [32, 128], ["mup"], 5, 1, say=lambda _: None)
     program.build.cache_clear()
     assert not all(s["ok"] for s in coordcheck.slopes(rows))
 

@@ -445,3 +445,32 @@ def test_branches_survive_an_interruption(tiny, tmp_path, monkeypatch, at):
 def test_impossible_branches_are_refused(tiny, tmp_path, overrides, said):
     with pytest.raises(UsageError, match=said):
         run(tiny(**overrides), tmp_path)
+
+
+def test_the_gradient_noise_scale_is_the_brute_force_one(tiny, tmp_path):
+    """At fixed parameters: tr(cov of an example's gradient) / |mean gradient|^2 over all examples of the data."""
+    cfg = tiny(
+        train__noise_scale=True, train__batch_size=16, train__microbatch=2, train__steps=300, optim__lr=1e-12,
+        optim__clip=0.0, train__eval_examples=2,
+    )  # fmt: skip
+    result, rows = run(cfg, tmp_path)
+    frozen = budget.finalize(cfg)
+    family, root = models.family("decoder"), jax.random.key(0)
+    state = program.build(program.static_part(frozen), sharding.make_mesh(frozen.run.mesh)).init(
+        jax.random.fold_in(root, 0)
+    )
+    source = data.source("text").open_split(frozen.data, frozen.run.data_dir, "train")
+    tokens = np.stack([source[i]["tokens"] for i in range(len(source))])
+    model = family.Model(frozen.model)
+
+    @jax.jit
+    def gradient(row):
+        batch = {"tokens": row[None], "weight": jnp.ones(1)}
+        grads = jax.grad(lambda p: family.loss(model, {"params": p}, batch, root, True)[0])(state["params"])
+        return jnp.concatenate([g.ravel() for g in jax.tree.leaves(grads)])
+
+    every = np.stack([gradient(row) for row in tokens])
+    mean = every.mean(axis=0)
+    brute = every.var(axis=0, ddof=1).sum() / np.square(mean).sum()
+    assert result["noise_scale"] / 32 == pytest.approx(brute, rel=0.15)
+    assert all(r["grad_noise"] > 0 for r in rows if "grad_noise" in r)

@@ -243,8 +243,9 @@ def _softmax_product_backward(saved: Any, y_BGXK: jax.Array) -> Any:
     by_q_BGXK = jnp.einsum("BGXS,BGSK->BGXK", narrow_BGXS, k_BGSK)
     by_k_BGKS = jnp.einsum("BGKX,BGXS->BGKS", _transposed(q_BGXK), narrow_BGXS)
     by_v_BGKS = jnp.einsum("BGKX,BGXS->BGKS", _transposed(y_BGXK), w_BGXS)
-    missing = tuple(range(by_scores_BGXS.ndim - added.ndim))
-    by_added = jnp.sum(by_scores_BGXS, axis=missing) if missing else by_scores_BGXS
+    shape = (1,) * (by_scores_BGXS.ndim - added.ndim) + added.shape
+    shared = tuple(i for i, (n, whole) in enumerate(zip(shape, by_scores_BGXS.shape, strict=True)) if n < whole)
+    by_added = jnp.sum(by_scores_BGXS, axis=shared, keepdims=True).reshape(added.shape)
     return by_q_BGXK, _transposed(by_k_BGKS), _transposed(by_v_BGKS), by_added
 
 
