@@ -1,4 +1,4 @@
-"""Reports of studies that hold something out: the largest budget of IsoFLOP curves; decays from one trunk.
+"""Reports of studies: IsoFLOP curves whose largest budget is held out; decays from one trunk; shapes of one size.
 
 Legend: N parameters, D tokens, C training FLOPs, L loss.
 """
@@ -123,3 +123,20 @@ def branches(folder: str | Path, out: str | Path) -> str:
         for r in wide.itertuples()
     ]
     return "\n".join([*lines, f"largest difference {wide.difference.abs().max():.2%}", f"figure: {drawn}"])
+
+
+def shapes(folder: str | Path, out: str | Path) -> str:
+    """Loss against the ratio of width to depth: writes shapes.csv and a figure, returns lines."""
+    frame = rows.load(folder)
+    frame = frame.assign(aspect=frame["width"] / frame["depth"]).sort_values("aspect")
+    home = Path(out)
+    home.mkdir(parents=True, exist_ok=True)
+    frame[["width", "depth", "aspect", "N", "D", "C", "L", "seed"]].to_csv(home / "shapes.csv", index=False)
+    drawn = figures.write(figures.shapes, home / "shapes", frame)
+    least = frame["L"].min()
+    lines = [
+        f"width {r.width} depth {r.depth}: width / depth {r.aspect:.3g}, N {r.N:,.0f}, loss {r.L:.4f} "
+        f"({r.L / least - 1:+.2%})"
+        for r in frame.itertuples()
+    ]
+    return "\n".join([*lines, f"figure: {drawn}"])

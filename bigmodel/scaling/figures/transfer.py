@@ -93,3 +93,15 @@ def branches(frame: pd.DataFrame) -> Figure:
     axes.set(xlabel="tokens", ylabel="held-out loss")
     axes.legend()
     return figure
+
+
+def shapes(frame: pd.DataFrame) -> Figure:
+    """Loss against width / depth, a number of layers at each mark."""
+    figure, (axes,) = style.PAGE.panels(1)
+    mean = frame.groupby(["aspect", "depth"], as_index=False)["L"].mean()
+    axes.plot(mean.aspect, mean["L"], color=style.BLUE, marker="o")
+    for row in mean.itertuples():
+        axes.annotate(f"{row.depth}", (row.aspect, row.L), textcoords="offset points", xytext=(4, 5), fontsize="small")
+    style.log_axis(axes, "x", mean.aspect.min() / 1.5, mean.aspect.max() * 1.5)
+    axes.set(xlabel="width / depth (marks: layers)", ylabel="held-out loss")
+    return figure
