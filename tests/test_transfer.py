@@ -1,0 +1,109 @@
+"""Studies of transfer and of held-out budgets: what their reports say of planted numbers, and of the user's mistakes."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, bigmodel
+
+from bigmodel.config import UsageError
+from bigmodel.scaling import heldout, rows, transfer
+
+
+def test_the_lowest_point_is_the_parabola_s():
+    lr = np.array([0.005, 0.01, 0.02, 0.04])
+    loss = 2 + 0.1 * (np.log(lr) - math.log(0.013)) ** 2
+    assert transfer.lowest(lr, loss) == (pytest.approx(0.013), pytest.approx(2.0))
+    order = [2, 0, 3, 1]
+    assert transfer.lowest(lr[order], loss[order])[0] == pytest.approx(0.013)
+    assert transfer.lowest(lr[2:], loss[2:]) == (pytest.approx(0.02), loss[2])  # an edge stays a point
+    assert transfer.lowest(lr, [2.0, 1.0, math.nan, math.nan])[0] == pytest.approx(0.01)  # diverged beside it
+
+
+def write_run(folder, number, model, optim, **result):
+    home = folder / f"{number:012x}"
+    home.mkdir(parents=True)
+    base = {"run_id": home.name, "status": "done", "seed": 0, **result}
+    (home / "result.json").write_text(json.dumps(base))
+    config = {"model": model, "optim": optim, "train": {"seed": 0}}
+    (home / "config.json").write_text(json.dumps(config))
+
+
+def test_a_transfer_report_says_how_far_the_best_rate_moves(tmp_path):
+    number = 0
+    for name, best in (("mup", lambda width: 0.02), ("standard", lambda width: 0.02 * 32 / width)):
+        for width in (32, 64, 128):
+            for lr in 0.02 * 2.0 ** np.arange(-4, 3):
+                loss = 2 + 0.1 * math.log(lr / best(width)) ** 2
+                write_run(tmp_path, number, {"parametrization": name, "width": width}, {"lr": float(lr)}, loss=loss)
+                number += 1
+    text = transfer.report(tmp_path, tmp_path / "out", "width")
+    assert "mup: the best rate moves by 1.00x" in text and "standard: the best rate moves by 4.00x" in text
+    found = json.loads((tmp_path / "out/transfer.json").read_text())
+    assert found["moves"]["standard"] == pytest.approx(4)
+    assert not any(s["edge"] for s in found["best"])
+    assert (tmp_path / "out/transfer.png").stat().st_size > 10_000
+    assert len(pd.read_csv(tmp_path / "out/transfer.csv")) == number
+
+
+def planted(budgets, noise=0.0):
+    """IsoFLOP runs of L = 1.7 + 400 / N^0.34 + 410 / D^0.28 around each budget's optimum."""
+    rng = np.random.default_rng(0)
+    cells = []
+    for c in budgets:
+        best = (0.34 * 400 / (0.28 * 410)) ** (1 / 0.62) * (c / 6) ** (0.28 / 0.62)
+        for n in best * 2.0 ** np.arange(-3, 4):
+            d = c / (6 * n)
+            loss = (1.7 + 400 / n**0.34 + 410 / d**0.28) * math.exp(noise * rng.normal())
+            cells.append({"N": n, "D": d, "C": c, "L": loss})
+    return pd.DataFrame(cells)
+
+
+def test_the_largest_budget_is_predicted_from_the_others():
+    frame = planted([1e17, 3e17, 1e18, 3e18, 1e19], noise=0.001)
+    found = heldout.top_budget(frame, bootstrap=200)
+    assert found["gap"] == pytest.approx(10 / 3, rel=1e-3) and len(found["runs"]) == 7
+    assert found["max_error"] < 0.01
+    best = found["best"]
+    assert best["N"] == pytest.approx((0.34 * 400 / (0.28 * 410)) ** (1 / 0.62) * (1e19 / 6) ** (0.28 / 0.62), rel=0.2)
+    assert best["inside"] and not best["edge"]
+    # A law that breaks beyond the fitted budgets is told.
+    broken = frame.assign(L=np.where(frame.C > 5e18, frame.L * 1.05, frame.L))
+    assert heldout.top_budget(broken, bootstrap=50)["mean_error"] > 0.03
+
+
+def test_branches_are_rows_of_one_run(tmp_path):
+    common = dict(width=32, depth=2, params=1000, params_nonembedding=900, unit="tokens")
+    branch = dict(tokens=2_000_000, flops=2e10, steps=10, loss=2.5)
+    write_run(tmp_path, 1, {}, {"schedule": "wsd"}, tokens=4_000_000, flops=4e10, loss=2.2, branches=[branch], **common)
+    write_run(tmp_path, 2, {}, {"schedule": "cosine"}, tokens=2_000_000, flops=2e10, loss=2.48, **common)
+    write_run(tmp_path, 3, {}, {"schedule": "cosine"}, tokens=4_000_000, flops=4e10, loss=2.21, **common)
+    frame = rows.load(tmp_path)
+    assert sorted(frame["L"]) == [2.2, 2.21, 2.48, 2.5] and sorted(frame["D"]) == [2e6, 2e6, 4e6, 4e6]
+    text = heldout.branches(tmp_path, tmp_path / "out")
+    assert "2,000,000 tokens: wsd 2.5000, cosine 2.4800 (+0.81%)" in text and "largest difference 0.81%" in text
+
+
+def test_reports_of_too_little_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="no finished runs"):
+        transfer.read(tmp_path, "width")
+    with pytest.raises(UsageError, match="runs of the largest budget"):
+        heldout.top_budget(planted([1e18]).head(2))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "give --widths=W,W,... or --depths=N,N"),
+        (["--widths=32,64", "--depths=2,4"], "give --widths=W,W,... or --depths=N,N"),
+        (["--widths=32,a"], "--widths=32,a: expected whole numbers"),
+        (["--widths=32,64", "--parametrization=mpu"], "did you mean 'mup'"),
+    ],
+)
+def test_a_wrong_check_is_one_line(args, said, data_dir, tmp_path):
+    text = ["--config.data.name=speech", f"--config.run.data_dir={data_dir}", "--config.data.epochs=1000"]
+    done = bigmodel("coordcheck", "--config=experiments/prose.py", f"--out={tmp_path / 'out'}", *text, *args, cwd=ROOT)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
