@@ -54,12 +54,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
+MOST_LISTED = 30  # names that an error lists
+
+
 def choose(what: str, value: Any, options: Iterable[str]) -> Any:
     """Returns `value` if it is one of `options`; else a UsageError naming the nearest."""
     options = list(options)
     if value not in options:
         hint = nearest(value, options)
-        raise UsageError(f"{what}: {value!r} is not one of {', '.join(options)}{hint}")
+        more = len(options) - MOST_LISTED
+        names = options if more <= 0 else [*options[:MOST_LISTED], f"{more} more"]
+        raise UsageError(f"{what}: {value!r} is not one of {', '.join(names)}{hint}")
     return value
 
 

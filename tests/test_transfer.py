@@ -1,4 +1,4 @@
-"""Studies of transfer and of held-out budgets: what their reports say of planted numbers, and of the user's mistakes."""
+"""Studies of transfer and of held-out budgets: their reports of planted numbers, and of mistakes."""
 
 import json
 import math
