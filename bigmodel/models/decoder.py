@@ -110,7 +110,7 @@ def finalize(cfg: ConfigDict) -> None:
     cfg.base_width = cfg.base_width or cfg.width
     cfg.base_depth = cfg.base_depth or cfg.depth
     cfg.base_num_heads = cfg.base_num_heads or cfg.num_heads
-    if cfg.base_width % cfg.base_num_heads:
+    if cfg.base_width != cfg.width and cfg.base_width % cfg.base_num_heads:
         raise UsageError(f"config.model.base_num_heads={cfg.base_num_heads} doesn't divide base_width={cfg.base_width}")
 
 
@@ -122,7 +122,7 @@ def base(cfg: Any) -> ConfigDict:
             width=cfg.base_width,
             num_heads=cfg.base_num_heads,
             num_kv_heads=max(1, cfg.num_kv_heads * cfg.base_num_heads // cfg.num_heads),
-            head_dim=0,
+            head_dim=layers.base_head_dim(cfg),
             ffn=max(1, cfg.ffn * cfg.base_width // cfg.width),
             embed_dim=cfg.base_width if cfg.embed_dim == cfg.width else cfg.embed_dim,
         )

@@ -59,6 +59,12 @@ class Norm(nn.Module):
 PARAMETRIZATIONS = ("standard", "standard_layerwise", "ntk", "mup", "mean_field", "completep")
 
 
+def base_head_dim(cfg: Any) -> int:
+    """K of the base shape: the model's own where the widths are, since a published K may not be width / heads."""
+    same = (cfg.base_width, cfg.base_num_heads) == (cfg.width, cfg.num_heads)
+    return cfg.head_dim if same else cfg.base_width // cfg.base_num_heads
+
+
 def score_scale(cfg: Any) -> float:
     """Of attention's scores: 1 / sqrt(K), and 1 / K from the base's K on, where queries and keys grow aligned (muP).
 
@@ -66,7 +72,7 @@ def score_scale(cfg: Any) -> float:
     """
     K = cfg.head_dim
     if cfg.parametrization in ("mup", "completep", "mean_field"):
-        return (cfg.base_width // cfg.base_num_heads) ** 0.5 / K
+        return base_head_dim(cfg) ** 0.5 / K
     return K**-0.5
 
 

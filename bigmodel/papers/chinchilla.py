@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.config import UsageError
-from bigmodel.models import decoder
-from bigmodel.models.decoder_published import table_a9
+from bigmodel.models import decoder, decoder_published
 from bigmodel.papers import Frames, Points, Row, count, model, published
 from bigmodel.scaling import fit, frontier, laws
 from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
@@ -60,9 +59,16 @@ ROUNDING = "The printed, rounded constants don't give the printed exponents; the
 OURS = "Our fit of the points that Besiroglu et al. 2024 read off the paper's Figure 4, less the 5 highest losses."
 
 
-def build(published: dict[str, Any]) -> Any:
+def table_a9() -> dict[int, dict[str, int]]:
+    """Printed millions -> shape."""
+    columns = ("width", "ffn", "head_dim", "num_heads", "depth")
+    return {printed: {c: row["model"][c] for c in columns} for printed, row in decoder_published.table_a9().items()}
+
+
+def build(shape: dict[str, int]) -> Any:
     """A model of Table A9, by our decoder: relative positions, RMSNorm, no biases, one table of 32,000."""
-    return model("decoder", **published["model"])
+    common = dict(vocab_size=32_000, seq_len=2048, position="relative", norm="rmsnorm", bias=False)
+    return model("decoder", **common, **shape)
 
 
 def rows(points: Frames) -> list[Row]:

@@ -38,8 +38,8 @@ def rows(points: Frames) -> list[Row]:
         return count(model("decoder", **{**section, **change})) / 1e9
 
     part = "The two rows whose heads don't fill the width, in billions"
-    xl = variant("gpt3-1.3b", num_heads=24, num_kv_heads=24)
-    b13 = variant("gpt3-13b", width=5120, embed_dim=0, ffn=0)
+    xl = variant("gpt3-1.3b", num_heads=24, num_kv_heads=24, base_num_heads=0)
+    b13 = variant("gpt3-13b", width=5120, embed_dim=0, ffn=0, base_width=0)
     return [
         *out,
         Row(part, "XL with its 24 printed heads of 128", 1.3, xl, format=".3f", note=XL),
