@@ -11,7 +11,7 @@ from bigmodel.scaling import heldout
 
 CONFIG = "experiments/prose.py"
 LAW = None
-TOKENS = 3_200_000
+TOKENS = 1_600_000
 
 
 def get_sweep():
