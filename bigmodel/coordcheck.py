@@ -105,9 +105,10 @@ def _first_steps(cfg: Any, steps: int, seed: int) -> Iterator[Row]:
         for path, x in zip(tree.paths(seen), jax.tree.leaves(seen), strict=True):
             module, _, which = path.partition("__call__")
             if which in ("/0", "/0/0") and hasattr(x, "ndim") and x.ndim >= 2:  # a tuple's first: the others are caches
-                stacked = x.ndim > 3 and x.shape[0] == cfg.model.depth
-                # Of layers, the last: a residual stream grows on its way there, at every depth.
-                found[module.strip("/") or "output"] = (x[-1] if stacked else x).astype(jnp.float32)
+                name = module.strip("/") or "output"
+                # A residual stream grows on its way through the layers: its end counts. Of branches, all layers do.
+                stream = "/" not in name and x.ndim > 3 and x.shape[0] == cfg.model.depth
+                found[name] = (x[-1] if stream else x).astype(jnp.float32)
         return found
 
     def sizes(now: dict[str, jax.Array], before: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
