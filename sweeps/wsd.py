@@ -16,7 +16,7 @@ TOKENS = 1_600_000
 
 def get_sweep():
     shapes = sweep.ladder("decoder", [32, 64], [2])
-    wsd = {"optim.schedule": ["wsd"], "optim.branches": [(0.25, 0.5)], "optim.final_lr": [0.0]}
+    wsd = {"optim.lr": [0.01], "optim.schedule": ["wsd"], "optim.branches": [(0.25, 0.5)]}
     trunks = sweep.product(shapes, {"train.tokens": [TOKENS], "optim.warmup": [0.025], **wsd})
     lengths = sweep.zip_(
         {"train.tokens": [TOKENS // 4, TOKENS // 2, TOKENS], "optim.warmup": [0.1, 0.05, 0.025], "optim.lr": [0.01] * 3}
