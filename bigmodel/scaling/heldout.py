@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.config import UsageError
-from bigmodel.scaling import fit, frontier, rows
+from bigmodel.scaling import fit, frontier, rows, sources
 from bigmodel.scaling.figures import transfer as figures
 
 
@@ -97,7 +97,7 @@ def report(folder: str | Path, out: str | Path) -> str:
 def branches(folder: str | Path, out: str | Path) -> str:
     """Decays from a trunk beside runs of the same shape and length: writes branches.csv and a figure, returns lines."""
     cells = []
-    for path in sorted(Path(folder).glob("*/result.json")):
+    for path in sources.planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
         result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
         for point in (*result.get("branches", []), {}):
             row = {**result, **point}

@@ -74,14 +74,9 @@ def read_runs(folder: Path) -> Source:
         raise UsageError(f"no result.json in the run directories of {name} (looked for */result.json){hint}")
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
-    plan = folder / "plan.jsonl"
-    if plan.is_file():  # runs of an earlier version of the sweep may lie beside today's
-        try:
-            planned = {json.loads(line)["run_id"] for line in plan.read_text(encoding="utf-8").splitlines()}
-        except (OSError, ValueError, TypeError, KeyError) as e:
-            raise UsageError(f"can't read {str(plan)!r}: {e}; `bigmodel sweep plan` writes it anew") from e
-        counts["unplanned"] = sum(f.parent.name not in planned for f in files)
-        files = [f for f in files if f.parent.name in planned]
+    kept = planned(folder, files)
+    counts["unplanned"] = len(files) - len(kept)
+    files = kept
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -101,6 +96,18 @@ def read_runs(folder: Path) -> Source:
     if not rows:
         raise UsageError(f"no usable run in {name}: {'; '.join(warnings)}")
     return Source(name, pd.DataFrame(rows), "sweep", warnings=warnings, counts=counts)
+
+
+def planned(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Those of a sweep's result files that are in its plan: runs of an earlier version may lie beside today's."""
+    plan = folder / "plan.jsonl"
+    if not plan.is_file():
+        return list(files)
+    try:
+        ids = {json.loads(line)["run_id"] for line in plan.read_text(encoding="utf-8").splitlines()}
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise UsageError(f"can't read {str(plan)!r}: {e}; `bigmodel sweep plan` writes it anew") from e
+    return [f for f in files if f.parent.name in ids]
 
 
 def read_table(path: Path) -> Source:

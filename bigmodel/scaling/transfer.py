@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.config import UsageError
+from bigmodel.scaling import sources
 from bigmodel.scaling.figures import transfer as figures
 
 
 def read(folder: str | Path, axis: str) -> list[dict[str, Any]]:
     """Rows of parametrization, axis, size, lr, seed, loss (NaN: diverged) of the finished runs of a sweep."""
     rows = []
-    for path in sorted(Path(folder).glob("*/result.json")):
+    for path in sources.planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
         result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
         rows.append(
             {
