@@ -86,6 +86,8 @@ def finalize(config: ConfigDict) -> FrozenConfigDict:
         if config.model[key] not in (value, family.get_config()[key]):
             raise UsageError(f"config.model.{key}={config.model[key]}: the data decides it, and says {value}")
         config.model[key] = value
+    if "parametrization" in config.model:
+        choose("config.model.parametrization", config.model.parametrization, parametrize.NAMES)
     family.finalize(config.model)
     optim.finalize(config.optim)
     _check_train(config)

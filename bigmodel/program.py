@@ -38,7 +38,7 @@ def static_part(frozen: Any) -> str:
     return json.dumps(tree, sort_keys=True)
 
 
-CACHED_TOKENS = 512  # benchmarks/cpu_step.py: 256 and 1024 are slower on one core, at widths 64 to 256
+CACHED_TOKENS = 512  # by config.train.microbatch, widths 64 to 256: 256 and 2048 are slower, 1024 about as fast
 
 
 def _microbatch(cfg: Any, mesh: Mesh) -> int:

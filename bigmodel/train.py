@@ -252,7 +252,8 @@ def _train(
                 if status:
                     break
                 if not branch(step, end, stop):
-                    save(step)
+                    if step != saved:
+                        save(step)
                     saves.wait()
                     raise Retry(f"interrupted at step {step} of {steps}, saved; the same command continues")
             if status:

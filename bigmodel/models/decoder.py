@@ -84,7 +84,6 @@ def finalize(cfg: ConfigDict) -> None:
     choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])
     choose("config.model.position", cfg.position, ["learned", "rope", "relative", "relative_bias", "none"])
     choose("config.model.objective", cfg.objective, ["causal", "prefix"])
-    choose("config.model.parametrization", cfg.parametrization, layers.PARAMETRIZATIONS)
     choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
     choose("config.model.execution", cfg.execution, ["auto", "scan", "unrolled"])
     if not cfg.head_dim:

@@ -56,8 +56,6 @@ class Norm(nn.Module):
 
 # ------------------------------------------------------------------- what a parametrisation asks of a model
 
-PARAMETRIZATIONS = ("standard", "standard_layerwise", "ntk", "mup", "mean_field", "completep")
-
 
 def base_head_dim(cfg: Any) -> int:
     """K of the base shape: the model's own where the widths are, since a published K may not be width / heads."""
@@ -78,8 +76,8 @@ def score_scale(cfg: Any) -> float:
 
 def tied_scale(cfg: Any) -> float:
     """Of a tied head's logits: the table starts and learns as an embedding, so the readout's part is done here."""
-    power = {"mup": 1.0, "completep": 1.0, "mean_field": 1.0, "ntk": 0.5}.get(cfg.parametrization, 0.0)
-    return (cfg.width / cfg.base_width) ** -power
+    power = {"standard": 0, "standard_layerwise": 0, "ntk": 0.5, "mup": 1, "mean_field": 1, "completep": 1}
+    return float((cfg.width / cfg.base_width) ** -power[cfg.parametrization])
 
 
 def branch_scale(cfg: Any) -> float:
@@ -204,7 +202,7 @@ def attend(
     return jnp.concatenate(out, axis=2) if len(out) > 1 else out[0]
 
 
-QUERIES, MOST_BLOCKS = 64, 8  # benchmarks/cpu_step.py: 32 and 128 are slower
+QUERIES, MOST_BLOCKS = 64, 8  # 32 and 128 took 3 to 5 % longer when tried by hand at d128 of benchmarks/cpu_step.py
 
 
 def _visible(L: int, S: int, start: Any, prefix_B: jax.Array | None) -> jax.Array:
