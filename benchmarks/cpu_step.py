@@ -9,8 +9,9 @@ Each implementation is a process of its own, pinned to the same cores, that make
 turns, round by round, so that a slow spell of the machine meets all. The same work: a pre-norm GPT without biases, erf
 GELU (NanoDO: tanh), learned positions, tied head, float32, AdamW, gradients clipped at norm 1, random tokens. Each
 trains with its own code: nanoGPT's model and optimizer with the loop of its train.py, NanoDO's train step without its
-internal metrics, ours as `bigmodel train` compiles it. A round's time is a step's wall time; the table has medians, and
-medians of the ratios within a round.
+internal metrics, ours as `bigmodel train` compiles it. The row `products` is no training: a step's matrix products
+alone, by PyTorch, below whose time float32 can hardly go. A round's time is a step's wall time; the table has medians,
+and medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -146,7 +147,25 @@ def ours(shape: dict[str, int], _: str) -> Any:
     return step
 
 
-IMPLEMENTATIONS = {"ours": ours, "nanogpt": nanogpt, "nanodo": nanodo}
+def products(shape: dict[str, int], _: str) -> Any:
+    """A step's products of tokens and weights alone, three a matrix, by PyTorch: about the least time of a step."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    T, D = shape["batch"] * shape["seq_len"], shape["width"]
+    sizes = [(D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)] * shape["depth"] + [(D, shape["vocab"])]
+    arrays = {size: tuple(torch.randn(*s) for s in ((T, size[0]), size, (T, size[1]))) for size in set(sizes)}
+
+    def step() -> float:
+        for size in sizes:
+            x, w, y = arrays[size]
+            x @ w, y @ w.T, x.T @ y
+        return 0.0
+
+    return step
+
+
+IMPLEMENTATIONS = {"ours": ours, "nanogpt": nanogpt, "nanodo": nanodo, "products": products}
 
 
 def child(name: str, shape: str, checkout: str) -> None:
@@ -223,6 +242,7 @@ def main() -> None:
     names = {"ours": (sys.executable, "")}
     if args.nanogpt:
         names["nanogpt"] = (args.torch_python, str(Path(args.nanogpt).resolve()))
+        names["products"] = (args.torch_python, "")
     if args.nanodo:
         names["nanodo"] = (sys.executable, str(Path(args.nanodo).resolve()))
     there = sorted(os.sched_getaffinity(0))

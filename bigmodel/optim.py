@@ -101,20 +101,29 @@ def learning_rate(cfg: Any, step: int, steps: int, end: int = 0) -> float:
     return cfg.lr
 
 
-def build(cfg: Any, rules: Any, rates: Any = None) -> optax.GradientTransformation:
+def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> optax.GradientTransformation:
     """The optimizer at learning rate 1: add `rate * updates` to the parameters.
 
     Args:
       rules: the family's RULES; Muon reads from them which dimensions of a matrix are its input side.
       rates: tree of each parameter's own factor of the learning rate; None: all 1. Weight decay isn't multiplied: its
         strength in an epoch stays the same at every width (Wortsman et al. 2023, arXiv:2309.14322, section 3.4).
+      gradients: tree of the sizes that gradients have, over the base's; AdamW divides by them what it is given, so that
+        `eps` is as small beside the second moment as it is at the base (Everett et al. 2024, arXiv:2407.05872,
+        section 4.4; Dey et al. 2025, arXiv:2505.01618, table 1).
     """
+
+    def multiplied(factors: Any) -> list[optax.GradientTransformation]:
+        if factors is None or all(f == 1 for f in jax.tree.leaves(factors)):
+            return []
+        return [optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))]
 
     def decays(params: Any) -> Any:
         return tree.map_paths(lambda path, _: not re.search(cfg.decay_exclude, path), params)
 
     if cfg.name == "adamw":
-        direction = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
+        inverse = None if gradients is None else jax.tree.map(lambda g: 1 / g, gradients)
+        direction = optax.chain(*multiplied(inverse), optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps))
     elif cfg.name == "lion":
         direction = optax.scale_by_lion(b1=cfg.b1, b2=cfg.b2)
     elif cfg.name == "adafactor":
@@ -134,10 +143,9 @@ def build(cfg: Any, rules: Any, rates: Any = None) -> optax.GradientTransformati
         )
         direction = optax.chain(muon, optax.scale(-1.0))
     steps = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
-    steps.append(direction)
-    if rates is not None and any(r != 1 for r in jax.tree.leaves(rates)):
-        steps.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * r, updates, rates)))
-    return optax.chain(*steps, optax.add_decayed_weights(cfg.weight_decay, decays), optax.scale(-1.0))
+    return optax.chain(
+        *steps, direction, *multiplied(rates), optax.add_decayed_weights(cfg.weight_decay, decays), optax.scale(-1.0)
+    )
 
 
 def _matrix_sides(rules: Any) -> Callable[[Any], Any]:

@@ -45,11 +45,13 @@ NAMES = ("standard", *TABLE)
 
 @dataclass(frozen=True)
 class Scales:
-    """A float for every parameter: of the weight in use, of its start, and of its learning rate."""
+    """A float for every parameter: of the weight in use, of its start, of its learning rate, and of the size that its
+    gradient has (AdamW's epsilon must shrink as the gradients do)."""
 
     weight: Any
     start: Any
     rate: Any
+    gradient: Any
 
     def effective(self, params: Any) -> Any:
         """The weights as the model uses them."""
@@ -77,8 +79,8 @@ def scales(
     """
     if name == "standard":
         ones = tree.map_paths(lambda *_: 1.0, target)
-        return Scales(ones, ones, ones)
-    found: dict[str, tuple[float, float, float]] = {}
+        return Scales(ones, ones, ones, ones)
+    found: dict[str, tuple[float, float, float, float]] = {}
 
     def one(path: str, x: Any, y: Any) -> None:
         ratios = [t / b for t, b in zip(x.shape, y.shape, strict=True)]
@@ -97,15 +99,24 @@ def scales(
             rate = _rate("adamw" if optimizer == "muon" else optimizer, name, role, n_in, n_out, a, b)
         if name == "completep" and optimizer == "sgd" and stacked:
             rate *= depth_ratio
-        found[path] = (n_in**-a, start, rate)
+        gradient = _gradient(name, role, n_in, n_out, a)
+        if name == "completep" and stacked:
+            gradient /= depth_ratio
+        found[path] = (n_in**-a, start, rate, gradient)
 
     tree.map_paths(one, target, base)
-    weight, start, rate = (tree.map_paths(lambda path, _, i=i: found[path][i], target) for i in range(3))
-    return Scales(weight, start, rate)
+    return Scales(*(tree.map_paths(lambda path, _, i=i: found[path][i], target) for i in range(4)))
 
 
 def _largest(shape: Sequence[int], inside: tuple[int, ...], outside: tuple[int, ...]) -> float:
     return float(max(math.prod(shape[i] for i in side) for side in (inside, outside)))
+
+
+def _gradient(name: str, role: str, n_in: float, n_out: float, a: float) -> float:
+    """The size of a gradient's entries: the loss's gradient at a feature is 1 / n of what it is at the base under muP's
+    and mean field's readout, else 1 / sqrt(n); a weight that is multiplied has its gradient multiplied."""
+    power = 1.0 if name in ("mup", "completep", "mean_field") else 0.5
+    return n_in**-a * (1.0 if role == "readout" else n_out**-power)
 
 
 def _rate(optimizer: str, name: str, role: str, n_in: float, n_out: float, a: float, b: float) -> float:
@@ -114,11 +125,9 @@ def _rate(optimizer: str, name: str, role: str, n_in: float, n_out: float, a: fl
     An effective weight moves features of a hidden layer or readout by n_in times its entries' change, if the change is
     aligned with the features (full alignment, Everett et al. 2024, section 4); those of an embedding by that change.
     """
-    if optimizer == "sgd":  # gradients at the features are 1/n under muP's and mean field's readout, else 1/sqrt(n)
-        power = 1.0 if name in ("mup", "completep", "mean_field") else 0.5
-        effective = {"embedding": n_out**power, "hidden": n_out**power / n_in, "readout": 1 / n_in}[role]
-        return effective * n_in ** (2 * a)
     entry = 1.0 if role == "embedding" else 1 / n_in
+    if optimizer == "sgd":  # its updates are the gradients
+        return entry * n_in**a / _gradient(name, role, n_in, n_out, a)
     # Adafactor's updates are multiples of the weights' size, which starts as n^-b.
     return entry * n_in**a * (n_in**b if optimizer == "adafactor" else 1.0)
 

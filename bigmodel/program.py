@@ -74,7 +74,7 @@ def build(static: str, mesh: Mesh) -> Program:
     family = models.family(cfg.family)
     model = family.Model(cfg.model)
     scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
-    tx = optim.build(cfg.optim, family.RULES, scales.rate)
+    tx = optim.build(cfg.optim, family.RULES, scales.rate, scales.gradient)
     B, M = cfg.train.batch_size, _microbatch(cfg, mesh)
     if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
         M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
@@ -171,8 +171,10 @@ def build(static: str, mesh: Mesh) -> Program:
     shapes = jax.eval_shape(traced(init), jax.random.key(0))
     shardings = sharding.state_shardings(shapes, family.RULES, mesh)
     whole = sharding.replicated(mesh)
+    # It runs once: on a CPU LLVM's first level halves the time that its random numbers take to compile.
+    options = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
     return Program(
-        init=jax.jit(traced(init), out_shardings=shardings),
+        init=jax.jit(traced(init), out_shardings=shardings, compiler_options=options),
         step=jax.jit(traced(step), donate_argnums=0, out_shardings=(shardings, whole)),
         evaluate=jax.jit(traced(evaluate), out_shardings=whole),
         shapes=shapes,

@@ -3,7 +3,8 @@
     bigmodel prepare prose --out=data/prose-bytes
     bigmodel sweep run sweeps/wsd.py && bigmodel report sweeps/wsd.py
 
-A trunk with branches at 1/4 and 1/2 of its tokens costs 1.15 trunks; the three cosine runs 1.75.
+A trunk with branches at 1/4 and 1/2 of its tokens costs 1.15 trunks; the three cosine runs 1.75. Each schedule has the
+rate that suits it: a trunk half the cosine's (Hägele et al. 2024, arXiv:2405.18392), and its decays end at zero.
 """
 
 from bigmodel import sweep
@@ -11,15 +12,21 @@ from bigmodel.scaling import heldout
 
 CONFIG = "experiments/prose.py"
 LAW = None
-TOKENS = 1_600_000
+TOKENS = 8_192_000
+WARMUP = 0.0125  # of the trunk: 102,400 tokens, whatever a run's length
 
 
 def get_sweep():
-    shapes = sweep.ladder("decoder", [32, 64], [2])
-    wsd = {"optim.lr": [0.01], "optim.schedule": ["wsd"], "optim.branches": [(0.25, 0.5)]}
-    trunks = sweep.product(shapes, {"train.tokens": [TOKENS], "optim.warmup": [0.025], **wsd})
+    small, large = sweep.ladder("decoder", [32, 64], [2])
+    shapes = [{**small, "train.seed": 0}, {**small, "train.seed": 1}, {**large, "train.seed": 0}]
+    wsd = {"optim.schedule": ["wsd"], "optim.lr": [0.009], "optim.final_lr": [0.0], "optim.branches": [(0.25, 0.5)]}
+    trunks = sweep.product(shapes, {"train.tokens": [TOKENS], "optim.warmup": [WARMUP], **wsd})
     lengths = sweep.zip_(
-        {"train.tokens": [TOKENS // 4, TOKENS // 2, TOKENS], "optim.warmup": [0.1, 0.05, 0.025], "optim.lr": [0.01] * 3}
+        {
+            "train.tokens": [TOKENS // 4, TOKENS // 2, TOKENS],
+            "optim.warmup": [4 * WARMUP, 2 * WARMUP, WARMUP],
+            "optim.lr": [0.018] * 3,
+        }
     )
     return sweep.chain(trunks, sweep.product(shapes, lengths))
 

@@ -13,6 +13,8 @@ CACHE = Path(tempfile.gettempdir()) / f"bigmodel-test-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is most of the suite's time; at LLVM's first level programs are the same, and take half as long to compile.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 TINY = [
     ("model.width", 16),
@@ -27,6 +29,22 @@ TINY = [
     ("train.eval_examples", 16),
     ("run.wandb", "off"),
 ]
+
+
+def drawn(family, cfg, std=0.1):
+    """A model's variables with all weights, biases and scales at random: nothing hides behind a zero, and a family's
+    own start takes longer to compile than most tests of its model."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from bigmodel import budget, tree
+
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: budget.init(family, cfg, jax.random.key(0)))
+    return tree.map_paths(
+        lambda path, x: jnp.asarray(path.endswith("scale") + std * rng.normal(size=x.shape), x.dtype), shapes
+    )
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,21 @@ def test_seeds_are_drawn_within_their_cell():
     assert "seeds" not in fits.fit(planted(), bootstrap=50, holdout=0)["intervals"]
 
 
+def test_points_of_one_run_are_drawn_together():
+    """Decays of one trunk share its luck: with the same losses, intervals widen by about the root of how many share."""
+    frame = planted(noise=0.0, sizes=8, data=6, repeats=3)
+    trunk = frame.groupby(["N"]).cumcount() % 3
+    trunk = frame["N"].rank(method="dense").astype(int).astype(str) + "-" + trunk.astype(str)
+    luck = dict(zip(sorted(trunk.unique()), np.random.default_rng(0).normal(0, 0.003, 24), strict=True))
+    frame = frame.assign(L=frame["L"] * np.exp(trunk.map(luck)))
+    apart = fits.fit(frame, bootstrap=400, holdout=0)
+    together = fits.fit(frame.assign(run_id=trunk), bootstrap=400, holdout=0)
+    assert together["params"] == apart["params"]
+    assert 1.4 < together["se"]["alpha"] / apart["se"]["alpha"] < 4
+    few = frame.assign(run_id=frame["N"].rank(method="dense").astype(int) % 4)
+    assert any("144 points of 4 runs" in line for line in fits.fit(few, bootstrap=50, holdout=0)["warnings"])
+
+
 def test_many_runs_take_little_bootstraps():
     """Beyond 5000 runs resamples are of subsets; their spread is that of resampling everything."""
     frame = planted(noise=0.01, sizes=60, data=90)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import drawn
 from ml_collections import FrozenConfigDict
 
 from bigmodel import budget, models, sharding, tree
@@ -31,8 +32,7 @@ def make(family, **overrides):
         for k, (shape, dtype) in module.spec(cfg).items()
     }
     batch["weight"] = np.ones(4, np.float32)
-    variables = budget.init(module, cfg, jax.random.key(0))
-    return module, cfg, module.Model(cfg), variables, batch
+    return module, cfg, module.Model(cfg), drawn(module, cfg), batch
 
 
 def loss_of(family_module, model, batch):
@@ -146,16 +146,18 @@ def test_causal_by_gradient(variant):
     """Logits at position i depend on the embeddings of tokens 0..i and of no later one."""
     _, cfg, model, variables, _ = make("decoder", **VARIANTS[variant])
     tokens = jnp.arange(cfg.seq_len)[None] + 1  # distinct, so that a table row is a position
+
+    @jax.jit
+    @jax.grad
+    def gradient(table, i):
+        params = {**variables["params"], "embed": {**variables["params"]["embed"], "tokens": table}}
+        x = model.clone(cfg=FrozenConfigDict({**cfg.to_dict(), "tied_head": False}))
+        # Not of equal rows: what a LayerNorm returns sums to zero.
+        params.setdefault("head", jax.random.normal(jax.random.key(2), (cfg.embed_dim, cfg.vocab_size)))
+        return jnp.sum(x.apply({"params": params}, tokens)[0, i] * jnp.arange(cfg.vocab_size))
+
     for i in (0, 5, cfg.seq_len - 1):
-
-        def logits(table, i=i):
-            params = {**variables["params"], "embed": {**variables["params"]["embed"], "tokens": table}}
-            x = model.clone(cfg=FrozenConfigDict({**cfg.to_dict(), "tied_head": False}))
-            # Not of equal rows: what a LayerNorm returns sums to zero.
-            params.setdefault("head", jax.random.normal(jax.random.key(2), (cfg.embed_dim, cfg.vocab_size)))
-            return jnp.sum(x.apply({"params": params}, tokens)[0, i] * jnp.arange(cfg.vocab_size))
-
-        grad = jax.grad(logits)(variables["params"]["embed"]["tokens"])
+        grad = gradient(variables["params"]["embed"]["tokens"], i)
         seen = np.abs(np.asarray(grad)).sum(axis=1)[1 : cfg.seq_len + 1] > 0
         assert seen[: i + 1].all() and not seen[i + 1 :].any()
 
@@ -164,7 +166,7 @@ def test_causal_by_gradient(variant):
 def test_cached_steps_equal_the_full_forward(variant):
     _, cfg, model, variables, batch = make("decoder", **VARIANTS[variant])
     tokens = batch["tokens"][:, :-1]
-    full = model.apply(variables, tokens)
+    full = jax.jit(model.apply)(variables, tokens)
     cache = decoder.init_cache(cfg, 4)
     step = jax.jit(lambda t, c: model.apply(variables, t, c, method=model.step))
     parts = []
@@ -252,16 +254,19 @@ def test_a_prefix_is_seen_whole_and_not_predicted():
     _, _, model, variables, batch = make("decoder", objective="prefix", position="rope", tied_head=False)
     tokens, prefix = batch["tokens"][:1, :-1], jnp.array([5])
 
-    def logits(table, i):
+    @jax.jit
+    @jax.grad
+    def gradient(table, i):
         params = {**variables["params"], "embed": {"tokens": table}}
         return jnp.sum(model.apply({"params": params}, jnp.arange(12)[None] + 1, False, prefix)[0, i] ** 2)
 
     for i, last in ((0, 5), (3, 5), (5, 6), (9, 10)):
-        seen = np.abs(jax.grad(logits)(variables["params"]["embed"]["tokens"], i)).sum(axis=1)[1:13] > 0
+        seen = np.abs(gradient(variables["params"]["embed"]["tokens"], i)).sum(axis=1)[1:13] > 0
         assert seen[:last].all() and not seen[last:].any(), i
     losses_at = {}
+    loss = jax.jit(lambda key: decoder.loss(model, variables, batch, key, True))
     for seed in range(40):
-        value, (metrics, _) = decoder.loss(model, variables, batch, jax.random.key(seed), True)
+        value, (metrics, _) = loss(jax.random.key(seed))
         losses_at[float(metrics["weight"])] = float(value)
     assert min(losses_at) >= 4 and max(losses_at) <= 4 * 11 and len(losses_at) > 5
     assert not np.allclose(model.apply(variables, tokens), model.apply(variables, tokens, False, prefix), atol=1e-4)
@@ -319,7 +324,7 @@ def test_position_offset_skips_rows_of_the_table():
     _, cfg, model, variables, batch = make("decoder", position_offset=2)
     table = variables["params"]["embed"]["positions"]
     assert table.shape[0] == cfg.seq_len + 2
-    grad = jax.grad(lambda v: model.apply(v, batch["tokens"][:, :-1]).sum() ** 2)(variables)
+    grad = jax.jit(jax.grad(lambda v: model.apply(v, batch["tokens"][:, :-1]).sum() ** 2))(variables)
     used = np.abs(np.asarray(grad["params"]["embed"]["positions"])).sum(axis=1) > 0
     assert not used[:2].any() and used[2:].all()
 

@@ -1,9 +1,12 @@
 """Parametrisations: what each table says, the base that all share, and sizes that don't move as width grows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import drawn
 from ml_collections import FrozenConfigDict
 
 from bigmodel import budget, config, coordcheck, models, optim, parametrize, program, recipes, sharding, sweep, tree
@@ -63,23 +66,22 @@ def test_a_fixed_start_shrinks_with_width():
 def test_at_the_base_every_parametrisation_is_the_standard_one(name, tied):
     same = dict(base_width=64, base_depth=4, base_num_heads=4, tied_head=tied)
     found = budget.scales("decoder", section(parametrization=name, **same), "adamw")
-    for scale in (found.weight, found.start, found.rate):
+    for scale in (found.weight, found.start, found.rate, found.gradient):
         assert set(jax.tree.leaves(scale)) == {1.0}
     cfg, standard = section(parametrization=name, **same), section(**same)
-    variables = budget.init(decoder, standard, jax.random.key(0))
-    tokens = jnp.arange(8)[None]
-    np.testing.assert_array_equal(
-        decoder.Model(cfg).apply(variables, tokens), decoder.Model(standard).apply(variables, tokens)
-    )
+    variables, tokens = drawn(decoder, standard), jnp.arange(8)[None]
+    # Of the same program, which says more than equal numbers: nothing is multiplied by a one.
+    here, there = (jax.jit(decoder.Model(c).apply).lower(variables, tokens).as_text() for c in (cfg, standard))
+    assert here == there
 
 
 def test_standard_is_not_what_it_was_compared_with():
     """Away from the base they differ, else the test above passes for nothing."""
-    variables = budget.init(decoder, section(), jax.random.key(0))
+    variables = drawn(decoder, section())
     tokens = jnp.arange(8)[None]
-    plain = decoder.Model(section()).apply(variables, tokens)
+    plain = jax.jit(decoder.Model(section()).apply)(variables, tokens)
     for name in ("mup", "completep", "mean_field", "ntk"):
-        other = decoder.Model(section(parametrization=name)).apply(variables, tokens)
+        other = jax.jit(decoder.Model(section(parametrization=name)).apply)(variables, tokens)
         assert not np.allclose(plain, other, atol=1e-4), name
 
 
@@ -97,17 +99,59 @@ def test_weight_multipliers_are_trained_through():
     scales = budget.scales("decoder", FrozenConfigDict(cfg.model), "adamw")
     model = decoder.Model(FrozenConfigDict(cfg.model))
     scaled = {"params": jax.tree.map(lambda w, m: w * m, state["params"], scales.weight)}
-    want = decoder.loss(model, scaled, host, jax.random.key(0), False)[0]
-    plain = decoder.loss(model, {"params": state["params"]}, host, jax.random.key(0), False)[0]
+    loss = jax.jit(lambda variables: decoder.loss(model, variables, host, jax.random.key(0), False)[0])
+    want, plain = loss(scaled), loss({"params": state["params"]})
     np.testing.assert_allclose(got, want, rtol=1e-5)
     assert abs(float(plain) - float(want)) > 1e-3
     _, metrics = built.step(state, batch, jnp.float32(0.0), jax.random.key(1))
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
 
 
+def test_epsilon_shrinks_with_the_gradients():
+    """Gradients as small as a parametrisation makes them move weights as the base's do, though eps is larger."""
+    for name in ("mup", "ntk", "completep"):
+        cfg = section(parametrization=name, tied_head=False)
+        params = drawn(decoder, cfg)["params"]
+        grads = jax.tree.map(lambda p: 0.01 * jax.random.normal(jax.random.key(1), p.shape), params)
+        settings = optim.get_config()
+        settings.weight_decay, settings.clip, settings.eps = 0.0, 0.0, 0.1
+        sizes = budget.scales("decoder", cfg, "adamw").gradient
+        plain, scaled = (optim.build(settings, decoder.RULES, None, g) for g in (None, sizes))
+        small = jax.tree.map(lambda g, s: g * s, grads, sizes)
+        want, _ = plain.update(grads, plain.init(params), params)
+        got, _ = scaled.update(small, scaled.init(params), params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), got, want)
+        table = {"mup": 1 / 4, "ntk": 1 / 2, "completep": 1 / 4}[name]
+        head = {"mup": 1, "ntk": 1 / 2, "completep": 1}[name]
+        hidden = {"mup": 1 / 4, "ntk": 1 / 4, "completep": 1 / 8}[name]  # completep: depth doubles too
+        assert [leaf(sizes, p) for p in (TABLE, HIDDEN, HEAD)] == [table, hidden, head]
+
+
+def test_gradients_are_as_small_as_the_parametrisation_says():
+    """At the start, over seeds: what AdamW's epsilon assumes of muP at 8 times the width."""
+
+    def size(width):
+        cfg = section(parametrization="mup", tied_head=False, width=width, num_heads=width // 8, init_std=0.0)
+        scales, model = budget.scales("decoder", cfg, "adamw"), decoder.Model(cfg)
+        tokens = jax.random.randint(jax.random.key(1), (8, 9), 0, 40)
+        batch = {"tokens": tokens, "weight": jnp.ones(8)}
+
+        def gradient(key):
+            params = budget.init(decoder, cfg, key)["params"]
+            params = jax.tree.map(jnp.multiply, params, scales.start)
+            return jax.grad(lambda p: decoder.loss(model, {"params": p}, batch, key, False)[0])(params)
+
+        grads = jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(0), 8))
+        return {p: float(jnp.sqrt(jnp.mean(leaf(grads, p) ** 2))) for p in (TABLE, HIDDEN, HEAD)}, scales.gradient
+
+    (small, _), (large, sizes) = size(16), size(128)
+    for path in (TABLE, HIDDEN, HEAD):
+        assert abs(large[path] / small[path] / leaf(sizes, path) - 1) < 0.5, (path, large[path] / small[path])
+
+
 def test_every_optimizer_builds_with_rates():
     cfg = section(parametrization="mup", tied_head=False)
-    params = budget.init(decoder, cfg, jax.random.key(0))["params"]
+    params = drawn(decoder, cfg)["params"]
     grads = jax.tree.map(lambda p: 0.01 * jax.random.normal(jax.random.key(1), p.shape), params)
     for name in optim.OPTIMIZERS:
         settings = optim.get_config()
@@ -123,7 +167,7 @@ def test_every_optimizer_builds_with_rates():
 
 def test_weight_decay_is_not_scaled():
     cfg = section(parametrization="mup", tied_head=False)
-    params = budget.init(decoder, cfg, jax.random.key(0))["params"]
+    params = drawn(decoder, cfg)["params"]
     settings = optim.get_config()
     settings.weight_decay = 0.5
     tx = optim.build(settings, decoder.RULES, budget.scales("decoder", cfg, "adamw").rate)
@@ -160,7 +204,7 @@ def test_a_wrong_rate_fails_the_check(prose, monkeypatch):
 
     def wrong(*args, **kwargs):
         found = right(*args, **kwargs)
-        return parametrize.Scales(found.weight, found.start, jax.tree.map(lambda _: 1.0, found.rate))
+        return dataclasses.replace(found, rate=jax.tree.map(lambda _: 1.0, found.rate))
 
     program.build.cache_clear()
     monkeypatch.setattr(parametrize, "scales", wrong)

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from bigmodel.config import choose
 
-_PARTS = {"layers", "losses", "__init__"}
+_PARTS = {"infilling", "layers", "losses", "__init__"}
 
 
 def names() -> list[str]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from bigmodel import sharding
 from bigmodel.config import UsageError, choose
-from bigmodel.models import decoder_published, layers, losses
+from bigmodel.models import decoder_published, infilling, layers, losses
 
 
 def get_config() -> ConfigDict:
@@ -44,7 +44,9 @@ def get_config() -> ConfigDict:
             dropout=0.0,
             init_std=0.02,  # 0: 1 / sqrt(fan_in)
             scale_residual=True,  # residual projections start 1/sqrt(2 depth) smaller (GPT-2)
-            objective="causal",  # or prefix: a part of random length is seen whole, and what follows it predicted
+            # causal; prefix: a part of random length is seen whole, and what follows it predicted; or infill
+            # (infilling.py), which adds the rows of its marks to the tables
+            objective="causal",
             z_loss=0.0,
             parametrization="standard",  # or mup, completep, ntk, mean_field, standard_layerwise
             base_width=0,  # whose hyper-parameters these are (parametrize.py); 0: width
@@ -83,7 +85,7 @@ def finalize(cfg: ConfigDict) -> None:
     choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
     choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])
     choose("config.model.position", cfg.position, ["learned", "rope", "relative", "relative_bias", "none"])
-    choose("config.model.objective", cfg.objective, ["causal", "prefix"])
+    choose("config.model.objective", cfg.objective, ["causal", "prefix", "infill"])
     choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
     choose("config.model.execution", cfg.execution, ["auto", "scan", "unrolled"])
     if not cfg.head_dim:
@@ -102,6 +104,13 @@ def finalize(cfg: ConfigDict) -> None:
         raise UsageError(f"config.model.width={cfg.width}: relative positions need an even one")
     if cfg.position_offset and cfg.position != "learned":
         raise UsageError(f"config.model.position_offset={cfg.position_offset}: only learned positions have a table")
+    if cfg.objective == "infill" and cfg.position.startswith("relative"):
+        raise UsageError(
+            f"config.model.position={cfg.position!r}: infilling places a blank's contents at its mark, "
+            "which only learned, rope and none can"
+        )
+    if cfg.objective == "infill" and cfg.seq_len < 8:
+        raise UsageError(f"config.model.seq_len={cfg.seq_len}: infilling needs at least 8 tokens")
     if not 0 <= cfg.dropout < 1:
         raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
     cfg.ffn = cfg.ffn or 4 * cfg.width
@@ -111,6 +120,11 @@ def finalize(cfg: ConfigDict) -> None:
     cfg.base_num_heads = cfg.base_num_heads or cfg.num_heads
     if cfg.base_width != cfg.width and cfg.base_width % cfg.base_num_heads:
         raise UsageError(f"config.model.base_num_heads={cfg.base_num_heads} doesn't divide base_width={cfg.base_width}")
+
+
+def rows(cfg: Any) -> int:
+    """V: of the vocabulary, and of the objective's own marks after it."""
+    return cfg.vocab_size + (infilling.MARKS if cfg.objective == "infill" else 0)
 
 
 def base(cfg: Any) -> ConfigDict:
@@ -181,7 +195,7 @@ def flops(cfg: Any) -> float:
     lookup counted as a product, by Hoffmann et al. 2022 (arXiv:2203.15556, appendix F).
     """
     L, D, H, G, K, F = cfg.seq_len, cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.ffn
-    E, V = cfg.embed_dim, cfg.vocab_size
+    E, V = cfg.embed_dim, rows(cfg)
     matrices = 3 if cfg.activation in layers.GATED else 2
     scores = 3 if cfg.position == "relative" else 2
     layer = 2 * L * (2 * D * H * K + 2 * D * G * K) + scores * 2 * L * L * H * K + 2 * L * D * F * matrices
@@ -199,7 +213,7 @@ class Block(nn.Module):
             return layers.Norm(cfg.norm, cfg.bias, name=name)
 
         def drop(y: jax.Array) -> jax.Array:
-            y = y * layers.branch_scale(cfg) if cfg.parametrization == "completep" else y
+            y = y * scale if (scale := layers.branch_scale(cfg)) != 1 else y
             return nn.Dropout(cfg.dropout, deterministic=not train)(y) if cfg.dropout else y
 
         x_BLD = sharding.constrain(x_BLD, "batch", None, None)
@@ -221,10 +235,10 @@ class Embed(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         std = cfg.init_std or 0.02  # a table has no fan-in
-        self.tokens = self.param("tokens", nn.initializers.normal(std), (cfg.vocab_size, cfg.embed_dim))
+        self.tokens = self.param("tokens", nn.initializers.normal(std), (rows(cfg), cfg.embed_dim))
         if cfg.position == "learned":
-            rows = cfg.seq_len + cfg.position_offset
-            self.positions = self.param("positions", nn.initializers.normal(std / 2), (rows, cfg.width))
+            places = cfg.seq_len + cfg.position_offset
+            self.positions = self.param("positions", nn.initializers.normal(std / 2), (places, cfg.width))
         if cfg.position == "relative_bias":
             shape = (layers.BUCKETS, cfg.num_heads)
             self.relative_bias = self.param("relative_bias", nn.initializers.normal(std), shape)
@@ -233,14 +247,16 @@ class Embed(nn.Module):
             self.project_in = self.param("project_in", layers.normal(cfg.init_std, E), (E, D))
             self.project_out = self.param("project_out", layers.normal(cfg.init_std, D), (D, E))
 
-    def __call__(self, tokens_BL: jax.Array, start: Any) -> jax.Array:
+    def __call__(self, tokens_BL: jax.Array, view: layers.View) -> jax.Array:
         cfg = self.cfg
         x_BLD = self.tokens[tokens_BL]
         if cfg.embed_dim != cfg.width:
             x_BLD = x_BLD @ self.project_in
-        if cfg.position == "learned":
+        if cfg.position == "learned" and view.positions_BL is not None:
+            x_BLD = x_BLD + self.positions[cfg.position_offset + view.positions_BL]
+        elif cfg.position == "learned":
             length = tokens_BL.shape[1]
-            x_BLD = x_BLD + jax.lax.dynamic_slice_in_dim(self.positions, cfg.position_offset + start, length)
+            x_BLD = x_BLD + jax.lax.dynamic_slice_in_dim(self.positions, cfg.position_offset + view.start, length)
         return x_BLD
 
     def narrow(self, x_BLD: jax.Array) -> jax.Array:
@@ -263,11 +279,19 @@ class Model(nn.Module):
         if cfg.final_norm:
             self.norm = layers.Norm(cfg.norm, cfg.bias)
         if not cfg.tied_head:
-            self.head = self.param("head", layers.normal(cfg.init_std, cfg.embed_dim), (cfg.embed_dim, cfg.vocab_size))
+            self.head = self.param("head", layers.normal(cfg.init_std, cfg.embed_dim), (cfg.embed_dim, rows(cfg)))
 
-    def __call__(self, tokens_BL: jax.Array, train: bool = False, prefix_B: jax.Array | None = None) -> jax.Array:
-        """Logits BLV for the token after each; of the first prefix_B tokens, each sees all."""
-        return self._forward(tokens_BL, None, layers.View(0, prefix_B=prefix_B), train)[0]
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        train: bool = False,
+        prefix_B: jax.Array | None = None,
+        positions_BL: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits BLV for the token after each; of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or
+        as given."""
+        view = layers.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
+        return self._forward(tokens_BL, None, view, train)[0]
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
@@ -275,7 +299,7 @@ class Model(nn.Module):
         return logits_BLV, {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
 
     def _forward(self, tokens_BL: jax.Array, cache: Any, view: layers.View, train: bool) -> tuple[jax.Array, Any]:
-        x_BLD = self.embed(tokens_BL, view.start).astype(self.cfg.dtype)
+        x_BLD = self.embed(tokens_BL, view).astype(self.cfg.dtype)
         if self.cfg.position == "relative_bias":
             size = tokens_BL.shape[1] if cache is None else self.cfg.seq_len
             bias_HLS = layers.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
@@ -296,17 +320,24 @@ def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
 
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-    """Next-token cross entropy in nats per token; with the objective `prefix`, of the tokens after the prefix.
+    """Next-token cross entropy in nats per token; with the objective `prefix`, of the tokens after the prefix; with
+    `infill`, of what blanks held and of where it ends.
 
-    A prefix's length is uniform in 1 .. L - 1, drawn from `rng` (one for every example).
+    A prefix's length is uniform in 1 .. L - 1; it and blanks are drawn from `rng`.
     """
-    B, L = batch["tokens"].shape[0], batch["tokens"].shape[1] - 1
-    rng_dropout, rng_prefix = jax.random.split(rng) if model.cfg.objective == "prefix" else (rng, rng)
-    weight, prefix_B = batch["weight"], None
-    if model.cfg.objective == "prefix":
-        prefix_B = jax.random.randint(rng_prefix, (B,), 1, L)
+    cfg = model.cfg
+    tokens, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    B, L = tokens.shape
+    weight, prefix_B, positions = batch["weight"], None, None
+    rng_dropout, rng = jax.random.split(rng) if cfg.objective != "causal" else (rng, rng)
+    if cfg.objective == "prefix":
+        prefix_B = jax.random.randint(rng, (B,), 1, L)
         # Token i's target is token i + 1: the prefix's last token already predicts the first one after it.
         weight = weight[:, None] * (jnp.arange(L)[None, :] >= prefix_B[:, None] - 1)
-    logits_BLV: Any = model.apply(variables, *inputs(batch), train, prefix_B, rngs={"dropout": rng_dropout})
-    scalar, metrics = losses.cross_entropy(logits_BLV, batch["tokens"][:, 1:], weight, model.cfg.z_loss)
+    elif cfg.objective == "infill":
+        tokens, targets, counts, prefix_B, positions = infilling.infill(tokens, cfg.vocab_size, rng)
+        weight = weight[:, None] * counts
+    rngs = {"dropout": rng_dropout}
+    logits_BLV: Any = model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs)
+    scalar, metrics = losses.cross_entropy(logits_BLV, targets, weight, cfg.z_loss)
     return scalar, (metrics, {})

@@ -129,7 +129,8 @@ ROWS: dict[str, dict[str, Any]] = {
         params=128_697_794_560,
         model=dict(
             depth=70, width=12288, num_heads=96, ffn=32768, activation="geglu", position="rope",
-            norm_placement="deepnorm", objective="prefix", vocab_size=150528, seq_len=2048,
+            norm_placement="deepnorm", objective="infill", seq_len=2048,
+            vocab_size=150524,  # and four marks: 150,528 rows
         ),
     ),
     "smollm2-135m": dict(

@@ -88,7 +88,15 @@ def branch_scale(cfg: Any) -> float:
 def residual_start(cfg: Any) -> float:
     """Of the projections back to the residual stream at the start: 1 / sqrt(2 depth) (GPT-2), where asked."""
     depth = cfg.base_depth if cfg.parametrization == "completep" else cfg.depth
-    return (2 * depth) ** -0.5 if cfg.scale_residual else 1.0
+    return (2 * depth) ** -0.5 if cfg.scale_residual or cfg.norm_placement == "deepnorm" else 1.0
+
+
+def value_start(cfg: Any) -> float:
+    """Of values and of the ffn's first matrices: as small as the projections back, in GLM-130B's DeepNorm.
+
+    Zeng et al. 2022 (arXiv:2210.02414, section 2.1), after Wang et al. 2022 (arXiv:2203.00555).
+    """
+    return residual_start(cfg) if cfg.norm_placement == "deepnorm" else 1.0
 
 
 # ------------------------------------------------------------------------------------------- positions
@@ -101,11 +109,13 @@ class View(flax.struct.PyTreeNode):
       start: position of the first query.
       bias_HLS: added to every layer's scores.
       prefix_B: how many first keys every query of an example sees, its own future among them; None: none.
+      positions_BL: of the queries, where they aren't start, start + 1, ...
     """
 
     start: Any
     bias_HLS: jax.Array | None = None
     prefix_B: jax.Array | None = None
+    positions_BL: jax.Array | None = None
 
 
 BUCKETS, FARTHEST = 32, 128  # T5's (Raffel et al. 2020, arXiv:1910.10683, section 2.1)
@@ -123,12 +133,12 @@ def relative_bias(table_RH: jax.Array, length: int, size: int, start: Any) -> ja
     return table_RH[bucket_LS].transpose(2, 0, 1)
 
 
-def rope(x_BHLK: jax.Array, positions_L: jax.Array, base: float) -> jax.Array:
-    """Rotary positions (Su et al., arXiv:2104.09864), halves paired as in Llama."""
+def rope(x_BHLK: jax.Array, positions_xL: jax.Array, base: float) -> jax.Array:
+    """Rotary positions L, or B1L (Su et al., arXiv:2104.09864), halves paired as in Llama."""
     half = x_BHLK.shape[-1] // 2
     freq = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_LK = positions_L[:, None].astype(jnp.float32) * freq
-    sin, cos = jnp.sin(angle_LK), jnp.cos(angle_LK)
+    angle_xLK = positions_xL[..., None].astype(jnp.float32) * freq
+    sin, cos = jnp.sin(angle_xLK), jnp.cos(angle_xLK)
     a, b = jnp.split(x_BHLK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BHLK.dtype)
 
@@ -297,21 +307,22 @@ class Attention(nn.Module):
         start = 0 if cache is None else view.start
         D, H, G, K = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
 
-        def project(name: str, heads: int) -> jax.Array:
-            w_DHK = self.param(name, normal(cfg.init_std, D), (D, heads, K))
+        def project(name: str, heads: int, start: float = 1.0) -> jax.Array:
+            w_DHK = self.param(name, normal(cfg.init_std, D, start), (D, heads, K))
             y_BLHK = linear(x_BLD, w_DHK)
             if cfg.bias:
                 y_BLHK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, K)).astype(dtype)
             return y_BLHK.transpose(0, 2, 1, 3)
 
-        q_BHLK, k_BGLK, v_BGLK = project("query", H), project("key", G), project("value", G)
+        q_BHLK, k_BGLK, v_BGLK = project("query", H), project("key", G), project("value", G, value_start(cfg))
         if cfg.qk_norm:
             q_BHLK = Norm("rmsnorm", name="query_norm")(q_BHLK)
             k_BGLK = Norm("rmsnorm", name="key_norm")(k_BGLK)
         if cfg.position == "rope":
-            positions_L = start + jnp.arange(x_BLD.shape[1])
-            q_BHLK = rope(q_BHLK, positions_L, cfg.rope_base)
-            k_BGLK = rope(k_BGLK, positions_L, cfg.rope_base)
+            given = view.positions_BL
+            positions_xL = start + jnp.arange(x_BLD.shape[1]) if given is None else given[:, None]
+            q_BHLK = rope(q_BHLK, positions_xL, cfg.rope_base)
+            k_BGLK = rope(k_BGLK, positions_xL, cfg.rope_base)
         if cache is not None:
             k_BGLK = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BGLK, start, axis=2)
             v_BGLK = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BGLK, start, axis=2)
@@ -347,9 +358,9 @@ class FeedForward(nn.Module):
                 y += self.param(f"{name}_bias", nn.initializers.zeros, (out,)).astype(dtype)
             return y
 
-        h_BLF = dense("up", x_BLD, F)
+        h_BLF = dense("up", x_BLD, F, value_start(cfg))
         if cfg.activation in GATED:
-            h_BLF = h_BLF * ACTIVATIONS[GATED[cfg.activation]](dense("gate", x_BLD, F))
+            h_BLF = h_BLF * ACTIVATIONS[GATED[cfg.activation]](dense("gate", x_BLD, F, value_start(cfg)))
         else:
             h_BLF = ACTIVATIONS[cfg.activation](h_BLF)
         return dense("down", h_BLF, D, residual_start(cfg))

@@ -96,7 +96,9 @@ def fit(
     found = search.search(problem, estimator=estimator)
     warnings += checks.search_warnings(problem, found)
     params = model.named(found.theta)
-    samples, failed = uncertainty.resample(problem, found, bootstrap, seed, estimator, full_grid=full_grid)
+    of_runs, run_warnings = _runs(frame)
+    warnings += run_warnings
+    samples, failed = uncertainty.resample(problem, found, bootstrap, seed, estimator, None, full_grid, of_runs)
     if failed:
         warnings.append(f"{failed} of {bootstrap} resamples couldn't be fitted (too few distinct runs, or no optimum)")
     if failed > bootstrap / 2:
@@ -294,6 +296,16 @@ def _intervals(
         "se": {k: float(np.nanstd(values[:, i])) if finite[i] else None for i, k in enumerate(names)},
         "intervals": intervals,
     }
+
+
+def _runs(frame: pd.DataFrame) -> tuple[np.ndarray | None, list[str]]:
+    """Which run each point is of, if some runs have several points; what to say where they are too few to draw from."""
+    if "run_id" not in frame or not frame["run_id"].dropna().duplicated().any():
+        return None, []
+    labels = frame["run_id"].fillna(pd.Series(frame.index.astype(str), index=frame.index)).to_numpy(str)
+    if (number := len(np.unique(labels))) < uncertainty.MIN_POINTS:
+        return None, [f"{len(frame)} points of {number} runs: intervals take them as independent, and are too narrow"]
+    return labels, []
 
 
 def _seed_cells(frame: pd.DataFrame, model: Law, n: int) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Transfer of the learning rate over shapes: the best rate of each size, and how far it moves."""
+"""Transfer of the learning rate over shapes: the best rate of each size, and how far it moves. Tuning at one shape."""
 
 from __future__ import annotations
 
@@ -82,4 +82,37 @@ def report(folder: str | Path, out: str | Path, axis: str) -> str:
         mine = [s for s in stars if s["parametrization"] == name]
         each = ", ".join(f"{s['size']}: {s['lr']:.3g}{' (edge)' if s['edge'] else ''}" for s in mine)
         lines.append(f"{name}: the best rate moves by {ratio:.2f}x ({axis} {each})")
+    return "\n".join([*lines, f"figure: {drawn}"])
+
+
+def tuning(folder: str | Path, out: str | Path) -> str:
+    """The best rate and least loss of each batch size and beta2: writes tuning.csv, tuning.png, .svg, .pdf; lines."""
+    cells = []
+    for path in sources.planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
+        result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
+        cells.append(
+            {
+                "batch_size": config["train"]["batch_size"], "b2": config["optim"]["b2"], "lr": config["optim"]["lr"],
+                "seed": config["train"]["seed"], "run_id": result["run_id"],
+                "loss": math.nan if result["loss"] is None else result["loss"],
+            }
+        )  # fmt: skip
+    if not cells:
+        raise UsageError(f"no finished runs in {str(folder)!r}")
+    frame = pd.DataFrame(cells).sort_values(["batch_size", "b2", "lr", "seed"])
+    best = []
+    for (batch, b2), here in frame.groupby(["batch_size", "b2"]):
+        mean = here.groupby("lr").loss.mean()
+        lr, loss = lowest(list(mean.index), list(mean))
+        edge = mean.idxmin() in (mean.index[0], mean.index[-1])
+        best.append({"batch_size": int(batch), "b2": float(b2), "lr": lr, "loss": loss, "edge": bool(edge)})
+    home = Path(out)
+    home.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(home / "tuning.csv", index=False)
+    drawn = figures.write(figures.tuning, home / "tuning", best)
+    lines = [
+        f"batch {b['batch_size']}, beta2 {b['b2']:g}: loss {b['loss']:.4f} at rate {b['lr']:.3g}"
+        f"{' (edge)' if b['edge'] else ''}"
+        for b in best
+    ]
     return "\n".join([*lines, f"figure: {drawn}"])

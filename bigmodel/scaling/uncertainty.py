@@ -42,6 +42,7 @@ def resample(
     estimator: str = "huber",
     cells: np.ndarray | None = None,
     full_grid: bool = False,
+    runs: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """Refits resamples of the runs, drawn with replacement (Efron 1979).
 
@@ -52,6 +53,8 @@ def resample(
     Args:
       cells: (n,) a label per run; a resample then draws within each cell, as over the seeds of one configuration.
       full_grid: every resample gets the whole grid of starts, on all cores.
+      runs: (n,) which run each point is of, where one has several (decays of one trunk): they are then drawn together,
+        since they share a start, an order of data and most of their steps.
 
     Returns:
       theta of each resample that could be fitted (R', P), and how many couldn't.
@@ -64,7 +67,11 @@ def resample(
         raise UsageError(f"full_grid: of {n} runs, over {SUBSET_RUNS}, resamples are of subsets; leave it out")
     if n > SUBSET_RUNS and cells is None:
         return _little_bootstraps(problem, found, resamples, rng, estimator)
-    if cells is None:
+    if cells is None and runs is not None:
+        own = np.unique(runs, return_inverse=True)[1]
+        size = own.max() + 1
+        counts = rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)[:, own]
+    elif cells is None:
         counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
     else:
         counts = np.zeros((resamples, n))

@@ -112,7 +112,8 @@ def report(args: argparse.Namespace, _: Any) -> int:
     out = Path(args.out or folder / "report")
     if module and getattr(module, "LAW", args.law) is None:  # a study of something else than sizes and data
         with config.user_code(args.file, "sweep", "report()"), config.writing(out):
-            print(module.report(folder, out))
+            said = module.report(folder, out)
+        print_json({"lines": said.splitlines(), "report": str(out)}) if args.json else print(said)
         return 0
     target, needed = _needs(args.law, [])
     frame = rows.load(folder, target=target, needed=needed)

@@ -105,3 +105,25 @@ def shapes(frame: pd.DataFrame) -> Figure:
     style.log_axis(axes, "x", mean.aspect.min() / 1.5, mean.aspect.max() * 1.5)
     axes.set(xlabel="width / depth (marks: layers)", ylabel="held-out loss")
     return figure
+
+
+def tuning(best: Sequence[dict[str, Any]]) -> Figure:
+    """Least loss over rates against beta2 (as 1 - beta2), a curve a batch size, the best rate at each mark."""
+    frame = pd.DataFrame(best)
+    sizes = sorted(frame.batch_size.unique())
+    norm = style.log_norm(sizes)
+    figure, (axes,) = style.PAGE.panels(1)
+    for i, size in enumerate(sizes):
+        here = frame[frame.batch_size == size].sort_values("b2")
+        axes.plot(
+            1 - here.b2, here.loss, color=style.colour(norm, size), marker=style.MARKERS[i % 8], markersize=5,
+            linewidth=1.2, label=f"batch {size}",
+        )  # fmt: skip
+        for row in here.itertuples():
+            axes.annotate(
+                f"{row.lr:.2g}", (1 - row.b2, row.loss), textcoords="offset points", xytext=(4, 4), fontsize="x-small"
+            )
+    style.log_axis(axes, "x", (1 - frame.b2).min() / 1.5, (1 - frame.b2).max() * 1.6)
+    axes.set(xlabel="1 - beta2 (marks: the best rate)", ylabel="least held-out loss")
+    axes.legend()
+    return figure
