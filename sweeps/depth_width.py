@@ -1,7 +1,9 @@
-"""Depth against width at fixed size and compute: seven shapes of 55 thousand parameters, from one layer to 72.
+"""Depth against width at fixed size and compute: seven shapes of 55 to 58 thousand parameters, from one layer to 72.
 
-bigmodel prepare prose --out=data/prose-bytes
-bigmodel sweep run sweeps/depth_width.py && bigmodel report sweeps/depth_width.py
+    bigmodel prepare prose --out=data/prose-bytes
+    bigmodel sweep run sweeps/depth_width.py && bigmodel report sweeps/depth_width.py
+
+Two heads in each; docs/results.md has what came out.
 """
 
 from bigmodel import sweep
@@ -9,7 +11,7 @@ from bigmodel.scaling import heldout
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one size, one budget
-SHAPES = [(68, 1), (48, 2), (34, 4), (24, 8), (16, 18), (12, 32), (8, 72)]  # 12 width^2 depth = 55 to 56 thousand
+SHAPES = [(68, 1), (48, 2), (40, 3), (24, 8), (16, 18), (12, 32), (8, 72)]  # 12 width^2 depth = 55 to 58 thousand
 
 
 def get_sweep():

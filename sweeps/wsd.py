@@ -3,8 +3,8 @@
     bigmodel prepare prose --out=data/prose-bytes
     bigmodel sweep run sweeps/wsd.py && bigmodel report sweeps/wsd.py
 
-A trunk with branches at 1/4 and 1/2 of its tokens costs 1.15 trunks; the three cosine runs 1.75. Each schedule has the
-rate that suits it: a trunk half the cosine's (Hägele et al. 2024, arXiv:2405.18392), and its decays end at zero.
+A trunk with branches at 1/4 and 1/2 of its tokens costs 1.15 trunks; the three cosine runs 1.75. All at the rate that
+was best in sweeps/tuning.py, and down to zero.
 """
 
 from bigmodel import sweep
@@ -19,16 +19,14 @@ WARMUP = 0.0125  # of the trunk: 102,400 tokens, whatever a run's length
 def get_sweep():
     small, large = sweep.ladder("decoder", [32, 64], [2])
     shapes = [{**small, "train.seed": 0}, {**small, "train.seed": 1}, {**large, "train.seed": 0}]
-    wsd = {"optim.schedule": ["wsd"], "optim.lr": [0.009], "optim.final_lr": [0.0], "optim.branches": [(0.25, 0.5)]}
-    trunks = sweep.product(shapes, {"train.tokens": [TOKENS], "optim.warmup": [WARMUP], **wsd})
-    lengths = sweep.zip_(
-        {
-            "train.tokens": [TOKENS // 4, TOKENS // 2, TOKENS],
-            "optim.warmup": [4 * WARMUP, 2 * WARMUP, WARMUP],
-            "optim.lr": [0.018] * 3,
-        }
-    )
-    return sweep.chain(trunks, sweep.product(shapes, lengths))
+    tuned = {"optim.lr": [0.009], "optim.final_lr": [0.0]}
+    wsd = {"optim.schedule": ["wsd"], "optim.branches": [(0.25, 0.5)]}
+    trunks = sweep.product(shapes, {"train.tokens": [TOKENS], "optim.warmup": [WARMUP], **tuned, **wsd})
+    lengths = {
+        "train.tokens": [TOKENS // 4, TOKENS // 2, TOKENS],
+        "optim.warmup": [4 * WARMUP, 2 * WARMUP, WARMUP],
+    }
+    return sweep.chain(trunks, sweep.product(shapes, sweep.zip_(lengths), tuned))
 
 
 def report(folder, out):

@@ -1,5 +1,6 @@
 """Studies of transfer and of held-out budgets: their reports of planted numbers, and of mistakes."""
 
+import itertools
 import json
 import math
 
@@ -22,12 +23,12 @@ def test_the_lowest_point_is_the_parabola_s():
     assert transfer.lowest(lr, [2.0, 1.0, math.nan, math.nan])[0] == pytest.approx(0.01)  # diverged beside it
 
 
-def write_run(folder, number, model, optim, **result):
+def write_run(folder, number, model, optim, batch_size=8, **result):
     home = folder / f"{number:012x}"
     home.mkdir(parents=True)
     base = {"run_id": home.name, "status": "done", "seed": 0, **result}
     (home / "result.json").write_text(json.dumps(base))
-    config = {"model": model, "optim": optim, "train": {"seed": 0}}
+    config = {"model": model, "optim": optim, "train": {"seed": base["seed"], "batch_size": batch_size}}
     (home / "config.json").write_text(json.dumps(config))
 
 
@@ -46,6 +47,30 @@ def test_a_transfer_report_says_how_far_the_best_rate_moves(tmp_path):
     assert not any(s["edge"] for s in found["best"])
     assert (tmp_path / "out/transfer.png").stat().st_size > 10_000
     assert len(pd.read_csv(tmp_path / "out/transfer.csv")) == number
+
+
+def test_a_tuning_report_names_each_batchs_best_rate(tmp_path):
+    best = {4: 0.004, 16: 0.016}
+    for number, (batch, b2, lr) in enumerate(itertools.product(best, (0.95, 0.99), 0.004 * 2.0 ** np.arange(-1, 4))):
+        loss = 2 + 0.1 * math.log(lr / best[batch]) ** 2 + batch * 0.01 + (b2 == 0.99) * 0.05
+        write_run(tmp_path, number, {}, {"b2": b2, "lr": float(lr)}, batch, loss=loss)
+    text = transfer.tuning(tmp_path, tmp_path / "out")
+    assert "batch 4, beta2 0.95: loss 2.0400 at rate 0.004\n" in text
+    assert "batch 16, beta2 0.99: loss 2.2100 at rate 0.016\n" in text and "edge" not in text
+    assert (tmp_path / "out/tuning.png").stat().st_size > 10_000
+    assert len(pd.read_csv(tmp_path / "out/tuning.csv")) == 20
+    with pytest.raises(UsageError, match="no finished runs"):
+        transfer.tuning(tmp_path / "none", tmp_path / "out")
+
+
+def test_a_report_of_shapes_names_the_best(tmp_path):
+    for number, (width, depth, loss) in enumerate([(48, 2, 2.0), (8, 72, 2.2), (34, 4, 1.9)]):
+        own = dict(width=width, depth=depth, params=70_000, params_nonembedding=55_000, tokens=10**6, flops=1e12)
+        write_run(tmp_path, number, {}, {"schedule": "cosine"}, unit="tokens", loss=loss, **own)
+    text = heldout.shapes(tmp_path, tmp_path / "out")
+    assert "width 34 depth 4: width / depth 8.5" in text and "loss 1.9000 (+0.00%)" in text
+    assert text.index("depth 72") < text.index("depth 4:") < text.index("depth 2:"), "from deep to wide"
+    assert (tmp_path / "out/shapes.png").stat().st_size > 10_000
 
 
 def planted(budgets, noise=0.0):
@@ -83,7 +108,7 @@ def test_branches_are_rows_of_one_run(tmp_path):
     frame = rows.load(tmp_path)
     assert sorted(frame["L"]) == [2.2, 2.21, 2.48, 2.5] and sorted(frame["D"]) == [2e6, 2e6, 4e6, 4e6]
     text = heldout.branches(tmp_path, tmp_path / "out")
-    assert "2,000,000 tokens: wsd 2.5000, cosine 2.4800 (+0.81%)" in text and "largest difference 0.81%" in text
+    assert "2,000,000 tokens, 1 seed: wsd 2.5000, cosine 2.4800 (+0.81%)" in text and "largest difference 0.81%" in text
 
 
 def test_reports_of_too_little_are_refused(tmp_path):

@@ -95,7 +95,8 @@ def report(folder: str | Path, out: str | Path) -> str:
 
 
 def branches(folder: str | Path, out: str | Path) -> str:
-    """Decays from a trunk beside runs of the same shape and length: writes branches.csv and a figure, returns lines."""
+    """Decays from a trunk beside runs of the same shape, length and seed: writes branches.csv (each seed apart) and a
+    figure, returns lines (means over seeds)."""
     cells = []
     for path in sources.planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
         result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
@@ -112,17 +113,19 @@ def branches(folder: str | Path, out: str | Path) -> str:
     wide = frame.pivot_table(index=keys, columns="schedule", values="loss").dropna().reset_index()
     if wide.empty or not {"wsd", "cosine"} <= set(wide):
         raise UsageError(f"{str(folder)!r} has no wsd and cosine runs of the same shape and length")
-    wide["difference"] = wide["wsd"] / wide["cosine"] - 1
     home = Path(out)
     home.mkdir(parents=True, exist_ok=True)
-    wide.to_csv(home / "branches.csv", index=False)
-    drawn = figures.write(figures.branches, home / "branches", wide)
+    wide.assign(difference=wide["wsd"] / wide["cosine"] - 1).to_csv(home / "branches.csv", index=False)
+    seeds = wide.groupby(keys[:-1])
+    mean = seeds[["wsd", "cosine"]].mean().assign(seeds=seeds.size()).reset_index()
+    mean["difference"] = mean["wsd"] / mean["cosine"] - 1
+    drawn = figures.write(figures.branches, home / "branches", mean)
     lines = [
-        f"width {r.width} depth {r.depth}, {r.tokens:,} tokens: wsd {r.wsd:.4f}, cosine {r.cosine:.4f} "
-        f"({r.difference:+.2%})"
-        for r in wide.itertuples()
+        f"width {r.width} depth {r.depth}, {r.tokens:,} tokens, {r.seeds} seed{'s' * (r.seeds > 1)}: wsd {r.wsd:.4f}, "
+        f"cosine {r.cosine:.4f} ({r.difference:+.2%})"
+        for r in mean.itertuples()
     ]
-    return "\n".join([*lines, f"largest difference {wide.difference.abs().max():.2%}", f"figure: {drawn}"])
+    return "\n".join([*lines, f"largest difference {mean.difference.abs().max():.2%}", f"figure: {drawn}"])
 
 
 def shapes(folder: str | Path, out: str | Path) -> str:

@@ -125,5 +125,5 @@ def tuning(best: Sequence[dict[str, Any]]) -> Figure:
             )
     style.log_axis(axes, "x", (1 - frame.b2).min() / 1.5, (1 - frame.b2).max() * 1.6)
     axes.set(xlabel="1 - beta2 (marks: the best rate)", ylabel="least held-out loss")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
