@@ -120,6 +120,17 @@ def test_nothing_sees_what_it_predicts(position):
             assert set(np.flatnonzero(seen).tolist()) == want, (seed, i)
 
 
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_positions_are_used_as_given(position):
+    cfg = section(position=position)
+    model, variables = decoder.Model(cfg), drawn(decoder, cfg)
+    tokens, places = jnp.arange(24)[None] + 1, jnp.arange(24)[None]
+    apply = jax.jit(lambda at: model.apply(variables, tokens, False, jnp.array([9]), at))
+    plain = jax.jit(lambda: model.apply(variables, tokens, False, jnp.array([9])))()
+    np.testing.assert_allclose(apply(places), plain, atol=1e-5)
+    assert not np.allclose(apply(places // 2), plain, atol=1e-3)
+
+
 def test_the_loss_is_of_part_b_alone():
     cfg = section()
     model, variables = decoder.Model(cfg), drawn(decoder, cfg)

@@ -127,6 +127,18 @@ def test_epsilon_shrinks_with_the_gradients():
         assert [leaf(sizes, p) for p in (TABLE, HIDDEN, HEAD)] == [table, hidden, head]
 
 
+def test_a_program_s_optimizer_knows_the_gradients(monkeypatch):
+    cfg = budget.base("decoder", "text")
+    cfg.model.update(section(parametrization="mup", tied_head=False).to_dict())
+    given, real = [], optim.build
+    monkeypatch.setattr(optim, "build", lambda *args: given.append(args) or real(*args))
+    program.build.cache_clear()
+    program.build(program.static_part(FrozenConfigDict(cfg)), sharding.make_mesh(cfg.run.mesh))
+    program.build.cache_clear()
+    scales = budget.scales("decoder", FrozenConfigDict(cfg.model), "adamw")
+    assert given[0][2:] == (scales.rate, scales.gradient)
+
+
 def test_gradients_are_as_small_as_the_parametrisation_says():
     """At the start, over seeds: what AdamW's epsilon assumes of muP at 8 times the width."""
 
