@@ -12,24 +12,22 @@ from bigmodel import sweep
 from bigmodel.scaling import heldout
 
 CONFIG = "experiments/prose.py"
-SHAPES = {
-    1e11: [(8, 1), (16, 1), (24, 1), (32, 1), (32, 2)],
-    3e11: [(16, 1), (24, 1), (32, 1), (32, 2), (48, 2)],
-    1e12: [(24, 1), (32, 1), (32, 2), (48, 2), (64, 2)],
-    3e12: [(32, 1), (32, 2), (48, 2), (64, 2), (64, 4)],
-    9e12: [(32, 2), (48, 2), (64, 2), (64, 4), (96, 4)],
+DEPTH = 2  # one layer follows a law of its own: N alone doesn't say that it can't compose attention
+WIDTHS = {
+    1e11: [8, 12, 16, 24, 32],
+    3e11: [12, 16, 24, 32, 48],
+    1e12: [16, 24, 32, 48, 64],
+    3e12: [24, 32, 48, 64, 96],
+    9e12: [32, 48, 64, 96, 128],
 }
-
-
 TUNED = {"optim.lr": 0.0127, "optim.b2": 0.99, "optim.warmup": 0.1}
 
 
 def get_sweep():
     rows = []
-    for flops, shapes in SHAPES.items():
-        for width, depth in shapes:
-            (row,) = sweep.ladder("decoder", [width], [depth])
-            seeds = range(2 if flops < max(SHAPES) else 1)
+    for flops, widths in WIDTHS.items():
+        for row in sweep.ladder("decoder", widths, [DEPTH]):
+            seeds = range(2 if flops < max(WIDTHS) else 1)
             rows += [{**row, **TUNED, "train.flops": flops, "train.seed": seed} for seed in seeds]
     return rows
 

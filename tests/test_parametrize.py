@@ -139,6 +139,7 @@ def test_a_program_s_optimizer_knows_the_gradients(monkeypatch):
     assert given[0][2:] == (scales.rate, scales.gradient)
 
 
+@pytest.mark.slow
 def test_gradients_are_as_small_as_the_parametrisation_says():
     """At the start, over seeds: what AdamW's epsilon assumes of muP at 8 times the width."""
 
