@@ -27,6 +27,8 @@ TINY = [
     ("train.tokens", 0),
     ("train.steps", 12),
     ("train.eval_examples", 16),
+    ("optim.name", "adamw"),  # compiles in two thirds of the time that the experiment's Muon takes
+    ("optim.lr", 0.01),
     ("run.wandb", "off"),
 ]
 

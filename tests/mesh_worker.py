@@ -1,4 +1,4 @@
-"""Run by test_sharding.py in a process with its own number of devices: trains on each mesh, restores each on each.
+"""Run by test_sharding.py in a process with its own number of devices: trains on each mesh, restores each on the next.
 
 usage: mesh_worker.py DEVICES CONFIG.json OUT.json FOLDER MESH[,MESH...] [RESTORE_FROM=FOLDER ...]
 MESH is data x fsdp x tensor, as 2x2x2.
@@ -54,12 +54,14 @@ for mesh in meshes.split(","):
         )
     )
     report["fractions"][mesh] = here / whole
-origins = {mesh: folder / mesh for mesh in meshes.split(",")}
-origins |= dict(s.split("=") for s in sources)
-for origin, source in origins.items():
-    for mesh in meshes.split(","):
-        if origin != mesh:
-            root = folder / f"{origin}-on-{mesh}"
-            halfway(source, root)
-            report["restored"][f"{origin} on {mesh}"] = run(mesh, root)
+meshes = meshes.split(",")
+after = meshes[1:] + meshes[:1]
+pairs = [(name, folder / name, mesh) for name, mesh in zip(meshes, after, strict=True) if name != mesh]
+for i, source in enumerate(sources):
+    name, path = source.split("=")
+    pairs.append((name, path, meshes[i % len(meshes)]))
+for name, source, mesh in pairs:
+    root = folder / f"{name}-on-{mesh}"
+    halfway(source, root)
+    report["restored"][f"{name} on {mesh}"] = run(mesh, root)
 Path(out).write_text(json.dumps(report))

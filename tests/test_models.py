@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import budget, models, sharding, tree
 from bigmodel.config import UsageError
-from bigmodel.models import decoder, layers, losses
+from bigmodel.models import attention, decoder, losses
 
 FAMILIES = models.names()
 SMALL = {"decoder": dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=12, dropout=0.0)}
@@ -203,8 +203,8 @@ def test_grouped_queries_equal_repeated_heads():
     """G key heads shared by H queries are H key heads that happen to be equal."""
     k = jax.random.normal(jax.random.key(0), (3, 2, 2, 5, 4))
     q = jax.random.normal(jax.random.key(1), (2, 6, 5, 4))
-    grouped = layers.attend(q, k[0], k[1])
-    repeated = layers.attend(q, jnp.repeat(k[0], 3, axis=1), jnp.repeat(k[1], 3, axis=1))
+    grouped = attention.attend(q, k[0], k[1])
+    repeated = attention.attend(q, jnp.repeat(k[0], 3, axis=1), jnp.repeat(k[1], 3, axis=1))
     np.testing.assert_allclose(grouped, repeated, atol=1e-6)
     plain = jax.nn.dot_product_attention(
         q.transpose(0, 2, 1, 3), k[0].transpose(0, 2, 1, 3), k[1].transpose(0, 2, 1, 3), is_causal=True
@@ -228,7 +228,7 @@ def test_attention_in_blocks_of_queries_is_attention(added):
         weights = jnp.arange(8.0) - 3
         return jax.jit(jax.value_and_grad(lambda a: jnp.sum(jnp.sin(f(*a)) @ weights)))(args)
 
-    ours = run(lambda q, k, v, s: layers.attend(q, k, v, 0, s), q, k, v, scores)
+    ours = run(lambda q, k, v, s: attention.attend(q, k, v, attention.View(), s), q, k, v, scores)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours[1], run(plain, q, k, v, scores)[1])
     np.testing.assert_allclose(ours[0], run(plain, q, k, v, scores)[0], rtol=1e-5)
 
@@ -275,11 +275,11 @@ def test_a_prefix_is_seen_whole_and_not_predicted():
 def test_relative_bias_has_t5s_buckets():
     """One distance each up to 15, then logarithmically to 128 (Raffel et al. 2020): distances that share the last."""
     table = jnp.arange(32.0)[:, None]
-    bias = layers.relative_bias(table, 200, 200, 0)[0]
+    bias = attention.relative_bias(table, 200, 200, 0)[0]
     column = np.asarray(bias[:, 0])  # the query's distance from key 0
     np.testing.assert_array_equal(column[:16], np.arange(16))
     assert column[16] == 16 and column[127] == 31 and (column[128:] == 31).all() and (np.diff(column) >= 0).all()
-    np.testing.assert_array_equal(layers.relative_bias(table, 1, 200, 150)[0, 0, :151], bias[150, :151])
+    np.testing.assert_array_equal(attention.relative_bias(table, 1, 200, 150)[0, 0, :151], bias[150, :151])
 
 
 def test_rope_depends_on_distance_alone():
@@ -288,7 +288,7 @@ def test_rope_depends_on_distance_alone():
 
     def scores(start):
         at = start + jnp.arange(6)
-        return jnp.einsum("BHLK,BHSK->BHLS", layers.rope(x, at, 100.0), layers.rope(y, at, 100.0))
+        return jnp.einsum("BHLK,BHSK->BHLS", attention.rope(x, at, 100.0), attention.rope(y, at, 100.0))
 
     np.testing.assert_allclose(scores(0), scores(7), atol=1e-5)
     assert not np.allclose(scores(0), jnp.einsum("BHLK,BHSK->BHLS", x, y), atol=1e-2)
@@ -300,10 +300,10 @@ def test_relative_scores_are_the_products_with_each_distance():
     q = jax.random.normal(jax.random.key(0), (2, 5, L, K))
     w = jax.random.normal(jax.random.key(1), (D, 5, K))
     for start in (0, 2, S - L):
-        found = layers.relative_scores(q, w, S, start)
+        found = attention.relative_scores(q, w, S, start)
         for i in range(L):
             for j in range(start + i + 1):
-                r = layers.sinusoids(jnp.array([start + i - j]), D)[0]
+                r = attention.sinusoids(jnp.array([start + i - j]), D)[0]
                 want = jnp.einsum("BHK,DHK,D->BH", q[:, :, i], w, r) / K**0.5
                 np.testing.assert_allclose(found[:, :, i, j], want, atol=1e-5)
 
@@ -312,9 +312,9 @@ def test_every_platform_attends_alike(monkeypatch):
     """The call that TPU and GPU get, on this CPU, with and without added scores."""
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 6, 8))
     scores = jax.random.normal(jax.random.key(1), (2, 4, 6, 6))
-    here = [layers.attend(q, k, v), layers.attend(q, k, v, 0, scores)]
+    here = [attention.attend(q, k, v), attention.attend(q, k, v, attention.View(), scores)]
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
-    there = [layers.attend(q, k, v), layers.attend(q, k, v, 0, scores)]
+    there = [attention.attend(q, k, v), attention.attend(q, k, v, attention.View(), scores)]
     for a, b in zip(here, there, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert not np.allclose(here[0], here[1], atol=1e-2)

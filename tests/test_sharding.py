@@ -1,4 +1,4 @@
-"""The same losses on every mesh and process count, and any checkpoint on any of them."""
+"""The same losses on every mesh and process count, and a checkpoint of one on another."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, data_dir):
-    """Losses of one device, of four meshes of 8, and of 2 processes x 4, with every checkpoint on every mesh."""
+    """Losses of one device, of four meshes of 8, and of 2 processes x 4; each restored on another, or on one."""
     from conftest import TINY
 
     root = tmp_path_factory.mktemp("mesh")
@@ -84,7 +84,7 @@ def runs(tmp_path_factory, data_dir):
     finish(eight)
     back = spawn(
         worker, 1, file, root / "back.json", root / "back", "1x1x1",
-        *(f"{m}={root / 'eight' / m}" for m in MESHES), f"two={root / 'two'}",
+        *(f"{m}={root / 'eight' / m}" for m in ("1x8x1", "2x2x2")), f"two={root / 'two'}",
     )  # fmt: skip
     finish(back)
     report = {name: json.loads((root / f"{name}.json").read_text()) for name in ("one", "eight", "back")}
@@ -105,10 +105,10 @@ def test_two_processes_have_the_losses_of_one_device(runs):
     agree(runs["two"], runs["one"]["losses"]["1x1x1"])
 
 
-def test_any_checkpoint_restores_on_any_mesh(runs):
+def test_a_checkpoint_restores_on_another_mesh(runs):
     reference = runs["one"]["losses"]["1x1x1"]
     restored = runs["eight"]["restored"] | runs["back"]["restored"]
-    assert len(restored) == 4 * 3 + 2 * 4 + 4 + 1
+    assert len(restored) == 4 + 2 + 3
     for name, losses in restored.items():
         assert len(losses) == 21, name
         agree(losses, reference)

@@ -15,93 +15,34 @@ from ml_collections import ConfigDict
 
 from bigmodel import sharding
 from bigmodel.config import UsageError, choose
-from bigmodel.models import decoder_published, infilling, layers, losses
+from bigmodel.models import attention, decoder_published, infilling, layers, losses, transformer
 
 
 def get_config() -> ConfigDict:
-    """GPT-2's block. Zeros mean: follow from the others, as `finalize` says."""
+    """GPT-2's block and tables. Zeros mean: follow from the others, as `finalize` says."""
     return ConfigDict(
         dict(
-            width=768,
-            depth=12,
-            num_heads=12,
-            num_kv_heads=0,  # 0: num_heads; fewer: grouped queries
-            head_dim=0,  # 0: width / num_heads
-            ffn=0,  # 0: 4 * width
+            transformer.get_config(),
             vocab_size=50257,  # from the data where there is some
             seq_len=1024,  # from the data where there is some
-            activation="gelu_tanh",  # or gelu, relu, silu, swiglu, geglu
-            norm="layernorm",  # or rmsnorm
-            norm_placement="pre",  # or post, deepnorm
             final_norm=True,  # before the head
             position="learned",  # or rope, relative (Transformer-XL's), relative_bias (T5's), none
             position_offset=0,  # rows of the learned table before the first position's (OPT: 2)
-            rope_base=10_000.0,
-            qk_norm=False,
-            bias=True,
             tied_head=True,
             embed_dim=0,  # of the token table; 0: width; another: projected in and out (OPT-350M)
-            dropout=0.0,
-            init_std=0.02,  # 0: 1 / sqrt(fan_in)
-            scale_residual=True,  # residual projections start 1/sqrt(2 depth) smaller (GPT-2)
             # causal; prefix: a part of random length is seen whole, and what follows it predicted; or infill
             # (infilling.py), which adds the rows of its marks to the tables
             objective="causal",
             z_loss=0.0,
-            parametrization="standard",  # or mup, completep, ntk, mean_field, standard_layerwise
-            base_width=0,  # whose hyper-parameters these are (parametrize.py); 0: width
-            base_depth=0,  # 0: depth
-            base_num_heads=0,  # 0: num_heads
-            dtype="float32",  # compute; parameters are float32
-            execution="auto",  # scan over depth, unrolled, or auto: unrolled up to AUTO_UNROLL layers
-            remat=False,
         )
     )
 
 
-AUTO_UNROLL = 8  # benchmarks/scan_or_unroll.py: unrolled steps are faster; scan compiles faster past this
-
-
 def finalize(cfg: ConfigDict) -> None:
     """Fills what follows from other keys, and refuses what can't be built."""
-    for key in ("width", "depth", "num_heads", "vocab_size", "seq_len"):
-        if cfg[key] < 1:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
-    for key in (
-        "base_width",
-        "base_depth",
-        "base_num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "ffn",
-        "embed_dim",
-        "position_offset",
-        "init_std",
-        "z_loss",
-    ):
-        if cfg[key] < 0:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
-    choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
-    choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
-    choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])
     choose("config.model.position", cfg.position, ["learned", "rope", "relative", "relative_bias", "none"])
     choose("config.model.objective", cfg.objective, ["causal", "prefix", "infill"])
-    choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
-    choose("config.model.execution", cfg.execution, ["auto", "scan", "unrolled"])
-    if not cfg.head_dim:
-        if cfg.width % cfg.num_heads:
-            raise UsageError(
-                f"config.model.num_heads={cfg.num_heads} doesn't divide width={cfg.width}; "
-                "choose another, or set head_dim"
-            )
-        cfg.head_dim = cfg.width // cfg.num_heads
-    cfg.num_kv_heads = cfg.num_kv_heads or cfg.num_heads
-    if cfg.num_heads % cfg.num_kv_heads:
-        raise UsageError(f"config.model.num_kv_heads={cfg.num_kv_heads} doesn't divide num_heads={cfg.num_heads}")
-    if cfg.position == "rope" and cfg.head_dim % 2:
-        raise UsageError(f"config.model.head_dim={cfg.head_dim}: rope needs an even one")
-    if cfg.position == "relative" and cfg.width % 2:
-        raise UsageError(f"config.model.width={cfg.width}: relative positions need an even one")
+    transformer.finalize(cfg, ("vocab_size", "seq_len"), ("embed_dim", "position_offset", "z_loss"))
     if cfg.position_offset and cfg.position != "learned":
         raise UsageError(f"config.model.position_offset={cfg.position_offset}: only learned positions have a table")
     if cfg.objective == "infill" and cfg.position.startswith("relative"):
@@ -111,15 +52,7 @@ def finalize(cfg: ConfigDict) -> None:
         )
     if cfg.objective == "infill" and cfg.seq_len < 8:
         raise UsageError(f"config.model.seq_len={cfg.seq_len}: infilling needs at least 8 tokens")
-    if not 0 <= cfg.dropout < 1:
-        raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
-    cfg.ffn = cfg.ffn or 4 * cfg.width
     cfg.embed_dim = cfg.embed_dim or cfg.width
-    cfg.base_width = cfg.base_width or cfg.width
-    cfg.base_depth = cfg.base_depth or cfg.depth
-    cfg.base_num_heads = cfg.base_num_heads or cfg.num_heads
-    if cfg.base_width != cfg.width and cfg.base_width % cfg.base_num_heads:
-        raise UsageError(f"config.model.base_num_heads={cfg.base_num_heads} doesn't divide base_width={cfg.base_width}")
 
 
 def rows(cfg: Any) -> int:
@@ -129,29 +62,13 @@ def rows(cfg: Any) -> int:
 
 def base(cfg: Any) -> ConfigDict:
     """The shape that a parametrisation compares with: the base's width and heads, this model's depth and the rest."""
-    other = ConfigDict(cfg.to_dict())
-    other.update(
-        dict(
-            width=cfg.base_width,
-            num_heads=cfg.base_num_heads,
-            num_kv_heads=max(1, cfg.num_kv_heads * cfg.base_num_heads // cfg.num_heads),
-            head_dim=layers.base_head_dim(cfg),
-            ffn=max(1, cfg.ffn * cfg.base_width // cfg.width),
-            embed_dim=cfg.base_width if cfg.embed_dim == cfg.width else cfg.embed_dim,
-        )
-    )
+    other = transformer.base(cfg)
+    other.embed_dim = cfg.base_width if cfg.embed_dim == cfg.width else cfg.embed_dim
     finalize(other)
     return other
 
 
-def rung(width: int, depth: int) -> dict[str, Any]:
-    """One ladder step: heads of 64, or 4 heads (2 below width 64) where the width is small; ffn = 4 width."""
-    heads = width // 64 if width >= 256 else 4 if width >= 64 else 2
-    while width % heads:
-        heads -= 1
-    return {"model.width": width, "model.depth": depth, "model.num_heads": heads}
-
-
+rung = transformer.rung
 PUBLISHED = decoder_published.ROWS
 WEIGHTS: dict[str, str] = {}
 
@@ -161,15 +78,7 @@ RULES = (
     (r"embed/relative_bias$", (None, "heads")),
     (r"embed/project_in$", (None, "embed")),
     (r"embed/project_out$", ("embed", None)),
-    (r"attention/(query|key|value|relative)$", (None, "embed", "heads", None)),
-    (r"attention/(query|key|value)_bias$", (None, "heads", None)),
-    (r"attention/(query|key)_norm/scale$", (None, None)),
-    (r"attention/out$", (None, "heads", None, "embed")),
-    (r"mlp/(up|gate)$", (None, "embed", "ffn")),
-    (r"mlp/(up|gate)_bias$", (None, "ffn")),
-    (r"mlp/down$", (None, "ffn", "embed")),
-    (r"(out|down)_bias$", (None, None)),
-    (r"blocks/norm\w+/(scale|bias)$", (None, None)),
+    *transformer.RULES,
     (r"^norm/(scale|bias)$", (None,)),
     (r"^head$", ("embed", "vocab")),
 )
@@ -194,39 +103,11 @@ def flops(cfg: Any) -> float:
     batch shares it. Lookups, norms and softmax are left out, as by nanoGPT and, but for the softmax and a
     lookup counted as a product, by Hoffmann et al. 2022 (arXiv:2203.15556, appendix F).
     """
-    L, D, H, G, K, F = cfg.seq_len, cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.ffn
-    E, V = cfg.embed_dim, rows(cfg)
-    matrices = 3 if cfg.activation in layers.GATED else 2
-    scores = 3 if cfg.position == "relative" else 2
-    layer = 2 * L * (2 * D * H * K + 2 * D * G * K) + scores * 2 * L * L * H * K + 2 * L * D * F * matrices
+    L, D, E, V = cfg.seq_len, cfg.width, cfg.embed_dim, rows(cfg)
+    layer = transformer.flops(cfg, L, L) + transformer.ffn_flops(cfg, L)
+    if cfg.position == "relative":
+        layer += 2.0 * L * L * cfg.num_heads * cfg.head_dim
     return float(cfg.depth * layer + 2 * L * E * V + (4 * L * D * E if E != D else 0))
-
-
-class Block(nn.Module):
-    cfg: Any
-
-    @nn.compact
-    def __call__(self, x_BLD: jax.Array, cache: Any, view: layers.View, train: bool) -> tuple[jax.Array, Any]:
-        cfg = self.cfg
-
-        def norm(name: str) -> layers.Norm:
-            return layers.Norm(cfg.norm, cfg.bias, name=name)
-
-        def drop(y: jax.Array) -> jax.Array:
-            y = y * scale if (scale := layers.branch_scale(cfg)) != 1 else y
-            return nn.Dropout(cfg.dropout, deterministic=not train)(y) if cfg.dropout else y
-
-        x_BLD = sharding.constrain(x_BLD, "batch", None, None)
-        if cfg.norm_placement == "pre":
-            y_BLD, cache = layers.Attention(cfg, name="attention")(norm("norm_attention")(x_BLD), cache, view)
-            x_BLD = x_BLD + drop(y_BLD)
-            x_BLD = x_BLD + drop(layers.FeedForward(cfg, name="mlp")(norm("norm_mlp")(x_BLD)))
-        else:
-            alpha = (2 * cfg.depth) ** 0.5 if cfg.norm_placement == "deepnorm" else 1.0  # GLM-130B, section 2.1
-            y_BLD, cache = layers.Attention(cfg, name="attention")(x_BLD, cache, view)
-            x_BLD = norm("norm_attention")(alpha * x_BLD + drop(y_BLD))
-            x_BLD = norm("norm_mlp")(alpha * x_BLD + drop(layers.FeedForward(cfg, name="mlp")(x_BLD)))
-        return x_BLD, cache
 
 
 class Embed(nn.Module):
@@ -240,14 +121,14 @@ class Embed(nn.Module):
             places = cfg.seq_len + cfg.position_offset
             self.positions = self.param("positions", nn.initializers.normal(std / 2), (places, cfg.width))
         if cfg.position == "relative_bias":
-            shape = (layers.BUCKETS, cfg.num_heads)
+            shape = (attention.BUCKETS, cfg.num_heads)
             self.relative_bias = self.param("relative_bias", nn.initializers.normal(std), shape)
         if cfg.embed_dim != cfg.width:
             E, D = cfg.embed_dim, cfg.width
             self.project_in = self.param("project_in", layers.normal(cfg.init_std, E), (E, D))
             self.project_out = self.param("project_out", layers.normal(cfg.init_std, D), (D, E))
 
-    def __call__(self, tokens_BL: jax.Array, view: layers.View) -> jax.Array:
+    def __call__(self, tokens_BL: jax.Array, view: attention.View) -> jax.Array:
         cfg = self.cfg
         x_BLD = self.tokens[tokens_BL]
         if cfg.embed_dim != cfg.width:
@@ -274,10 +155,9 @@ class Model(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         self.embed = Embed(cfg)
-        scan = cfg.execution == "scan" or (cfg.execution == "auto" and cfg.depth > AUTO_UNROLL)
-        self.blocks = layers.stack(Block, cfg.depth, scan, cfg.remat)(cfg)
+        self.blocks = transformer.blocks(cfg, cfg.depth)
         if cfg.final_norm:
-            self.norm = layers.Norm(cfg.norm, cfg.bias)
+            self.norm = layers.Norm(cfg.norm, cfg.bias, cfg.norm_eps)
         if not cfg.tied_head:
             self.head = self.param("head", layers.normal(cfg.init_std, cfg.embed_dim), (cfg.embed_dim, rows(cfg)))
 
@@ -290,19 +170,19 @@ class Model(nn.Module):
     ) -> jax.Array:
         """Logits BLV for the token after each; of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or
         as given."""
-        view = layers.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
+        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
         return self._forward(tokens_BL, None, view, train)[0]
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
-        logits_BLV, layers_cache = self._forward(tokens_BL, cache["layers"], layers.View(cache["length"]), False)
+        logits_BLV, layers_cache = self._forward(tokens_BL, cache["layers"], attention.View(cache["length"]), False)
         return logits_BLV, {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
 
-    def _forward(self, tokens_BL: jax.Array, cache: Any, view: layers.View, train: bool) -> tuple[jax.Array, Any]:
+    def _forward(self, tokens_BL: jax.Array, cache: Any, view: attention.View, train: bool) -> tuple[jax.Array, Any]:
         x_BLD = self.embed(tokens_BL, view).astype(self.cfg.dtype)
         if self.cfg.position == "relative_bias":
             size = tokens_BL.shape[1] if cache is None else self.cfg.seq_len
-            bias_HLS = layers.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
+            bias_HLS = attention.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
             view = view.replace(bias_HLS=bias_HLS)
         x_BLD, cache = self.blocks(x_BLD, cache, view, train)
         if self.cfg.final_norm:

@@ -1,0 +1,179 @@
+"""What the families made of Transformer blocks share: options, their checks, the base shape, the block, its rules.
+
+B batch, L length, D width, H heads, K head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from bigmodel import sharding
+from bigmodel.config import UsageError, choose
+from bigmodel.models import layers
+from bigmodel.models.attention import Attention, View
+
+AUTO_UNROLL = 8  # benchmarks/scan_or_unroll.py: unrolled steps are faster; scan compiles faster past this
+
+
+def get_config() -> dict[str, Any]:
+    """A block's options, GPT-2's. Zeros mean: follow from the others, as `finalize` says."""
+    return dict(
+        width=768,
+        depth=12,
+        num_heads=12,
+        num_kv_heads=0,  # 0: num_heads; fewer: grouped queries
+        head_dim=0,  # 0: width / num_heads
+        ffn=0,  # 0: 4 * width
+        activation="gelu_tanh",  # or gelu, relu, silu, swiglu, geglu
+        norm="layernorm",  # or rmsnorm
+        norm_placement="pre",  # or post, deepnorm
+        norm_eps=1e-5,
+        rope_base=10_000.0,  # where position is rope
+        qk_norm=False,
+        score_scale=0.0,  # of attention's scores; 0: 1 / sqrt(head_dim)
+        bias=True,
+        attention_bias=True,  # of attention's projections, where the others have biases
+        dropout=0.0,
+        init_std=0.02,  # 0: 1 / sqrt(fan_in)
+        scale_residual=True,  # residual projections start 1/sqrt(2 depth) smaller (GPT-2)
+        parametrization="standard",  # or mup, completep, ntk, mean_field, standard_layerwise
+        base_width=0,  # whose hyper-parameters these are (parametrize.py); 0: width
+        base_depth=0,  # 0: depth
+        base_num_heads=0,  # 0: num_heads
+        dtype="float32",  # compute; parameters are float32
+        execution="auto",  # scan over depth, unrolled, or auto: unrolled up to AUTO_UNROLL layers
+        remat=False,
+    )
+
+
+def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tuple[str, ...] = ()) -> None:
+    """Fills what follows from other keys, and refuses what can't be built; also of the family's own keys."""
+    for key in ("width", "depth", "num_heads", *positive):
+        if cfg[key] < 1:
+            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
+    for key in (
+        "base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "ffn", "score_scale", "init_std",
+        *zero_or_more,
+    ):  # fmt: skip
+        if cfg[key] < 0:
+            raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
+    if cfg.norm_eps <= 0:
+        raise UsageError(f"config.model.norm_eps={cfg.norm_eps}: must be positive")
+    choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
+    choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
+    choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])
+    choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
+    choose("config.model.execution", cfg.execution, ["auto", "scan", "unrolled"])
+    if not cfg.head_dim:
+        if cfg.width % cfg.num_heads:
+            raise UsageError(
+                f"config.model.num_heads={cfg.num_heads} doesn't divide width={cfg.width}; "
+                "choose another, or set head_dim"
+            )
+        cfg.head_dim = cfg.width // cfg.num_heads
+    cfg.num_kv_heads = cfg.num_kv_heads or cfg.num_heads
+    if cfg.num_heads % cfg.num_kv_heads:
+        raise UsageError(f"config.model.num_kv_heads={cfg.num_kv_heads} doesn't divide num_heads={cfg.num_heads}")
+    if cfg.position == "rope" and cfg.head_dim % 2:
+        raise UsageError(f"config.model.head_dim={cfg.head_dim}: rope needs an even one")
+    if cfg.position in ("relative", "sinusoidal") and cfg.width % 2:
+        raise UsageError(f"config.model.width={cfg.width}: {cfg.position} positions need an even one")
+    if not 0 <= cfg.dropout < 1:
+        raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
+    cfg.ffn = cfg.ffn or 4 * cfg.width
+    cfg.base_width = cfg.base_width or cfg.width
+    cfg.base_depth = cfg.base_depth or cfg.depth
+    cfg.base_num_heads = cfg.base_num_heads or cfg.num_heads
+    if cfg.base_width != cfg.width and cfg.base_width % cfg.base_num_heads:
+        raise UsageError(f"config.model.base_num_heads={cfg.base_num_heads} doesn't divide base_width={cfg.base_width}")
+
+
+def base(cfg: Any) -> ConfigDict:
+    """The shape that a parametrisation compares with: the base's width and heads, this model's depth and the rest."""
+    other = ConfigDict(cfg.to_dict())
+    other.update(
+        dict(
+            width=cfg.base_width,
+            num_heads=cfg.base_num_heads,
+            num_kv_heads=max(1, cfg.num_kv_heads * cfg.base_num_heads // cfg.num_heads),
+            head_dim=layers.base_head_dim(cfg),
+            ffn=max(1, cfg.ffn * cfg.base_width // cfg.width),
+        )
+    )
+    return other
+
+
+def rung(width: int, depth: int) -> dict[str, Any]:
+    """One ladder step: heads of 64, or 4 heads (2 below width 64) where the width is small; ffn = 4 width."""
+    heads = width // 64 if width >= 256 else 4 if width >= 64 else 2
+    while width % heads:
+        heads -= 1
+    return {"model.width": width, "model.depth": depth, "model.num_heads": heads}
+
+
+RULES = (
+    (r"attention/(query|key|value|relative)$", (None, "embed", "heads", None)),
+    (r"attention/(query|key|value)_bias$", (None, "heads", None)),
+    (r"attention/(query|key)_norm/scale$", (None, None)),
+    (r"attention/out$", (None, "heads", None, "embed")),
+    (r"mlp/(up|gate)$", (None, "embed", "ffn")),
+    (r"mlp/(up|gate)_bias$", (None, "ffn")),
+    (r"mlp/down$", (None, "ffn", "embed")),
+    (r"(out|down)_bias$", (None, None)),
+    (r"/norm_\w+/(scale|bias)$", (None, None)),
+)
+
+
+def flops(cfg: Any, queries: int, keys: int) -> float:
+    """Forward FLOPs of one layer's attention: 2 per multiply-add of `queries` positions that read `keys` ones.
+
+    2 (2LDHK + 2SDGK) projections, 4LSHK scores and values (all LS of them: what a dense mask executes).
+    """
+    L, S, D, H, G, K = queries, keys, cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    return 2.0 * (2 * L * D * H * K + 2 * S * D * G * K) + 4.0 * L * S * H * K
+
+
+def ffn_flops(cfg: Any, length: int) -> float:
+    """Of one layer's feed-forward part: 2LDF a matrix."""
+    return 2.0 * length * cfg.width * cfg.ffn * (3 if cfg.activation in layers.GATED else 2)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each on a residual branch; between them, `cross`, attention to a memory."""
+
+    cfg: Any
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
+        cfg = self.cfg
+        alpha = (2 * cfg.depth) ** 0.5 if cfg.norm_placement == "deepnorm" else 1.0  # GLM-130B, section 2.1
+        scale = layers.branch_scale(cfg)
+
+        def branch(name: str, x_BLD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+            norm = layers.Norm(cfg.norm, cfg.bias, cfg.norm_eps, name=f"norm_{name}")
+            y_BLD, out = layer(norm(x_BLD) if cfg.norm_placement == "pre" else x_BLD)
+            y_BLD = y_BLD * scale if scale != 1 else y_BLD
+            if cfg.dropout:
+                y_BLD = nn.Dropout(cfg.dropout, deterministic=not train)(y_BLD)
+            return (x_BLD + y_BLD if cfg.norm_placement == "pre" else norm(alpha * x_BLD + y_BLD)), out
+
+        x_BLD = sharding.constrain(x_BLD, "batch", None, None)
+        own, memory = (cache["own"], cache["memory"]) if self.cross and cache is not None else (cache, None)
+        attention = Attention(cfg, name="attention")
+        x_BLD, own = branch("attention", x_BLD, lambda x: attention(x, own, view))
+        if self.cross:
+            reads = Attention(cfg, cross=True, name="cross_attention")
+            x_BLD, memory = branch("cross", x_BLD, lambda x: reads(x, memory, view))
+        x_BLD, _ = branch("mlp", x_BLD, lambda x: (layers.FeedForward(cfg, name="mlp")(x), None))
+        return x_BLD, {"own": own, "memory": memory} if self.cross and cache is not None else own
+
+
+def blocks(cfg: Any, depth: int, cross: bool = False) -> Any:
+    """`depth` blocks, called as blocks(x_BLD, cache, view, train): unrolled where that is worth compiling."""
+    scan = cfg.execution == "scan" or (cfg.execution == "auto" and depth > AUTO_UNROLL)
+    return layers.stack(Block, depth, scan, cfg.remat)(cfg, cross)
