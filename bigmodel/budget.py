@@ -195,7 +195,7 @@ def batch_shapes(family: ModuleType, cfg: Any, batch_size: int) -> dict[str, jax
 def init(family: ModuleType, cfg: Any, key: jax.Array) -> Any:
     """The model's variables: {'params': ..., other collections}. Under `eval_shape`, their shapes."""
     zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_shapes(family, cfg, 1).items()}
-    return family.Model(cfg).init(key, *family.inputs(zeros))
+    return family.Model(cfg).init(key, *family.inputs(cfg, zeros))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -288,7 +288,8 @@ def derive(config: FrozenConfigDict) -> Budget:
         flops_6nd=6.0 * nonembedding * steps * per_step,
         flops_per_step=flops_per_step,
         state_bytes=state_bytes(config.family, config.model, config.optim),
-        bytes_per_unit=info.bytes_per_unit,
+        # Of a masked objective no sum over a text is a likelihood of it.
+        bytes_per_unit=info.bytes_per_unit if family.likelihood(config.model) else 0.0,
     )
 
 

@@ -98,9 +98,9 @@ def _first_steps(cfg: Any, steps: int, seed: int) -> Iterator[Row]:
     def outputs(params: Any, batch: Any) -> dict[str, jax.Array]:
         with sharding.use(mesh):
             variables = {"params": scales.effective(params)}
-            seen = model.apply(variables, *family.inputs(batch), capture_intermediates=True, mutable=["intermediates"])[
-                1
-            ]["intermediates"]
+            seen = model.apply(
+                variables, *family.inputs(cfg.model, batch), capture_intermediates=True, mutable=["intermediates"]
+            )[1]["intermediates"]
         found = {}
         for path, x in zip(tree.paths(seen), jax.tree.leaves(seen), strict=True):
             module, _, which = path.partition("__call__")

@@ -242,7 +242,7 @@ def test_z_loss_shrinks_the_normaliser(tiny):
     model = module.Model(frozen.model)
     variables = budget.init(module, frozen.model, jax.random.key(0))
     batch = {"tokens": jnp.ones((2, 33), jnp.int32), "weight": jnp.ones(2)}
-    logits = model.apply(variables, *module.inputs(batch))
+    logits = model.apply(variables, *module.inputs(frozen.model, batch))
     plain, (metrics, _) = module.loss(model, variables, batch, jax.random.key(0), False)
     heavy, (same, _) = module.loss(
         module.Model(FrozenConfigDict({**frozen.model.to_dict(), "z_loss": 0.5})),

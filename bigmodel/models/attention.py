@@ -1,6 +1,7 @@
 """Attention and its positions, for every family that attends. Pure: caches are arguments and results.
 
-B batch, L query length, S key length, D width, H query heads, G key/value heads, R = H/G, K head dim.
+B batch, L query length, S key length, D width, H query heads, G key/value heads, R = H/G, K head dim,
+E of the values (K, if nothing else is said).
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def attend(
     """
     L, K = q_BHLK.shape[2:]
     S = k_BGSK.shape[2]
-    if sharding.platform() != "cpu":
+    if sharding.platform() != "cpu" and v_BGSK.shape[3] == K:
         out_BLHK = jax.nn.dot_product_attention(
             q_BHLK.transpose(0, 2, 1, 3),
             k_BGSK.transpose(0, 2, 1, 3),
@@ -168,7 +169,7 @@ def _weigh(
         added = jnp.tile(added, (R, 1))
     if scores_BHLS is not None:
         added = added + scores_BHLS.reshape(B, G, R * L, -1)
-    return _softmax_product(q_BHLK.reshape(B, G, R * L, K), k_BGSK, v_BGSK, added).reshape(B, H, L, K)
+    return _softmax_product(q_BHLK.reshape(B, G, R * L, K), k_BGSK, v_BGSK, added).reshape(B, H, L, -1)
 
 
 @jax.custom_vjp
@@ -214,27 +215,27 @@ class Attention(nn.Module):
     def __call__(self, x_BLD: jax.Array, cache: Any, view: View) -> tuple[jax.Array, Any]:
         cfg, dtype = self.cfg, x_BLD.dtype
         start = 0 if cache is None else view.start
-        D, H, G, K = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        D, H, G, K, E = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.value_dim
         bias = cfg.bias and cfg.attention_bias
 
-        def project(name: str, x: jax.Array, heads: int, start: float = 1.0) -> jax.Array:
-            w_DHK = self.param(name, normal(cfg.init_std, D, start), (D, heads, K))
+        def project(name: str, x: jax.Array, heads: int, size: int, start: float = 1.0) -> jax.Array:
+            w_DHK = self.param(name, normal(cfg.init_std, D, start), (D, heads, size))
             y_BLHK = linear(x, w_DHK)
             if bias:
-                y_BLHK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, K)).astype(dtype)
+                y_BLHK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, size)).astype(dtype)
             return y_BLHK.transpose(0, 2, 1, 3)
 
-        q_BHLK = project("query", x_BLD, H)
+        q_BHLK = project("query", x_BLD, H, K)
         if self.cross and view.memory_BSD is None:
-            k_BGSK, v_BGSK = cache["key"], cache["value"]
+            k_BGSK, v_BGSE = cache["key"], cache["value"]
         else:
             read = x_BLD if view.memory_BSD is None or not self.cross else view.memory_BSD
-            k_BGSK, v_BGSK = project("key", read, G), project("value", read, G, value_start(cfg))
+            k_BGSK, v_BGSE = project("key", read, G, K), project("value", read, G, E, value_start(cfg))
         if cfg.qk_norm:
             q_BHLK = Norm("rmsnorm", name="query_norm")(q_BHLK)
             k_BGSK = Norm("rmsnorm", name="key_norm")(k_BGSK)
         if self.cross:
-            cache = None if cache is None else {"key": k_BGSK, "value": v_BGSK}
+            cache = None if cache is None else {"key": k_BGSK, "value": v_BGSE}
             view = View(causal=False, keys_BS=view.memory_keys_BS)
         elif cfg.position == "rope":
             given = view.positions_BL
@@ -243,17 +244,17 @@ class Attention(nn.Module):
             k_BGSK = rope(k_BGSK, positions_xL, cfg.rope_base)
         if cache is not None and not self.cross:
             k_BGSK = jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BGSK, start, axis=2)
-            v_BGSK = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BGSK, start, axis=2)
-            cache = {"key": k_BGSK, "value": v_BGSK}
+            v_BGSE = jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BGSE, start, axis=2)
+            cache = {"key": k_BGSK, "value": v_BGSE}
         scores_BHLS = None
         if cfg.position == "relative" and not self.cross:
             w_DHK = self.param("relative", normal(cfg.init_std, D), (D, H, K))
             scores_BHLS = relative_scores(q_BHLK, w_DHK, k_BGSK.shape[2], start, score_scale(cfg))
         if view.bias_HLS is not None:
             scores_BHLS = jnp.broadcast_to(view.bias_HLS, (x_BLD.shape[0], *view.bias_HLS.shape))
-        y_BHLK = attend(q_BHLK, k_BGSK, v_BGSK, view.replace(start=start), scores_BHLS, score_scale(cfg))
-        wo_HKD = self.param("out", normal(cfg.init_std, H * K, residual_start(cfg)), (H, K, D))
-        y_BLD = linear(y_BHLK.transpose(0, 2, 1, 3).reshape(*x_BLD.shape[:2], H * K), wo_HKD.reshape(H * K, D))
+        y_BHLE = attend(q_BHLK, k_BGSK, v_BGSE, view.replace(start=start), scores_BHLS, score_scale(cfg))
+        wo_HED = self.param("out", normal(cfg.init_std, H * E, residual_start(cfg)), (H, E, D))
+        y_BLD = linear(y_BHLE.transpose(0, 2, 1, 3).reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D))
         if bias:
             y_BLD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
         return y_BLD, cache

@@ -89,9 +89,14 @@ def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     return {"tokens": ((cfg.seq_len + 1,), "int32")}
 
 
-def inputs(batch: Any) -> tuple[jax.Array]:
+def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     """What Model.__call__ takes of a batch."""
     return (batch["tokens"][:, :-1],)
+
+
+def likelihood(cfg: Any) -> bool:
+    """Whether the loss is that of a text's units, each given those before it: bits per byte follow from it."""
+    return bool(cfg.objective == "causal")
 
 
 def flops(cfg: Any) -> float:
@@ -194,9 +199,8 @@ class Model(nn.Module):
 
 def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
     """Empty key/value cache of seq_len positions: {'layers': {'key', 'value'} NBGSK, 'length': ()}."""
-    shape = (cfg.depth, batch_size, cfg.num_kv_heads, cfg.seq_len, cfg.head_dim)
-    empty = jnp.zeros(shape, cfg.dtype)
-    return {"layers": {"key": empty, "value": empty}, "length": jnp.zeros((), jnp.int32)}
+    layers_cache = transformer.empty(cfg, cfg.depth, batch_size, cfg.seq_len)
+    return {"layers": layers_cache, "length": jnp.zeros((), jnp.int32)}
 
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:

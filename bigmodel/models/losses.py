@@ -6,6 +6,7 @@ evaluation set needs no whole number of batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,26 +16,51 @@ Metrics = dict[str, jax.Array]
 
 
 def cross_entropy(
-    logits_xV: jax.Array, labels_x: jax.Array, weight_x: jax.Array, z_loss: float = 0.0
+    logits_xV: jax.Array,
+    labels_x: jax.Array,
+    weight_x: jax.Array,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
+    class_weights: Sequence[float] = (),
 ) -> tuple[jax.Array, Metrics]:
-    """Mean -log softmax(logits)[label] in nats, in float32.
+    """Mean -log softmax(logits)[label] in nats, in float32. The metric `loss` is without z-loss and smoothing.
 
     Args:
       logits_xV: any leading dimensions.
       weight_x: weight of each label; broadcasts against labels from the left (B against BL).
-      z_loss: adds z_loss * log(Z)^2 (PaLM, arXiv:2204.02311, section 5); the metric `loss` leaves it out.
+      z_loss: adds z_loss * log(Z)^2 (PaLM, arXiv:2204.02311, section 5).
+      smoothing: of the label's probability, spread over all V (Szegedy et al. 2015, arXiv:1512.00567, section 7).
+      class_weights: times the weight of a label, by its class; (): all 1.
     """
     nll_x, log_z_x = _negative_log_likelihood(logits_xV, labels_x)
-    weight_x = jnp.broadcast_to(
-        weight_x.reshape(weight_x.shape + (1,) * (labels_x.ndim - weight_x.ndim)), labels_x.shape
-    ).astype(jnp.float32)
+    weight_x = _weights(weight_x, labels_x)
+    if class_weights:
+        weight_x = weight_x * jnp.asarray(class_weights, jnp.float32)[labels_x]
     total = jnp.sum(weight_x)
     safe = jnp.maximum(total, 1e-9)
     loss = jnp.sum(nll_x * weight_x) / safe
     metrics = {"loss": loss, "weight": total}
     if z_loss:
         loss = loss + z_loss * jnp.sum(jnp.square(log_z_x) * weight_x) / safe
+    if smoothing:
+        uniform_x = log_z_x - jnp.mean(logits_xV.astype(jnp.float32), axis=-1)
+        loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform_x * weight_x) / safe
     return loss, metrics
+
+
+def mean_squared_error(values_x: jax.Array, labels_x: jax.Array, weight_x: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Mean of (value - label)^2, in float32; weights as in `cross_entropy`."""
+    weight_x = _weights(weight_x, labels_x)
+    total = jnp.sum(weight_x)
+    square_x = jnp.square(values_x.astype(jnp.float32) - labels_x)
+    loss = jnp.sum(square_x * weight_x) / jnp.maximum(total, 1e-9)
+    return loss, {"loss": loss, "weight": total}
+
+
+def _weights(weight_x: jax.Array, labels_x: jax.Array) -> jax.Array:
+    """One a label: B against BL repeats over L."""
+    shape = weight_x.shape + (1,) * (labels_x.ndim - weight_x.ndim)
+    return jnp.broadcast_to(weight_x.reshape(shape), labels_x.shape).astype(jnp.float32)
 
 
 @jax.custom_vjp
@@ -71,4 +97,5 @@ _negative_log_likelihood.defvjp(_forward, _backward)
 def accuracy(logits_xV: jax.Array, labels_x: jax.Array, weight_x: jax.Array) -> jax.Array:
     """Weighted fraction of labels that are the argmax."""
     hits_x = (jnp.argmax(logits_xV, axis=-1) == labels_x).astype(jnp.float32)
+    weight_x = _weights(weight_x, labels_x)
     return jnp.sum(hits_x * weight_x) / jnp.maximum(jnp.sum(weight_x), 1e-9)

@@ -56,9 +56,13 @@ def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     return {"features": ((cfg.num_features,), "float32"), "label": ((), "int32")}
 
 
-def inputs(batch: Any) -> tuple[jax.Array]:
+def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     """What Model.__call__ takes of a batch."""
     return (batch["features"],)
+
+
+def likelihood(cfg: Any) -> bool:
+    return False
 
 
 def flops(cfg: Any) -> float:
@@ -100,7 +104,7 @@ class Model(nn.Module):
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
     """Cross entropy in nats per example, with accuracy."""
-    logits_BV: Any = model.apply(variables, *inputs(batch), train)
+    logits_BV: Any = model.apply(variables, *inputs(model.cfg, batch), train)
     scalar, metrics = losses.cross_entropy(logits_BV, batch["label"], batch["weight"])
     metrics["accuracy"] = losses.accuracy(logits_BV, batch["label"], batch["weight"])
     return scalar, (metrics, {})

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigmodel import sharding
@@ -27,6 +28,7 @@ def get_config() -> dict[str, Any]:
         num_heads=12,
         num_kv_heads=0,  # 0: num_heads; fewer: grouped queries
         head_dim=0,  # 0: width / num_heads
+        value_dim=0,  # of a head's values; 0: head_dim
         ffn=0,  # 0: 4 * width
         activation="gelu_tanh",  # or gelu, relu, silu, swiglu, geglu
         norm="layernorm",  # or rmsnorm
@@ -56,8 +58,8 @@ def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tupl
         if cfg[key] < 1:
             raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
     for key in (
-        "base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "ffn", "score_scale", "init_std",
-        *zero_or_more,
+        "base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "value_dim", "ffn", "score_scale",
+        "init_std", *zero_or_more,
     ):  # fmt: skip
         if cfg[key] < 0:
             raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
@@ -75,6 +77,7 @@ def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tupl
                 "choose another, or set head_dim"
             )
         cfg.head_dim = cfg.width // cfg.num_heads
+    cfg.value_dim = cfg.value_dim or cfg.head_dim
     cfg.num_kv_heads = cfg.num_kv_heads or cfg.num_heads
     if cfg.num_heads % cfg.num_kv_heads:
         raise UsageError(f"config.model.num_kv_heads={cfg.num_kv_heads} doesn't divide num_heads={cfg.num_heads}")
@@ -101,6 +104,7 @@ def base(cfg: Any) -> ConfigDict:
             num_heads=cfg.base_num_heads,
             num_kv_heads=max(1, cfg.num_kv_heads * cfg.base_num_heads // cfg.num_heads),
             head_dim=layers.base_head_dim(cfg),
+            value_dim=max(1, cfg.value_dim * layers.base_head_dim(cfg) // cfg.head_dim),
             ffn=max(1, cfg.ffn * cfg.base_width // cfg.width),
         )
     )
@@ -131,10 +135,11 @@ RULES = (
 def flops(cfg: Any, queries: int, keys: int) -> float:
     """Forward FLOPs of one layer's attention: 2 per multiply-add of `queries` positions that read `keys` ones.
 
-    2 (2LDHK + 2SDGK) projections, 4LSHK scores and values (all LS of them: what a dense mask executes).
+    E is the dimension of values: 2 (LDH + SDG)(K + E) projections, 2LSH(K + E) scores and values (all LS of them, as a
+    dense mask executes).
     """
-    L, S, D, H, G, K = queries, keys, cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-    return 2.0 * (2 * L * D * H * K + 2 * S * D * G * K) + 4.0 * L * S * H * K
+    L, S, D, H, G, K = queries, keys, cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim + cfg.value_dim
+    return 2.0 * (L * D * H + S * D * G) * K + 2.0 * L * S * H * K
 
 
 def ffn_flops(cfg: Any, length: int) -> float:
@@ -171,6 +176,13 @@ class Block(nn.Module):
             x_BLD, memory = branch("cross", x_BLD, lambda x: reads(x, memory, view))
         x_BLD, _ = branch("mlp", x_BLD, lambda x: (layers.FeedForward(cfg, name="mlp")(x), None))
         return x_BLD, {"own": own, "memory": memory} if self.cross and cache is not None else own
+
+
+def empty(cfg: Any, depth: int, batch_size: int, size: int) -> dict[str, jax.Array]:
+    """Keys and values of `size` positions for every layer, zeros: {'key': NBGSK, 'value': NBGSE}."""
+    shape = (depth, batch_size, cfg.num_kv_heads, size)
+    dims = {"key": cfg.head_dim, "value": cfg.value_dim}
+    return {name: jnp.zeros((*shape, dim), cfg.dtype) for name, dim in dims.items()}
 
 
 def blocks(cfg: Any, depth: int, cross: bool = False) -> Any:

