@@ -31,8 +31,12 @@ lint: venv  ## ruff and mypy
 test: lint  ## lint, types and the default tests
 	@$(BIN)/python -m pytest -n 2 --dist=worksteal
 
-test-all: lint  ## everything: minutes of kills, downloads
-	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'slow or network or not slow'
+$(BIN)/.reference: $(BIN)/.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[reference]'
+	@touch $@
+
+test-all: lint $(BIN)/.reference  ## everything: minutes of kills, downloads, other implementations (torch)
+	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'slow or not slow'
 
 lock:  ## pin what a fresh environment of this Python resolves to
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -138,6 +138,10 @@ def _check_train(config: ConfigDict) -> None:
         raise UsageError(
             f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
         )
+    if carries(config.model) and (train.microbatch or train.noise_scale):
+        raise UsageError(
+            "config.model.carry: each row of a batch has its own state; no train.microbatch, no noise_scale"
+        )
     given = [k for k in HORIZONS if train[k]]
     if len(given) != 1:
         said = f"{', '.join(given)} are" if given else "none is"
@@ -192,10 +196,18 @@ def batch_shapes(family: ModuleType, cfg: Any, batch_size: int) -> dict[str, jax
     return {**batch, "weight": jax.ShapeDtypeStruct((batch_size,), "float32")}
 
 
-def init(family: ModuleType, cfg: Any, key: jax.Array) -> Any:
-    """The model's variables: {'params': ..., other collections}. Under `eval_shape`, their shapes."""
-    zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_shapes(family, cfg, 1).items()}
+def init(family: ModuleType, cfg: Any, key: jax.Array, batch_size: int = 1) -> Any:
+    """The model's variables: {'params': ..., other collections}. Under `eval_shape`, their shapes.
+
+    A state that is carried from batch to batch is of `batch_size` rows.
+    """
+    zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_shapes(family, cfg, batch_size).items()}
     return family.Model(cfg).init(key, *family.inputs(cfg, zeros))
+
+
+def carries(model: Any) -> bool:
+    """Whether a window goes on from the state at the end of the one before it, so that data is read in order."""
+    return "carry" in model and bool(model.carry)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -267,6 +279,11 @@ def derive(config: FrozenConfigDict) -> Budget:
         raise UsageError(
             f"the horizon is less than one step: a step of train.batch_size={train.batch_size} is "
             f"{per_step} {info.unit}, {flops_per_step:.3g} FLOPs"
+        )
+    if carries(config.model) and info.train_examples < train.batch_size:
+        raise UsageError(
+            f"config.train.batch_size={train.batch_size}: with model.carry each row reads a part of the data, which "
+            f"has only {info.train_examples} windows"
         )
     unique = info.train_examples * info.units_per_example
     epochs = steps * per_step / unique

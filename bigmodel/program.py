@@ -48,6 +48,8 @@ def _microbatch(cfg: Any, mesh: Mesh) -> int:
     forward and the backward pass, which takes a third off the time of a step. Elsewhere the batch is memory's to bound.
     """
     B = cfg.train.batch_size
+    if budget.carries(cfg.model):  # its rows have a state each
+        return B
     if cfg.train.microbatch or mesh.size > 1 or mesh.devices.flat[0].platform != "cpu" or "seq_len" not in cfg.model:
         return cfg.train.microbatch or B
     return max(
@@ -80,7 +82,7 @@ def build(static: str, mesh: Mesh) -> Program:
         M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
 
     def init(key: jax.Array) -> Any:
-        variables = dict(budget.init(family, cfg.model, key))
+        variables = dict(budget.init(family, cfg.model, key, B if budget.carries(cfg.model) else 1))
         params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
         return {
             "step": jnp.zeros((), jnp.int32),

@@ -176,7 +176,8 @@ def _train(
         began -= speed_file.last("seconds", 0.0)  # what earlier sessions of this run took
     if lead:
         view.open(folder, wandb_mode(frozen.run.wandb), name, group, start)
-    batches = loader.train_batches(examples["train"], B, seed, start, steps, rows)
+    in_order = budget.carries(frozen.model)
+    batches = loader.train_batches(examples["train"], B, seed, start, steps, rows, in_order)
     peak = peak_flops(mesh)
     last_loss = metrics_file.last("loss", math.nan) if metrics_file else math.nan
     status = ""
@@ -203,7 +204,7 @@ def _train(
         """
         nonlocal state
         trunk = jax.tree.map(jnp.copy, state)  # the steps write over the state they are given
-        ahead = loader.train_batches(examples["train"], B, seed, step, end, rows)
+        ahead = loader.train_batches(examples["train"], B, seed, step, end, rows, in_order)
         for t in range(step, end):
             rate = jnp.float32(optim.learning_rate(frozen.optim, t, steps, end))
             state, metrics = compiled.step(state, sharding.place(next(ahead), mesh, B), rate, step_key)

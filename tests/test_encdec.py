@@ -158,7 +158,8 @@ def test_a_beam_scores_no_less_than_greedy_and_its_score_is_its_own():
 
 def reference(name):
     """(a randomly started model of transformers, our section)"""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     common = dict(vocab_size=50, d_model=16, num_heads=2)
     if name == "t5":
         shape = dict(d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=3, feed_forward_proj="relu", dropout_rate=0.0)
@@ -173,10 +174,12 @@ def reference(name):
     return theirs, section(**MARIAN, ffn=24, decoder_depth=3, seq_len=40, source_len=40)
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("name", ["t5", "marian"])
 def test_the_reference_s_numbers(name):
     """Random weights of transformers' model in ours: the same logits, with padded sources."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.manual_seed(0)
     theirs, cfg = reference(name)
     theirs.eval()

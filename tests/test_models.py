@@ -15,6 +15,7 @@ from bigmodel.models import attention, decoder, losses
 FAMILIES = models.names()
 TINY = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=12, dropout=0.0)
 SMALL = {"decoder": TINY, "bert": TINY, "encdec": TINY}
+SMALL["recurrent"] = dict(width=16, depth=2, vocab_size=50, seq_len=12)
 
 
 def make(family, **overrides):

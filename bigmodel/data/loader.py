@@ -15,28 +15,38 @@ Batch = dict[str, np.ndarray]
 
 
 class TrainBatches:
-    """Rows [first, last) of batches 0, 1, ...: an epoch is a permutation drawn from (seed, epoch)."""
+    """Rows [first, last) of batches 0, 1, ...: an epoch is a permutation drawn from (seed, epoch).
 
-    def __init__(self, examples: Any, batch_size: int, seed: int, steps: int, rows: tuple[int, int]):
+    In order, row r of all batches together is the r-th part of the examples, one after another and again.
+    """
+
+    def __init__(
+        self, examples: Any, batch_size: int, seed: int, steps: int, rows: tuple[int, int], in_order: bool = False
+    ):
         self.examples, self.batch_size, self.steps, self.rows = examples, batch_size, steps, rows
         self.order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
+        self.part = len(examples) // batch_size if in_order else 0
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, i: int) -> Batch:
         first, last = self.rows
-        picked = [self.examples[int(self.order[i * self.batch_size + r])] for r in range(first, last)]
+        picked = [self.examples[self.index(i, r)] for r in range(first, last)]
         batch = {k: np.stack([e[k] for e in picked]) for k in picked[0]}
         batch["weight"] = np.ones(len(picked), np.float32)
         return batch
 
+    def index(self, i: int, r: int) -> int:
+        """Which example is row r of batch i."""
+        return r * self.part + i % self.part if self.part else int(self.order[i * self.batch_size + r])
+
 
 def train_batches(
-    examples: Any, batch_size: int, seed: int, start: int, stop: int, rows: tuple[int, int]
+    examples: Any, batch_size: int, seed: int, start: int, stop: int, rows: tuple[int, int], in_order: bool = False
 ) -> Iterator[Batch]:
     """Batches start..stop-1, read ahead by a thread."""
-    batches = TrainBatches(examples, batch_size, seed, stop, rows)
+    batches = TrainBatches(examples, batch_size, seed, stop, rows, in_order)
     ahead = grain.MapDataset.source(batches)[start:stop].to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     )

@@ -1,0 +1,196 @@
+"""Recurrent language models: LSTM (Hochreiter & Schmidhuber 1997) and RNN (Elman 1990), stacked.
+
+B batch, L length, D width, U gates, V vocab, N depth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bigmodel import sharding
+from bigmodel.config import UsageError, choose
+from bigmodel.models import layers, losses
+
+GATES = {"lstm": 4, "rnn": 1}  # of an LSTM, in torch's order: input, forget, candidate, output
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            cell="lstm",  # or rnn
+            width=256,
+            depth=2,
+            vocab_size=256,  # from the data where there is some
+            seq_len=256,  # from the data where there is some
+            tied_head=False,
+            forget_bias=1.0,  # added to the LSTM's forget gate at the start (Jozefowicz et al. 2015)
+            dropout=0.0,  # between layers (Zaremba et al. 2014, arXiv:1409.2329)
+            init_std=0.0,  # 0: 1 / sqrt(fan_in)
+            # A window starts from the state that the one before it ended with, and is what follows it in the text: row
+            # r of batches reads the r-th part of the data in order. Gradients end at a window's beginning.
+            carry=False,
+            dtype="float32",  # compute; parameters are float32
+        )
+    )
+
+
+def finalize(cfg: ConfigDict) -> None:
+    for key in ("width", "depth", "vocab_size", "seq_len"):
+        if cfg[key] < 1:
+            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
+    choose("config.model.cell", cfg.cell, GATES)
+    choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
+    if cfg.init_std < 0:
+        raise UsageError(f"config.model.init_std={cfg.init_std}: must not be negative (0: derived)")
+    if not 0 <= cfg.dropout < 1:
+        raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
+
+
+def rung(width: int, depth: int) -> dict[str, Any]:
+    return {"model.width": width, "model.depth": depth}
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {}
+# torch's nn.LSTM or nn.RNN; its second bias, which adds to the first, is left out.
+WEIGHTS = {
+    "embedding.weight": "embed/tokens",
+    "lstm.weight_ih_l{}": "blocks/input",
+    "lstm.weight_hh_l{}": "blocks/recurrent",
+    "lstm.bias_ih_l{}": "blocks/bias",
+    "head.weight": "head",
+    "head.bias": "head_bias",
+}
+RULES = (
+    (r"embed/tokens$", ("vocab", "embed")),
+    (r"blocks/(input|recurrent)$", (None, "embed", None, "ffn")),
+    (r"blocks/bias$", (None, None, "ffn")),
+    (r"^head$", ("embed", "vocab")),
+    (r"^head_bias$", (None,)),
+)
+
+
+def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """One example: seq_len inputs and, one to the right, their targets."""
+    return {"tokens": ((cfg.seq_len + 1,), "int32")}
+
+
+def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
+    """What Model.__call__ takes of a batch."""
+    return (batch["tokens"][:, :-1],)
+
+
+def likelihood(cfg: Any) -> bool:
+    """The loss is that of a text's units, each given those before it: bits per byte follow from it."""
+    return True
+
+
+def flops(cfg: Any) -> float:
+    """Forward FLOPs of one example of seq_len tokens: 2 per multiply-add of every matrix product.
+
+    Per layer and token 2 U D^2 for the input and as many for the state, U = 4 gates in an LSTM; 2DV for the head.
+    """
+    L, D = cfg.seq_len, cfg.width
+    return float(L * (cfg.depth * 2 * GATES[cfg.cell] * 2 * D * D + 2 * D * cfg.vocab_size))
+
+
+class Block(nn.Module):
+    """One layer over a whole window: the inputs' products at once, then the states', one after another."""
+
+    cfg: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, state: Any, _: None, train: bool) -> tuple[jax.Array, Any]:
+        cfg, dtype = self.cfg, x_BLD.dtype
+        D, U = cfg.width, GATES[cfg.cell]
+        start = layers.normal(cfg.init_std, D)
+        x_BLUD = layers.linear(x_BLD, self.param("input", start, (D, U, D)))
+        w_DUD = self.param("recurrent", start, (D, U, D)).astype(dtype)
+        x_BLUD = x_BLUD + self.param("bias", nn.initializers.zeros, (U, D)).astype(dtype)
+        if cfg.cell == "lstm":
+            x_BLUD = x_BLUD.at[:, :, 1].add(cfg.forget_bias)
+
+        def lstm(state: Any, x_BUD: jax.Array) -> tuple[Any, jax.Array]:
+            pre = x_BUD + layers.linear(state["hidden"], w_DUD)
+            i, f, g, o = (pre[:, u] for u in range(4))
+            cell = jax.nn.sigmoid(f) * state["cell"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+            hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+            return {"hidden": hidden, "cell": cell}, hidden
+
+        def rnn(state: Any, x_BUD: jax.Array) -> tuple[Any, jax.Array]:
+            hidden = jnp.tanh(x_BUD[:, 0] + layers.linear(state["hidden"], w_DUD)[:, 0])
+            return {"hidden": hidden}, hidden
+
+        state, y_LBD = jax.lax.scan(lstm if cfg.cell == "lstm" else rnn, state, x_BLUD.swapaxes(0, 1))
+        y_BLD = sharding.constrain(y_LBD.swapaxes(0, 1), "batch", None, None)
+        if cfg.dropout:
+            y_BLD = nn.Dropout(cfg.dropout, deterministic=not train)(y_BLD)
+        return y_BLD, state
+
+
+class Embed(nn.Module):
+    cfg: Any
+
+    def setup(self) -> None:
+        start = nn.initializers.normal(self.cfg.init_std or 1.0)  # a table has no fan-in
+        self.tokens = self.param("tokens", start, (self.cfg.vocab_size, self.cfg.width))
+
+    def __call__(self, tokens_BL: jax.Array) -> jax.Array:
+        return self.tokens[tokens_BL]
+
+
+class Model(nn.Module):
+    cfg: Any  # frozen `model` section, finalised
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.embed = Embed(cfg)
+        self.blocks = layers.stack(Block, cfg.depth, scan=cfg.depth > 8, remat=False)(cfg)
+        if not cfg.tied_head:
+            self.head = self.param("head", layers.normal(cfg.init_std, cfg.width), (cfg.width, cfg.vocab_size))
+        self.head_bias = self.param("head_bias", nn.initializers.zeros, (cfg.vocab_size,))
+
+    def __call__(self, tokens_BL: jax.Array, train: bool = False) -> jax.Array:
+        """Logits BLV for the token after each. In training a carried state is read and, where 'carry' is mutable, kept;
+        else a window starts from zeros."""
+        zeros = init_cache(self.cfg, len(tokens_BL))["layers"]
+        if not self.cfg.carry or not (train or self.is_initializing()):
+            return self._forward(tokens_BL, zeros, train)[0]
+        state = zeros if self.is_initializing() else self.get_variable("carry", "layers")
+        logits_BLV, after = self._forward(tokens_BL, state, train)
+        if self.is_mutable_collection("carry"):
+            self.put_variable("carry", "layers", jax.lax.stop_gradient(after) if train else zeros)
+        return logits_BLV
+
+    def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """Goes on from `cache` (see `init_cache`): (logits BLV, the cache after them)."""
+        logits_BLV, state = self._forward(tokens_BL, cache["layers"], False)
+        return logits_BLV, {"layers": state, "length": cache["length"] + tokens_BL.shape[1]}
+
+    def _forward(self, tokens_BL: jax.Array, state: Any, train: bool) -> tuple[jax.Array, Any]:
+        x_BLD = self.embed(tokens_BL).astype(self.cfg.dtype)
+        x_BLD, state = self.blocks(x_BLD, state, None, train)
+        head_DV = self.embed.tokens.T if self.cfg.tied_head else self.head
+        logits_BLV = layers.linear(x_BLD, head_DV) + self.head_bias.astype(x_BLD.dtype)
+        return sharding.constrain(logits_BLV, "batch", None, "vocab"), state
+
+
+def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
+    """The state before any token, zeros: {'layers': {'hidden', and of an LSTM 'cell'} NBD, 'length': ()}."""
+    zeros = jnp.zeros((cfg.depth, batch_size, cfg.width), cfg.dtype)
+    names = ("hidden", "cell") if cfg.cell == "lstm" else ("hidden",)
+    return {"layers": dict.fromkeys(names, zeros), "length": jnp.zeros((), jnp.int32)}
+
+
+def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+    """Next-token cross entropy in nats per token; the state at the end of the windows where it is carried."""
+    tokens = batch["tokens"]
+    mutable = ["carry"] if train and model.cfg.carry else []
+    out: Any = model.apply(variables, tokens[:, :-1], train, rngs={"dropout": rng}, mutable=mutable)
+    logits_BLV, new_state = out
+    scalar, metrics = losses.cross_entropy(logits_BLV, tokens[:, 1:], batch["weight"])
+    return scalar, (metrics, dict(new_state))
