@@ -212,22 +212,26 @@ def carries(model: Any) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _shapes(family_name: str, model_json: str) -> Any:
-    """Shapes of the parameters of a model section."""
     family, cfg = models.family(family_name), FrozenConfigDict(json.loads(model_json))
     return jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
+
+
+def shapes(family_name: str, model: Any) -> Any:
+    """Shapes of the parameters of a finalised model section, by `eval_shape`."""
+    return _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
 
 
 def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
     """What a model's parametrisation scales each parameter by, from the shapes of it and of its base."""
     family = models.family(family_name)
-    shapes = _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
+    own = shapes(family_name, model)
     if "parametrization" not in model:
-        return parametrize.scales("standard", optimizer, shapes, shapes, family.RULES)
-    base = _shapes(family_name, json.dumps(family.base(model).to_dict(), sort_keys=True))
+        return parametrize.scales("standard", optimizer, own, own, family.RULES)
+    base = shapes(family_name, family.base(model))
     return parametrize.scales(
         model.parametrization,
         optimizer,
-        shapes,
+        own,
         base,
         family.RULES,
         depth_ratio=model.depth / model.base_depth,
@@ -237,19 +241,19 @@ def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
 
 def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
     """(N, N without embeddings, Kaplan's N: matrices of the blocks alone, bytes) by `eval_shape`."""
-    shapes = _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
+    found = shapes(family_name, model)
     matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head$"
     return (
-        tree.count(shapes),
-        tree.count(shapes, tree.EMBEDDINGS),
-        tree.count(shapes, matrices),
-        tree.size_bytes(shapes),
+        tree.count(found),
+        tree.count(found, tree.EMBEDDINGS),
+        tree.count(found, matrices),
+        tree.size_bytes(found),
     )
 
 
 def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
     """Bytes of parameters, gradients, and what the optimizer keeps, by `eval_shape`."""
-    params = _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
+    params = shapes(family_name, model)
     moments = jax.eval_shape(optim.build(optim_cfg, models.family(family_name).RULES).init, params)
     return 2 * tree.size_bytes(params) + tree.size_bytes(moments)
 

@@ -5,6 +5,7 @@ A sweep file has
     CONFIG = "experiments/gpt.py"          the experiment that the rows override
     def get_sweep(): return [...]          rows: {"model.width": 64, "optim.lr": 1e-3, ...}
     def report(folder, out): ...           optional: writes figures and tables of its own, returns lines to print
+                                           (a row's own: {"experiment": "experiments/bert.py", ...})
     RECIPE = "step_law"                    optional: a recipe (recipes.py) gives each row its rate, batch ...
     LAW = None                             optional: no law of size and data is fitted, only that report made
 
@@ -132,10 +133,7 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
         rows = module.get_sweep()
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"sweep file {path!r}: get_sweep() must return a non-empty list of dicts of overrides")
-    experiment = module.CONFIG
-    if not isinstance(experiment, str | Path):
-        raise UsageError(f"sweep file {path!r}: CONFIG={experiment!r} is not the path of an experiment file")
-    start = _experiment(experiment, path)
+    starts: dict[str, Any] = {}  # experiment file -> its config
     recipe = recipes.get(module.RECIPE) if hasattr(module, "RECIPE") else None
     overrides = list(overrides)
     planned: dict[str, Planned] = {}
@@ -143,7 +141,14 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
         try:
             if not all(isinstance(key, str) for key in row):
                 raise UsageError("its keys must be names, as 'model.width'")
-            unfrozen = start.copy_and_resolve_references()
+            experiment = row.get("experiment", module.CONFIG)
+            if not isinstance(experiment, str | Path):
+                raise UsageError(f"{experiment!r} is not the path of an experiment file")
+            named = {"experiment": Path(str(experiment)).stem} if "experiment" in row else {}
+            row = {key: value for key, value in row.items() if key != "experiment"}
+            if str(experiment) not in starts:
+                starts[str(experiment)] = _experiment(experiment, path)
+            unfrozen = starts[str(experiment)].copy_and_resolve_references()
             config.override_all(unfrozen, row.items())
             config.override_all(unfrozen, overrides)
             if recipe:
@@ -151,7 +156,7 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
                 config.override_all(unfrozen, said.items())
                 row = {**row, **said}
             frozen = budget.finalize(unfrozen)
-            item = Planned(config.run_id(frozen), row, frozen, budget.derive(frozen))
+            item = Planned(config.run_id(frozen), {**named, **row}, frozen, budget.derive(frozen))
         except UsageError as e:
             raise UsageError(f"{path} row {number} {json.dumps(row, default=str)}: {e}") from e
         planned.setdefault(item.run_id, item)  # equal rows are one run

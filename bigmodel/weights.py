@@ -1,4 +1,4 @@
-"""Published weights as a family's parameters: names and layouts, by the family's WEIGHTS. Layer 2.
+"""Published weights as a family's parameters: names and layouts, by the family's WEIGHTS. Layer 3.
 
 Checkpoints name a tensor per layer and keep a dense layer as (out, in); here layers are stacked, and a dense layer is
 (in, out), its sides perhaps split into heads.
@@ -33,7 +33,7 @@ def convert(family: str, cfg: Any, tensors: Mapping[str, np.ndarray], prefix: st
     sources: dict[str, list[str]] = {}
     for name, path in names.items():
         sources.setdefault(path, []).append(name)
-    shapes = jax.eval_shape(lambda: budget.init(models.family(family), cfg, jax.random.key(0)))["params"]
+    shapes = budget.shapes(family, cfg)
     named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     def one(path: str, x: Any, kept: Any) -> Any:

@@ -41,7 +41,7 @@ def parts(name):
     cfg = bert.get_config()
     cfg.update(models.published(name)[1]["model"])
     bert.finalize(cfg)
-    shapes = budget._shapes("bert", FrozenConfigDict(cfg).to_json(sort_keys=True))
+    shapes = budget.shapes("bert", cfg)
     heads = r"^(transform|output_bias|next)"
     return tree.count(shapes, heads + "|^pooler"), tree.count(shapes, heads)
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": 0, "tree": 0, "sharding": 0,
     "models": 1, "data": 1, "optim": 1, "parametrize": 1, "checkpoint": 1, "track": 1, "progress": 1,
-    "budget": 2, "recipes": 2, "view": 2,
+    "budget": 2, "generate": 2, "recipes": 2, "view": 2, "weights": 3,
     "program": 3, "rungs": 3,
     "train": 4, "coordcheck": 4,
     "sweep": 5, "papers": 5,

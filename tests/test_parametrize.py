@@ -9,7 +9,7 @@ import pytest
 from conftest import drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, config, coordcheck, models, optim, parametrize, program, recipes, sharding, sweep, tree
+from bigmodel import budget, config, coordcheck, optim, parametrize, program, recipes, sharding, sweep, tree
 from bigmodel.config import UsageError
 from bigmodel.models import decoder
 
@@ -281,4 +281,3 @@ def test_a_sweep_s_recipe_tunes_its_rows(data_dir, tmp_path):
     assert plan[0].config.optim.lr > 1.5 * plan[1].config.optim.lr
     assert plan[2].config.optim.lr == 0.5
     assert {item.config.optim.b2 for item in plan} == {0.9}
-    assert models.names() == ["decoder", "mlp"]

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
-from bigmodel import config, sharding, track
+from bigmodel import config, models, sharding, track
 from bigmodel.config import UsageError
 
 MESHES = ["8x1x1", "1x8x1", "1x1x8", "2x2x2"]
@@ -187,3 +187,15 @@ def test_moments_follow_their_parameters():
 def test_a_mesh_that_does_not_fill_the_devices_is_refused(sizes):
     with pytest.raises(UsageError, match=re.escape("config.run.mesh=")):
         sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
+
+
+def test_every_family_is_the_same_on_eight_devices(tmp_path):
+    """Its rules shard it, and its checkpoint goes from one device to eight and back."""
+    finish(spawn(ROOT / "tests/families.py", tmp_path / "found.json"))
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert set(report) == set(models.names())
+    for family, found in report.items():
+        np.testing.assert_allclose(found["eight"], found["one"], rtol=1e-4, err_msg=family)
+        assert found["one"][0] != found["one"][3], family
+        for name in ("one from eight", "eight from one"):
+            np.testing.assert_allclose(found[name], found["one"][2:], rtol=1e-4, err_msg=f"{family} {name}")

@@ -26,7 +26,7 @@ def test_the_lowest_point_is_the_parabola_s():
 def write_run(folder, number, model, optim, batch_size=8, **result):
     home = folder / f"{number:012x}"
     home.mkdir(parents=True)
-    base = {"run_id": home.name, "status": "done", "seed": 0, **result}
+    base = {"run_id": home.name, "status": "done", "seed": 0, "batch_size": batch_size, **result}
     (home / "result.json").write_text(json.dumps(base))
     config = {"model": model, "optim": optim, "train": {"seed": base["seed"], "batch_size": batch_size}}
     (home / "config.json").write_text(json.dumps(config))
@@ -51,12 +51,12 @@ def test_a_transfer_report_says_how_far_the_best_rate_moves(tmp_path):
 
 def test_a_tuning_report_names_each_batchs_best_rate(tmp_path):
     best = {4: 0.004, 16: 0.016}
-    for number, (batch, b2, lr) in enumerate(itertools.product(best, (0.95, 0.99), 0.004 * 2.0 ** np.arange(-1, 4))):
-        loss = 2 + 0.1 * math.log(lr / best[batch]) ** 2 + batch * 0.01 + (b2 == 0.99) * 0.05
-        write_run(tmp_path, number, {}, {"b2": b2, "lr": float(lr)}, batch, loss=loss)
+    for number, (batch, k, lr) in enumerate(itertools.product(best, (1, 2), 0.004 * 2.0 ** np.arange(-1, 4))):
+        loss = 2 + 0.1 * math.log(lr / best[batch]) ** 2 + batch * 0.01 + (k == 2) * 0.05
+        write_run(tmp_path, number, {}, {"lr": float(lr)}, batch, loss=loss, tokens=k * 1000, lr=float(lr))
     text = transfer.tuning(tmp_path, tmp_path / "out")
-    assert "batch 4, beta2 0.95: loss 2.0400 at rate 0.004\n" in text
-    assert "batch 16, beta2 0.99: loss 2.2100 at rate 0.016\n" in text and "edge" not in text
+    assert "1,000 tokens, batch 4: loss 2.0400 at rate 0.004\n" in text
+    assert "2,000 tokens, batch 16: loss 2.2100 at rate 0.016\n" in text and "edge" not in text
     assert (tmp_path / "out/tuning.png").stat().st_size > 10_000
     assert len(pd.read_csv(tmp_path / "out/tuning.csv")) == 20
     with pytest.raises(UsageError, match="no finished runs"):

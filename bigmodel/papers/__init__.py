@@ -241,9 +241,9 @@ def published(name: str) -> Any:
     return model(family, **row["model"])
 
 
-def count(section: Any, convention: str = "total") -> int:
-    """Parameters of a decoder by `eval_shape`: total, nonembedding, or kaplan (the blocks' matrices alone)."""
-    return budget.counts("decoder", section)[("total", "nonembedding", "kaplan").index(convention)]
+def count(section: Any, convention: str = "total", family: str = "decoder") -> int:
+    """Parameters of a model section by `eval_shape`: total, nonembedding, or kaplan (the blocks' matrices alone)."""
+    return budget.counts(family, section)[("total", "nonembedding", "kaplan").index(convention)]
 
 
 def evaluate(law: Law, params: Mapping[str, float], **columns: float) -> float:

@@ -98,8 +98,7 @@ def branches(folder: str | Path, out: str | Path) -> str:
     """Decays from a trunk beside runs of the same shape, length and seed: writes branches.csv (each seed apart) and a
     figure, returns lines (means over seeds)."""
     cells = []
-    for path in sources.planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
-        result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
+    for result, config in sources.runs(folder):
         for point in (*result.get("branches", []), {}):
             row = {**result, **point}
             cells.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -108,6 +109,21 @@ def planned(folder: Path, files: Sequence[Path]) -> list[Path]:
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise UsageError(f"can't read {str(plan)!r}: {e}; `bigmodel sweep plan` writes it anew") from e
     return [f for f in files if f.parent.name in ids]
+
+
+def runs(folder: str | Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(result, config) of a sweep's finished runs. A loss of None is NaN: that run diverged.
+
+    Raises:
+      UsageError: there are none.
+    """
+    found = []
+    for path in planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
+        result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
+        found.append(({**result, "loss": math.nan if result["loss"] is None else result["loss"]}, config))
+    if not found:
+        raise UsageError(f"no finished runs in {str(folder)!r}")
+    return found
 
 
 def read_table(path: Path) -> Source:

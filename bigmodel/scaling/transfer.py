@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bigmodel.config import UsageError
 from bigmodel.scaling import sources
 from bigmodel.scaling.figures import transfer as figures
 
 
 def read(folder: str | Path, axis: str) -> list[dict[str, Any]]:
     """Rows of parametrization, axis, size, lr, seed, loss (NaN: diverged) of the finished runs of a sweep."""
-    rows = []
-    for path in sources.planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
-        result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
-        rows.append(
-            {
-                "parametrization": config["model"]["parametrization"], "axis": axis, "size": config["model"][axis],
-                "lr": config["optim"]["lr"], "seed": config["train"]["seed"], "run_id": result["run_id"],
-                "loss": math.nan if result["loss"] is None else result["loss"],
-            }
-        )  # fmt: skip
-    if not rows:
-        raise UsageError(f"no finished runs in {str(folder)!r}")
+    rows = [
+        {
+            "parametrization": config["model"]["parametrization"], "axis": axis, "size": config["model"][axis],
+            "lr": config["optim"]["lr"], "seed": config["train"]["seed"], "run_id": result["run_id"],
+            "loss": result["loss"],
+        }
+        for result, config in sources.runs(folder)
+    ]  # fmt: skip
     return sorted(rows, key=lambda r: (r["parametrization"], r["size"], r["lr"], r["seed"]))
 
 
@@ -86,32 +80,28 @@ def report(folder: str | Path, out: str | Path, axis: str) -> str:
 
 
 def tuning(folder: str | Path, out: str | Path) -> str:
-    """The best rate and least loss of each batch size and beta2: writes tuning.csv, tuning.png, .svg, .pdf; lines."""
-    cells = []
-    for path in sources.planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
-        result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
-        cells.append(
+    """The best rate and least loss of each horizon and batch: writes tuning.csv, tuning.png, .svg, .pdf; lines."""
+    frame = pd.DataFrame(
+        [
             {
-                "batch_size": config["train"]["batch_size"], "b2": config["optim"]["b2"], "lr": config["optim"]["lr"],
-                "seed": config["train"]["seed"], "run_id": result["run_id"],
-                "loss": math.nan if result["loss"] is None else result["loss"],
+                "tokens": result["tokens"], "batch_size": result["batch_size"], "lr": result["lr"],
+                "seed": result["seed"], "run_id": result["run_id"], "loss": result["loss"],
             }
-        )  # fmt: skip
-    if not cells:
-        raise UsageError(f"no finished runs in {str(folder)!r}")
-    frame = pd.DataFrame(cells).sort_values(["batch_size", "b2", "lr", "seed"])
+            for result, _ in sources.runs(folder)
+        ]
+    ).sort_values(["tokens", "batch_size", "lr", "seed"])  # fmt: skip
     best = []
-    for (batch, b2), here in frame.groupby(["batch_size", "b2"]):
+    for (tokens, batch), here in frame.groupby(["tokens", "batch_size"]):
         mean = here.groupby("lr").loss.mean()
         lr, loss = lowest(list(mean.index), list(mean))
         edge = mean.idxmin() in (mean.index[0], mean.index[-1])
-        best.append({"batch_size": int(batch), "b2": float(b2), "lr": lr, "loss": loss, "edge": bool(edge)})
+        best.append({"tokens": int(tokens), "batch_size": int(batch), "lr": lr, "loss": loss, "edge": bool(edge)})
     home = Path(out)
     home.mkdir(parents=True, exist_ok=True)
     frame.to_csv(home / "tuning.csv", index=False)
     drawn = figures.write(figures.tuning, home / "tuning", best)
     lines = [
-        f"batch {b['batch_size']}, beta2 {b['b2']:g}: loss {b['loss']:.4f} at rate {b['lr']:.3g}"
+        f"{b['tokens']:,} tokens, batch {b['batch_size']}: loss {b['loss']:.4f} at rate {b['lr']:.3g}"
         f"{' (edge)' if b['edge'] else ''}"
         for b in best
     ]

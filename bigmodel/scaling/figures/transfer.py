@@ -108,22 +108,39 @@ def shapes(frame: pd.DataFrame) -> Figure:
 
 
 def tuning(best: Sequence[dict[str, Any]]) -> Figure:
-    """Least loss over rates against beta2 (as 1 - beta2), a curve a batch size, the best rate at each mark."""
+    """Least loss over rates against the batch, a curve a horizon, as a ratio to that curve's least; the best rate at
+    each mark."""
     frame = pd.DataFrame(best)
-    sizes = sorted(frame.batch_size.unique())
-    norm = style.log_norm(sizes)
+    horizons = sorted(frame.tokens.unique())
+    norm = style.log_norm(horizons)
     figure, (axes,) = style.PAGE.panels(1)
-    for i, size in enumerate(sizes):
-        here = frame[frame.batch_size == size].sort_values("b2")
+    for i, tokens in enumerate(horizons):
+        here = frame[frame.tokens == tokens].sort_values("batch_size")
+        ratio = here.loss / here.loss.min()
         axes.plot(
-            1 - here.b2, here.loss, color=style.colour(norm, size), marker=style.MARKERS[i % 8], markersize=5,
-            linewidth=1.2, label=f"batch {size}",
+            here.batch_size, ratio, color=style.colour(norm, tokens), marker=style.MARKERS[i % 8], markersize=5,
+            linewidth=1.2, label=f"{tokens:,} tokens: {here.loss.min():.3f}",
         )  # fmt: skip
-        for row in here.itertuples():
+        for row, y in zip(here.itertuples(), ratio, strict=True):
             axes.annotate(
-                f"{row.lr:.2g}", (1 - row.b2, row.loss), textcoords="offset points", xytext=(4, 4), fontsize="x-small"
+                f"{row.lr:.2g}", (row.batch_size, y), textcoords="offset points", xytext=(4, 4), fontsize="x-small"
             )
-    style.log_axis(axes, "x", (1 - frame.b2).min() / 1.5, (1 - frame.b2).max() * 1.6)
-    axes.set(xlabel="1 - beta2 (marks: the best rate)", ylabel="least held-out loss")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    style.log_axis(axes, "x", frame.batch_size.min() / 1.2, frame.batch_size.max() * 1.4)
+    axes.set(xlabel="batch, examples (marks: the best rate)", ylabel="held-out loss over the horizon's least")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="least loss")
+    return figure
+
+
+def forest(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
+    """A panel for each of `names`, a line each of `rows`: label, and for each name (value, low, high) or None."""
+    figure, panels = style.PAGE.panels(len(names), height=0.9 + 0.32 * len(rows), sharey=True, squeeze=False)
+    for axes, name in zip(panels, names, strict=True):
+        for k, row in enumerate(rows):
+            if row[name] is not None:
+                value, low, high = row[name]
+                axes.plot([low, high], [-k, -k], color=style.BLUE, lw=2.2, solid_capstyle="butt")
+                axes.plot(value, -k, "o", color=style.BLUE, ms=4.5, zorder=4)
+        axes.set(xlabel=style.symbol(name), ylim=(-len(rows) + 0.4, 0.6))
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks([-k for k in range(len(rows))], [row["label"] for row in rows])
     return figure
