@@ -30,6 +30,8 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             tokens_per_param=0.0,  # D / N, N without embeddings
             seed=0,
             eval_examples=0,  # validation examples evaluated; 0: all
+            patience=0,  # ends once so many checks in a row found no lower held-out loss (early stopping); 0: never
+            patience_steps=50,  # steps between checks
             noise_scale=False,  # log the gradient noise scale, from micro-batches against the batch
             divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
             divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
@@ -123,7 +125,9 @@ def _check_train(config: ConfigDict) -> None:
     for key in ("batch_size", "divergence_steps"):
         if train[key] < 1:
             raise UsageError(f"config.train.{key}={train[key]}: must be at least 1")
-    for key in ("microbatch", "eval_examples", "seed", *HORIZONS):
+    if train.patience_steps < 1:
+        raise UsageError(f"config.train.patience_steps={train.patience_steps}: must be at least 1")
+    for key in ("microbatch", "eval_examples", "seed", "patience", *HORIZONS):
         if train[key] < 0:
             raise UsageError(f"config.train.{key}={train[key]}: must not be negative")
     if train.seed >= 2**32:  # JAX's keys would drop the bits above, and two seeds would be one

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -34,6 +35,8 @@ def get_config() -> ConfigDict:
             decay=0.2,  # wsd: fraction of the steps that decay
             branches=(),  # wsd: fractions of the horizon at which further decays from the same trunk end
             weight_decay=0.1,  # decoupled, times the learning rate (Loshchilov & Hutter, arXiv:1711.05101)
+            l1=0.0,  # added to the loss: l1 sum |w| + l2 / 2 sum w^2, over what weight_decay is of
+            l2=0.0,
             decay_exclude=tree.NOT_MATRICES,  # regex of parameter paths that don't decay
             b1=0.9,
             b2=0.95,
@@ -61,7 +64,7 @@ def finalize(cfg: ConfigDict) -> None:
         raise UsageError(f"config.optim.lr={cfg.lr}: must be positive")
     if cfg.eps <= 0:
         raise UsageError(f"config.optim.eps={cfg.eps}: must be positive")
-    for key in ("weight_decay", "clip"):
+    for key in ("weight_decay", "l1", "l2", "clip"):
         if cfg[key] < 0:
             raise UsageError(f"config.optim.{key}={cfg[key]}: must not be negative")
     try:
@@ -142,7 +145,14 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
             muon_weight_dimension_numbers=_matrix_sides(rules),
         )
         direction = optax.chain(muon, optax.scale(-1.0))
-    steps = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
+    steps = []
+    if cfg.l1:
+        sign = optax.stateless(lambda g, w: jax.tree.map(lambda g, w: g + cfg.l1 * jnp.sign(w), g, w))
+        steps.append(optax.masked(sign, decays))
+    if cfg.l2:
+        steps.append(optax.add_decayed_weights(cfg.l2, decays))
+    if cfg.clip:
+        steps.append(optax.clip_by_global_norm(cfg.clip))
     return optax.chain(
         *steps, direction, *multiplied(rates), optax.add_decayed_weights(cfg.weight_decay, decays), optax.scale(-1.0)
     )

@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -197,6 +198,13 @@ def _train(
             out["eval_bits_per_byte"] = out["eval_loss"] / math.log(2) / plan.bytes_per_unit
         return out
 
+    patience, every = frozen.train.patience, frozen.train.patience_steps
+    checks = [
+        (r["step"], r["eval_loss"])
+        for r in track.read_rows(folder / "metrics.jsonl")
+        if patience and "eval_loss" in r and r["step"] <= start and r["step"] % every == 0
+    ]
+
     def branch(step: int, end: int, stop: Stop) -> bool:
         """Decays from the trunk at `step` until `end`, notes the loss there, and goes back to the trunk.
 
@@ -243,7 +251,7 @@ def _train(
     pending: tuple[int, Any] | None = None
     forks = optim.branch_steps(frozen.optim, steps)
     branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl") if r["step"] <= start}
-    step = saved = start
+    step, saved, early = start, start, False
     with Stop() as stop:
         window, window_began = start, time.time()
         while step < steps and not status:
@@ -267,7 +275,8 @@ def _train(
             step += 1
             pending = (step, metrics)
             stopping = stop.at(step) and step < steps
-            due_eval = frozen.run.eval_every and step % frozen.run.eval_every == 0 and step < steps
+            due_check = patience and step % every == 0 and step < steps
+            due_eval = due_check or (frozen.run.eval_every and step % frozen.run.eval_every == 0 and step < steps)
             due_save = frozen.run.checkpoint_every and step % frozen.run.checkpoint_every == 0 and step < steps
             if (due_eval or due_save or stopping or step == steps) and not status:
                 status = read(*pending)
@@ -276,6 +285,9 @@ def _train(
                 evaluated = evaluate()  # by all processes together
                 if metrics_file:
                     metrics_file.add({"step": step, **evaluated})
+                if due_check:
+                    checks.append((step, evaluated["eval_loss"]))
+            early = bool(due_check) and no_better([loss for _, loss in checks], patience)
             if line.due() or due_save or step == steps:
                 seconds = max(1e-9, time.time() - window_began)
                 per_second = (step - window) / seconds
@@ -287,7 +299,7 @@ def _train(
                 if speed_file:
                     speed_file.add({"step": step, "seconds": time.time() - began, **speed})
                 window, window_began = step, time.time()
-            if status:
+            if status or early:
                 break
             if due_save or stopping:
                 save(step)
@@ -302,8 +314,9 @@ def _train(
     final = evaluate() if status == "done" else {}
     if not all(map(math.isfinite, final.values())):
         status, final = "diverged", {}
-    if metrics_file and final and start < steps:  # else it was written before the checkpoint of the last step
-        metrics_file.add({"step": steps, **final})
+    # A check that ended the run has written it, and so had whoever saved the last step.
+    if metrics_file and final and start < steps and not early:
+        metrics_file.add({"step": step, **final})
     if good != saved or saved == 0:
         save(good)
     saves.close()  # errors of the asynchronous writer surface before the run is called done
@@ -317,6 +330,8 @@ def _train(
         "width": frozen.model.width,
         "depth": frozen.model.depth,
         **{k: v for k, v in plan.to_dict().items() if k not in ("state_bytes", "bytes_per_unit", "flops_per_step")},
+        **(_counts(plan, step) if status == "done" else {}),
+        **({"best_step": min(checks, key=lambda c: c[1])[0], "best_loss": min(c[1] for c in checks)} if checks else {}),
         "loss": final.get("eval_loss"),
         "bits_per_byte": final.get("eval_bits_per_byte"),
         **{k: v for k, v in final.items() if k not in ("eval_loss", "eval_bits_per_byte")},
@@ -361,16 +376,28 @@ def noise_scale(folder: epath.Path, steps: int, units: float) -> dict[str, float
     return {"noise_scale": noise / signal * units if signal > 0 else None}
 
 
+def no_better(losses: Sequence[float], patience: int) -> bool:
+    """Whether none of the last `patience` losses is lower than all before them."""
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _counts(plan: budget.Budget, steps: int) -> dict[str, Any]:
+    """What a plan's run has seen and cost after so many steps."""
+    part = steps / plan.steps
+    tokens = round(plan.tokens * part)
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "unique_tokens": min(plan.unique_tokens, tokens),
+        **{k: getattr(plan, k) * part for k in ("flops", "flops_6nd", "epochs")},
+    }
+
+
 def _branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget) -> dict[str, Any]:
     """What differs of a branch's result from its run's: as if the branch had been trained alone."""
-    part = row["end"] / plan.steps
     found = {k: v for k, v in row.items() if k.startswith("eval_")}
-    whole = {k: result[k] * part for k in ("flops", "flops_6nd", "epochs")}
     return {
-        **whole,
-        "steps": row["end"],
-        "tokens": round(result["tokens"] * part),
-        "unique_tokens": min(result["unique_tokens"], round(result["tokens"] * part)),
+        **_counts(plan, row["end"]),
         "loss": found.pop("eval_loss"),
         "bits_per_byte": found.pop("eval_bits_per_byte", None),
         **found,

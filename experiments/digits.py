@@ -7,7 +7,7 @@ from bigmodel import budget
 
 
 def get_config():
-    config = budget.base("mlp", "digits")
+    config = budget.base("mlp", "tables")
     config.model.width = 64
     config.model.depth = 2
     config.optim.lr = 3e-3

@@ -274,7 +274,7 @@ def test_batch_i_is_a_function_of_seed_and_i(tiny):
 
 def test_an_epoch_is_every_example_once(digits):
     cfg = budget.finalize(digits(("data.examples", 96)))
-    examples = data.source("digits").open_split(cfg.data, "", "train")
+    examples = data.source("tables").open_split(cfg.data, "", "train")
     batches = loader.TrainBatches(examples, 32, 0, 6, (0, 32))
     epochs = [[batches.order[e * 96 + i] for i in range(96)] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(96))

@@ -17,7 +17,8 @@ Batch = dict[str, np.ndarray]
 class TrainBatches:
     """Rows [first, last) of batches 0, 1, ...: an epoch is a permutation drawn from (seed, epoch).
 
-    In order, row r of all batches together is the r-th part of the examples, one after another and again.
+    In order, row r of all batches together is the r-th part of the examples, one after another and again. So is a batch
+    of all examples, whose order is of no matter.
     """
 
     def __init__(
@@ -25,17 +26,15 @@ class TrainBatches:
     ):
         self.examples, self.batch_size, self.steps, self.rows = examples, batch_size, steps, rows
         self.order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
-        self.part = len(examples) // batch_size if in_order else 0
+        self.part = len(examples) // batch_size if in_order or batch_size == len(examples) else 0
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, i: int) -> Batch:
         first, last = self.rows
-        picked = [self.examples[self.index(i, r)] for r in range(first, last)]
-        batch = {k: np.stack([e[k] for e in picked]) for k in picked[0]}
-        batch["weight"] = np.ones(len(picked), np.float32)
-        return batch
+        batch = _stacked(self.examples, [self.index(i, r) for r in range(first, last)])
+        return {**batch, "weight": np.ones(last - first, np.float32)}
 
     def index(self, i: int, r: int) -> int:
         """Which example is row r of batch i."""
@@ -62,7 +61,13 @@ def eval_batches(examples: Any, batch_size: int, limit: int, rows: tuple[int, in
     first, last = rows
     for begin in range(0, n, batch_size):
         index = np.arange(begin + first, begin + last)
-        picked = [examples[k] for k in np.minimum(index, n - 1).tolist()]
-        batch = {k: np.stack([e[k] for e in picked]) for k in picked[0]}
-        batch["weight"] = (index < n).astype(np.float32)
-        yield batch
+        batch = _stacked(examples, np.minimum(index, n - 1).tolist())
+        yield {**batch, "weight": (index < n).astype(np.float32)}
+
+
+def _stacked(examples: Any, indices: list[int]) -> Batch:
+    """A source that holds its examples in arrays takes them at once."""
+    if hasattr(examples, "take"):
+        return examples.take(indices)
+    picked = [examples[k] for k in indices]
+    return {k: np.stack([e[k] for e in picked]) for k in picked[0]}

@@ -50,6 +50,35 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167), in float32.
+
+    In training by the batch's mean and variance, by which the running ones of the collection `batch_stats` move a part
+    `moves` of the way; else by those. The running variance is the unbiased one, as torch's.
+    """
+
+    eps: float = 1e-5
+    moves: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        C = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (C,))
+        bias = self.param("bias", nn.initializers.zeros, (C,))
+        mean_C = self.variable("batch_stats", "mean", lambda: jnp.zeros(C))
+        var_C = self.variable("batch_stats", "var", lambda: jnp.ones(C))
+        y = x.astype(jnp.float32)
+        mean, var = mean_C.value, var_C.value
+        if train:
+            axes, n = tuple(range(x.ndim - 1)), x.size // C
+            mean = jnp.mean(y, axis=axes)
+            var = jnp.mean(jnp.square(y - mean), axis=axes)
+            if self.is_mutable_collection("batch_stats"):
+                mean_C.value += self.moves * (mean - mean_C.value)
+                var_C.value += self.moves * (var * (n / max(1, n - 1)) - var_C.value)
+        return ((y - mean) * jax.lax.rsqrt(var + self.eps) * scale + bias).astype(x.dtype)
+
+
 # ------------------------------------------------------------------- what a parametrisation asks of a model
 
 
@@ -158,7 +187,7 @@ def stack(block: Any, depth: int, scan: bool, remat: bool) -> Any:
         block = nn.remat(block, prevent_cse=not scan)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "batch_stats": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         out_axes=0,

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron classifier.
+"""Multi-layer perceptron; without a hidden layer, linear or logistic regression.
 
 B batch, I inputs, D width, V classes, N depth (hidden layers).
 """
@@ -19,10 +19,15 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
             width=64,
-            depth=2,  # hidden layers
+            depth=2,  # hidden layers; 0: none
             num_features=64,  # from the data where there is some
             num_classes=10,  # from the data where there is some
+            objective="classify",  # or regress: one number, squared error
             activation="relu",  # or gelu, gelu_tanh, tanh, sigmoid, silu
+            norm="none",  # or batchnorm, layernorm, rmsnorm: of hidden layers, before the activation
+            dropout=0.0,  # of hidden layers
+            smoothing=0.0,  # of labels
+            class_weights=(),  # of the loss, one a class; (): all 1
             bias=True,
             init_std=0.0,  # 0: 1 / sqrt(fan_in)
         )
@@ -30,10 +35,23 @@ def get_config() -> ConfigDict:
 
 
 def finalize(cfg: ConfigDict) -> None:
-    for key in ("width", "depth", "num_features", "num_classes"):
+    for key in ("width", "num_features", "num_classes"):
         if cfg[key] < 1:
             raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
+    if cfg.depth < 0:
+        raise UsageError(f"config.model.depth={cfg.depth}: must not be negative (0: no hidden layer)")
+    choose("config.model.objective", cfg.objective, ["classify", "regress"])
     choose("config.model.activation", cfg.activation, layers.ACTIVATIONS)
+    choose("config.model.norm", cfg.norm, ["none", "batchnorm", "layernorm", "rmsnorm"])
+    for key in ("dropout", "smoothing"):
+        if not 0 <= cfg[key] < 1:
+            raise UsageError(f"config.model.{key}={cfg[key]}: must be in [0, 1)")
+    if cfg.class_weights and len(cfg.class_weights) != cfg.num_classes:
+        raise UsageError(
+            f"config.model.class_weights={cfg.class_weights}: one a class, and there are {cfg.num_classes}"
+        )
+    if cfg.init_std < 0:
+        raise UsageError(f"config.model.init_std={cfg.init_std}: must not be negative (0: derived)")
 
 
 def rung(width: int, depth: int) -> dict[str, Any]:
@@ -45,7 +63,8 @@ WEIGHTS: dict[str, str] = {}
 RULES = (
     (r"first$", (None, "ffn")),
     (r"hidden/kernel$", (None, "embed", "ffn")),
-    (r"hidden/bias$", (None, "ffn")),
+    (r"hidden/(bias|norm/(scale|bias))$", (None, "ffn")),
+    (r"first_norm/(scale|bias)$", ("ffn",)),
     (r"last$", ("ffn", None)),
     (r"first_bias$", ("ffn",)),
     (r"last_bias$", (None,)),
@@ -53,7 +72,11 @@ RULES = (
 
 
 def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {"features": ((cfg.num_features,), "float32"), "label": ((), "int32")}
+    return {"features": ((cfg.num_features,), "float32"), "label": ((), _label(cfg))}
+
+
+def _label(cfg: Any) -> str:
+    return "int32" if cfg.objective == "classify" else "float32"
 
 
 def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
@@ -67,19 +90,33 @@ def likelihood(cfg: Any) -> bool:
 
 def flops(cfg: Any) -> float:
     """Forward FLOPs of one example: 2 per multiply-add of the matrix products."""
-    return 2.0 * (cfg.num_features * cfg.width + (cfg.depth - 1) * cfg.width**2 + cfg.width * cfg.num_classes)
+    outputs = cfg.num_classes if cfg.objective == "classify" else 1
+    if not cfg.depth:
+        return 2.0 * cfg.num_features * outputs
+    return 2.0 * (cfg.num_features * cfg.width + (cfg.depth - 1) * cfg.width**2 + cfg.width * outputs)
+
+
+def _finish(module: nn.Module, x_BD: jax.Array, train: bool, name: str) -> jax.Array:
+    """Norm, activation and dropout of a hidden layer."""
+    cfg: Any = module.cfg
+    if cfg.norm == "batchnorm":
+        x_BD = layers.BatchNorm(name=name)(x_BD, train)
+    elif cfg.norm != "none":
+        x_BD = layers.Norm(cfg.norm, cfg.bias, name=name)(x_BD)
+    x_BD = layers.ACTIVATIONS[cfg.activation](x_BD)
+    return nn.Dropout(cfg.dropout, deterministic=not train)(x_BD) if cfg.dropout else x_BD
 
 
 class Hidden(nn.Module):
     cfg: Any
 
     @nn.compact
-    def __call__(self, x_BD: jax.Array, _: None, __: None, ___: None) -> tuple[jax.Array, None]:
+    def __call__(self, x_BD: jax.Array, _: None, __: None, train: bool) -> tuple[jax.Array, None]:
         D = self.cfg.width
         x_BD = x_BD @ self.param("kernel", layers.normal(self.cfg.init_std, D), (D, D))
         if self.cfg.bias:
             x_BD = x_BD + self.param("bias", nn.initializers.zeros, (D,))
-        return layers.ACTIVATIONS[self.cfg.activation](x_BD), None
+        return _finish(self, x_BD, train, "norm"), None
 
 
 class Model(nn.Module):
@@ -87,7 +124,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, x_BI: jax.Array, train: bool = False) -> jax.Array:
-        """Logits BV."""
+        """Logits BV, or values B."""
         cfg = self.cfg
 
         def dense(name: str, x: jax.Array, out: int) -> jax.Array:
@@ -95,16 +132,26 @@ class Model(nn.Module):
             y = x @ self.param(name, layers.normal(cfg.init_std, n), (n, out))
             return y + self.param(f"{name}_bias", nn.initializers.zeros, (out,)) if cfg.bias else y
 
-        x_BD = layers.ACTIVATIONS[cfg.activation](dense("first", x_BI, cfg.width))
+        x_BD = x_BI
+        if cfg.depth:
+            x_BD = _finish(self, dense("first", x_BI, cfg.width), train, "first_norm")
         if cfg.depth > 1:
             hidden = layers.stack(Hidden, cfg.depth - 1, scan=cfg.depth > 8, remat=False)
-            x_BD, _ = hidden(cfg, name="hidden")(x_BD, None, None, None)
-        return dense("last", x_BD, cfg.num_classes)
+            x_BD, _ = hidden(cfg, name="hidden")(x_BD, None, None, train)
+        return dense("last", x_BD, cfg.num_classes) if cfg.objective == "classify" else dense("last", x_BD, 1)[:, 0]
 
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-    """Cross entropy in nats per example, with accuracy."""
-    logits_BV: Any = model.apply(variables, *inputs(model.cfg, batch), train)
-    scalar, metrics = losses.cross_entropy(logits_BV, batch["label"], batch["weight"])
-    metrics["accuracy"] = losses.accuracy(logits_BV, batch["label"], batch["weight"])
-    return scalar, (metrics, {})
+    """Cross entropy in nats per example, with accuracy; or the squared error."""
+    cfg = model.cfg
+    out, state = model.apply(
+        variables, *inputs(cfg, batch), train, rngs={"dropout": rng}, mutable=["batch_stats"] if train else []
+    )
+    if cfg.objective == "regress":
+        scalar, metrics = losses.mean_squared_error(out, batch["label"], batch["weight"])
+        return scalar, (metrics, dict(state))
+    scalar, metrics = losses.cross_entropy(
+        out, batch["label"], batch["weight"], smoothing=cfg.smoothing, class_weights=cfg.class_weights
+    )
+    metrics["accuracy"] = losses.accuracy(out, batch["label"], batch["weight"])
+    return scalar, (metrics, dict(state))
