@@ -31,7 +31,7 @@ def loss_of(family_module, model, batch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_falls_on_a_fixed_batch(family):
     module, _, model, variables, batch = make(family)
-    tx = optax.adam(1e-2)
+    tx = optax.adam(2e-2)
     opt = tx.init(variables)
     value_and_grad = jax.jit(jax.value_and_grad(loss_of(module, model, batch)))
     losses = []
@@ -74,7 +74,6 @@ BIG = dict(width=256, num_heads=4, seq_len=128, vocab_size=1024, execution="unro
         ("encdec", {**BIG, "source_len": 64}),
         ("encdec", {**BIG, "objective": "prefix", "decoder_depth": 1}),
         ("encdec", {**BIG, "objective": "span", "value_dim": 32}),
-        ("recurrent", {**BIG, "cell": "rnn"}),
     ],
 )
 def test_flops_are_within_2_percent_of_xlas_count(family, overrides, monkeypatch):
