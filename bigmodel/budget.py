@@ -193,6 +193,14 @@ class Budget:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def after(self, steps: int) -> dict[str, Any]:
+        """What a run has seen and cost that ended after so many steps."""
+        part = steps / self.steps
+        tokens = round(self.tokens * part)
+        whole = {"flops": self.flops, "flops_6nd": self.flops_6nd, "epochs": self.epochs}
+        scaled = {key: value * part for key, value in whole.items()}
+        return {"steps": steps, "tokens": tokens, "unique_tokens": min(self.unique_tokens, tokens), **scaled}
+
 
 def batch_shapes(family: ModuleType, cfg: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one batch, `weight` included."""

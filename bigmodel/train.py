@@ -330,7 +330,7 @@ def _train(
         "width": frozen.model.width,
         "depth": frozen.model.depth,
         **{k: v for k, v in plan.to_dict().items() if k not in ("state_bytes", "bytes_per_unit", "flops_per_step")},
-        **(_counts(plan, step) if status == "done" else {}),
+        **(plan.after(step) if status == "done" else {}),
         **({"best_step": min(checks, key=lambda c: c[1])[0], "best_loss": min(c[1] for c in checks)} if checks else {}),
         "loss": final.get("eval_loss"),
         "bits_per_byte": final.get("eval_bits_per_byte"),
@@ -381,23 +381,11 @@ def no_better(losses: Sequence[float], patience: int) -> bool:
     return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def _counts(plan: budget.Budget, steps: int) -> dict[str, Any]:
-    """What a plan's run has seen and cost after so many steps."""
-    part = steps / plan.steps
-    tokens = round(plan.tokens * part)
-    return {
-        "steps": steps,
-        "tokens": tokens,
-        "unique_tokens": min(plan.unique_tokens, tokens),
-        **{k: getattr(plan, k) * part for k in ("flops", "flops_6nd", "epochs")},
-    }
-
-
 def _branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget) -> dict[str, Any]:
     """What differs of a branch's result from its run's: as if the branch had been trained alone."""
     found = {k: v for k, v in row.items() if k.startswith("eval_")}
     return {
-        **_counts(plan, row["end"]),
+        **plan.after(row["end"]),
         "loss": found.pop("eval_loss"),
         "bits_per_byte": found.pop("eval_bits_per_byte", None),
         **found,

@@ -64,6 +64,26 @@ def test_a_ladder_is_the_familys_own():
     assert large["model.num_heads"] == 8
 
 
+def test_a_row_may_have_its_own_experiment(data_dir, tmp_path):
+    path = tmp_path / "two.py"
+    path.write_text(
+        'CONFIG = "experiments/prose.py"\ndef get_sweep():\n'
+        '    return [{"model.width": 32}, {"experiment": "experiments/bert.py", "model.width": 32}, \n'
+        '            {"experiment": "experiments/lstm.py", "model.cell": "rnn"}]\n'
+    )
+    more = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 9999)]
+    plan = sweep.make_plan(str(path), more)
+    assert [item.config.family for item in plan] == ["decoder", "bert", "recurrent"]
+    assert [item.overrides.get("experiment") for item in plan] == [None, "bert", "lstm"]
+    for wrong, said in (("'experiments/brt.py'", "experiments/brt.py"), ("3", "3 is not the path of an experiment")):
+        path.write_text(
+            path.read_text().replace("'experiments/bert.py'", wrong).replace('"experiments/bert.py"', wrong)
+        )
+        with pytest.raises(UsageError, match=said):
+            sweep.make_plan(str(path), more)
+        path.write_text(path.read_text().replace(wrong, '"experiments/bert.py"'))
+
+
 def test_isoflop_rows_cost_their_budget(tiny, data_dir, tmp_path):
     path = tmp_path / "iso.py"
     path.write_text(

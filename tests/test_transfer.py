@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, bigmodel
 
 from bigmodel.config import UsageError
-from bigmodel.scaling import heldout, rows, transfer
+from bigmodel.scaling import families, heldout, rows, transfer
 
 
 def test_the_lowest_point_is_the_parabola_s():
@@ -109,6 +109,33 @@ def test_branches_are_rows_of_one_run(tmp_path):
     assert sorted(frame["L"]) == [2.2, 2.21, 2.48, 2.5] and sorted(frame["D"]) == [2e6, 2e6, 4e6, 4e6]
     text = heldout.branches(tmp_path, tmp_path / "out")
     assert "2,000,000 tokens, 1 seed: wsd 2.5000, cosine 2.4800 (+0.81%)" in text and "largest difference 0.81%" in text
+
+
+def test_families_have_a_law_each(tmp_path):
+    """Two families with planted laws of different exponents, over the same budgets."""
+    laws = {"one": (400.0, 0.34, 2000.0, 0.37), "two": (400.0, 0.34, 300.0, 0.25)}
+    rng, number = np.random.default_rng(0), 0
+    for family, (A, alpha, B, beta) in laws.items():
+        for flops in (1e17, 1e18, 1e19, 3e19):
+            best = (alpha * A / (beta * B) * (flops / 6) ** beta) ** (1 / (alpha + beta))
+            for n in best * 2.0 ** np.array([-2, -1, 0, 1, 2]):
+                loss = (1.7 + A / n**alpha + B / (flops / 6 / n) ** beta) * (1 + 0.001 * rng.normal())
+                more = dict(
+                    params=n, params_nonembedding=n, tokens=flops / 6 / n, flops=flops, unit="tokens", width=1, depth=1
+                )
+                write_run(tmp_path, number, {"family": family}, {}, loss=loss, **more)
+                number += 1
+    text = families.report(tmp_path, tmp_path / "out", lambda config: config["model"]["family"])
+    found = {row["label"]: row for row in json.loads((tmp_path / "out/families.json").read_text())}
+    for family, (_, alpha, _, beta) in laws.items():
+        row, a = found[family], beta / (alpha + beta)
+        for value, low, high in (row["a"], row["isoflop"]):
+            assert low < value < high and abs(value - a) < 0.05, (family, value, a)
+        assert abs(row["alpha"][0] - alpha) < 0.03 and row["n"] == 20 and row["error"] < 0.01
+        assert f"| {family} | 20 |" in text
+    assert found["one"]["a"][1] > found["two"]["a"][2]  # told apart
+    assert (tmp_path / "out/families.png").stat().st_size > 10_000
+    assert len(pd.read_csv(tmp_path / "out/families.csv")) == 2
 
 
 def test_reports_of_too_little_are_refused(tmp_path):

@@ -37,7 +37,7 @@ def compare(folder: str | Path, label: Label, bootstrap: int = 1000) -> list[dic
         part.attrs = dict(frame.attrs)
         law = fit.fit(part, bootstrap=bootstrap, holdout=0)
         iso = frontier.isoflop(part, bootstrap=bootstrap)
-        top = heldout.top_budget(part, bootstrap=0)
+        top = heldout.top_budget(part, bootstrap=bootstrap)
 
         def triple(value: float | None, ends: Any) -> tuple[float, float, float] | None:
             return None if value is None or ends is None else (float(value), float(ends[0]), float(ends[1]))
