@@ -15,7 +15,12 @@ import pandas as pd
 from bigmodel.scaling import fit, frontier, heldout, rows, sources
 from bigmodel.scaling.figures import transfer as figures
 
-NAMES = ("alpha", "beta", "a")
+NAMES = {
+    "alpha": "$\\alpha$ of N",
+    "beta": "$\\beta$ of D",
+    "a": "a of $N_{opt} \\propto C^a$, by the law",
+    "isoflop": "a, by the budgets' parabolas",
+}
 Label = Callable[[dict[str, Any]], str]
 
 
@@ -71,7 +76,7 @@ def report(folder: str | Path, out: str | Path, label: Label) -> str:
             cells |= dict(zip((key, f"{key}_low", f"{key}_high"), value, strict=True)) if three else {key: value}
         flat.append(cells)
     pd.DataFrame(flat).to_csv(home / "families.csv", index=False)
-    drawn = figures.write(figures.forest, home / "families", found, [*NAMES, "isoflop"])
+    drawn = figures.write(figures.forest, home / "families", found, NAMES)
 
     def text(value: Any) -> str:
         return "-" if value is None else f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bigmodel.scaling.figures import style
 
@@ -131,16 +132,18 @@ def tuning(best: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def forest(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
-    """A panel for each of `names`, a line each of `rows`: label, and for each name (value, low, high) or None."""
+def forest(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Figure:
+    """A panel for each of `names` (key -> its axis' label), a line each of `rows`: label, and under each key (value,
+    low, high) or None."""
     figure, panels = style.PAGE.panels(len(names), height=0.9 + 0.32 * len(rows), sharey=True, squeeze=False)
-    for axes, name in zip(panels, names, strict=True):
+    for axes, (name, label) in zip(panels, names.items(), strict=True):
         for k, row in enumerate(rows):
             if row[name] is not None:
                 value, low, high = row[name]
                 axes.plot([low, high], [-k, -k], color=style.BLUE, lw=2.2, solid_capstyle="butt")
                 axes.plot(value, -k, "o", color=style.BLUE, ms=4.5, zorder=4)
-        axes.set(xlabel=style.symbol(name), ylim=(-len(rows) + 0.4, 0.6))
+        axes.set(xlabel=label, ylim=(-len(rows) + 0.4, 0.6))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks([-k for k in range(len(rows))], [row["label"] for row in rows])
     return figure
