@@ -134,6 +134,15 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"sweep file {path!r}: get_sweep() must return a non-empty list of dicts of overrides")
     starts: dict[str, Any] = {}  # experiment file -> its config
+
+    def start(experiment: Any, named: str) -> Any:
+        if not isinstance(experiment, str | Path):
+            raise UsageError(f"sweep file {path!r}: {named}={experiment!r} is not the path of an experiment file")
+        if str(experiment) not in starts:
+            starts[str(experiment)] = _experiment(experiment, path)
+        return starts[str(experiment)].copy_and_resolve_references()
+
+    start(module.CONFIG, "CONFIG")
     recipe = recipes.get(module.RECIPE) if hasattr(module, "RECIPE") else None
     overrides = list(overrides)
     planned: dict[str, Planned] = {}
@@ -141,14 +150,10 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
         try:
             if not all(isinstance(key, str) for key in row):
                 raise UsageError("its keys must be names, as 'model.width'")
-            experiment = row.get("experiment", module.CONFIG)
-            if not isinstance(experiment, str | Path):
-                raise UsageError(f"{experiment!r} is not the path of an experiment file")
-            named = {"experiment": Path(str(experiment)).stem} if "experiment" in row else {}
+            own = "experiment" in row
+            unfrozen = start(row["experiment"], "experiment") if own else start(module.CONFIG, "CONFIG")
+            named = {"experiment": Path(str(row["experiment"])).stem} if own else {}
             row = {key: value for key, value in row.items() if key != "experiment"}
-            if str(experiment) not in starts:
-                starts[str(experiment)] = _experiment(experiment, path)
-            unfrozen = starts[str(experiment)].copy_and_resolve_references()
             config.override_all(unfrozen, row.items())
             config.override_all(unfrozen, overrides)
             if recipe:

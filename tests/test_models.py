@@ -247,7 +247,7 @@ def test_cross_entropy_s_gradient_is_the_derived_one():
 
 def test_a_prefix_is_seen_whole_and_not_predicted():
     """Logits inside the prefix see all of it and nothing after; the loss counts what follows it alone."""
-    _, _, model, variables, batch = make("decoder", objective="prefix", position="rope", tied_head=False)
+    _, _, model, variables, batch = make("decoder", objective="prefix", position="rope", tied_head=False, seq_len=12)
     tokens, prefix = batch["tokens"][:1, :-1], jnp.array([5])
 
     @jax.jit

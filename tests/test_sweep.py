@@ -75,7 +75,10 @@ def test_a_row_may_have_its_own_experiment(data_dir, tmp_path):
     plan = sweep.make_plan(str(path), more)
     assert [item.config.family for item in plan] == ["decoder", "bert", "recurrent"]
     assert [item.overrides.get("experiment") for item in plan] == [None, "bert", "lstm"]
-    for wrong, said in (("'experiments/brt.py'", "experiments/brt.py"), ("3", "3 is not the path of an experiment")):
+    for wrong, said in (
+        ("'experiments/brt.py'", "experiments/brt.py"),
+        ("3", "experiment=3 is not the path of an experiment"),
+    ):
         path.write_text(
             path.read_text().replace("'experiments/bert.py'", wrong).replace('"experiments/bert.py"', wrong)
         )

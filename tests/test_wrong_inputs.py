@@ -191,10 +191,10 @@ case("exception in get_config", ["train", "--config=mine.py"], "mine.py", "line 
      before=lambda: write("mine.py", "def get_config():\n    return 1 / 0\n"))  # fmt: skip
 case("wrong type in get_config", ["train", "--config=mine.py"], "mine.py", "line 4", "int",
      before=lambda: write("mine.py", "from bigmodel import budget\ndef get_config():\n"
-     "    config = budget.base('mlp', 'digits')\n    config.model.width = 'wide'\n    return config\n"))  # fmt: skip
+     "    config = budget.base('mlp', 'tables')\n    config.model.width = 'wide'\n    return config\n"))  # fmt: skip
 case("typo in get_config", ["train", "--config=mine.py"], "'model.widht'", "did you mean 'model.width'",
      before=lambda: write("mine.py", "from bigmodel import budget\ndef get_config():\n"
-     "    config = budget.base('mlp', 'digits')\n    config.model.widht = 8\n    return config\n"))  # fmt: skip
+     "    config = budget.base('mlp', 'tables')\n    config.model.widht = 8\n    return config\n"))  # fmt: skip
 case("no get_config", ["train", "--config=mine.py"], "mine.py", "no get_config",
      before=lambda: write("mine.py", "config = {}\n"))  # fmt: skip
 case("get_config returns a dict", ["train", "--config=mine.py"], "mine.py", "returned dict", "ConfigDict",
