@@ -18,7 +18,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 TINY = [
     ("model.width", 16),
-    ("model.depth", 2),
+    ("model.depth", 1),
     ("model.num_heads", 2),
     ("data.name", "speech"),
     ("data.seq_len", 32),
