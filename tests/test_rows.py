@@ -155,7 +155,7 @@ def test_result_json_holds_three_counts(data_dir):
 
     frozen = config.load(ROOT / "experiments/gpt.py", [*TINY, ("run.data_dir", data_dir)])
     plan = budget.derive(budget.finalize(frozen))
-    assert plan.params_kaplan == 12 * 2 * 16**2  # depth 2, width 16
+    assert plan.params_kaplan == 12 * 16**2  # one layer of width 16
     assert plan.params_kaplan < plan.params_nonembedding < plan.params
 
 
