@@ -118,12 +118,14 @@ def test_corrupted_spans_put_together_are_the_text():
     assert len(cuts) > 10  # the last span is always the text's end
 
 
-def test_a_beam_scores_no_less_than_greedy_and_its_score_is_its_own():
-    """Of 16 sources and a model sharp enough to matter; beams find better ones than greedy does."""
-    cfg = section()
+@pytest.mark.parametrize("end", [3, 10_000])
+def test_a_beam_scores_no_less_than_greedy_and_its_score_is_its_own(end):
+    """Of 16 sources; beams find better ones than greedy does. Without an end they are long, and go wrong where a beam
+    goes on from another one's cache."""
+    cfg = section(**VARIANTS["rope_untied"])  # a tied head repeats its input
     model, variables = encdec.Model(cfg), drawn(encdec, cfg, 0.5)
     source = jnp.asarray(np.random.default_rng(1).integers(1, 50, (16, 9)))
-    end, length = 3, 10
+    length = 10
 
     def step(t, c):
         return model.apply(variables, t, c, method=model.step)
@@ -150,7 +152,8 @@ def test_a_beam_scores_no_less_than_greedy_and_its_score_is_its_own():
     for found, scores in beams:
         np.testing.assert_allclose(score(found)[0], scores, atol=1e-4)
     assert (beams[0][1] >= greedy_score - 1e-4).all()  # one beam is greedy, and goes on past an end
-    assert (beams[1][1] >= greedy_score - 1e-4).all() and (beams[2][1] > greedy_score + 1e-3).sum() > 4
+    for _, scores in beams[1:]:  # a beam may lose greedy's path, and seldom does so to its loss
+        assert (scores >= greedy_score - 1e-4).sum() >= 14 and (scores > greedy_score + 1e-3).sum() > 4
 
 
 # ------------------------------------------------------------------------------------- references
