@@ -251,10 +251,11 @@ def _train(
     pending: tuple[int, Any] | None = None
     forks = optim.branch_steps(frozen.optim, steps)
     branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl") if r["step"] <= start}
-    step, saved, early = start, start, False
+    step = saved = start
+    early = bool(patience) and no_better([loss for _, loss in checks], patience)  # and was killed before its result
     with Stop() as stop:
         window, window_began = start, time.time()
-        while step < steps and not status:
+        while step < steps and not status and not early:
             for end in (e for e, fork in forks.items() if fork == step and e not in branched):
                 if pending:
                     status, pending = read(*pending), None

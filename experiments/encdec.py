@@ -14,7 +14,6 @@ def get_config():
     config.model.width = 64
     config.model.depth = 2
     config.model.num_heads = 4
-    config.model.ffn = 0
     config.model.objective = "prefix"
     config.model.smoothing = 0.0
     config.model.dropout = 0.0

@@ -4,8 +4,8 @@
     bigmodel sweep run sweeps/families.py && bigmodel report sweeps/families.py
 
 Decoder, LSTM and RNN predict each byte; the encoder-decoder the second half of a window from its first; BERT what was
-masked. The batch grows as the root of the tokens (sweeps/gpt_isoflop.py); the Transformers' rate is carried by muP,
-the recurrent ones' falls as the width grows.
+masked. The batch grows as the root of the tokens (sweeps/gpt_isoflop.py); one rate serves all: muP carries the
+Transformers' over widths; the recurrent ones' isn't tuned yet.
 """
 
 from bigmodel import recipes, sweep

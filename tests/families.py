@@ -10,9 +10,7 @@ import tempfile
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-TINY = dict(
-    width=16, depth=2, num_heads=2, vocab_size=50, seq_len=16, dropout=0.0, num_features=12, num_classes=5, base_width=0
-)
+TINY = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=16, dropout=0.0, num_features=12, num_classes=5)
 
 
 def small(module, **overrides):

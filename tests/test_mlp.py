@@ -225,6 +225,9 @@ def test_early_stopping_ends_an_overfitting_run(table, tmp_path):
             train.train(cfg, str(tmp_path / "cut"), quiet=True)
     again, _, same = run(cfg, tmp_path / "cut")
     assert again["loss"] == stopped["loss"] and same == rows
+    (tmp_path / stopped["run_id"] / "result.json").unlink()  # killed between its last checkpoint and its result
+    after, _, same = run(cfg, tmp_path)
+    assert (after["steps"], after["loss"]) == (stopped["steps"], stopped["loss"]) and same == rows
 
 
 def test_folds_of_a_sweep_hold_each_example_out_once(table, tmp_path):

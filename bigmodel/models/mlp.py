@@ -72,11 +72,10 @@ RULES = (
 
 
 def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {"features": ((cfg.num_features,), "float32"), "label": ((), _label(cfg))}
-
-
-def _label(cfg: Any) -> str:
-    return "int32" if cfg.objective == "classify" else "float32"
+    return {
+        "features": ((cfg.num_features,), "float32"),
+        "label": ((), "int32" if cfg.objective == "classify" else "float32"),
+    }
 
 
 def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:

@@ -1,7 +1,7 @@
 """Vaswani et al. 2017, "Attention is all you need", arXiv:1706.03762, Table 3.
 
 The paper's counts are rounded to millions, and its vocabulary is "about 37000": by that, N = 2 would be 6.5 % below its
-printed count. The published rows have the one vocabulary by which all are within 4 %; the last column of rows here
+printed count. The published rows have the one vocabulary by which all are within 4 %; the second part here
 shows them by 37,000.
 """
 
