@@ -174,7 +174,9 @@ def parser() -> Parser:
     p.add_argument("--out", help="folder to write (default: data/SOURCE-TOKENIZER)")
     p.add_argument("--tokenizer", default="bytes", help="bytes, bpe (trained here), gpt2, or a tokenizer.json")
     p.add_argument("--vocab-size", type=int, default=4096, help="of a bpe trained here")
-    p.add_argument("--validation-fraction", type=float, default=0.02, help="of the documents")
+    p.add_argument(
+        "--validation-fraction", type=float, help="of the documents (default: 0.02; of a task 0.05 or 0.1, twice)"
+    )
     p.add_argument("--text-key", default="text", help="field of .jsonl and .parquet")
     p.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
 

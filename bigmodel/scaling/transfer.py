@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,21 @@ from bigmodel.scaling import sources
 from bigmodel.scaling.figures import transfer as figures
 
 
-def read(folder: str | Path, axis: str) -> list[dict[str, Any]]:
-    """Rows of parametrization, axis, size, lr, seed, loss (NaN: diverged) of the finished runs of a sweep."""
+Label = Callable[[dict[str, Any]], str]
+
+
+def parametrization(config: dict[str, Any]) -> str:
+    return str(config["model"]["parametrization"])
+
+
+def read(folder: str | Path, axis: str, label: Label = parametrization) -> list[dict[str, Any]]:
+    """Rows of parametrization, axis, size, lr, seed, loss (NaN: diverged) of the finished runs of a sweep.
+
+    `label` of a config says whose curve it is a point of, where that isn't its parametrization.
+    """
     rows = [
         {
-            "parametrization": config["model"]["parametrization"], "axis": axis, "size": config["model"][axis],
+            "parametrization": label(config), "axis": axis, "size": config["model"][axis],
             "lr": config["optim"]["lr"], "seed": config["train"]["seed"], "run_id": result["run_id"],
             "loss": result["loss"],
         }
@@ -61,9 +71,9 @@ def moves(stars: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {str(name): float(here.lr.max() / here.lr.min()) for name, here in frame.groupby("parametrization")}
 
 
-def report(folder: str | Path, out: str | Path, axis: str) -> str:
+def report(folder: str | Path, out: str | Path, axis: str, label: Label = parametrization) -> str:
     """Writes transfer.csv, transfer.json and transfer.png, .svg, .pdf into `out`; returns what they say, in lines."""
-    rows = read(folder, axis)
+    rows = read(folder, axis, label)
     stars = best(rows)
     moved = moves(stars)
     home = Path(out)

