@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
             divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
             init_from="",  # a finished run's folder, whose parameters to start from
+            init_only="",  # regex of the parameters' paths to take from there; the others start afresh. "": all
             init_fingerprint="",  # which run that is, filled from it
         )
     )
@@ -166,6 +168,14 @@ def _check_train(config: ConfigDict) -> None:
                 f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
             )
         train.init_fingerprint = found
+    if train.init_only:
+        paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
+        try:
+            if not train.init_from or not any(re.search(train.init_only, p) for p in paths):
+                what = "no parameter has such a path" if train.init_from else "without train.init_from"
+                raise UsageError(f"config.train.init_only={train.init_only!r}: {what}{nearest(train.init_only, paths)}")
+        except re.error as e:
+            raise UsageError(f"config.train.init_only={train.init_only!r} is no regular expression: {e}") from e
     choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
 
 

@@ -123,23 +123,25 @@ def _first_line(e: BaseException) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}"
 
 
-def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any) -> str:
-    """The first parameter that differs between checkpoint and model, in words; '' if unknown or none."""
+def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any, part: bool = False) -> str:
+    """The first parameter that differs between checkpoint and model, in words; '' if unknown or none.
+
+    part: the model may lack what the checkpoint has."""
     try:
         saved = manager.item_metadata(step)["state"]
         have = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
     except Exception:
         return ""
     want = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
-    have = {p: shape for p, shape in have.items() if p.split("/")[0] in shapes}
-    for path in sorted(want.keys() | have.keys()) if have else ():  # unreadable metadata isn't another model
+    have = {p: shape for p, shape in have.items() if (p in want if part else p.split("/")[0] in shapes)}
+    for path in sorted(want.keys() | have.keys()) if have or part else ():  # unreadable metadata isn't another model
         if want.get(path) != have.get(path):
             return f"{path} is {have.get(path, 'absent')} there and {want.get(path, 'absent')} here"
     return ""
 
 
 def restore_params(folder: str, shapes: Any, shardings: Any) -> Any:
-    """Only the parameters of the latest step under `folder`: to fine-tune or evaluate.
+    """Of the latest step under `folder` only the parameters that `shapes` has: to fine-tune.
 
     Raises:
       UsageError: no checkpoint there, or other shapes.
@@ -169,6 +171,6 @@ def restore_params(folder: str, shapes: Any, shardings: Any) -> Any:
         )
         _verify({"params": out["state"]["params"]}, out["meta"]["crc32"])
     except Exception as e:
-        reason = _difference(manager, step, {"params": shapes}) or _first_line(e)
+        reason = _difference(manager, step, {"params": shapes}, True) or _first_line(e)
         raise UsageError(f"checkpoint {folder}/{step} can't be restored: {reason}") from e
     return out["state"]["params"]

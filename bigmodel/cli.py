@@ -39,6 +39,11 @@ validation. A killed prepare continues where it was; a finished one returns at o
 
   bigmodel prepare news --out=data/news-bytes
   bigmodel prepare my_texts/ --tokenizer=bpe --vocab-size=8192 --out=data/mine-bpe
+
+Or a task: pairs of texts to translate, or texts with a label, split by file into train, validation and test.
+
+  bigmodel prepare help-en-de --tokenizer=bpe --out=data/help-en-de-bpe
+  bigmodel prepare movie-reviews --tokenizer=data/prose-bpe/tokenizer.json --out=data/movie-reviews
 """
 
 TRAIN = """\
@@ -108,6 +113,19 @@ Counts a model without building it: N in three conventions, FLOPs, memory of its
   bigmodel count gpt3-175b
   bigmodel count --config=experiments/gpt.py --config.model.width=128
   bigmodel count list
+"""
+
+EVALUATE = """\
+What a finished run is worth on texts it hasn't seen, by what it was trained for:
+
+  running text     loss, and loss by position in the window
+  labelled texts   accuracy, precision, recall and F1 of each class, confusion matrix
+  pairs            BLEU and chrF of its translations, beside a dictionary's, and some of them to read
+
+  bigmodel evaluate runs/0123456789ab
+  bigmodel evaluate runs/0123456789ab --split=validation --limit=100 --beams=1
+
+Writes evaluation-SPLIT.json into the run's folder (translations, all of them, in translations-SPLIT.jsonl).
 """
 
 COORDCHECK = """\
@@ -250,6 +268,14 @@ def parser() -> Parser:
     p = verb("count", COUNT)
     p.add_argument("model", nargs="?", help="a published name, or `list`")
     p.add_argument("--config", metavar="FILE[:VARIANT]")
+
+    p = verb("evaluate", EVALUATE)
+    p.add_argument("run", help="the folder of a finished run")
+    p.add_argument("--split", default="", help="train, validation or test (default: test where there is one)")
+    p.add_argument("--limit", type=int, default=0, help="examples at most; 0: all")
+    p.add_argument("--beams", type=int, default=4, help="of beam search; 1: greedy")
+    p.add_argument("--show", type=int, default=8, help="translations to print")
+    p.add_argument("--data-dir", default="", help="where the data is, if it has moved")
 
     p = verb("coordcheck", COORDCHECK)
     p.add_argument("--config", metavar="FILE[:VARIANT]", required=True)

@@ -33,22 +33,8 @@ class Run:
     variables: Any
     result: dict[str, Any]
 
-    def examples(self, split: str, limit: int = 0) -> Any:
-        """The split's examples, whatever the run trained on."""
-        found = data.source(self.config.data.source).open_split(self.config.data, self.config.run.data_dir, split)
-        return _First(found, limit) if limit else found
-
-
-@dataclass(frozen=True)
-class _First:
-    examples: Any
-    limit: int
-
-    def __len__(self) -> int:
-        return min(self.limit, len(self.examples))
-
-    def __getitem__(self, k: int) -> Any:
-        return self.examples[k]
+    def examples(self, split: str) -> Any:
+        return data.source(self.config.data.source).open_split(self.config.data, self.config.run.data_dir, split)
 
 
 def restore(folder: str, data_dir: str = "") -> Run:
@@ -76,9 +62,9 @@ def restore(folder: str, data_dir: str = "") -> Run:
     return Run(frozen, family, family.Model(frozen.model), variables, result)
 
 
-def _batches(examples: Any, size: int = BATCH) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """(batch, how many of it count)."""
-    for batch in loader.eval_batches(examples, size, 0, (0, size)):
+def _batches(examples: Any, size: int, limit: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """(batch, how many of it count) of the first `limit` examples, 0: of all."""
+    for batch in loader.eval_batches(examples, size, limit, (0, size)):
         yield batch, int(batch.pop("weight").sum())
 
 
@@ -104,7 +90,7 @@ def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarr
         return -jnp.take_along_axis(log_p_BLV, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
 
     total, count = np.zeros(cfg.seq_len), 0
-    for batch, n in _batches(run.examples(split, limit), 16):
+    for batch, n in _batches(run.examples(split), 16, limit):
         total += np.asarray(nats(run.variables, batch), np.float64)[:n].sum(axis=0)
         count += n
     return total / count
@@ -114,7 +100,7 @@ def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarr
 
 
 def classes(run: Run, split: str = "test", limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(predicted, labels) of a classifier's examples."""
+    """(predicted, true) classes of the split's examples."""
     cfg = run.config.model
 
     @jax.jit
@@ -122,19 +108,29 @@ def classes(run: Run, split: str = "test", limit: int = 0) -> tuple[np.ndarray, 
         out = run.model.apply(variables, *run.family.inputs(cfg, batch))
         return jnp.argmax(getattr(out, "logits", out), axis=-1)
 
-    predicted, labels = [], []
-    for batch, n in _batches(run.examples(split, limit)):
-        labels.append(batch["label"][:n])
+    predicted, true = [], []
+    for batch, n in _batches(run.examples(split), BATCH, limit):
+        true.append(batch["label"][:n])
         predicted.append(np.asarray(predict(run.variables, batch))[:n])
-    return np.concatenate(predicted), np.concatenate(labels)
+    return np.concatenate(predicted), np.concatenate(true)
+
+
+def labels(run: Run) -> list[str]:
+    """The classes' names, where the data has such."""
+    home = epath.Path(run.config.run.data_dir) / str(run.config.data.name)
+    manifest = track.read_json(home / "manifest.json") or {}
+    return manifest.get("labels") or [str(k) for k in range(run.config.model.num_classes)]
 
 
 # -------------------------------------------------------------------------------- translations
 
 
-def translate(run: Run, examples: Any, beams: int = 4, penalty: float = 0.6) -> Iterator[np.ndarray]:
+def translate(
+    run: Run, split: str = "test", limit: int = 0, beams: int = 4, penalty: float = 0.6
+) -> Iterator[np.ndarray]:
     """Each example's translation, as tokens without the end: by beam search, with one beam greedily."""
-    cfg, end = run.config.model, examples_end(examples)
+    cfg, examples = run.config.model, run.examples(split)
+    end = examples.end
 
     @jax.jit
     def best(variables: Any, source_BS: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -149,15 +145,10 @@ def translate(run: Run, examples: Any, beams: int = 4, penalty: float = 0.6) -> 
             return generate.greedy(step, logits_BLV[:, -1], cache, cfg.seq_len, end)[0]
         return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0]
 
-    for batch, n in _batches(examples, min(BATCH, len(examples))):
+    for batch, n in _batches(examples, BATCH, limit):
         for row in np.asarray(best(run.variables, batch["source"], batch["source_length"]))[:n]:
             stop = np.flatnonzero(row == end)
             yield row[: stop[0]] if len(stop) else row
-
-
-def examples_end(examples: Any) -> int:
-    """The token that ends a text."""
-    return int(getattr(examples, "examples", examples).end)
 
 
 def texts(folder: str, split: str, limit: int = 0) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bigmodel import budget, checkpoint, config, data, models, optim, program, sharding, track
+from bigmodel import budget, checkpoint, config, data, models, optim, program, sharding, track, tree
 from bigmodel.config import Retry, UsageError
 from bigmodel.data import loader
 from bigmodel.progress import Line, peak_flops
@@ -164,9 +164,9 @@ def _train(
         state = compiled.init(jax.random.fold_in(root_key, 0))
         start = 0
         if frozen.train.init_from:
-            state["params"] = checkpoint.restore_params(
-                f"{frozen.train.init_from}/checkpoints", compiled.shapes["params"], compiled.shardings["params"]
-            )
+            wanted = [tree.pick(t["params"], frozen.train.init_only) for t in (compiled.shapes, compiled.shardings)]
+            taken = checkpoint.restore_params(f"{frozen.train.init_from}/checkpoints", *wanted)
+            state["params"] = tree.merge(state["params"], taken)
     step_key = jax.random.fold_in(root_key, 1)
 
     # ---- record

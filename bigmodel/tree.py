@@ -68,5 +68,24 @@ def count(tree: Any, exclude: str = r"(?!)") -> int:
     )
 
 
+def pick(tree: Any, pattern: str) -> Any:
+    """The nested dicts of `tree` with only the leaves in whose path the regex `pattern` is found."""
+
+    def inside(node: Any, path: str) -> Any:
+        if not isinstance(node, dict):
+            return node if re.search(pattern, path) else None
+        kept = {k: inside(v, f"{path}/{k}" if path else k) for k, v in node.items()}
+        return {k: v for k, v in kept.items() if v is not None and v != {}}
+
+    return inside(tree, "")
+
+
+def merge(tree: Any, other: Any) -> Any:
+    """Nested dicts with the leaves of `other`, and of `tree` where it has none."""
+    if not isinstance(tree, dict):
+        return other
+    return {k: merge(v, other[k]) if k in other else v for k, v in tree.items()}
+
+
 def size_bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

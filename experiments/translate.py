@@ -5,7 +5,7 @@
     bigmodel evaluate runs/<run id> --split=test
 
 `experiments/translate.py:zh` is English to Chinese, of data/help-en-zh-bpe. Vaswani's label smoothing and dropout;
-pre-norm and AdamW.
+pre-norm and Muon.
 """
 
 from bigmodel import budget
@@ -22,10 +22,10 @@ def get_config(language="de"):
     config.data.name = f"help-en-{language}-bpe"
     config.data.seq_len = 40
     config.data.epochs = 100
-    config.optim.lr = 0.002
-    config.optim.b2 = 0.98
+    config.optim.name = "muon"
+    config.optim.lr = 0.02
     config.optim.warmup = 0.05
     config.train.batch_size = 64
-    config.train.steps = 6000
+    config.train.steps = 3600
     config.run.eval_every = 500
     return config

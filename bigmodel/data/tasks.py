@@ -121,7 +121,8 @@ class Examples:
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         """Of a pair {'source', 'source_length', 'target', 'target_length'}, else {'tokens', 'length', 'label'}; int32,
         the rest of a text's row 0."""
-        i, out = self.kept[k], {}
+        i = self.kept[k]
+        out: dict[str, Any] = {}
         for name, length in self.lengths.items():
             ends = self.arrays[f"{name}_ends"]
             begin = ends[i - 1] if i else 0

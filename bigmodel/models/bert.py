@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
             # example: classify, regress; of each token: tag
             objective="masked",
             mask_rate=0.15,  # of the tokens are predicted, as many of every example
-            pooler=True,  # tanh(dense) of the first token, before the head of a whole example
+            pool="first",  # what a whole example is judged by: its first token, or the mean of all
+            pooler=True,  # tanh(dense) of that, before the head of a whole example
             num_classes=2,  # from the data where there is some
             class_weights=(),  # of the loss, one a class; (): all 1
             cls_token=-1,  # ids of the marks; -1: a row after the vocabulary's
@@ -51,6 +52,7 @@ def finalize(cfg: ConfigDict) -> None:
     """Fills what follows from other keys, and refuses what can't be built."""
     choose("config.model.position", cfg.position, ["learned", "rope", "none"])
     choose("config.model.objective", cfg.objective, OBJECTIVES)
+    choose("config.model.pool", cfg.pool, ["first", "mean"])
     transformer.finalize(cfg, ("vocab_size", "seq_len", "num_classes"), ("segments",))
     if not 0 < cfg.mask_rate < 1:
         raise UsageError(f"config.model.mask_rate={cfg.mask_rate}: must be in (0, 1)")
@@ -118,7 +120,12 @@ def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def inputs(cfg: Any, batch: Any) -> tuple[Any, ...]:
     """What Model.__call__ takes of a batch: (tokens, train, keys, segments, places)."""
     if "length" in batch:
-        return batch["tokens"], False, jnp.arange(cfg.seq_len) < batch["length"][:, None]
+        tokens, length = batch["tokens"], batch["length"]
+        if cfg.pool == "first" and cfg.objective in ("classify", "regress") and cfg.cls_token < 0:
+            # The vocabulary has no mark to read the example from, so the data has none either.
+            first = jnp.full((len(tokens), 1), mark(cfg, "cls"), tokens.dtype)
+            tokens, length = jnp.concatenate([first, tokens[:, :-1]], axis=1), jnp.minimum(length + 1, cfg.seq_len)
+        return tokens, False, jnp.arange(cfg.seq_len) < length[:, None]
     tokens = batch["tokens"][:, :-1]
     places = jnp.broadcast_to(jnp.arange(masked(cfg)), (len(tokens), masked(cfg)))
     return tokens, False, None, None, places
@@ -149,7 +156,7 @@ def flops(cfg: Any) -> float:
 class Outputs(NamedTuple):
     """Attributes:
     hidden_BLD: of the last layer.
-    pooled_BD: of the whole example, where there is a pooler, else the first token's.
+    pooled_BD: of the whole example: of its first token or the mean of all, after the pooler where there is one.
     logits: of masked places BMV; or by the objective BC, B, BLC.
     next_B2: of whether the second segment follows the first, where that is asked.
     """
@@ -243,8 +250,8 @@ class Model(nn.Module):
         x_BLD, _ = self.blocks(x_BLD, None, View(causal=False, keys_BS=keys_BL), train)
         if cfg.norm_placement == "pre":
             x_BLD = self.norm(x_BLD)
-        first_BD = x_BLD[:, 0]
-        pooled_BD = self.pooler(first_BD) if cfg.pooler and cfg.objective not in ("masked", "tag") else first_BD
+        one_BD = x_BLD[:, 0] if cfg.pool == "first" else mean(x_BLD, keys_BL)
+        pooled_BD = self.pooler(one_BD) if cfg.pooler and cfg.objective not in ("masked", "tag") else one_BD
         if not cfg.objective.startswith("masked"):
             read = x_BLD if cfg.objective == "tag" else pooled_BD
             logits = layers.linear(read, self.head) + self.head_bias
@@ -255,6 +262,14 @@ class Model(nn.Module):
         if cfg.objective == "masked":
             return Outputs(x_BLD, pooled_BD, logits)
         return Outputs(x_BLD, pooled_BD, logits, layers.linear(pooled_BD, self.next) + self.next_bias)
+
+
+def mean(x_BLD: jax.Array, keys_BL: jax.Array | None) -> jax.Array:
+    """Of the tokens that count, BD."""
+    if keys_BL is None:
+        return jnp.mean(x_BLD, axis=1)
+    keys_BL1 = keys_BL[..., None].astype(x_BLD.dtype)
+    return jnp.sum(x_BLD * keys_BL1, axis=1) / jnp.maximum(jnp.sum(keys_BL1, axis=1), 1)
 
 
 def mask(cfg: Any, tokens_BL: jax.Array, rng: jax.Array, free_BL: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -3,7 +3,7 @@
 A paper's file has a docstring with the citation, `TITLE`, `SOURCE`, and `rows(points) -> list[Row]`. The published side
 is typed there, with its source; ours is never typed. Where a part needs published points, the file names them in
 `POINTS`, the user passes them, and `rows` finds them in `points` by that name: absent means not given. Found by
-file name; there is no registry.
+file name; there is no registry. `figure(points)`, where a file has it, draws what `--out` writes beside the table.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from bigmodel import budget, models
 from bigmodel.config import UsageError, choose, nearest, writing
 from bigmodel.scaling import readers
+from bigmodel.scaling.figures import transfer as figures
 from bigmodel.scaling.laws import Law
 
 NOT_GIVEN = "not computed"
@@ -94,6 +95,7 @@ class Points:
       columns: of numbers; text: further columns, kept as text.
       also: further file names.
       gaps: rows with an empty cell are left out; else they are an error.
+      ours: of runs of our own: where they are read from, if they are there and none are given.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Points:
     text: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     gaps: bool = False
+    ours: str = ""
 
     def line(self) -> str:
         columns = ", ".join((*self.text, *self.columns))
@@ -121,6 +124,7 @@ class Result:
     source: str
     rows: tuple[Row, ...]
     missing: tuple[Points, ...]
+    figure: Any = None
 
     @property
     def ok(self) -> bool:
@@ -145,13 +149,13 @@ class Result:
 
 
 def names() -> list[str]:
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
+    return sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
 
 
 def paper(name: str) -> ModuleType:
     """The file of a paper; UsageError, with the nearest name, if there is none."""
     choose("paper", name, names())
-    return importlib.import_module(f"bigmodel.papers.{name}")
+    return importlib.import_module(f"bigmodel.papers.{name.replace('-', '_')}")
 
 
 def wanted(module: ModuleType) -> tuple[Points, ...]:
@@ -176,12 +180,13 @@ def check(name: str, given: Sequence[str | Path] = ()) -> Result:
     missing = tuple(p for p in wanted(module) if p.name not in frames)
     if not rows:
         raise UsageError(f"paper {name} needs published points: pass {' and '.join(p.line() for p in missing)}")
-    return Result(name, module.TITLE, module.SOURCE, rows, missing)
+    draw = getattr(module, "figure", None)
+    return Result(name, module.TITLE, module.SOURCE, rows, missing, draw(frames) if draw and frames else None)
 
 
 def _load(name: str, known: tuple[Points, ...], given: list[Path]) -> dict[str, pd.DataFrame]:
     frames: dict[str, pd.DataFrame] = {}
-    for path in given:
+    for path in given or [Path(p.ours) for p in known if p.ours and Path(p.ours).is_file()]:
         if not known:
             raise UsageError(f"paper {name} reads no points; it takes no --points")
         if path.is_dir():
@@ -339,11 +344,14 @@ def latex(result: Result) -> str:
 
 
 def write(result: Result, out: str | Path) -> list[Path]:
-    """Writes NAME.md, NAME.tex, NAME.json into the folder `out`."""
+    """Writes NAME.md, NAME.tex, NAME.json into the folder `out`, and a paper's figure: NAME.png, .svg, .pdf."""
     folder = Path(out)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         files = {"md": markdown(result), "tex": latex(result), "json": json.dumps(result.to_dict(), indent=1) + "\n"}
         for suffix, content in files.items():
             (folder / f"{result.name}.{suffix}").write_text(content, encoding="utf-8")
+        if result.figure is not None:
+            figures.write(lambda: result.figure, folder / result.name)
+            files |= dict.fromkeys(("png", "svg", "pdf"), "")
     return [folder / f"{result.name}.{suffix}" for suffix in files]

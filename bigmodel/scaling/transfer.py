@@ -13,7 +13,6 @@ import pandas as pd
 from bigmodel.scaling import sources
 from bigmodel.scaling.figures import transfer as figures
 
-
 Label = Callable[[dict[str, Any]], str]
 
 

@@ -13,6 +13,8 @@ def verb(name: str) -> Callable[[Any, Any], int]:
     """The function of a verb: (parsed arguments, config overrides) -> exit code."""
     if name in LAWS:
         from bigmodel.verbs import laws as part
+    elif name == "evaluate":
+        from bigmodel.verbs import evaluation as part  # type: ignore[no-redef]
     else:
         from bigmodel.verbs import runs as part  # type: ignore[no-redef]
     return getattr(part, name)

@@ -1,0 +1,38 @@
+"""How much of its context does a family use? Decoders and LSTMs on windows of 512 bytes, three seeds (Kaplan's Fig. 7).
+
+bigmodel prepare prose --out=data/prose-bytes
+bigmodel sweep run sweeps/context.py && bigmodel report sweeps/context.py
+bigmodel paper kaplan2020-fig7
+"""
+
+import pandas as pd
+
+from bigmodel import evaluate, sweep
+from bigmodel.scaling import context, sources
+
+CONFIG = "experiments/prose.py"
+LAW = None  # curves by position are compared, not sizes against data
+WIDTHS = {"prose": (32, 64), "lstm": (36, 76)}  # about as many parameters
+
+
+def get_sweep():
+    rows = []
+    for name, widths in WIDTHS.items():
+        family = "decoder" if name == "prose" else "recurrent"
+        rate = {} if name == "prose" else {"optim.lr": 0.008}
+        for row in sweep.ladder(family, widths=list(widths), depths=[2]):
+            rows.append({"experiment": f"experiments/{name}.py", **row, **rate})
+    long = {"data.seq_len": [512], "train.tokens": [3_000_000], "train.batch_size": [8], "train.eval_examples": [1024]}
+    return sweep.product(rows, {**long, "optim.warmup": [0.1], "train.seed": [0, 1, 2]})
+
+
+def report(folder, out):
+    frames = []
+    for result, config in sources.runs(folder):
+        run = evaluate.restore(f"{folder}/{result['run_id']}")
+        loss = evaluate.by_position(run, "validation", config["train"]["eval_examples"])
+        name = "lstm" if config["family"] == "recurrent" else "decoder"
+        own = {"run_id": result["run_id"], "family": name, "params": result["params_nonembedding"]}
+        own |= {"seed": result["seed"], "position": range(1, len(loss) + 1), "loss": loss}
+        frames.append(pd.DataFrame(own))
+    return context.write(pd.concat(frames), out)
