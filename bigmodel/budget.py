@@ -160,9 +160,9 @@ def _check_train(config: ConfigDict) -> None:
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: only at the end)")
     if train.init_from:
         start = read_json(f"{train.init_from}/result.json")
-        if start is None:
+        if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
             raise UsageError(f"config.train.init_from={train.init_from!r}: no finished run there (no result.json)")
-        found = f"{start['run_id']}@{start['last_good_step']}"
+        found = f"{start['run_id']}@{start['last_good_step']}" if start else train.init_fingerprint
         if train.init_fingerprint not in ("", found):
             raise UsageError(
                 f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
@@ -171,9 +171,9 @@ def _check_train(config: ConfigDict) -> None:
     if train.init_only:
         paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
         try:
-            if not train.init_from or not any(re.search(train.init_only, p) for p in paths):
-                what = "no parameter has such a path" if train.init_from else "without train.init_from"
-                raise UsageError(f"config.train.init_only={train.init_only!r}: {what}{nearest(train.init_only, paths)}")
+            if not any(re.search(train.init_only, p) for p in paths):
+                hint = nearest(train.init_only, paths)
+                raise UsageError(f"config.train.init_only={train.init_only!r}: no parameter has such a path{hint}")
         except re.error as e:
             raise UsageError(f"config.train.init_only={train.init_only!r} is no regular expression: {e}") from e
     choose("config.run.wandb", run.wandb, ["offline", "online", "off"])

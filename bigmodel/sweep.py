@@ -4,8 +4,10 @@ A sweep file has
 
     CONFIG = "experiments/gpt.py"          the experiment that the rows override
     def get_sweep(): return [...]          rows: {"model.width": 64, "optim.lr": 1e-3, ...}
+                                           (a row's own experiment: {"experiment": "experiments/bert.py", ...};
+                                           {"start": "experiments/bert.py", ...}: from the weights of that run, which
+                                           is a row too, and is trained first)
     def report(folder, out): ...           optional: writes figures and tables of its own, returns lines to print
-                                           (a row's own: {"experiment": "experiments/bert.py", ...})
     RECIPE = "step_law"                    optional: a recipe (recipes.py) gives each row its rate, batch ...
     LAW = None                             optional: no law of size and data is fitted, only that report made
 
@@ -22,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,11 @@ class Planned:
         }
 
 
+def _planned(overrides: Row, unfrozen: Any) -> Planned:
+    frozen = budget.finalize(unfrozen)
+    return Planned(config.run_id(frozen), overrides, frozen, budget.derive(frozen))
+
+
 def load(path: str) -> Any:
     """The sweep module, checked for what a sweep file must have."""
     module = config.load_module(path, "sweep")
@@ -122,8 +129,11 @@ def folder_of(path: str, runs: str) -> epath.Path:
     return epath.Path(runs) / Path(path).stem
 
 
-def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Planned]:
+def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = "runs") -> list[Planned]:
     """Finalises every row before anything runs; `overrides` go on top of each.
+
+    Args:
+      runs: the folder of runs that the sweep's are in.
 
     Raises:
       UsageError: naming the row that can't be.
@@ -153,15 +163,22 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = ()) -> list[Plan
             own = "experiment" in row
             unfrozen = start(row["experiment"], "experiment") if own else start(module.CONFIG, "CONFIG")
             named = {"experiment": Path(str(row["experiment"])).stem} if own else {}
-            row = {key: value for key, value in row.items() if key != "experiment"}
+            if "start" in row:
+                first = start(row["start"], "start")
+                config.override_all(first, overrides)
+                earlier = _planned({"start": Path(str(row["start"])).stem}, first)
+                planned.setdefault(earlier.run_id, earlier)
+                named["start"] = earlier.run_id
+                unfrozen.train.init_from = str(folder_of(path, runs) / earlier.run_id)
+                unfrozen.train.init_fingerprint = f"{earlier.run_id}@{earlier.budget.steps}"
+            row = {key: value for key, value in row.items() if key not in ("experiment", "start")}
             config.override_all(unfrozen, row.items())
             config.override_all(unfrozen, overrides)
             if recipe:
                 said = _tuned(unfrozen, recipe, {*row, *(key for key, _ in overrides)})
                 config.override_all(unfrozen, said.items())
                 row = {**row, **said}
-            frozen = budget.finalize(unfrozen)
-            item = Planned(config.run_id(frozen), {**named, **row}, frozen, budget.derive(frozen))
+            item = _planned({**named, **row}, unfrozen)
         except UsageError as e:
             raise UsageError(f"{path} row {number} {json.dumps(row, default=str)}: {e}") from e
         planned.setdefault(item.run_id, item)  # equal rows are one run
@@ -264,7 +281,7 @@ def run(
     tally = {"trained": 0, "skipped": 0, "failed": 0, "busy": 0}
     view = View()
     try:
-        for i in (*range(first, len(plan)), *range(first)):
+        for i in _in_order(plan, folder, (*range(first, len(plan)), *range(first)), tally):
             item = plan[i]
             home = folder / item.run_id
             label = f"[{i + 1}/{len(plan)}] {item.run_id}  {describe(item.overrides)}"
@@ -306,6 +323,28 @@ def run(
     finally:
         view.close(seconds=10.0)
     return tally
+
+
+def _in_order(
+    plan: Sequence[Planned], folder: epath.Path, order: Sequence[int], tally: dict[str, int]
+) -> Iterator[int]:
+    """The rows of `order`; one that starts from a run of this plan is put off until that is finished, or failed."""
+    ids = {item.run_id for item in plan}
+    while order:
+        later = []
+        for i in order:
+            before = Path(plan[i].config.train.init_from).name
+            if before in ids and _state(folder / before)["state"] in ("pending", "running", "interrupted"):
+                later.append(i)
+            else:
+                yield i
+        if len(later) == len(order):
+            waited = [folder / Path(plan[i].config.train.init_from).name for i in later]
+            if not any(track.is_locked(home) for home in waited):  # whoever trained it has left
+                tally["busy"] += len(later)
+                return
+            time.sleep(1.0)
+        order = later
 
 
 def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int, watch: Any) -> list[int]:

@@ -4,8 +4,8 @@
     bigmodel sweep run sweeps/families.py && bigmodel report sweeps/families.py
 
 Decoder, LSTM and RNN predict each byte; the encoder-decoder the second half of a window from its first; BERT what was
-masked. The batch grows as the root of the tokens (sweeps/gpt_isoflop.py); one rate serves all: muP carries the
-Transformers' over widths; the recurrent ones' isn't tuned yet.
+masked. The batch grows as the root of the tokens and heads are of 8 (sweeps/gpt_isoflop.py); muP carries one rate over
+the Transformers' widths, and the recurrent ones' are those of sweeps/transfer_recurrent.py.
 """
 
 from bigmodel import recipes, sweep
@@ -15,13 +15,9 @@ CONFIG = "experiments/prose.py"
 LAW = None  # one for each family
 DEPTH = 2
 BUDGETS = (3e10, 1e11, 3e11, 9e11)
-WIDTHS = {  # of the least budget; sizes grow as the root of the compute
-    "prose": (8, 12, 16, 24),
-    "bert": (8, 12, 16, 24),
-    "encdec": (8, 12, 16, 24),
-    "lstm": (8, 12, 16, 24),
-    "rnn": (12, 16, 24, 32),
-}
+WIDTHS = (8, 16, 24, 32)  # of the least budget; sizes grow as the root of the compute
+RATES = {"lstm": (0.03, 0.5), "rnn": (0.02, 1.0)}  # at width 32, and how they fall with it
+EXPERIMENTS = {"prose": "decoder", "bert": "bert", "encdec": "encdec", "lstm": "recurrent", "rnn": "recurrent"}
 
 
 def tuned(n, d):
@@ -34,13 +30,18 @@ RECIPE = recipes.Recipe("prose", "sweeps/tuning.py", tuned)
 
 def get_sweep():
     rows = []
-    for name, widths in WIDTHS.items():
-        family = {"prose": "decoder", "bert": "bert", "encdec": "encdec"}.get(name, "recurrent")
-        own = {"experiment": f"experiments/{'lstm' if family == 'recurrent' else name}.py"}
-        own |= {"model.cell": name} if family == "recurrent" else {}
+    for name, family in EXPERIMENTS.items():
+        own = {"experiment": f"experiments/{name}.py", "model.base_num_heads": 4}
+        if family == "recurrent":
+            own = {"experiment": "experiments/lstm.py", "model.cell": name}
         for i, flops in enumerate(BUDGETS):
-            grown = [4 * round(w * 1.32**i / 4) for w in widths]
-            rows += [{**own, **row, "train.flops": flops} for row in sweep.ladder(family, grown, [DEPTH])]
+            for row in sweep.ladder(family, [8 * round(w * 1.32**i / 8) for w in WIDTHS], [DEPTH]):
+                if family == "recurrent":
+                    rate, power = RATES[name]
+                    row["optim.lr"] = float(f"{rate * (32 / row['model.width']) ** power:.3g}")
+                else:
+                    row["model.num_heads"] = row["model.width"] // 8
+                rows.append({**own, **row, "train.flops": flops})
     return rows
 
 

@@ -10,7 +10,7 @@ from bigmodel.scaling import transfer
 CONFIG = "experiments/lstm.py"
 AXIS = "width"
 LAW = None  # rates are swept here, not sizes against data
-RATES = {"lstm": [0.002, 0.004, 0.008, 0.016, 0.032], "rnn": [0.0005, 0.001, 0.002, 0.004, 0.008]}
+RATES = {"lstm": [0.008, 0.016, 0.032, 0.064, 0.128], "rnn": [0.004, 0.008, 0.016, 0.032, 0.064]}
 
 
 def get_sweep():

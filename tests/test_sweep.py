@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, bigmodel
 from etils import epath
+from test_tasks import reviews
 
 from bigmodel import sweep, track
 from bigmodel.config import UsageError
@@ -102,7 +104,10 @@ def test_isoflop_rows_cost_their_budget(tiny, data_dir, tmp_path):
     assert plan[0].budget.tokens > 2 * plan[1].budget.tokens
 
 
-def test_every_sweep_in_the_repository_plans(data_dir):
+def test_every_sweep_in_the_repository_plans(data_dir, tmp_path, monkeypatch):
+    (tmp_path / "prose-bpe").symlink_to(f"{data_dir}/speech")
+    reviews(monkeypatch, tmp_path, 9000, str(tmp_path / "movie-reviews"), 0.02)
+    own = {"sentiment": [("run.data_dir", str(tmp_path)), ("data.epochs", 10**6)]}
     plans = {}
     for path in sorted((ROOT / "sweeps").glob("*.py")):
         module = sweep.load(str(path))
@@ -110,8 +115,9 @@ def test_every_sweep_in_the_repository_plans(data_dir):
         assert rows and len({json.dumps(r, sort_keys=True) for r in rows}) == len(rows), path
         assert (ROOT / module.CONFIG).is_file()
         on_text = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 10**6)]
-        plans[path.stem] = sweep.make_plan(str(path), [] if "digits" in module.CONFIG else on_text)
-        assert len(plans[path.stem]) == len(rows), path
+        plans[path.stem] = sweep.make_plan(str(path), own.get(path.stem, [] if "digits" in module.CONFIG else on_text))
+        starts = {row["start"] for row in rows if "start" in row}
+        assert len(plans[path.stem]) == len(rows) + len(starts), path
     plan = plans["demo"]
     assert len({p.config.model.width for p in plan}) >= 3
     assert len({p.config.model.depth for p in plan}) >= 2
@@ -119,6 +125,34 @@ def test_every_sweep_in_the_repository_plans(data_dir):
 
 
 # ---------------------------------------------------------------------------------- runs
+
+
+def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
+    """Whichever row a worker begins with; and it is the weights of that run that they start from."""
+    file = tmp_path / "study.py"
+    tiny = ["model.width=16", "model.depth=1", "data.seq_len=32", "data.epochs=1000", "train.batch_size=8"]
+    tiny += ["data.name=speech", f"run.data_dir={data_dir}", "run.wandb=off", "train.tokens=0", "train.steps=3"]
+    (tmp_path / "first.py").write_text(
+        f"from bigmodel import config\ndef get_config():\n    c = config.load({str(ROOT / 'experiments/gpt.py')!r})\n"
+        f"    config.override_all(c, [p.split('=') for p in {tiny!r}])\n    return c\n"
+    )
+    first = str(tmp_path / "first.py")
+    file.write_text(
+        f"CONFIG = {first!r}\ndef get_sweep():\n"
+        f"    still = {{'optim.lr': 1e-12, 'optim.weight_decay': 0.0, 'train.steps': 1}}\n"
+        f"    return [{{'start': {first!r}, **still, 'train.seed': s}} for s in (1, 2)] + [{{'train.seed': 3}}]\n"
+    )
+    runs = str(tmp_path / "runs")
+    plan = sweep.make_plan(str(file), runs=runs)
+    assert len(plan) == 4 and plan[0].config.train.init_from == ""
+    assert all(p.config.train.init_from.endswith(plan[0].run_id) for p in plan[1:3])
+    said = []
+    tally = sweep.run(str(file), plan, sweep.folder_of(str(file), runs), first=1, say=said.append)
+    assert tally["trained"] == 4 and [line[1] for line in said] == ["4", "1", "2", "3"]
+    results = [track.read_json(Path(runs) / "study" / p.run_id / "result.json") for p in plan]
+    assert results[1]["loss"] == pytest.approx(results[0]["loss"], abs=1e-4)
+    assert results[3]["loss"] != pytest.approx(results[0]["loss"], abs=1e-4)
+    assert sweep.make_plan(str(file), runs=runs)[1].run_id == plan[1].run_id
 
 
 def test_plan_run_skip_and_extend(file, tmp_path):

@@ -8,10 +8,11 @@ file name; there is no registry. `figure(points)`, where a file has it, draws wh
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -124,7 +125,7 @@ class Result:
     source: str
     rows: tuple[Row, ...]
     missing: tuple[Points, ...]
-    figure: Any = None
+    figure: Callable[[], Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -181,7 +182,9 @@ def check(name: str, given: Sequence[str | Path] = ()) -> Result:
     if not rows:
         raise UsageError(f"paper {name} needs published points: pass {' and '.join(p.line() for p in missing)}")
     draw = getattr(module, "figure", None)
-    return Result(name, module.TITLE, module.SOURCE, rows, missing, draw(frames) if draw and frames else None)
+    return Result(
+        name, module.TITLE, module.SOURCE, rows, missing, functools.partial(draw, frames) if draw and frames else None
+    )
 
 
 def _load(name: str, known: tuple[Points, ...], given: list[Path]) -> dict[str, pd.DataFrame]:
@@ -352,6 +355,6 @@ def write(result: Result, out: str | Path) -> list[Path]:
         for suffix, content in files.items():
             (folder / f"{result.name}.{suffix}").write_text(content, encoding="utf-8")
         if result.figure is not None:
-            figures.write(lambda: result.figure, folder / result.name)
+            figures.write(result.figure, folder / result.name)
             files |= dict.fromkeys(("png", "svg", "pdf"), "")
     return [folder / f"{result.name}.{suffix}" for suffix in files]

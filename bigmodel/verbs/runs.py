@@ -119,7 +119,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
 
     folder = sweeps.folder_of(args.file, args.runs)
     gc.disable()  # counting a model makes many short-lived objects; collecting amid them costs a tenth of a plan
-    plan = sweeps.make_plan(args.file, overrides)
+    plan = sweeps.make_plan(args.file, overrides, args.runs)
     gc.enable()
     seconds = sweeps.expected_seconds(plan, folder)
     worker = args.first > 0 or os.environ.get("BIGMODEL_WORKER")
