@@ -15,7 +15,7 @@ def get_config():
     config.model.depth = 2
     config.data.name = "prose-bytes"
     config.data.seq_len = 128
-    config.optim.lr = 0.008
+    config.optim.lr = 0.016  # by sweeps/transfer_recurrent.py, for width 128
     config.optim.b2 = 0.99
     config.optim.weight_decay = 0.0
     config.train.batch_size = 8
