@@ -24,7 +24,7 @@ def evaluate(args: argparse.Namespace, _: Any) -> int:
     from bigmodel import track
 
     run = evaluation.restore(args.run, args.data_dir)
-    task = run.config.data.source == "tasks"
+    task = run.config.data.source in ("tasks", "images")
     split = args.split or ("test" if task else "validation")
     config.choose("--split", split, ["train", "validation", "test"] if task else ["train", "validation"])
     how = {True: _pairs, False: _labelled}["source" in run.family.spec(run.config.model)]

@@ -15,47 +15,46 @@ from bigmodel.verbs import print_json, print_table
 
 
 def prepare(args: argparse.Namespace, _: Any) -> int:
-    from bigmodel.prepare import corpora, tasks
+    from bigmodel.prepare import corpora, images, tasks
     from bigmodel.prepare import prepare as job
 
     if args.source == "list":
         if args.json:
-            print_json(corpora.table() + tasks.table())
-        for rows in () if args.json else (corpora.table(), tasks.table()):
+            print_json(corpora.table() + tasks.table() + images.table())
+        for rows in () if args.json else (corpora.table(), tasks.table() + images.table()):
             print_table(list(rows[0]), [list(r.values()) for r in rows])
             print()
         return 0
-    stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
-    tokenizer = Path(args.tokenizer).stem
-    out = args.out or f"data/{stem}-{tokenizer}"
-    if args.source in tasks.TASKS:
-        manifest = tasks.prepare_task(
-            args.source, out, args.tokenizer, args.vocab_size, args.validation_fraction or 0.0
-        )
-        if args.json:
-            print_json(manifest)
-            return 0
-        for split, row in manifest["splits"].items():
-            sizes = "  ".join(f"{row[k]:>11,} {k.replace('_', ' ')}" for k in row if k.endswith(("tokens", "bytes")))
-            print(f"{split:>10}: {row['examples']:>8,} examples  {sizes}")
-        print(f"{out}: vocabulary {manifest['tokenizer']['vocab_size']:,}, licence {manifest['licence']}")
-        return 0
-    manifest = job.prepare(
-        args.source,
-        out,
-        tokenizer=args.tokenizer,
-        vocab_size=args.vocab_size,
-        validation_fraction=0.02 if args.validation_fraction is None else args.validation_fraction,
-        text_key=args.text_key,
-        workers=args.workers,
-        progress=sys.stderr.isatty(),
-    )
+    fraction = args.validation_fraction
+    if args.source in images.SETS:
+        if args.tokenizer != "bytes" or fraction is not None:
+            raise UsageError(f"prepare {args.source}: images have no tokenizer, and a validation split of their own")
+        out = args.out or f"data/{args.source}"
+        manifest = images.prepare_images(args.source, out)
+    else:
+        stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
+        out = args.out or f"data/{stem}-{Path(args.tokenizer).stem}"
+        if args.source in tasks.TASKS:
+            manifest = tasks.prepare_task(args.source, out, args.tokenizer, args.vocab_size, fraction or 0.0)
+        else:
+            manifest = job.prepare(
+                args.source,
+                out,
+                tokenizer=args.tokenizer,
+                vocab_size=args.vocab_size,
+                validation_fraction=0.02 if fraction is None else fraction,
+                text_key=args.text_key,
+                workers=args.workers,
+                progress=sys.stderr.isatty(),
+            )
     if args.json:
         print_json(manifest)
         return 0
-    for split, s in manifest["splits"].items():
-        print(f"{split:>10}: {s['tokens']:>13,} tokens  {s['documents']:>8,} documents  {s['bytes']:>13,} bytes")
-    print(f"{out}: vocabulary {manifest['tokenizer']['vocab_size']:,}, licence {manifest['licence']}")
+    for name, row in manifest["splits"].items():
+        counts = [f"{v:>13,} {k.replace('_', ' ')}" for k, v in row.items() if isinstance(v, int)]
+        print(f"{name:>10}: {'  '.join(counts)}")
+    vocabulary = f"vocabulary {manifest['tokenizer']['vocab_size']:,}, " if "tokenizer" in manifest else ""
+    print(f"{out}: {vocabulary}licence {manifest['licence']}")
     return 0
 
 

@@ -1,0 +1,97 @@
+"""Labelled images written by `bigmodel prepare`, each as one row of grey values in [0, 1]."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from bigmodel.config import UsageError, nearest
+from bigmodel.data import Info
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            source="images",
+            name="fashion-mnist",  # a folder under run.data_dir (or a path) made by `bigmodel prepare`
+            examples=0,  # unique training examples to use; 0: all
+            epochs=100,  # passes over them that a run may make at most
+            fingerprint="",  # the manifest's hash: filled from the data, checked where it is given
+        )
+    )
+
+
+def _manifest(cfg: Any, root: str) -> dict[str, Any]:
+    folder = epath.Path(root) / cfg.name
+    path = folder / "manifest.json"
+    if not path.exists():
+        there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
+        raise UsageError(
+            f"no prepared images at {str(folder)!r}{nearest(cfg.name, there)}; make them with: "
+            f"bigmodel prepare {cfg.name} --out={folder}"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        if not all(isinstance(manifest[key], list) for key in ("labels", "size")):
+            raise TypeError("labels and size are no lists")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UsageError(f"{str(path)!r} is not a manifest of images: {type(e).__name__}: {e}") from e
+    return manifest
+
+
+def finalize(cfg: ConfigDict, root: str) -> None:
+    manifest = _manifest(cfg, root)
+    if cfg.epochs < 1:
+        raise UsageError(f"config.data.epochs={cfg.epochs}: must be at least 1")
+    there = manifest["splits"]["train"]["examples"]
+    if not 0 <= cfg.examples <= there:
+        raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
+    if cfg.fingerprint not in ("", manifest["hash"]):
+        raise UsageError(
+            f"data {cfg.name!r} has changed: its hash is {manifest['hash'][:12]}, the config asks for "
+            f"{cfg.fingerprint[:12]}"
+        )
+    cfg.fingerprint = manifest["hash"]
+
+
+def describe(cfg: Any, root: str) -> Info:
+    manifest = _manifest(cfg, root)
+    return Info(
+        unit="examples",
+        units_per_example=1,
+        train_examples=cfg.examples or manifest["splits"]["train"]["examples"],
+        validation_examples=manifest["splits"]["validation"]["examples"],
+        sizes={"num_features": int(np.prod(manifest["size"])), "num_classes": len(manifest["labels"])},
+    )
+
+
+class Grey:
+    def __init__(self, cfg: Any, root: str, split: str):
+        folder = epath.Path(root) / cfg.name
+        try:
+            self.images, self.labels = (
+                np.load(str(folder / f"{split}-{kind}.npy"), mmap_mode="r") for kind in ("images", "labels")
+            )
+        except (OSError, ValueError, EOFError) as e:
+            raise UsageError(f"{str(folder)!r} can't be read; delete it and run `bigmodel prepare` again") from e
+        self.count = cfg.examples if split == "train" and cfg.examples else len(self.labels)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        """{'features': float32, 'label': () int32}"""
+        return {key: value[0] for key, value in self.take([k]).items()}
+
+    def take(self, indices: list[int]) -> dict[str, np.ndarray]:
+        """Many at once, stacked."""
+        pixels = self.images[indices].reshape(len(indices), -1)
+        return {"features": pixels.astype(np.float32) / 255, "label": np.asarray(self.labels[indices])}
+
+
+def open_split(cfg: Any, root: str, split: str) -> Grey:
+    return Grey(cfg, root, split)
