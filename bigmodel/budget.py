@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, parametrize, tree
@@ -36,9 +38,9 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             noise_scale=False,  # log the gradient noise scale, from micro-batches against the batch
             divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
             divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
-            init_from="",  # a finished run's folder, whose parameters to start from
+            init_from="",  # a finished run's folder, or a published .safetensors, whose parameters to start from
             init_only="",  # regex of the parameters' paths to take from there; the others start afresh. "": all
-            init_fingerprint="",  # which run that is, filled from it
+            init_fingerprint="",  # which run or file that is, filled from it
         )
     )
     run = ConfigDict(
@@ -159,10 +161,11 @@ def _check_train(config: ConfigDict) -> None:
         if run[key] < 0:
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: only at the end)")
     if train.init_from:
-        start = read_json(f"{train.init_from}/result.json")
+        published = train.init_from.endswith(".safetensors")
+        start = {"run_id": digest(train.init_from)} if published else read_json(f"{train.init_from}/result.json")
         if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
             raise UsageError(f"config.train.init_from={train.init_from!r}: no finished run there (no result.json)")
-        found = f"{start['run_id']}@{start['last_good_step']}" if start else train.init_fingerprint
+        found = start["run_id"] if start else train.init_fingerprint
         if train.init_fingerprint not in ("", found):
             raise UsageError(
                 f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
@@ -177,6 +180,21 @@ def _check_train(config: ConfigDict) -> None:
         except re.error as e:
             raise UsageError(f"config.train.init_only={train.init_only!r} is no regular expression: {e}") from e
     choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file of weights; a plan asks for it a row."""
+    try:
+        found = epath.Path(path).stat()
+        return _digest(path, found.length, found.mtime)
+    except OSError as e:
+        raise UsageError(f"config.train.init_from={path!r}: {e.strerror or e}") from e
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: str, length: int, changed: float) -> str:
+    with epath.Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------- derived

@@ -140,8 +140,8 @@ def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any, part: bo
     return ""
 
 
-def restore_params(folder: str, shapes: Any, shardings: Any) -> Any:
-    """Of the latest step under `folder` only the parameters that `shapes` has: to fine-tune.
+def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
+    """Of the latest step's state under `folder` only what `shapes` has, as {'params': ...}: to fine-tune or evaluate.
 
     Raises:
       UsageError: no checkpoint there, or other shapes.
@@ -163,14 +163,14 @@ def restore_params(folder: str, shapes: Any, shardings: Any) -> Any:
             args=ocp.args.Composite(
                 meta=ocp.args.JsonRestore(),
                 state=ocp.args.PyTreeRestore(
-                    {"params": like},
-                    restore_args=ocp.checkpoint_utils.construct_restore_args({"params": like}),
+                    like,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                     partial_restore=True,
                 ),
             ),
         )
-        _verify({"params": out["state"]["params"]}, out["meta"]["crc32"])
+        _verify(out["state"], out["meta"]["crc32"])
     except Exception as e:
-        reason = _difference(manager, step, {"params": shapes}, True) or _first_line(e)
+        reason = _difference(manager, step, shapes, True) or _first_line(e)
         raise UsageError(f"checkpoint {folder}/{step} can't be restored: {reason}") from e
-    return out["state"]["params"]
+    return out["state"]

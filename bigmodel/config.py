@@ -296,6 +296,9 @@ def _tuples(value: Any) -> Any:
 
 
 def run_id(config: ConfigDict) -> str:
-    """12 hex digits of the SHA-256 of everything but the `run` section."""
+    """12 hex digits of the SHA-256 of everything but the `run` section, and but where a run to start from is, which its
+    fingerprint names."""
     tree = {k: v for k, v in config.to_dict().items() if k != "run"}
+    if tree.get("train", {}).get("init_fingerprint"):
+        tree["train"] = {k: v for k, v in tree["train"].items() if k != "init_from"}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What a finished run is worth on texts it hasn't seen: loss by position, classes, translations. Layer 3.
+"""What a finished run is worth on texts it hasn't seen: loss by position, classes, translations. Layer 4.
 
 B batch, L length, C classes.
 """
@@ -50,12 +50,8 @@ def restore(folder: str, data_dir: str = "") -> Run:
     frozen = budget.finalize(config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else []))
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     compiled = program.build(program.static_part(frozen), mesh)
-    saves = checkpoint.Checkpoints(str(home / "checkpoints"), frozen.run.keep)
-    step = saves.latest()
-    if step is None:
-        raise UsageError(f"no checkpoints at {str(home / 'checkpoints')!r}")
-    state = saves.restore(step, compiled.shapes, compiled.shardings)
-    saves.close()
+    wanted = [{k: t[k] for k in ("params", "model_state")} for t in (compiled.shapes, compiled.shardings)]
+    state = checkpoint.restore_part(str(home / "checkpoints"), *wanted)
     family = models.family(frozen.family)
     scales = budget.scales(frozen.family, frozen.model, frozen.optim.name)
     variables = {"params": scales.effective(state["params"]), **state["model_state"]}
@@ -151,10 +147,11 @@ def translate(
             yield row[: stop[0]] if len(stop) else row
 
 
-def texts(folder: str, split: str, limit: int = 0) -> list[dict[str, Any]]:
-    """The split's examples as text, in the order of their tokens."""
-    path = epath.Path(folder) / f"{split}.jsonl"
+def texts(run: Run, split: str, limit: int = 0) -> list[dict[str, Any]]:
+    """The examples that `translate` goes through, as text."""
+    path = epath.Path(run.config.run.data_dir) / run.config.data.name / f"{split}.jsonl"
     if not path.exists():
         raise UsageError(f"no examples as text at {str(path)!r}; run `bigmodel prepare` again")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return rows[:limit] if limit else rows
+    rows = [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
+    kept = [rows[k] for k in run.examples(split).kept]
+    return kept[:limit] if limit else kept

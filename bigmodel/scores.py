@@ -17,12 +17,15 @@ def classification(predicted: np.ndarray, labels: np.ndarray, names: Sequence[st
 
     known = list(range(len(names)))
     columns = metrics.precision_recall_fscore_support(labels, predicted, labels=known, zero_division=0.0)
-    keys = ("precision", "recall", "f1", "examples")
-    rows = {name: dict(zip(keys, map(float, row), strict=True)) for name, *row in zip(names, *columns, strict=True)}
+    keys = ("precision", "recall", "f1")
+    rows: dict[str, dict[str, Any]] = {
+        name: {**dict(zip(keys, map(float, row), strict=True)), "examples": int(count)}
+        for name, *row, count in zip(names, *columns, strict=True)
+    }
     return {
         "examples": len(labels),
         "accuracy": float(np.mean(predicted == labels)),
-        **{key: float(np.mean([row[key] for row in rows.values()])) for key in keys[:3]},
+        **{f"macro_{key}": float(np.mean([row[key] for row in rows.values()])) for key in keys},
         "classes": rows,
         "confusion": metrics.confusion_matrix(labels, predicted, labels=known).tolist(),
     }
@@ -57,7 +60,7 @@ def dictionary(pairs: Sequence[tuple[str, str]], rounds: int = 5) -> Callable[[s
     at = 0
     for source, target in pairs:
         a = [0, *(ours.setdefault(w.lower(), len(ours)) for w in WORD.findall(source))]
-        b = [theirs.setdefault(w, len(theirs)) for w in WORD.findall(target)]
+        b = np.array([theirs.setdefault(w, len(theirs)) for w in WORD.findall(target)], int)
         links.append(np.stack([np.repeat(a, len(b)), np.tile(b, len(a))]))
         spots.append(at + np.tile(np.arange(len(b)), len(a)))
         at += len(b)

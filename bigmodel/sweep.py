@@ -170,7 +170,7 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
                 planned.setdefault(earlier.run_id, earlier)
                 named["start"] = earlier.run_id
                 unfrozen.train.init_from = str(folder_of(path, runs) / earlier.run_id)
-                unfrozen.train.init_fingerprint = f"{earlier.run_id}@{earlier.budget.steps}"
+                unfrozen.train.init_fingerprint = earlier.run_id
             row = {key: value for key, value in row.items() if key not in ("experiment", "start")}
             config.override_all(unfrozen, row.items())
             config.override_all(unfrozen, overrides)
@@ -281,7 +281,7 @@ def run(
     tally = {"trained": 0, "skipped": 0, "failed": 0, "busy": 0}
     view = View()
     try:
-        for i in _in_order(plan, folder, (*range(first, len(plan)), *range(first)), tally):
+        for i in _in_order(plan, folder, (*range(first, len(plan)), *range(first)), retry_failed):
             item = plan[i]
             home = folder / item.run_id
             label = f"[{i + 1}/{len(plan)}] {item.run_id}  {describe(item.overrides)}"
@@ -325,25 +325,35 @@ def run(
     return tally
 
 
-def _in_order(
-    plan: Sequence[Planned], folder: epath.Path, order: Sequence[int], tally: dict[str, int]
-) -> Iterator[int]:
-    """The rows of `order`; one that starts from a run of this plan is put off until that is finished, or failed."""
-    ids = {item.run_id for item in plan}
+def _in_order(plan: Sequence[Planned], folder: epath.Path, order: Sequence[int], retry_failed: bool) -> Iterator[int]:
+    """The rows of `order`; one that starts from a run of this plan is put off until that has ended.
+
+    A failed start has ended, unless it is to be tried again and this process hasn't come to it yet. One that somebody
+    else left unfinished is yielded again.
+    """
+    index = {item.run_id: i for i, item in enumerate(plan)}
+    start_of = [index.get(Path(item.config.train.init_from).name) for item in plan]
+    visited: set[int] = set()
+
+    def ended(start: int) -> bool:
+        state = _state(folder / plan[start].run_id)["state"]
+        return state in ("done", "diverged") or (state == "failed" and (not retry_failed or start in visited))
+
     while order:
         later = []
         for i in order:
-            before = Path(plan[i].config.train.init_from).name
-            if before in ids and _state(folder / before)["state"] in ("pending", "running", "interrupted"):
+            start = start_of[i]
+            if start is not None and not ended(start):
                 later.append(i)
             else:
+                visited.add(i)
                 yield i
         if len(later) == len(order):
-            waited = [folder / Path(plan[i].config.train.init_from).name for i in later]
-            if not any(track.is_locked(home) for home in waited):  # whoever trained it has left
-                tally["busy"] += len(later)
-                return
-            time.sleep(1.0)
+            free = sorted({s for i in later if (s := start_of[i]) is not None})
+            free = [s for s in free if not track.is_locked(folder / plan[s].run_id)]
+            if not free:
+                time.sleep(1.0)
+            later = free + later
         order = later
 
 

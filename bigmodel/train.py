@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bigmodel import budget, checkpoint, config, data, models, optim, program, sharding, track, tree
+from bigmodel import budget, checkpoint, config, data, models, optim, program, sharding, track, tree, weights
 from bigmodel.config import Retry, UsageError
 from bigmodel.data import loader
 from bigmodel.progress import Line, peak_flops
@@ -131,6 +132,21 @@ def attempt(
             lock.close()
 
 
+def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> Any:
+    """The parameters, `init_only` of them from `init_from`: a finished run, or published weights."""
+    source, only = frozen.train.init_from, frozen.train.init_only
+    if source.endswith(weights.SUFFIX):
+        found = weights.convert(frozen.family, frozen.model, weights.read(source), start=fresh)
+        return tree.map_paths(
+            lambda path, x, own, placed: jax.device_put(x, placed) if re.search(only, path) else own,
+            found, fresh, compiled.shardings["params"],
+        )  # fmt: skip
+    if track.read_json(epath.Path(source) / "result.json") is None:  # a plan may name a run that is yet to be trained
+        raise UsageError(f"config.train.init_from={source!r}: no finished run there (no result.json)")
+    wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
+    return tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+
+
 def _train(
     frozen: Any,
     plan: budget.Budget,
@@ -164,9 +180,7 @@ def _train(
         state = compiled.init(jax.random.fold_in(root_key, 0))
         start = 0
         if frozen.train.init_from:
-            wanted = [tree.pick(t["params"], frozen.train.init_only) for t in (compiled.shapes, compiled.shardings)]
-            taken = checkpoint.restore_params(f"{frozen.train.init_from}/checkpoints", *wanted)
-            state["params"] = tree.merge(state["params"], taken)
+            state["params"] = _initial(frozen, compiled, state["params"])
     step_key = jax.random.fold_in(root_key, 1)
 
     # ---- record

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,24 @@ import numpy as np
 
 from bigmodel import budget, models, tree
 from bigmodel.config import UsageError, nearest
+
+SUFFIX = ".safetensors"
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint file, by its own names.
+
+    Raises:
+      UsageError: no such file, or not one of safetensors.
+    """
+    from safetensors.numpy import load_file
+
+    if not Path(path).is_file():
+        raise UsageError(f"no weights at {path!r}")
+    try:
+        return load_file(path)
+    except Exception as e:  # the library raises classes of its own
+        raise UsageError(f"{path!r} can't be read as safetensors: {e}") from e
 
 
 def convert(family: str, cfg: Any, tensors: Mapping[str, np.ndarray], prefix: str = "", start: Any = None) -> Any:
@@ -44,6 +63,8 @@ def convert(family: str, cfg: Any, tensors: Mapping[str, np.ndarray], prefix: st
                 continue
             arrays = [_layout(path, np.asarray(part, np.float32)) for part in found]
             whole = np.stack(arrays) if "{}" in name else arrays[0]
+            if path == "embed/positions":
+                whole = whole[: x.shape[0]]  # of a shorter window
             if whole.size != np.prod(x.shape):
                 raise UsageError(f"weights {name!r}: {list(whole.shape)}, where {path!r} is {list(x.shape)}")
             return jnp.asarray(whole.reshape(x.shape))

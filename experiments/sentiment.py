@@ -1,12 +1,18 @@
-"""Sentences of movie reviews, negative or positive: a BERT from scratch, or fine-tuned from one that read prose.
+"""Sentences of movie reviews, negative or positive: a BERT from scratch, or fine-tuned from one that has read before.
+
+    bigmodel prepare minilm --out=data/minilm
+    bigmodel prepare movie-reviews --tokenizer=data/minilm/tokenizer.json --out=data/movie-reviews-minilm
+    bigmodel train --config=experiments/sentiment.py --config.train.init_from=data/minilm/model.safetensors
+    bigmodel evaluate runs/<run id>
+
+Without `init_from` the same model starts afresh. Or pretrain one yourself, on 44 MB of prose:
 
     bigmodel prepare prose --tokenizer=bpe --out=data/prose-bpe
     bigmodel prepare movie-reviews --tokenizer=data/prose-bpe/tokenizer.json --out=data/movie-reviews
     bigmodel train --config=experiments/sentiment.py:pretrain
-    bigmodel train --config=experiments/sentiment.py --config.train.init_from=runs/<its id>
-    bigmodel evaluate runs/<run id>
+    bigmodel train --config=experiments/sentiment.py:prose --config.train.init_from=runs/<its id>
 
-The encoder and its table are taken from the run that is named; the head starts afresh. Without a name all does.
+The head always starts afresh.
 """
 
 from bigmodel import budget
@@ -14,22 +20,26 @@ from bigmodel import budget
 ENCODER = "^(embed|blocks|norm)/"
 
 
-def get_config(stage="finetune"):
+def get_config(stage="minilm"):
     config = budget.base("bert", "text" if stage == "pretrain" else "tasks")
-    config.model.width = 128
-    config.model.depth = 2
-    config.model.num_heads = 4
-    config.model.segments = 0
-    config.model.position = "rope"
-    config.model.norm_placement = "pre"
-    config.model.init_std = 0.0
-    config.model.parametrization = "completep"
-    config.model.base_width = 32
-    config.model.base_depth = 2
-    config.model.base_num_heads = 2
     config.data.seq_len = 64
-    config.optim.b2 = 0.99
     config.train.batch_size = 16
+    if stage == "minilm":
+        # Wang et al. 2020, arXiv:2002.10957: 6 layers of width 384, BERT's vocabulary and positions.
+        config.model.update(dict(width=384, depth=6, num_heads=12, cls_token=101, sep_token=102, mask_token=103))
+    else:
+        config.model.width = 128
+        config.model.depth = 2
+        config.model.num_heads = 4
+        config.model.segments = 0
+        config.model.position = "rope"
+        config.model.norm_placement = "pre"
+        config.model.init_std = 0.0
+        config.model.parametrization = "completep"
+        config.model.base_width = 32
+        config.model.base_depth = 2
+        config.model.base_num_heads = 2
+        config.optim.b2 = 0.99
     if stage == "pretrain":
         config.data.name = "prose-bpe"
         config.optim.lr = 0.008
@@ -40,10 +50,10 @@ def get_config(stage="finetune"):
     config.model.pool = "mean"
     config.model.pooler = False
     config.model.dropout = 0.1
-    config.data.name = "movie-reviews"
+    config.data.name = "movie-reviews-minilm" if stage == "minilm" else "movie-reviews"
     config.data.epochs = 100
-    config.optim.lr = 0.004
+    config.optim.lr = 1e-4 if stage == "minilm" else 0.003
     config.optim.warmup = 0.1
-    config.train.tokens = 24_000
+    config.train.tokens = 2_000
     config.train.init_only = ENCODER
     return config

@@ -19,8 +19,9 @@ def get_sweep():
     rows = []
     for name, widths in WIDTHS.items():
         family = "decoder" if name == "prose" else "recurrent"
-        rate = {} if name == "prose" else {"optim.lr": 0.008}
         for row in sweep.ladder(family, widths=list(widths), depths=[2]):
+            # The decoder's rate is muP's; an LSTM's falls with its width (sweeps/transfer_recurrent.py).
+            rate = {} if name == "prose" else {"optim.lr": round(0.03 * (32 / row["model.width"]) ** 0.5, 4)}
             rows.append({"experiment": f"experiments/{name}.py", **row, **rate})
     long = {"data.seq_len": [512], "train.tokens": [3_000_000], "train.batch_size": [8], "train.eval_examples": [1024]}
     return sweep.product(rows, {**long, "optim.warmup": [0.1], "train.seed": [0, 1, 2]})
@@ -29,6 +30,8 @@ def get_sweep():
 def report(folder, out):
     frames = []
     for result, config in sources.runs(folder):
+        if result["status"] != "done":
+            continue
         run = evaluate.restore(f"{folder}/{result['run_id']}")
         loss = evaluate.by_position(run, "validation", config["train"]["eval_examples"])
         name = "lstm" if config["family"] == "recurrent" else "decoder"

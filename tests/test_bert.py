@@ -119,9 +119,27 @@ def test_class_weights_are_torch_s():
     label = jnp.array([0, 1, 2, 1])
     batch = {"tokens": tokens, "length": jnp.full(4, 12), "label": label, "weight": jnp.ones(4)}
     found = bert.loss(model, variables, batch, jax.random.key(0), False)[0]
-    log_p = jax.nn.log_softmax(model.apply(variables, tokens).logits)[jnp.arange(4), label]
+    log_p = jax.nn.log_softmax(model.apply(variables, *bert.inputs(cfg, batch)).logits)[jnp.arange(4), label]
     weight = jnp.array([1.0, 5.0, 0.5, 5.0])
     np.testing.assert_allclose(found, -jnp.sum(weight * log_p) / jnp.sum(weight), rtol=1e-6)
+
+
+def test_what_a_whole_example_is_judged_by():
+    """The mark put before it, which a full row's last token makes room for; or the mean of the tokens that count."""
+    tokens, length = jnp.arange(24).reshape(2, 12) + 1, jnp.array([3, 12])
+    batch = {"tokens": tokens, "length": length}
+    cfg = section(objective="classify")
+    read, _, keys = bert.inputs(cfg, batch)
+    assert (read[:, 0] == bert.mark(cfg, "cls")).all() and (read[:, 1:] == tokens[:, :-1]).all()
+    assert keys.sum(axis=1).tolist() == [4, 12]
+    cfg = section(objective="classify", pool="mean", pooler=False)
+    read, _, keys = bert.inputs(cfg, batch)
+    assert (read == tokens).all() and keys.sum(axis=1).tolist() == [3, 12]
+    out = jax.jit(lambda v: bert.Model(cfg).apply(v, read, False, keys))(drawn(bert, cfg))
+    np.testing.assert_allclose(out.pooled_BD[0], out.hidden_BLD[0, :3].mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(out.pooled_BD[1], out.hidden_BLD[1].mean(axis=0), atol=1e-6)
+    # A vocabulary with a mark of its own was pretrained with it.
+    assert (bert.inputs(section(objective="classify", pool="mean", cls_token=7), batch)[0][:, 0] == 7).all()
 
 
 # ------------------------------------------------------------------------------ published weights

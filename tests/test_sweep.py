@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,7 +153,23 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     results = [track.read_json(Path(runs) / "study" / p.run_id / "result.json") for p in plan]
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], abs=1e-4)
     assert results[3]["loss"] != pytest.approx(results[0]["loss"], abs=1e-4)
-    assert sweep.make_plan(str(file), runs=runs)[1].run_id == plan[1].run_id
+    # Where the runs are is no part of what they are; nor is that the start has ended, however it did.
+    assert [p.run_id for p in sweep.make_plan(str(file), runs=str(tmp_path / "x"))] == [p.run_id for p in plan]
+    folder = Path(runs) / "study"
+    home, broken = folder / plan[0].run_id, {**results[0], "status": "diverged", "last_good_step": 1}
+    track.write_json(home / "result.json", broken)
+    assert [p.run_id for p in sweep.make_plan(str(file), runs=runs)] == [p.run_id for p in plan]
+    # Of a start that failed, nothing starts: one line says why.
+    for p in plan[:3]:
+        shutil.rmtree(folder / p.run_id)
+    home.mkdir()
+    track.write_json(home / "error.json", {"error": "no", "date": ""})
+    said = []
+    tally = sweep.run(str(file), plan, sweep.folder_of(str(file), runs), first=1, say=said.append)
+    assert tally == {"trained": 0, "skipped": 1, "failed": 3, "busy": 0}
+    assert sum("no finished run there" in line for line in said) == 2
+    tally = sweep.run(str(file), plan, sweep.folder_of(str(file), runs), first=1, retry_failed=True, say=said.append)
+    assert tally["trained"] == 3 and said[-3][1] == "1"
 
 
 def test_plan_run_skip_and_extend(file, tmp_path):

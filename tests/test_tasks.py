@@ -77,7 +77,7 @@ def ratings(rows):
 
 
 def lines(folder, split):
-    return [json.loads(line) for line in (Path(folder) / f"{split}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (Path(folder) / f"{split}.jsonl").open()]
 
 
 # -------------------------------------------------------------------------------------- prepare
@@ -99,7 +99,7 @@ def test_chinese_sentences_end_without_a_space():
 
 def test_splits_hold_whole_groups_and_share_no_text():
     """A text that two groups have, and one that train and test have on the other side of another pair."""
-    found = [Example(f"g{n // 3}", {"source": f"s{n % 50}", "target": f"t{n % 70}"}) for n in range(300)]
+    found = [Example(f"g{n // 3}", {"source": f"s{n % 50}", "target": f"t{n % 70}"}) for n in range(500)]
     parts = tasks.split(iter(found), 0.15)
     groups = [{e.group for e in part} for part in parts.values()]
     assert all(not a & b for i, a in enumerate(groups) for b in groups[i + 1 :])
@@ -108,6 +108,7 @@ def test_splits_hold_whole_groups_and_share_no_text():
         assert all(not a & b for i, a in enumerate(texts) for b in texts[i + 1 :])
     kept = [tuple(e.fields.values()) for part in parts.values() for e in part]
     assert len(kept) == len(set(kept))
+    assert len({tuple(e.fields.values()) for e in found}) == 350 and len(kept) > 50
     again = tasks.split(reversed(found), 0.15)
     assert {k: [e.fields for e in v] for k, v in again.items()} == {k: [e.fields for e in v] for k, v in parts.items()}
 
@@ -264,19 +265,19 @@ def test_fine_tuning_starts_from_the_parts_that_are_named(task_dir, data_dir, tm
     )  # fmt: skip
     start = ("train.init_from", str(tmp_path / before["run_id"]))
     still = [*short, ("data.name", "labelled"), ("train.steps", 1), ("optim.lr", 1e-12), start]
-    after = train(experiment("sentiment.py", task_dir, *still), str(tmp_path), quiet=True)
+    after = train(experiment("sentiment.py:prose", task_dir, *still), str(tmp_path), quiet=True)
     old, new = (evaluate.restore(str(tmp_path / r["run_id"])).variables["params"] for r in (before, after))
     for part in ("embed", "blocks", "norm"):
         for a, b in zip(np.ravel(list(flat(old[part]))), np.ravel(list(flat(new[part]))), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
     assert "head" in new and "head" not in old
     with pytest.raises(UsageError, match="absent there"):
-        train(experiment("sentiment.py", task_dir, *still, ("train.init_only", "")), str(tmp_path), quiet=True)
+        train(experiment("sentiment.py:prose", task_dir, *still, ("train.init_only", "")), str(tmp_path), quiet=True)
     with pytest.raises(UsageError, match=r"init_only='\^block/': no parameter has such a path"):
-        budget.finalize(experiment("sentiment.py", task_dir, *still, ("train.init_only", "^block/")))
+        budget.finalize(experiment("sentiment.py:prose", task_dir, *still, ("train.init_only", "^block/")))
     # And it learns to tell good from bad.
     steps = [("train.steps", 60), ("optim.lr", 0.01)]
-    tuned = train(experiment("sentiment.py", task_dir, *still, *steps), str(tmp_path), quiet=True)
+    tuned = train(experiment("sentiment.py:prose", task_dir, *still, *steps), str(tmp_path), quiet=True)
     said = spoken(capsys, tmp_path / tuned["run_id"])
     found = track.read_json(tmp_path / tuned["run_id"] / "evaluation-test.json")
     assert found["accuracy"] > 0.9 and set(found["classes"]) == {"negative", "positive"}
@@ -316,7 +317,7 @@ def test_classification_by_hand():
     assert found["accuracy"] == 0.6 and found["confusion"] == [[1, 1], [1, 2]]
     spam = found["classes"]["spam"]
     assert spam["precision"] == pytest.approx(2 / 3) and spam["recall"] == pytest.approx(2 / 3)
-    assert found["f1"] == pytest.approx((2 / 3 + 0.5) / 2)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 0.5) / 2)
 
 
 def test_agreement_counts_chinese_by_characters():

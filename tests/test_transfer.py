@@ -93,7 +93,11 @@ def test_the_largest_budget_is_predicted_from_the_others():
     assert found["max_error"] < 0.01
     best = found["best"]
     assert best["N"] == pytest.approx((0.34 * 400 / (0.28 * 410)) ** (1 / 0.62) * (1e19 / 6) ** (0.28 / 0.62), rel=0.2)
-    assert best["inside"] and not best["edge"]
+    assert best["inside"] and best["frontier_inside"] and not best["edge"]
+    # The law that the data was made of is among the candidates, and the fitted budgets choose it, or its special case.
+    assert found["law"] in ("chinchilla", "gadre") and list(found["chosen_by"]) == sorted(
+        found["chosen_by"], key=found["chosen_by"].get
+    )
     # A law that breaks beyond the fitted budgets is told.
     broken = frame.assign(L=np.where(frame.C > 5e18, frame.L * 1.05, frame.L))
     assert heldout.top_budget(broken, bootstrap=50)["mean_error"] > 0.03
@@ -136,6 +140,18 @@ def test_families_have_a_law_each(tmp_path):
     assert found["one"]["a"][1] > found["two"]["a"][2]  # told apart
     assert (tmp_path / "out/families.png").stat().st_size > 10_000
     assert len(pd.read_csv(tmp_path / "out/families.csv")) == 2
+
+
+def test_the_law_is_chosen_without_the_largest_budget():
+    """Runs of another law choose it; and what lies at the largest budget chooses nothing."""
+    frame = planted([1e17, 3e17, 1e18, 3e18, 1e19])
+    n, d = frame.N, frame.D
+    frame["L"] = ((3e12 / n) ** (0.15 / 0.14) + 8e12 / d) ** 0.14
+    found = heldout.top_budget(frame, bootstrap=50)
+    assert found["law"] == "kaplan_nd" and found["mean_error"] < 0.005
+    other = frame.assign(L=np.where(frame.C > 5e18, frame.L * 2, frame.L))
+    assert heldout.top_budget(other, bootstrap=50)["chosen_by"] == found["chosen_by"]
+    assert list(heldout.choose(planted([1e18]))) == ["chinchilla"]
 
 
 def test_reports_of_too_little_are_refused(tmp_path):

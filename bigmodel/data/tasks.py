@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -40,11 +43,11 @@ def _manifest(cfg: Any, root: str) -> dict[str, Any]:
         there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
         raise UsageError(
             f"no prepared task at {str(folder)!r}{nearest(cfg.name, there)}; make it with: "
-            f"bigmodel prepare TASK --out={folder}"
+            f"bigmodel prepare TASK --tokenizer=bpe --out={folder}"
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-        if "task" not in manifest and "splits" in manifest:
+        if "task" not in manifest and "dtype" in manifest:
             raise UsageError(f"{str(folder)!r} is running text, not a task: read it with config.data.source=text")
         if manifest["format"] != FORMAT:
             raise UsageError(f"{str(path)!r} is of format {manifest['format']!r}, not {FORMAT}: prepare the data again")
@@ -93,23 +96,33 @@ def describe(cfg: Any, root: str) -> Info:
     )
 
 
+@functools.lru_cache(maxsize=16)
+def _arrays(path: str, fingerprint: str) -> dict[str, np.ndarray]:
+    """What is in a split's file; a plan asks for it at every row."""
+    try:
+        with epath.Path(path).open("rb") as f, np.load(f) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+        raise UsageError(f"{path!r} can't be read; delete it and run `bigmodel prepare` again") from e
+
+
 class Examples:
-    """Random access. Pairs too long are left out, but of `test` they are cut: what is translated there is all."""
+    """Random access. Pairs too long are left out, but of `test` they are cut: what is translated there is all.
+
+    Attributes:
+      kept: which examples of the split, by number.
+      end: the token that ends a text.
+    """
 
     def __init__(self, cfg: Any, root: str, split: str, manifest: dict[str, Any]):
-        path = _folder(cfg, root) / f"{split}.npz"
-        try:
-            with path.open("rb") as f, np.load(f) as arrays:
-                self.arrays = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError) as e:
-            raise UsageError(f"{str(path)!r} can't be read; delete it and run `bigmodel prepare` again") from e
-        names = ("source", "target") if manifest["task"] == "pairs" else ("text",)
-        lengths = {"source": cfg.source_len}
-        self.lengths = {name: lengths.get(name, cfg.seq_len) for name in names}
+        self.arrays = _arrays(str(_folder(cfg, root) / f"{split}.npz"), manifest["hash"])
+        pairs = manifest["task"] == "pairs"
+        names = ("source", "target") if pairs else ("text",)
+        self.lengths = {name: cfg.source_len if name == "source" else cfg.seq_len for name in names}
         self.end = manifest["tokenizer"]["separator"]
         sizes = {name: np.diff(self.arrays[f"{name}_ends"], prepend=0) for name in names}
         fits = np.ones(len(sizes[names[0]]), bool)
-        if manifest["task"] == "pairs" and split != "test":
+        if pairs and split != "test":
             fits = np.all([sizes[name] <= self.lengths[name] for name in names], axis=0)
         self.kept = np.flatnonzero(fits)
         if split == "train" and cfg.examples:

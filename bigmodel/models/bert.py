@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
             # example: classify, regress; of each token: tag
             objective="masked",
             mask_rate=0.15,  # of the tokens are predicted, as many of every example
-            pool="first",  # what a whole example is judged by: its first token, or the mean of all
+            pool="cls",  # what a whole example is judged by: the mark put before it, or the mean of all its tokens
             pooler=True,  # tanh(dense) of that, before the head of a whole example
             num_classes=2,  # from the data where there is some
             class_weights=(),  # of the loss, one a class; (): all 1
@@ -52,7 +52,7 @@ def finalize(cfg: ConfigDict) -> None:
     """Fills what follows from other keys, and refuses what can't be built."""
     choose("config.model.position", cfg.position, ["learned", "rope", "none"])
     choose("config.model.objective", cfg.objective, OBJECTIVES)
-    choose("config.model.pool", cfg.pool, ["first", "mean"])
+    choose("config.model.pool", cfg.pool, ["cls", "mean"])
     transformer.finalize(cfg, ("vocab_size", "seq_len", "num_classes"), ("segments",))
     if not 0 < cfg.mask_rate < 1:
         raise UsageError(f"config.model.mask_rate={cfg.mask_rate}: must be in (0, 1)")
@@ -121,8 +121,8 @@ def inputs(cfg: Any, batch: Any) -> tuple[Any, ...]:
     """What Model.__call__ takes of a batch: (tokens, train, keys, segments, places)."""
     if "length" in batch:
         tokens, length = batch["tokens"], batch["length"]
-        if cfg.pool == "first" and cfg.objective in ("classify", "regress") and cfg.cls_token < 0:
-            # The vocabulary has no mark to read the example from, so the data has none either.
+        if cfg.objective in ("classify", "regress") and (cfg.pool == "cls" or cfg.cls_token >= 0):
+            # The data has no marks; a vocabulary that has was pretrained with this one before every text.
             first = jnp.full((len(tokens), 1), mark(cfg, "cls"), tokens.dtype)
             tokens, length = jnp.concatenate([first, tokens[:, :-1]], axis=1), jnp.minimum(length + 1, cfg.seq_len)
         return tokens, False, jnp.arange(cfg.seq_len) < length[:, None]
@@ -250,7 +250,7 @@ class Model(nn.Module):
         x_BLD, _ = self.blocks(x_BLD, None, View(causal=False, keys_BS=keys_BL), train)
         if cfg.norm_placement == "pre":
             x_BLD = self.norm(x_BLD)
-        one_BD = x_BLD[:, 0] if cfg.pool == "first" else mean(x_BLD, keys_BL)
+        one_BD = x_BLD[:, 0] if cfg.pool == "cls" else mean(x_BLD, keys_BL)
         pooled_BD = self.pooler(one_BD) if cfg.pooler and cfg.objective not in ("masked", "tag") else one_BD
         if not cfg.objective.startswith("masked"):
             read = x_BLD if cfg.objective == "tag" else pooled_BD

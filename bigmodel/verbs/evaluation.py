@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from bigmodel import config
 from bigmodel.config import UsageError
@@ -30,9 +31,9 @@ def evaluate(args: argparse.Namespace, _: Any) -> int:
     how = {True: _pairs, False: _labelled}["source" in run.family.spec(run.config.model)]
     if "label" not in run.family.spec(run.config.model) and how is _labelled:
         how = _text
-    found = {"run_id": run.result["run_id"], "split": split, **how(run, split, args)}
-    with config.writing(Path(args.run)):
-        track.write_json(Path(args.run) / f"evaluation-{split}.json", found)
+    found = {"run_id": run.result["run_id"], "split": split, "limit": args.limit, **how(run, split, args)}
+    with config.writing(args.run):
+        track.write_json(epath.Path(args.run) / f"evaluation-{split}.json", found)
     if args.json:
         print_json(found)
     return 0
@@ -44,11 +45,11 @@ def _text(run: Any, split: str, args: argparse.Namespace) -> dict[str, Any]:
     nats_L = evaluation.by_position(run, split, args.limit)
     found = {"loss": float(nats_L.mean()), "by_position": nats_L.tolist()}
     if not args.json:
-        places = [2**k for k in range(len(nats_L).bit_length())]
-        places = [p for p in places if p <= len(nats_L)]
-        print(f"{split}: loss {found['loss']:.4f}; by position in the window (mean since the one before):")
-        means = [nats_L[p // 2 : p].mean() for p in places]
-        print_table(["", "position", "loss"], [["", p, f"{m:.4f}"] for p, m in zip(places, means, strict=True)])
+        L = len(nats_L)
+        ends = sorted({min(2**k, L) for k in range(L.bit_length() + 1)})
+        spans = list(zip([0, *ends], ends, strict=False))
+        print(f"{split}: loss {found['loss']:.4f}; by position in the window:")
+        print_table(["", "positions", "loss"], [["", f"{a + 1}-{b}", f"{nats_L[a:b].mean():.4f}"] for a, b in spans])
     return found
 
 
@@ -64,9 +65,10 @@ def _labelled(run: Any, split: str, args: argparse.Namespace) -> dict[str, Any]:
     names = evaluation.labels(run)
     found = scores.classification(predicted, labels, names)
     if not args.json:
-        print(f"{split}: {found['examples']} examples, accuracy {found['accuracy']:.4f}, F1 {found['f1']:.4f}")
+        overall = f"accuracy {found['accuracy']:.4f}, macro F1 {found['macro_f1']:.4f}"
+        print(f"{split}: {found['examples']} examples, {overall}")
         keys = ("precision", "recall", "f1")
-        rows = [[n, int(r["examples"]), *(f"{r[k]:.4f}" for k in keys)] for n, r in found["classes"].items()]
+        rows = [[n, r["examples"], *(f"{r[k]:.4f}" for k in keys)] for n, r in found["classes"].items()]
         print_table(["class", "examples", *keys], rows)
     return found
 
@@ -76,21 +78,20 @@ def _pairs(run: Any, split: str, args: argparse.Namespace) -> dict[str, Any]:
     from bigmodel import scores
     from bigmodel.prepare import tokenizer
 
-    folder = str(Path(run.config.run.data_dir) / run.config.data.name)
-    decode = tokenizer.load(folder).decode
-    rows = evaluation.texts(folder, split, args.limit)
+    decode = tokenizer.load(epath.Path(run.config.run.data_dir) / run.config.data.name).decode
+    rows = evaluation.texts(run, split, args.limit)
     made = [decode(ids) for ids in _shown(evaluation.translate(run, split, args.limit, args.beams), len(rows))]
     theirs = [row["target"] for row in rows]
-    plain = scores.dictionary([(r["source"], r["target"]) for r in evaluation.texts(folder, "train")])
+    with config.writing(args.run), (epath.Path(args.run) / f"translations-{split}.jsonl").open("w") as f:
+        for row, text in zip(rows, made, strict=True):
+            f.write(json.dumps({**row, "translation": text}, ensure_ascii=False) + "\n")
+    plain = scores.dictionary([(r["source"], r["target"]) for r in evaluation.texts(run, "train")])
     worded = [plain(row["source"]) for row in rows]
     found = {
         "examples": len(rows), "beams": args.beams, **scores.agreement(made, theirs),
         "dictionary": scores.agreement(worded, theirs),
         "copy": scores.agreement([row["source"] for row in rows], theirs),
     }  # fmt: skip
-    with config.writing(Path(args.run)), open(Path(args.run) / f"translations-{split}.jsonl", "w") as f:
-        for row, text in zip(rows, made, strict=True):
-            f.write(json.dumps({**row, "translation": text}, ensure_ascii=False) + "\n")
     if not args.json:
         print(f"{split}: {len(rows)} pairs")
         named = {

@@ -15,27 +15,28 @@ from bigmodel.verbs import print_json, print_table
 
 
 def prepare(args: argparse.Namespace, _: Any) -> int:
-    from bigmodel.prepare import corpora, images, tasks
+    from bigmodel.prepare import corpora, images, published, tasks
     from bigmodel.prepare import prepare as job
 
     if args.source == "list":
         if args.json:
-            print_json(corpora.table() + tasks.table() + images.table())
-        for rows in () if args.json else (corpora.table(), tasks.table() + images.table()):
+            print_json(corpora.table() + tasks.table() + images.table() + published.table())
+        for rows in () if args.json else (corpora.table(), tasks.table() + images.table(), published.table()):
             print_table(list(rows[0]), [list(r.values()) for r in rows])
             print()
         return 0
     fraction = args.validation_fraction
-    if args.source in images.SETS:
+    if args.source in (*images.SETS, *published.WEIGHTS):
         if args.tokenizer != "bytes" or fraction is not None:
-            raise UsageError(f"prepare {args.source}: images have no tokenizer, and a validation split of their own")
+            raise UsageError(f"prepare {args.source}: takes no --tokenizer and no --validation-fraction")
         out = args.out or f"data/{args.source}"
-        manifest = images.prepare_images(args.source, out)
+        made = images.prepare_images if args.source in images.SETS else published.prepare_weights
+        manifest = made(args.source, out)
     else:
         stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
         out = args.out or f"data/{stem}-{Path(args.tokenizer).stem}"
         if args.source in tasks.TASKS:
-            manifest = tasks.prepare_task(args.source, out, args.tokenizer, args.vocab_size, fraction or 0.0)
+            manifest = tasks.prepare_task(args.source, out, args.tokenizer, args.vocab_size, fraction)
         else:
             manifest = job.prepare(
                 args.source,
@@ -50,7 +51,7 @@ def prepare(args: argparse.Namespace, _: Any) -> int:
     if args.json:
         print_json(manifest)
         return 0
-    for name, row in manifest["splits"].items():
+    for name, row in manifest.get("splits", {}).items():
         counts = [f"{v:>13,} {k.replace('_', ' ')}" for k, v in row.items() if isinstance(v, int)]
         print(f"{name:>10}: {'  '.join(counts)}")
     vocabulary = f"vocabulary {manifest['tokenizer']['vocab_size']:,}, " if "tokenizer" in manifest else ""
