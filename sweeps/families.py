@@ -14,8 +14,8 @@ from bigmodel.scaling import families
 CONFIG = "experiments/prose.py"
 LAW = None  # one for each family
 DEPTH = 2
-BUDGETS = (3e10, 1e11, 3e11, 9e11)
-WIDTHS = (8, 16, 24, 32)  # of the least budget; sizes grow as the root of the compute
+# Sizes grow as the root of the compute; of the large budgets the smallest, which take the most steps, are left out.
+WIDTHS = {3e10: (8, 16, 24, 32), 1e11: (8, 24, 32, 40), 3e11: (24, 40, 56), 9e11: (40, 56, 72)}
 RATES = {"lstm": (0.03, 0.5), "rnn": (0.02, 1.0)}  # at width 32, and how they fall with it
 EXPERIMENTS = {"prose": "decoder", "bert": "bert", "encdec": "encdec", "lstm": "recurrent", "rnn": "recurrent"}
 
@@ -34,8 +34,8 @@ def get_sweep():
         own = {"experiment": f"experiments/{name}.py", "model.base_num_heads": 4}
         if family == "recurrent":
             own = {"experiment": "experiments/lstm.py", "model.cell": name}
-        for i, flops in enumerate(BUDGETS):
-            for row in sweep.ladder(family, [8 * round(w * 1.32**i / 8) for w in WIDTHS], [DEPTH]):
+        for flops, widths in WIDTHS.items():
+            for row in sweep.ladder(family, list(widths), [DEPTH]):
                 if family == "recurrent":
                     rate, power = RATES[name]
                     row["optim.lr"] = float(f"{rate * (32 / row['model.width']) ** power:.3g}")

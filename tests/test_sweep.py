@@ -14,7 +14,7 @@ from conftest import ROOT, bigmodel
 from etils import epath
 from test_tasks import reviews
 
-from bigmodel import sweep, track
+from bigmodel import budget, sweep, track
 from bigmodel.config import UsageError
 
 FILE = '''"""Digits, small."""
@@ -100,21 +100,23 @@ def test_isoflop_rows_cost_their_budget(tiny, data_dir, tmp_path):
     )
     overrides = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 9999), ("train.batch_size", 2)]
     plan = sweep.make_plan(str(path), overrides)
-    for p, budget in zip(plan, [2e9, 2e9, 8e9, 8e9], strict=True):
-        assert p.budget.flops == pytest.approx(budget, rel=0.05)
+    for p, flops in zip(plan, [2e9, 2e9, 8e9, 8e9], strict=True):
+        assert p.budget.flops == pytest.approx(flops, rel=0.05)
     assert plan[0].budget.tokens > 2 * plan[1].budget.tokens
 
 
 def test_every_sweep_in_the_repository_plans(data_dir, tmp_path, monkeypatch):
     (tmp_path / "prose-bpe").symlink_to(f"{data_dir}/speech")
     reviews(monkeypatch, tmp_path, 9000, str(tmp_path / "movie-reviews"), 0.02)
-    own = {"sentiment": [("run.data_dir", str(tmp_path)), ("data.epochs", 10**6)]}
+    (tmp_path / "movie-reviews-minilm").symlink_to(tmp_path / "movie-reviews")
+    own = {name: [("run.data_dir", str(tmp_path)), ("data.epochs", 10**6)] for name in ("sentiment", "sentiment_prose")}
+    monkeypatch.setattr(budget, "digest", lambda _: "0" * 64)
     plans = {}
     for path in sorted((ROOT / "sweeps").glob("*.py")):
         module = sweep.load(str(path))
         rows = module.get_sweep()
         assert rows and len({json.dumps(r, sort_keys=True) for r in rows}) == len(rows), path
-        assert (ROOT / module.CONFIG).is_file()
+        assert (ROOT / module.CONFIG.partition(":")[0]).is_file()
         on_text = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 10**6)]
         plans[path.stem] = sweep.make_plan(str(path), own.get(path.stem, [] if "digits" in module.CONFIG else on_text))
         starts = {row["start"] for row in rows if "start" in row}
