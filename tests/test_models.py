@@ -33,13 +33,17 @@ def test_loss_falls_on_a_fixed_batch(family):
     module, _, model, variables, batch = make(family)
     tx = optax.adam(2e-2)
     opt = tx.init(variables)
-    value_and_grad = jax.jit(jax.value_and_grad(loss_of(module, model, batch)))
+
+    @jax.jit
+    def step(variables, opt):
+        loss, grads = jax.value_and_grad(loss_of(module, model, batch))(variables)
+        updates, opt = tx.update(grads, opt)
+        return optax.apply_updates(variables, updates), opt, loss, optax.global_norm(grads)
+
     losses = []
     for _ in range(30):
-        loss, grads = value_and_grad(variables)
-        assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
-        updates, opt = tx.update(grads, opt)
-        variables = optax.apply_updates(variables, updates)
+        variables, opt, loss, norm = step(variables, opt)
+        assert jnp.isfinite(norm)
         losses.append(float(loss))
     assert losses[-1] < 0.7 * losses[0]
 
@@ -86,7 +90,7 @@ def test_flops_are_within_2_percent_of_xlas_count(family, overrides, monkeypatch
     def counted(size):
         part = {k: v[:size] for k, v in batch.items()}
         forward = jax.jit(lambda v: model.apply(v, *module.inputs(cfg, part)))
-        return forward.lower(variables).compile().cost_analysis()["flops"]
+        return forward.lower(variables).cost_analysis()["flops"]
 
     # What a batch shares, as the projection of relative positions, is no example's.
     assert module.flops(cfg) == pytest.approx((counted(4) - counted(2)) / 2, rel=0.02)

@@ -202,6 +202,7 @@ def prose(data_dir):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mup_passes_the_check_over_width_that_standard_fails(prose):
     rows = coordcheck.measure(prose(), "width", [32, 128], ["standard", "mup"], 5, 2, say=lambda _: None)
     found = coordcheck.slopes(rows)

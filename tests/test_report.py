@@ -148,6 +148,7 @@ def test_curves_go_where_the_law_and_the_parabolas_say(written):
         assert y == pytest.approx(np.interp(x, at, value(best[:, 0], best[:, 1])), rel=0.01)
 
 
+@pytest.mark.slow
 def test_tick_labels_never_overlap():
     random = np.random.default_rng(0)
     for size in (style.PAGE, style.COLUMN):

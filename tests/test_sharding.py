@@ -123,6 +123,7 @@ def test_parameters_are_really_spread(runs):
     assert fractions["2x2x2"] < 0.35
 
 
+@pytest.mark.slow
 def test_sigterm_stops_two_processes_at_one_step(tmp_path, data_dir):
     from conftest import TINY
 

@@ -159,6 +159,7 @@ def get_sweep():
 '''
 
 
+@pytest.mark.slow
 def test_sweep_and_its_law_are_read_back(tmp_path):
     file = tmp_path / "study.py"
     file.write_text(SWEEP.format(experiment=str(ROOT / "experiments/digits.py")))
