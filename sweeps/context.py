@@ -23,7 +23,7 @@ def get_sweep():
             # The decoder's rate is muP's; an LSTM's falls with its width (sweeps/transfer_recurrent.py).
             rate = {} if name == "prose" else {"optim.lr": round(0.03 * (32 / row["model.width"]) ** 0.5, 4)}
             rows.append({"experiment": f"experiments/{name}.py", **row, **rate})
-    long = {"data.seq_len": [512], "train.tokens": [3_000_000], "train.batch_size": [8], "train.eval_examples": [1024]}
+    long = {"data.seq_len": [512], "train.tokens": [2_000_000], "train.batch_size": [8], "train.eval_examples": [1024]}
     return sweep.product(rows, {**long, "optim.warmup": [0.1], "train.seed": [0, 1, 2]})
 
 
