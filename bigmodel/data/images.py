@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel.config import UsageError, nearest
-from bigmodel.data import Info
+from bigmodel.config import UsageError
+from bigmodel.data import Info, fingerprint, folder, manifest, reading
 
 
 def get_config() -> ConfigDict:
@@ -26,58 +24,43 @@ def get_config() -> ConfigDict:
 
 
 def _manifest(cfg: Any, root: str) -> dict[str, Any]:
-    folder = epath.Path(root) / cfg.name
-    path = folder / "manifest.json"
-    if not path.exists():
-        there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
-        raise UsageError(
-            f"no prepared images at {str(folder)!r}{nearest(cfg.name, there)}; make them with: "
-            f"bigmodel prepare {cfg.name} --out={folder}"
-        )
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        if not all(isinstance(manifest[key], list) for key in ("labels", "size")):
+    found = manifest(cfg, root, "images", str(cfg.name))
+    with reading(folder(cfg, root) / "manifest.json"):
+        if not all(isinstance(found[key], list) for key in ("labels", "size")):
             raise TypeError("labels and size are no lists")
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UsageError(f"{str(path)!r} is not a manifest of images: {type(e).__name__}: {e}") from e
-    return manifest
+    return found
 
 
 def finalize(cfg: ConfigDict, root: str) -> None:
-    manifest = _manifest(cfg, root)
+    found = _manifest(cfg, root)
     if cfg.epochs < 1:
         raise UsageError(f"config.data.epochs={cfg.epochs}: must be at least 1")
-    there = manifest["splits"]["train"]["examples"]
+    there = found["splits"]["train"]["examples"]
     if not 0 <= cfg.examples <= there:
         raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
-    if cfg.fingerprint not in ("", manifest["hash"]):
-        raise UsageError(
-            f"data {cfg.name!r} has changed: its hash is {manifest['hash'][:12]}, the config asks for "
-            f"{cfg.fingerprint[:12]}"
-        )
-    cfg.fingerprint = manifest["hash"]
+    cfg.fingerprint = fingerprint(cfg, root, found["hash"])
 
 
 def describe(cfg: Any, root: str) -> Info:
-    manifest = _manifest(cfg, root)
+    found = _manifest(cfg, root)
     return Info(
         unit="examples",
         units_per_example=1,
-        train_examples=cfg.examples or manifest["splits"]["train"]["examples"],
-        validation_examples=manifest["splits"]["validation"]["examples"],
-        sizes={"num_features": int(np.prod(manifest["size"])), "num_classes": len(manifest["labels"])},
+        train_examples=cfg.examples or found["splits"]["train"]["examples"],
+        validation_examples=found["splits"]["validation"]["examples"],
+        sizes={"num_features": int(np.prod(found["size"])), "num_classes": len(found["labels"])},
     )
 
 
 class Grey:
     def __init__(self, cfg: Any, root: str, split: str):
-        folder = epath.Path(root) / cfg.name
+        home = folder(cfg, root)
         try:
             self.images, self.labels = (
-                np.load(str(folder / f"{split}-{kind}.npy"), mmap_mode="r") for kind in ("images", "labels")
+                np.load(str(home / f"{split}-{kind}.npy"), mmap_mode="r") for kind in ("images", "labels")
             )
         except (OSError, ValueError, EOFError) as e:
-            raise UsageError(f"{str(folder)!r} can't be read; delete it and run `bigmodel prepare` again") from e
+            raise UsageError(f"{str(home)!r} can't be read; delete it and run `bigmodel prepare` again") from e
         self.count = cfg.examples if split == "train" and cfg.examples else len(self.labels)
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import zipfile
 import zlib
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel.config import UsageError, nearest
-from bigmodel.data import Info
+from bigmodel.config import UsageError
+from bigmodel.data import Info, fingerprint, folder, manifest, reading
 
 FORMAT = 1  # of the manifest: prepare.tasks.FORMAT, which layers keep apart
 
@@ -32,72 +31,53 @@ def get_config() -> ConfigDict:
     )
 
 
-def _folder(cfg: Any, root: str) -> epath.Path:
-    return epath.Path(root) / cfg.name
-
-
 def _manifest(cfg: Any, root: str) -> dict[str, Any]:
-    folder = _folder(cfg, root)
-    path = folder / "manifest.json"
-    if not path.exists():
-        there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
-        raise UsageError(
-            f"no prepared task at {str(folder)!r}{nearest(cfg.name, there)}; make it with: "
-            f"bigmodel prepare TASK --tokenizer=bpe --out={folder}"
-        )
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        if "task" not in manifest and "dtype" in manifest:
-            raise UsageError(f"{str(folder)!r} is running text, not a task: read it with config.data.source=text")
-        if manifest["format"] != FORMAT:
-            raise UsageError(f"{str(path)!r} is of format {manifest['format']!r}, not {FORMAT}: prepare the data again")
-        known = manifest["task"] in ("pairs", "labelled") and isinstance(manifest["hash"], str)
-        if not known or not isinstance(manifest["tokenizer"]["vocab_size"], int):
-            raise ValueError(f"task {manifest['task']!r}")
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
-    return manifest
+    found = manifest(cfg, root, "task", "TASK --tokenizer=bpe")
+    path = folder(cfg, root) / "manifest.json"
+    if "task" not in found and "dtype" in found:
+        raise UsageError(f"{str(path.parent)!r} is running text, not a task: read it with config.data.source=text")
+    with reading(path):
+        if found["format"] != FORMAT or found["task"] not in ("pairs", "labelled"):
+            raise ValueError(f"format {found['format']!r}, task {found['task']!r}")
+        if not isinstance(found["tokenizer"]["vocab_size"], int):
+            raise TypeError("tokenizer.vocab_size is not a number")
+    return found
 
 
 def finalize(cfg: ConfigDict, root: str) -> None:
-    manifest = _manifest(cfg, root)
+    found = _manifest(cfg, root)
     for key, least in (("seq_len", 2), ("epochs", 1), ("source_len", 0), ("examples", 0)):
         if cfg[key] < least:
             raise UsageError(f"config.data.{key}={cfg[key]}: must be at least {least}")
-    if manifest["task"] == "pairs":
+    if found["task"] == "pairs":
         cfg.source_len = cfg.source_len or cfg.seq_len
     elif cfg.source_len:
         raise UsageError(f"config.data.source_len={cfg.source_len}: {cfg.name!r} has no pairs, but labels")
-    if cfg.fingerprint not in ("", manifest["hash"]):
-        raise UsageError(
-            f"data {str(_folder(cfg, root))!r} has changed: its hash is {manifest['hash'][:12]}, the config asks for "
-            f"{cfg.fingerprint[:12]}"
-        )
-    cfg.fingerprint = manifest["hash"]
-    there = len(Examples(cfg, root, "train", manifest))
+    cfg.fingerprint = fingerprint(cfg, root, found["hash"])
+    there = len(Examples(cfg, root, "train", found))
     if cfg.examples > there:
         raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
 
 
 def describe(cfg: Any, root: str) -> Info:
-    manifest = _manifest(cfg, root)
-    counts = {split: len(Examples(cfg, root, split, manifest)) for split in ("train", "validation")}
+    found = _manifest(cfg, root)
+    counts = {split: len(Examples(cfg, root, split, found)) for split in ("train", "validation")}
     for split, n in counts.items():
         if not n:
             raise UsageError(f"config.data.seq_len={cfg.seq_len}: no pair of {split} is as short as that")
-    pairs = manifest["task"] == "pairs"
-    own = {"source_len": cfg.source_len} if pairs else {"num_classes": len(manifest["labels"])}
+    pairs = found["task"] == "pairs"
+    own = {"source_len": cfg.source_len} if pairs else {"num_classes": len(found["labels"])}
     return Info(
         unit="examples",
         units_per_example=1,
         train_examples=cfg.examples or counts["train"],
         validation_examples=counts["validation"],
-        sizes={"vocab_size": manifest["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len, **own},
+        sizes={"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len, **own},
     )
 
 
 @functools.lru_cache(maxsize=16)
-def _arrays(path: str, fingerprint: str) -> dict[str, np.ndarray]:
+def _arrays(path: str, of: str) -> dict[str, np.ndarray]:
     """What is in a split's file; a plan asks for it at every row."""
     try:
         with epath.Path(path).open("rb") as f, np.load(f) as arrays:
@@ -114,12 +94,12 @@ class Examples:
       end: the token that ends a text.
     """
 
-    def __init__(self, cfg: Any, root: str, split: str, manifest: dict[str, Any]):
-        self.arrays = _arrays(str(_folder(cfg, root) / f"{split}.npz"), manifest["hash"])
-        pairs = manifest["task"] == "pairs"
+    def __init__(self, cfg: Any, root: str, split: str, found: dict[str, Any]):
+        self.arrays = _arrays(str(folder(cfg, root) / f"{split}.npz"), found["hash"])
+        pairs = found["task"] == "pairs"
         names = ("source", "target") if pairs else ("text",)
         self.lengths = {name: cfg.source_len if name == "source" else cfg.seq_len for name in names}
-        self.end = manifest["tokenizer"]["separator"]
+        self.end = found["tokenizer"]["separator"]
         sizes = {name: np.diff(self.arrays[f"{name}_ends"], prepend=0) for name in names}
         fits = np.ones(len(sizes[names[0]]), bool)
         if pairs and split != "test":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel.config import UsageError, nearest
-from bigmodel.data import Info
+from bigmodel.config import UsageError
+from bigmodel.data import Info, fingerprint, folder, manifest, reading
 
 FORMAT = 1  # of the manifest: prepare.FORMAT, which layers keep apart
 
@@ -27,39 +25,22 @@ def get_config() -> ConfigDict:
     )
 
 
-def _folder(cfg: ConfigDict, root: str) -> epath.Path:
-    return epath.Path(root) / cfg.name
-
-
 def _manifest(cfg: ConfigDict, root: str) -> dict[str, Any]:
-    folder = _folder(cfg, root)
-    path = folder / "manifest.json"
-    if not path.exists():
-        there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
-        raise UsageError(
-            f"no prepared data at {str(folder)!r}{nearest(cfg.name, there)}; make it with: "
-            f"bigmodel prepare SOURCE --out={folder}"
-        )
-    try:
-        manifest = json.loads(path.read_text())
-        form = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
-    if form != FORMAT:
-        raise UsageError(f"{str(path)!r} is of format {form!r}, not {FORMAT}: prepare the data again")
-    try:  # what is read from it, each in its type
+    found = manifest(cfg, root, "data", "SOURCE")
+    path = folder(cfg, root) / "manifest.json"
+    if found["format"] != FORMAT:
+        raise UsageError(f"{str(path)!r} is of format {found['format']!r}, not {FORMAT}: prepare the data again")
+    with reading(path):  # what is read from it, each in its type
         want = {"hash": str, "dtype": str, "tokenizer.vocab_size": int}
         want |= {f"splits.{s}.{k}": int for s in ("train", "validation") for k in ("tokens", "bytes")}
         want |= {f"splits.{s}.shards": list for s in ("train", "validation")}
         for key, kind in want.items():
-            value = manifest
+            value = found
             for part in key.split("."):
                 value = value[part]
             if not isinstance(value, kind):
                 raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
-    except (KeyError, TypeError) as e:
-        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
-    return manifest
+    return found
 
 
 def finalize(cfg: ConfigDict, root: str) -> None:
@@ -67,23 +48,17 @@ def finalize(cfg: ConfigDict, root: str) -> None:
         raise UsageError(f"config.data.seq_len={cfg.seq_len}: must be at least 1")
     if cfg.epochs < 1:
         raise UsageError(f"config.data.epochs={cfg.epochs}: must be at least 1")
-    found = _manifest(cfg, root)["hash"]
-    if cfg.fingerprint and cfg.fingerprint != found:
-        raise UsageError(
-            f"data {str(_folder(cfg, root))!r} has changed: its hash is {found[:12]}, the config asks for "
-            f"{cfg.fingerprint[:12]}"
-        )
-    cfg.fingerprint = found
+    cfg.fingerprint = fingerprint(cfg, root, _manifest(cfg, root)["hash"])
 
 
 def describe(cfg: Any, root: str) -> Info:
-    manifest = _manifest(cfg, root)
-    splits = manifest["splits"]
+    found = _manifest(cfg, root)
+    splits = found["splits"]
     examples = {s: max(0, (splits[s]["tokens"] - 1) // cfg.seq_len) for s in ("train", "validation")}
     for split, n in examples.items():
         if n < 1:
             raise UsageError(
-                f"config.data.seq_len={cfg.seq_len}: {str(_folder(cfg, root))!r} has only "
+                f"config.data.seq_len={cfg.seq_len}: {str(folder(cfg, root))!r} has only "
                 f"{splits[split]['tokens']} {split} tokens"
             )
     validation = splits["validation"]
@@ -92,7 +67,7 @@ def describe(cfg: Any, root: str) -> Info:
         units_per_example=cfg.seq_len,
         train_examples=examples["train"],
         validation_examples=examples["validation"],
-        sizes={"vocab_size": manifest["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len},
+        sizes={"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len},
         bytes_per_unit=validation["bytes"] / validation["tokens"],
     )
 
@@ -101,12 +76,12 @@ class Windows:
     """Random access over the split's concatenated shards; a window may span shards."""
 
     def __init__(self, cfg: Any, root: str, split: str):
-        manifest, folder = _manifest(cfg, root), _folder(cfg, root)
+        found, home = _manifest(cfg, root), folder(cfg, root)
         self.seq_len = cfg.seq_len
-        dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        dtype = np.dtype(found["dtype"]).newbyteorder("<")
         self.shards = []
-        for shard in manifest["splits"][split]["shards"]:
-            path = folder / shard["file"]
+        for shard in found["splits"][split]["shards"]:
+            path = home / shard["file"]
             want = shard["tokens"] * dtype.itemsize
             have = path.stat().length if path.exists() else -1
             if have != want:

@@ -20,7 +20,7 @@ from etils import epath
 
 from bigmodel.config import UsageError
 from bigmodel.prepare import corpora, prepare, shards
-from bigmodel.prepare.registries import CLIENTS, Archive, Package, fetch, members
+from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
 
 FORMAT = 1
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images, labels
@@ -70,13 +70,9 @@ SETS: dict[str, Images] = {
 def table() -> list[dict[str, Any]]:
     """Rows for `bigmodel prepare list`, as `tasks.table`."""
     return [
-        {
-            "name": name, "registry": s.package.registry, "client": CLIENTS[s.package.registry],
-            "package": s.package.name, "version": s.package.version, "licence": s.licence, "examples": s.examples,
-            "about": s.about,
-        }
-        for name, s in SETS.items()
-    ]  # fmt: skip
+        {"name": n, **described(i.package), "licence": i.licence, "examples": i.examples, "about": i.about}
+        for n, i in SETS.items()
+    ]
 
 
 def prepare_images(name: str, out: str, cache: str | None = None) -> dict[str, Any]:
@@ -109,7 +105,6 @@ def _make(name: str, root: epath.Path, work: Path, cache: str | None) -> dict[st
             (work / file).write_bytes(content.getvalue())
             files[file] = hashlib.sha256(content.getvalue()).hexdigest()
             shards.move(work / file, root / file)
-    package = chosen.package
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -118,14 +113,7 @@ def _make(name: str, root: epath.Path, work: Path, cache: str | None) -> dict[st
         "size": list(parts["train"][0].shape[1:]),
         "splits": {split: {"examples": len(labels)} for split, (_, labels) in parts.items()},
         "files": files,
-        "sources": [
-            {
-                "registry": package.registry,
-                "package": package.name,
-                "version": archive.version,
-                "sha256": archive.sha256,
-            }
-        ],
+        "sources": [source(chosen.package, archive)],
         "licence": chosen.licence,
         "hash": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
     }

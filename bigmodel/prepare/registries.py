@@ -50,6 +50,22 @@ class Archive:
     sha256: str
 
 
+def described(*packages: Package) -> dict[str, str]:
+    """Of packages of one registry, what `bigmodel prepare list` says: registry, client, package, version."""
+    first = packages[0]
+    names = "+".join(p.name for p in packages)
+    return {
+        "registry": first.registry, "client": CLIENTS[first.registry], "package": names, "version": first.version,
+    }  # fmt: skip
+
+
+def source(package: Package, archive: Archive) -> dict[str, str]:
+    """Of one package, what a manifest says of where its data is from."""
+    return {
+        "registry": package.registry, "package": package.name, "version": archive.version, "sha256": archive.sha256,
+    }  # fmt: skip
+
+
 def cache_folder(cache: str | None = None) -> Path:
     """`cache`, else $BIGMODEL_CACHE, else ~/.cache/bigmodel/corpora."""
     return Path(cache or os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel/corpora").expanduser()

