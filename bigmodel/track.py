@@ -11,6 +11,7 @@ A run's folder holds
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -151,8 +152,10 @@ def is_locked(folder: Any) -> bool:
         return True
 
 
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """{'git_sha', 'git_diff'} of the working folder's repository against HEAD; None outside one."""
+    """{'git_sha', 'git_diff'} of the working folder's repository against HEAD, None outside one; as first asked, when the
+    process has just loaded that code."""
 
     def git(*args: str) -> str | None:
         try:

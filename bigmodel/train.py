@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import signal
@@ -158,7 +157,7 @@ def _train(
     view: View,
     line: Line,
 ) -> dict[str, Any]:
-    began, source_state = time.time(), git()
+    began, source_state = time.time(), track.git_state()
     B, steps, seed = frozen.train.batch_size, plan.steps, frozen.train.seed
 
     # ---- data: checked against the family's spec before anything is compiled
@@ -407,12 +406,6 @@ def _branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget
         "train_loss": None,
         "branch": row["end"],
     }
-
-
-@functools.cache
-def git() -> dict[str, Any]:
-    """git sha and dirty diff when this process began: that is the code it has loaded."""
-    return track.git_state()
 
 
 def check_examples(example: dict[str, Any], spec: dict[str, Any]) -> None:
