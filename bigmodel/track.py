@@ -154,8 +154,8 @@ def is_locked(folder: Any) -> bool:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """{'git_sha', 'git_diff'} of the working folder's repository against HEAD, None outside one; as first asked, when the
-    process has just loaded that code."""
+    """{'git_sha', 'git_diff'} of the working folder's repository against HEAD, None outside one: as first asked, when
+    the process has just loaded that code."""
 
     def git(*args: str) -> str | None:
         try:
