@@ -12,7 +12,7 @@ from bigmodel.scaling import context, sources
 
 CONFIG = "experiments/prose.py"
 LAW = None  # curves by position are compared, not sizes against data
-WIDTHS = {"prose": (32, 64), "lstm": (36, 76)}  # about as many parameters
+WIDTHS = {"prose": (64,), "lstm": (76,)}  # about as many parameters
 
 
 def get_sweep():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bigmodel.scaling import fit, frontier, heldout, rows, sources
+from bigmodel.scaling import fit, heldout, rows, sources
 from bigmodel.scaling.figures import transfer as figures
 
 NAMES = {
@@ -41,7 +41,7 @@ def compare(folder: str | Path, label: Label, bootstrap: int = 1000) -> list[dic
         part = frame[frame["run_id"].isin(ids)].reset_index(drop=True)
         part.attrs = dict(frame.attrs)
         law = fit.fit(part, bootstrap=bootstrap, holdout=0)
-        iso = frontier.isoflop(part, bootstrap=bootstrap)
+        iso = heldout.parabolas(part, bootstrap)
         top = heldout.top_budget(part, bootstrap=bootstrap)
 
         def triple(value: float | None, ends: Any) -> tuple[float, float, float] | None:
@@ -54,8 +54,9 @@ def compare(folder: str | Path, label: Label, bootstrap: int = 1000) -> list[dic
                 "E": law["params"]["E"],
                 **{k: triple(law["params"][k], law["ci"].get(k)) for k in ("alpha", "beta")},
                 "a": triple(law["optimal"]["a"], law["ci"].get("a")),
-                "isoflop": triple(iso["params"]["a"], iso["ci"].get("a")),
+                "isoflop": triple(iso["params"]["a"], iso["ci"].get("a")) if iso else None,
                 "error": top["mean_error"],
+                "held_out_by": top["law"],
                 "best": float(part[part["C"] > part["C"].max() / 1.5]["L"].min()),
             }
         )
@@ -81,10 +82,10 @@ def report(folder: str | Path, out: str | Path, label: Label) -> str:
     def text(value: Any) -> str:
         return "-" if value is None else f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
 
-    lines = ["| | runs | alpha | beta | a, law | a, IsoFLOP | least loss | held out |", "|---" * 8 + "|"]
+    lines = ["| | runs | alpha | beta | a, law | a, IsoFLOP | least loss | held out | by |", "|---" * 9 + "|"]
     lines += [
         f"| {r['label']} | {r['n']} | {text(r['alpha'])} | {text(r['beta'])} | {text(r['a'])} | {text(r['isoflop'])} | "
-        f"{r['best']:.4f} | {r['error']:.2%} |"
+        f"{r['best']:.4f} | {r['error']:.2%} | {r['held_out_by']} |"
         for r in found
     ]
     return "\n".join([*lines, f"figure: {drawn}"])

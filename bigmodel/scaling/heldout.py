@@ -47,6 +47,14 @@ def choose(below: pd.DataFrame, candidates: Sequence[str] = LAWS) -> dict[str, f
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
+def parabolas(frame: pd.DataFrame, bootstrap: int) -> dict[str, Any] | None:
+    """The budgets' IsoFLOP frontier; None where fewer than two of them enclose their best size."""
+    try:
+        return frontier.isoflop(frame, bootstrap=bootstrap)
+    except UsageError:
+        return None
+
+
 def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap: int = 1000) -> dict[str, Any]:
     """What the budgets but the largest say of the largest.
 
@@ -61,7 +69,8 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
       "runs" (N, D, loss, predicted, error of each), "mean_error" and "max_error" (of |error|), "exponent" (a, ci),
       "best"}, of which best has N (by a parabola through the held-out runs), edge, loss (the least); predicted_N and
       predicted_N_ci, by the law at the budget, and frontier_N and frontier_N_ci, by the fitted budgets' IsoFLOP
-      frontier; inside and frontier_inside (whether N lies in them); predicted_loss (by the law at N).
+      frontier (None where there is none); inside and frontier_inside (whether N lies in them); predicted_loss (by the
+      law at N).
     """
     below, top = _halves(frame)
     if len(top) < 3 or below.empty:
@@ -71,7 +80,7 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
     chosen = choose(below, candidates)
     law = next(iter(chosen))
     fitted, error = _errors(law, below, top, bootstrap)
-    iso = frontier.isoflop(below, bootstrap=bootstrap)
+    iso = parabolas(below, bootstrap)
     budget = float(np.exp(np.log(top["C"]).mean()))
     least = top.groupby("N")["L"].min()
     n, loss = least.index.to_numpy(float), least.to_numpy()
@@ -91,9 +100,16 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
         return float(np.clip(np.exp(-c1 / (2 * c2)), sizes[i - 1], sizes[i + 1])) if c2 > 0 else float(sizes[i])
 
     drawn = [best_of(dict(zip(form.names, map(float, v), strict=True))) for v in fitted["bootstrap_samples"]]
-    params, samples = iso["params"], np.asarray(iso["samples"])
     ends = np.percentile(drawn, [2.5, 97.5])
-    frontier_ends = np.percentile(samples[:, 1] * budget ** samples[:, 0], [2.5, 97.5])
+    by_frontier: dict[str, Any] = dict.fromkeys(("frontier_N", "frontier_N_ci", "frontier_inside"))
+    if iso is not None:
+        params, samples = iso["params"], np.asarray(iso["samples"])
+        low, high = map(float, np.percentile(samples[:, 1] * budget ** samples[:, 0], [2.5, 97.5]))
+        by_frontier = {
+            "frontier_N": float(params["N0"] * budget ** params["a"]),
+            "frontier_N_ci": [low, high],
+            "frontier_inside": low <= at <= high,
+        }
     return {
         "law": law,
         "chosen_by": chosen,
@@ -112,12 +128,10 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
             "predicted_N": best_of(fitted["params"]),
             "predicted_N_ci": [float(e) for e in ends],
             "inside": bool(ends[0] <= at <= ends[1]),
-            "frontier_N": float(params["N0"] * budget ** params["a"]),
-            "frontier_N_ci": [float(e) for e in frontier_ends],
-            "frontier_inside": bool(frontier_ends[0] <= at <= frontier_ends[1]),
+            **by_frontier,
             "predicted_loss": float(fit.predict(fitted, at, float(np.exp(np.polyval(tokens, np.log(at)))))),
         },
-        "exponent": {"a": params["a"], "ci": iso["ci"]["a"]},
+        "exponent": {"a": iso["params"]["a"], "ci": iso["ci"]["a"]} if iso else None,
     }
 
 
@@ -130,6 +144,8 @@ def report(folder: str | Path, out: str | Path) -> str:
     best = found["best"]
 
     def inside(which: str) -> str:
+        if best[f"{which}_N"] is None:
+            return "none: fewer than two budgets enclose their best size"
         low, high = best[f"{which}_N_ci"]
         here = best["inside" if which == "predicted" else "frontier_inside"]
         return f"{best[f'{which}_N']:,.0f} [{low:,.0f}, {high:,.0f}]: {'inside' if here else 'OUTSIDE'}"
@@ -145,7 +161,11 @@ def report(folder: str | Path, out: str | Path) -> str:
             f"({best['predicted_loss'] / best['loss'] - 1:+.2%})",
             f"  best N {best['N']:,.0f}{' (edge)' if best['edge'] else ''}; by the law {inside('predicted')}",
             f"    by the budgets' frontier {inside('frontier')}",
-            f"  N_opt ~ C^{found['exponent']['a']:.3f} [{', '.join(f'{e:.3f}' for e in found['exponent']['ci'])}]",
+            *(
+                [f"  N_opt ~ C^{slope['a']:.3f} [{', '.join(f'{e:.3f}' for e in slope['ci'])}]"]
+                if (slope := found["exponent"])
+                else []
+            ),
         ]
     )
 
