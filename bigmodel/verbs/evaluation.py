@@ -57,7 +57,7 @@ def _labelled(run: Any, split: str, args: argparse.Namespace) -> dict[str, Any]:
     from bigmodel import evaluate as evaluation
     from bigmodel import scores
 
-    if "num_classes" not in run.config.model or str(run.config.model.get("objective", "")) in ("regress", "tag"):
+    if run.family.spec(run.config.model)["label"] != ((), "int32"):  # a number to be near, or a class a token
         raise UsageError(
             f"run {run.result['run_id']} predicts no class of its examples; its loss is {run.result['loss']}"
         )
