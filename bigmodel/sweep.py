@@ -363,6 +363,8 @@ def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int
     They need no coordination: a run's lock is the only thing they share.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    # A GPU is shared: JAX's first process would take three quarters of its memory, and leave the others none.
+    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
     logs = Path(str(folder)) / "workers"
     logs.mkdir(parents=True, exist_ok=True)
     children = []
@@ -375,7 +377,7 @@ def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int
             if mine:
                 os.sched_setaffinity(0, mine)
 
-        children.append(subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=pin))
+        children.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=pin))
 
     def interrupted(*_: Any) -> None:
         raise Retry("interrupted; the same command continues")

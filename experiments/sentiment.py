@@ -12,16 +12,22 @@ Without `init_from` the same model starts afresh. Or pretrain one yourself, on 4
     bigmodel train --config=experiments/sentiment.py:pretrain
     bigmodel train --config=experiments/sentiment.py:prose --config.train.init_from=runs/<its id>
 
-The head always starts afresh.
+The head always starts afresh. `:zh` and `:zh_pretrain` are the same in Chinese, shop reviews and the People's Daily:
+
+    bigmodel prepare chinese-news --tokenizer=bpe --out=data/chinese-bpe
+    bigmodel prepare reviews-zh --tokenizer=data/chinese-bpe/tokenizer.json --out=data/reviews-zh
+    bigmodel train --config=experiments/sentiment.py:zh
 """
 
 from bigmodel import budget
 
 ENCODER = "^(embed|blocks|norm)/"
+TEXTS = {"pretrain": ("prose-bpe", 1), "zh_pretrain": ("chinese-bpe", 5)}  # and how often each token may be seen
+TASKS = {"minilm": "movie-reviews-minilm", "prose": "movie-reviews", "zh": "reviews-zh"}
 
 
 def get_config(stage="minilm"):
-    config = budget.base("bert", "text" if stage == "pretrain" else "tasks")
+    config = budget.base("bert", "text" if stage in TEXTS else "tasks")
     config.data.seq_len = 64
     config.train.batch_size = 16
     if stage == "minilm":
@@ -41,8 +47,8 @@ def get_config(stage="minilm"):
         config.model.base_depth = 2
         config.model.base_num_heads = 2
         config.optim.b2 = 0.99
-    if stage == "pretrain":
-        config.data.name = "prose-bpe"
+    if stage in TEXTS:
+        config.data.name, config.data.epochs = TEXTS[stage]
         config.optim.lr = 0.008
         config.train.tokens = 6_000_000
         config.train.eval_examples = 1024
@@ -51,11 +57,11 @@ def get_config(stage="minilm"):
     config.model.pool = "mean"
     config.model.pooler = False
     config.model.dropout = 0.1
-    config.data.name = "movie-reviews-minilm" if stage == "minilm" else "movie-reviews"
+    config.data.name = TASKS[stage]
     config.data.epochs = 100
     config.optim.lr = 1e-4 if stage == "minilm" else 0.003
     config.optim.warmup = 0.1
-    config.train.tokens = 2_000
+    config.train.tokens = 70_000 if stage == "zh" else 2_000  # of the movie reviews a small part is the point
     config.train.eval_examples = 500 if stage == "minilm" else 0
     config.train.init_only = ENCODER
     return config

@@ -36,14 +36,18 @@ def tuned(n, d):
 RECIPE = recipes.Recipe("prose", "sweeps/tuning.py", tuned)
 
 
+def rows(flops, widths, seeds):
+    found = []
+    for row in sweep.ladder("decoder", widths, [DEPTH]):
+        heads = {"model.num_heads": row["model.width"] // HEAD_DIM, "model.base_num_heads": 32 // HEAD_DIM}
+        found += [{**row, **heads, "train.flops": flops, "train.seed": seed} for seed in range(seeds)]
+    return found
+
+
 def get_sweep():
-    rows = []
-    for flops, widths in WIDTHS.items():
-        for row in sweep.ladder("decoder", widths, [DEPTH]):
-            heads = {"model.num_heads": row["model.width"] // HEAD_DIM, "model.base_num_heads": 32 // HEAD_DIM}
-            seeds = range(2 if flops < max(WIDTHS) else 1)
-            rows += [{**row, **heads, "train.flops": flops, "train.seed": seed} for seed in seeds]
-    return rows
+    return [
+        row for flops, widths in WIDTHS.items() for row in rows(flops, widths, seeds=2 if flops < max(WIDTHS) else 1)
+    ]
 
 
 def report(folder, out):

@@ -4,7 +4,9 @@
     bigmodel prepare movie-reviews --tokenizer=data/minilm/tokenizer.json --out=data/movie-reviews-minilm
     bigmodel sweep run sweeps/sentiment.py && bigmodel report sweeps/sentiment.py
 
-Five sizes of the training set, three seeds. sweeps/sentiment_prose.py asks the same of a pretraining of our own.
+Five sizes of the training set, three seeds; from scratch four larger ones too, to see what pretraining is worth in
+sentences: those twelve runs are hours of a CPU and minutes of a GPU. sweeps/sentiment_prose.py asks the same of a
+pretraining of our own.
 """
 
 from bigmodel.scaling import pretraining
@@ -16,13 +18,14 @@ STARTS = (
     {"optim.lr": 4e-4},
 )
 SEEN = {32: 480, 64: 640, 125: 800, 250: 1000, 500: 1200}  # unique examples: all that are seen
+LARGER = {1000: 4_000, 2000: 8_000, 4000: 16_000, 8000: 32_000}
 
 
 def get_sweep():
     return [
         {**start, "data.examples": examples, "train.tokens": seen, "train.seed": seed}
-        for start in STARTS
-        for examples, seen in SEEN.items()
+        for start, sizes in zip(STARTS, (SEEN, {**SEEN, **LARGER}), strict=True)
+        for examples, seen in sizes.items()
         for seed in range(3)
     ]
 

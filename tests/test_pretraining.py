@@ -58,3 +58,12 @@ def test_the_report_says_what_it_is_worth(tmp_path):
     for home in half.glob("scratch*"):
         (home / "result.json").unlink()
     assert "yet" in pretraining.report(half, tmp_path / "none")
+    # A size from scratch alone lengthens that curve; one fine-tuned alone can't be judged.
+    longer = study(tmp_path / "longer", planted)
+    for home in longer.glob("pretrained-6400*"):
+        (home / "result.json").unlink()
+    said = pretraining.report(longer, tmp_path / "longer_out")
+    assert "400 examples" in said and "worth 3,600 examples" in said and "6,400 examples:" not in said
+    for home in longer.glob("scratch-400-*"):
+        (home / "result.json").unlink()
+    assert "sizes 400 have none from scratch" in pretraining.report(longer, tmp_path / "none")

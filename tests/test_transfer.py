@@ -104,15 +104,22 @@ def test_the_largest_budget_is_predicted_from_the_others():
 
 
 def test_branches_are_rows_of_one_run(tmp_path):
+    """A trunk at each of two rates, one of them better over both points; cosines have a best rate at each length."""
     common = dict(width=32, depth=2, params=1000, params_nonembedding=900, unit="tokens")
-    branch = dict(tokens=2_000_000, flops=2e10, steps=10, loss=2.5)
-    write_run(tmp_path, 1, {}, {"schedule": "wsd"}, tokens=4_000_000, flops=4e10, loss=2.2, branches=[branch], **common)
-    write_run(tmp_path, 2, {}, {"schedule": "cosine"}, tokens=2_000_000, flops=2e10, loss=2.48, **common)
-    write_run(tmp_path, 3, {}, {"schedule": "cosine"}, tokens=4_000_000, flops=4e10, loss=2.21, **common)
+    short, long = dict(tokens=2_000_000, flops=2e10, **common), dict(tokens=4_000_000, flops=4e10, **common)
+    for number, (lr, losses) in enumerate({0.01: (2.5, 2.2), 0.02: (2.49, 2.4)}.items()):
+        branch = dict(tokens=2_000_000, flops=2e10, steps=10, loss=losses[0])
+        trunk = {"schedule": "wsd", "lr": lr}
+        write_run(tmp_path, number, {}, trunk, loss=losses[1], branches=[branch], **long)
+    for lr, losses in {0.01: (2.51, 2.21), 0.02: (2.48, 2.22)}.items():
+        for length, loss in zip((short, long), losses, strict=True):
+            write_run(tmp_path, round(1000 * loss), {}, {"schedule": "cosine", "lr": lr}, loss=loss, **length)
     frame = rows.load(tmp_path)
-    assert sorted(frame["L"]) == [2.2, 2.21, 2.48, 2.5] and sorted(frame["D"]) == [2e6, 2e6, 4e6, 4e6]
+    assert sorted(frame["L"]) == [2.2, 2.21, 2.22, 2.4, 2.48, 2.49, 2.5, 2.51] and set(frame["D"]) == {2e6, 4e6}
     text = heldout.branches(tmp_path, tmp_path / "out")
-    assert "2,000,000 tokens, 1 seed: wsd 2.5000, cosine 2.4800 (+0.81%)" in text and "largest difference 0.81%" in text
+    assert "2,000,000 tokens, 1 seed: wsd 2.5000 at 0.01, cosine 2.4800 at 0.02 (+0.81%)" in text
+    assert "4,000,000 tokens, 1 seed: wsd 2.2000 at 0.01, cosine 2.2100 at 0.01 (-0.45%)" in text
+    assert "largest difference 0.81%" in text
 
 
 def test_families_have_a_law_each(tmp_path):

@@ -135,9 +135,10 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
     }
 
 
-def report(folder: str | Path, out: str | Path) -> str:
-    """Writes heldout.json into `out`; returns what it says, in lines."""
-    found = top_budget(rows.load(folder))
+def report(folder: str | Path, out: str | Path, below: str | Path | None = None) -> str:
+    """Writes heldout.json into `out`; returns what it says, in lines. `below`: more runs, as `rows.load` reads them."""
+    frame = rows.load(folder)
+    found = top_budget(frame if below is None else pd.concat([frame, rows.load(below)], ignore_index=True))
     home = Path(out)
     home.mkdir(parents=True, exist_ok=True)
     (home / "heldout.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -171,36 +172,48 @@ def report(folder: str | Path, out: str | Path) -> str:
 
 
 def branches(folder: str | Path, out: str | Path) -> str:
-    """Decays from a trunk beside runs of the same shape, length and seed: writes branches.csv (each seed apart) and a
-    figure, returns lines (means over seeds)."""
+    """Decays from a trunk beside runs of the same shape and length, each way at its best rate: writes branches.csv (all
+    rates and seeds) and a figure, returns lines (means over seeds).
+
+    A cosine run has a best rate of its own at each length; a trunk, which is one run, that of the least mean log loss
+    over its points.
+    """
     cells = []
     for result, config in sources.runs(folder):
         for point in (*result.get("branches", []), {}):
             row = {**result, **point}
             cells.append(
                 {
-                    "width": row["width"], "depth": row["depth"], "tokens": row["tokens"], "loss": row["loss"],
-                    "schedule": config["optim"]["schedule"], "seed": row["seed"], "run_id": row["run_id"],
+                    "width": row["width"], "depth": row["depth"], "tokens": row["tokens"],
+                    "schedule": config["optim"]["schedule"], "lr": config["optim"]["lr"], "seed": row["seed"],
+                    "loss": row["loss"], "run_id": row["run_id"],
                 }
             )  # fmt: skip
     frame = pd.DataFrame(cells)
-    keys = ["width", "depth", "tokens", "seed"]
-    wide = frame.pivot_table(index=keys, columns="schedule", values="loss").dropna().reset_index()
-    if wide.empty or not {"wsd", "cosine"} <= set(wide):
+    if frame.empty or not {"wsd", "cosine"} <= set(frame.schedule):
         raise UsageError(f"{str(folder)!r} has no wsd and cosine runs of the same shape and length")
+    shape, point = ["width", "depth"], ["width", "depth", "tokens"]
+    mean = frame.groupby([*point, "schedule", "lr"]).agg(loss=("loss", "mean"), seeds=("seed", "nunique")).reset_index()
+    shared = mean.groupby(point).schedule.transform("nunique") == 2
+    ways = {name: here.drop(columns="schedule") for name, here in mean[shared].groupby("schedule")}
+    if not ways:
+        raise UsageError(f"{str(folder)!r} has no wsd and cosine runs of the same shape and length")
+    ways["cosine"] = ways["cosine"].loc[ways["cosine"].groupby(point).loss.idxmin()]
+    trunks = ways["wsd"].assign(loss=np.log(ways["wsd"].loss)).groupby([*shape, "lr"]).loss.mean().reset_index()
+    ways["wsd"] = ways["wsd"].merge(trunks.loc[trunks.groupby(shape).loss.idxmin(), [*shape, "lr"]])
+    best = ways["wsd"].merge(ways["cosine"].drop(columns="seeds"), on=point, suffixes=("_wsd", "_cosine"))
+    best = best.rename(columns={"loss_wsd": "wsd", "loss_cosine": "cosine"})
+    best["difference"] = best["wsd"] / best["cosine"] - 1
     home = Path(out)
     home.mkdir(parents=True, exist_ok=True)
-    wide.assign(difference=wide["wsd"] / wide["cosine"] - 1).to_csv(home / "branches.csv", index=False)
-    seeds = wide.groupby(keys[:-1])
-    mean = seeds[["wsd", "cosine"]].mean().assign(seeds=seeds.size()).reset_index()
-    mean["difference"] = mean["wsd"] / mean["cosine"] - 1
-    drawn = figures.write(figures.branches, home / "branches", mean)
+    frame.sort_values([*point, "schedule", "lr", "seed"]).to_csv(home / "branches.csv", index=False)
+    drawn = figures.write(figures.branches, home / "branches", best)
     lines = [
-        f"width {r.width} depth {r.depth}, {r.tokens:,} tokens, {r.seeds} seed{'s' * (r.seeds > 1)}: wsd {r.wsd:.4f}, "
-        f"cosine {r.cosine:.4f} ({r.difference:+.2%})"
-        for r in mean.itertuples()
+        f"width {r.width} depth {r.depth}, {r.tokens:,} tokens, {r.seeds} seed{'s' * (r.seeds > 1)}: wsd {r.wsd:.4f} "
+        f"at {r.lr_wsd:g}, cosine {r.cosine:.4f} at {r.lr_cosine:g} ({r.difference:+.2%})"
+        for r in best.itertuples()
     ]
-    return "\n".join([*lines, f"largest difference {mean.difference.abs().max():.2%}", f"figure: {drawn}"])
+    return "\n".join([*lines, f"largest difference {best.difference.abs().max():.2%}", f"figure: {drawn}"])
 
 
 def shapes(folder: str | Path, out: str | Path) -> str:

@@ -49,13 +49,14 @@ def effective(examples: np.ndarray, accuracy: np.ndarray, reached: float) -> flo
 
 def table(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Of each size that has both: mean accuracies, standard deviations over seeds (nan of one), `gain` in points;
-    `effective`, in examples (None beyond the curve), and `transferred`."""
-    mean = frame.pivot_table("accuracy", "examples", "start", "mean").dropna()
+    `effective`, in examples (None beyond the curve from scratch, whose sizes may be more), and `transferred`."""
+    every = frame.pivot_table("accuracy", "examples", "start", "mean")
+    mean, scratch = every.dropna(), every["scratch"].dropna()
     deviation = frame.groupby(["examples", "start"]).accuracy.std().unstack().loc[mean.index]
-    sizes = mean.index.to_numpy(float)
+    sizes = scratch.index.to_numpy(float)
     rows = []
     for n in mean.index:
-        found = effective(sizes, mean["scratch"].to_numpy(), mean.loc[n, "pretrained"])
+        found = effective(sizes, scratch.to_numpy(), mean.loc[n, "pretrained"])
         rows.append(
             {
                 "examples": int(n),
@@ -82,15 +83,15 @@ def law(rows: list[dict[str, Any]]) -> dict[str, float] | None:
 def figure(frame: pd.DataFrame) -> Figure:
     """Accuracy against examples, bands of one deviation over seeds; and effective data against the run's own."""
     rows = table(frame)
-    sizes = np.array([r["examples"] for r in rows], float)
+    sizes = np.sort(frame.examples.unique()).astype(float)
     fig, (left, right) = style.PAGE.panels(2, height=3.2, squeeze=False)
     for k, name in enumerate(("pretrained", "scratch")):
-        mean = np.array([r[name] for r in rows])
-        spread = np.array([r[f"{name}_deviation"] for r in rows])
-        left.plot(sizes, 100 * mean, color=style.CYCLE[k], marker=style.MARKERS[k], markersize=4, label=name)
+        here = 100 * frame[frame.start == name].groupby("examples").accuracy.agg(["mean", "std"])
+        left.plot(here.index, here["mean"], color=style.CYCLE[k], marker=style.MARKERS[k], markersize=4, label=name)
         left.fill_between(
-            sizes, 100 * (mean - spread), 100 * (mean + spread), color=style.CYCLE[k], alpha=0.2, linewidth=0
-        )
+            here.index, here["mean"] - here["std"], here["mean"] + here["std"], color=style.CYCLE[k], alpha=0.2,
+            linewidth=0,
+        )  # fmt: skip
     left.set(xlabel="training examples", ylabel="held-out accuracy (%)")
     left.legend(loc="upper left")
     known = [(r["examples"], r["effective"]) for r in rows if r["effective"]]
@@ -115,11 +116,11 @@ def figure(frame: pd.DataFrame) -> Figure:
 def report(folder: str | Path, out: str | Path) -> str:
     """Writes pretraining.csv, .json and .png, .svg, .pdf into `out`; returns what they say, in lines."""
     frame = read(folder)
-    both = frame.groupby("examples").start.nunique() == 2
-    if not both.any():
+    sizes = {start: set(here.examples) for start, here in frame.groupby("start")}
+    if len(sizes) < 2:
         return "no finished runs from scratch and from a pretrained one yet"
-    if not both.all():  # a curve with a hole in it would say wrong things of its neighbours
-        return f"runs are missing: sizes {', '.join(f'{n:,}' for n in both.index[~both])} have one start of two"
+    if alone := sorted(sizes["pretrained"] - sizes["scratch"]):  # a curve with a hole would be read wrongly beside it
+        return f"runs are missing: sizes {', '.join(f'{n:,}' for n in alone)} have none from scratch"
     rows = table(frame)
     fitted = law(rows)
     home = Path(out)
@@ -131,7 +132,7 @@ def report(folder: str | Path, out: str | Path) -> str:
     lines = [
         f"{r['examples']:>7,} examples: {r['pretrained']:.1%} fine-tuned, {r['scratch']:.1%} from scratch "
         f"({r['gain']:+.1f} points; deviations {r['pretrained_deviation']:.1%}, {r['scratch_deviation']:.1%}); worth "
-        + (f"{r['effective']:,.0f} examples" if r["effective"] else f"more than {rows[-1]['examples']:,}")
+        + (f"{r['effective']:,.0f} examples" if r["effective"] else f"more than {max(sizes['scratch']):,}")
         for r in rows
     ]
     if fitted:

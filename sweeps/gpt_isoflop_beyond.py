@@ -1,0 +1,23 @@
+"""A budget three times beyond the largest of sweeps/gpt_isoflop.py: what its rule foretells of runs made after it.
+
+    bigmodel sweep run sweeps/gpt_isoflop_beyond.py && bigmodel report sweeps/gpt_isoflop_beyond.py
+
+Five runs of 2.7e13 FLOPs: hours of a CPU, minutes of a GPU. The rows below are that sweep's, from docs/studies.
+"""
+
+from pathlib import Path
+
+from bigmodel import config
+from bigmodel.scaling import heldout
+
+study = config.load_module(str(Path(__file__).with_name("gpt_isoflop.py")), "sweep")
+CONFIG, RECIPE = study.CONFIG, study.RECIPE
+BELOW = Path(__file__).parents[1] / "docs/studies/gpt_isoflop_heads.csv"
+
+
+def get_sweep():
+    return study.rows(2.7e13, [56, 80, 112, 160, 224], seeds=1)
+
+
+def report(folder, out):
+    return heldout.report(folder, out, BELOW)
