@@ -49,7 +49,8 @@ def greedy(step: Step, logits_BV: jax.Array, cache: Any, length: int, end: int =
 def beam(
     step: Step, logits_BV: jax.Array, cache: Any, length: int, end: int, beams: int = 4, penalty: float = 0.6
 ) -> tuple[jax.Array, jax.Array]:
-    """(tokens BL, score B) of the best of `beams` hypotheses kept at once; after `end` a row holds only it.
+    """(tokens BL, score B) of the best of `beams` hypotheses kept at once, or greedy's, where beams have lost a better
+    one's path; after `end` a row holds only it.
 
     The score is log p / ((5 + n) / 6)^penalty, n the tokens, `end` among them (Wu et al. 2016, arXiv:1609.08144,
     equation 14; 4 beams and 0.6 are Vaswani et al.'s). Arguments as of `greedy`.
@@ -90,6 +91,11 @@ def beam(
         held, log_p, held, jnp.full((B, J), low),
     )  # fmt: skip
     (_, _, live_BJL, log_p_BJ, done_BJL, score_BJ), _ = jax.lax.scan(body, carry, jnp.arange(length))
-    scores = jnp.concatenate([score_BJ, log_p_BJ / lengthy(length)], axis=1)  # what never ended, as it stands
+    plain_BL, total_B = greedy(step, logits_BV, cache, length, end)
+    ended_BL = plain_BL == end
+    n_B = jnp.where(ended_BL.any(axis=1), jnp.argmax(ended_BL, axis=1) + 1, length)
+    # What ended, what never did, as it stands, and greedy's.
+    texts = jnp.concatenate([done_BJL, live_BJL, plain_BL[:, None]], axis=1)
+    scores = jnp.concatenate([score_BJ, log_p_BJ / lengthy(length), (total_B / lengthy(n_B))[:, None]], axis=1)
     best = jnp.argmax(scores, axis=1)[:, None]
-    return pick(jnp.concatenate([done_BJL, live_BJL], axis=1), best)[:, 0], pick(scores, best)[:, 0]
+    return pick(texts, best)[:, 0], pick(scores, best)[:, 0]

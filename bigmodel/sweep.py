@@ -308,8 +308,10 @@ def run(
             except Retry:
                 raise
             except Exception as e:
-                tally["failed"] += 1
                 text = f"{type(e).__name__}: {e}".splitlines()[0]
+                if _device_is_lost():  # no row's fault, and every one after it would fail as this did
+                    raise Retry(f"{label}  the device is lost ({text}); the same command continues") from e
+                tally["failed"] += 1
                 say(f"{label}  FAILED: {text}")
                 home.mkdir(parents=True, exist_ok=True)
                 track.write_json(home / "error.json", {"error": text, "date": track.now()})
@@ -323,6 +325,17 @@ def run(
     finally:
         view.close(seconds=10.0)
     return tally
+
+
+def _device_is_lost() -> bool:
+    """Whether not even a sum runs: a GPU's error stays with the process that met it."""
+    import jax
+
+    try:
+        jax.block_until_ready(jax.numpy.zeros(1) + 1.0)
+    except Exception:
+        return True
+    return False
 
 
 def _in_order(plan: Sequence[Planned], folder: epath.Path, order: Sequence[int], retry_failed: bool) -> Iterator[int]:

@@ -151,9 +151,10 @@ def test_a_beam_scores_no_less_than_greedy_and_its_score_is_its_own(end):
     np.testing.assert_allclose(log_p / ((5 + n) / 6) ** 0.6, greedy_score, atol=1e-4)
     for found, scores in beams:
         np.testing.assert_allclose(score(found)[0], scores, atol=1e-4)
-    assert (beams[0][1] >= greedy_score - 1e-4).all()  # one beam is greedy, and goes on past an end
-    for _, scores in beams[1:]:  # a beam may lose greedy's path, and seldom does so to its loss
-        assert (scores >= greedy_score - 1e-4).sum() >= 14 and (scores > greedy_score + 1e-3).sum() > 4
+    for _, scores in beams:
+        assert (scores >= greedy_score - 1e-5).all()
+    for _, scores in beams[1:]:
+        assert (scores > greedy_score + 1e-3).sum() > 4
 
 
 # ------------------------------------------------------------------------------------- references

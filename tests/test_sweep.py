@@ -15,7 +15,7 @@ from etils import epath
 from test_tasks import reviews
 
 from bigmodel import budget, sweep, track
-from bigmodel.config import UsageError
+from bigmodel.config import Retry, UsageError
 
 FILE = '''"""Digits, small."""
 from bigmodel import sweep
@@ -222,6 +222,25 @@ def test_a_failed_row_is_told_passed_over_and_retried_on_request(file, tmp_path,
     assert (tally["trained"], tally["failed"]) == (0, 1) and "--retry-failed" in said[0]
     tally, folder, _, _ = go(file, tmp_path, retry_failed=True)
     assert tally["trained"] == 1 and states(folder) == ["done"] * 4
+
+
+def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
+    """A GPU's sticky error: the row isn't to blame, and those after it would fail alike."""
+    import jax
+
+    from bigmodel import train
+
+    def lost(*_, **__):
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(train, "attempt", lost)
+        broken.setattr(jax, "block_until_ready", lost)
+        with pytest.raises(Retry, match=r"the device is lost .*ILLEGAL_ADDRESS"):
+            go(file, tmp_path)
+    assert states(sweep.folder_of(file, str(tmp_path / "runs"))) == ["pending"] * 4
+    tally, *_ = go(file, tmp_path)
+    assert tally["trained"] == 4
 
 
 def test_a_row_that_another_process_holds_is_passed_over(file, tmp_path):

@@ -17,14 +17,18 @@ COLUMNS = ["family", "data", "width", "params", "tokens", "loss", "bits_per_byte
 def read(folder: str | Path) -> pd.DataFrame:
     """A row a finished run: COLUMNS; loss in nats per predicted token, accuracy of predicted tokens.
 
-    BERT's `bits_per_byte` are those of its masked tokens, each counted as a mean token's bytes.
+    `bits_per_byte` of masked tokens count each as a mean token's bytes, which causal runs of the same corpus tell; NaN
+    without such runs.
     """
     rows = [
-        {**{c: result[c] for c in COLUMNS if c != "accuracy"}, "accuracy": result.get("eval_accuracy")}
-        for result, _ in sources.runs(folder)
-        if result["status"] == "done" and result["bits_per_byte"]
+        {c: result.get("eval_accuracy" if c == "accuracy" else c) for c in COLUMNS}
+        for result, config in sources.runs(folder)
+        if result["status"] == "done" and config["data"]["source"] == "text"
     ]
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(COLUMNS[:3]).reset_index(drop=True)
+    frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(COLUMNS[:3]).reset_index(drop=True)
+    told = frame.bits_per_byte.astype(float)
+    bits = (told / frame.loss).groupby(frame.data).transform("mean")
+    return frame.assign(bits_per_byte=told.fillna(bits * frame.loss))
 
 
 def figure(frame: pd.DataFrame) -> Figure:

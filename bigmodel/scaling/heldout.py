@@ -135,10 +135,15 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
     }
 
 
-def report(folder: str | Path, out: str | Path, below: str | Path | None = None) -> str:
-    """Writes heldout.json into `out`; returns what it says, in lines. `below`: more runs, as `rows.load` reads them."""
+def report(folder: str | Path, out: str | Path, below: str | Path | None = None, least: float = 0.0) -> str:
+    """Writes heldout.json into `out`; returns what it says, in lines.
+
+    `below`: more runs, as `rows.load` reads them; `least`: only runs of at least so many FLOPs.
+    """
     frame = rows.load(folder)
-    found = top_budget(frame if below is None else pd.concat([frame, rows.load(below)], ignore_index=True))
+    if below is not None:
+        frame = pd.concat([frame, rows.load(below)], ignore_index=True)
+    found = top_budget(frame[frame["C"] >= least])
     home = Path(out)
     home.mkdir(parents=True, exist_ok=True)
     (home / "heldout.json").write_text(json.dumps(found, indent=1) + "\n")
