@@ -309,12 +309,16 @@ def run(
                 raise
             except Exception as e:
                 text = f"{type(e).__name__}: {e}".splitlines()[0]
-                if _device_is_lost():  # no row's fault, and every one after it would fail as this did
-                    raise Retry(f"{label}  the device is lost ({text}); the same command continues") from e
+                if _device_is_lost():  # perhaps no row's fault, and every one after it would fail as this did
+                    if _once(home / "lost"):
+                        raise Retry(f"{label}  the device is lost ({text}); the same command continues") from e
+                    _fail(home, f"twice the device was lost: {text}")
+                    raise Retry(
+                        f"{label}  lost the device twice, and is passed over now; the same command goes on"
+                    ) from e
                 tally["failed"] += 1
                 say(f"{label}  FAILED: {text}")
-                home.mkdir(parents=True, exist_ok=True)
-                track.write_json(home / "error.json", {"error": text, "date": track.now()})
+                _fail(home, text)
                 continue
             if not trained:  # another process finished it since we looked
                 tally["skipped"] += 1
@@ -325,6 +329,19 @@ def run(
     finally:
         view.close(seconds=10.0)
     return tally
+
+
+def _fail(home: epath.Path, text: str) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    track.write_json(home / "error.json", {"error": text, "date": track.now()})
+
+
+def _once(mark: epath.Path) -> bool:
+    """Whether this is the first time; leaves the mark."""
+    first = not mark.exists()
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    return first
 
 
 def _device_is_lost() -> bool:

@@ -33,14 +33,16 @@ def device():
     """The accelerator's name; without one, nothing here can be tested."""
     code = "import jax; print(jax.default_backend(), jax.devices()[0].device_kind)"
     found = subprocess.run([sys.executable, "-c", code], env=environment("accelerator"), capture_output=True, text=True)
-    if found.returncode or found.stdout.startswith("cpu"):
+    assert found.returncode == 0, found.stderr  # a device that can't be used isn't none
+    if found.stdout.startswith("cpu"):
         pytest.skip("no accelerator")
     return found.stdout.split(maxsplit=1)[1].strip()
 
 
 def start(config_file, runs, platform):
     command = [sys.executable, "-m", "bigmodel", "train", str(config_file), f"--runs={runs}"]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(platform), stderr=subprocess.PIPE, text=True)
+    log = open(config_file.with_suffix(".log"), "a")  # noqa: SIM115 (the child's; a pipe might fill)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(platform), stdout=log, stderr=log)
 
 
 def losses(folder):
@@ -57,8 +59,9 @@ def test_a_family_learns_as_on_a_cpu(experiment, data_dir, tmp_path, device):
     config_file = tmp_path / "config.json"
     config_file.write_text(config.to_json(config.load(ROOT / f"experiments/{experiment}.py", pairs)))
     for platform in ("cpu", "accelerator"):
-        process = start(config_file, tmp_path / platform, platform)
-        assert process.wait() == 0, process.stderr.read()
+        assert start(config_file, tmp_path / platform, platform).wait() == 0, config_file.with_suffix(
+            ".log"
+        ).read_text()
     (run,) = (tmp_path / "accelerator").iterdir()
     assert json.loads((run / "result.json").read_text())["device"] == device
     ours, theirs = losses(tmp_path / "accelerator"), losses(tmp_path / "cpu")

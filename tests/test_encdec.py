@@ -20,6 +20,7 @@ VARIANTS = {
     "vaswani": {},
     "t5": T5,
     "marian": MARIAN,
+    "learned": dict(position="learned"),
     "rope_untied": dict(position="rope", tied_head=False, norm_placement="pre", num_kv_heads=1, value_dim=4),
 }
 

@@ -340,15 +340,16 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     )
 
 
-def test_dropout_is_random_in_training_and_absent_in_evaluation():
-    module, _, model, variables, batch = make("decoder", dropout=0.5)
-
-    def at(seed, train):
-        return float(module.loss(model, variables, batch, jax.random.key(seed), train)[0])
-
-    assert at(0, True) != at(1, True)
-    assert at(0, True) == at(0, True)
-    assert at(0, False) == at(1, False)
+@pytest.mark.parametrize("family", ["bert", "decoder", "encdec", "mlp", "recurrent"])
+def test_dropout_is_random_in_training_and_absent_in_evaluation(family):
+    found = {}
+    for dropout in (0.5, 0.0):
+        module, _, model, variables, batch = make(family, dropout=dropout)
+        for seed, train in ((0, True), (1, True), (0, False)):
+            scalar = module.loss(model, variables, batch, jax.random.key(seed), train)[0]
+            found[dropout, seed, train] = float(scalar)
+    assert found[0.5, 0, True] != found[0.0, 0, True] and found[0.5, 1, True] != found[0.5, 0, True]
+    assert found[0.5, 0, False] == found[0.0, 0, False]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_the_report_says_what_it_is_worth(tmp_path):
         (home / "result.json").unlink()
     said = pretraining.report(longer, tmp_path / "longer_out")
     assert "400 examples" in said and "worth 3,600 examples" in said and "6,400 examples:" not in said
+    (longer / "scratch-1600-1/result.json").unlink()
+    assert "scratch, 1,600 examples: 2 of 3 seeds" in pretraining.report(longer, tmp_path / "longer_out")
     for home in longer.glob("scratch-400-*"):
         (home / "result.json").unlink()
     assert "sizes 400 have none from scratch" in pretraining.report(longer, tmp_path / "none")

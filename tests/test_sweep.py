@@ -241,6 +241,14 @@ def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
     assert states(sweep.folder_of(file, str(tmp_path / "runs"))) == ["pending"] * 4
     tally, *_ = go(file, tmp_path)
     assert tally["trained"] == 4
+    # The second time it is the row's fault, as far as anybody can tell.
+    with monkeypatch.context() as broken:
+        broken.setattr(train, "attempt", lost)
+        broken.setattr(jax, "block_until_ready", lost)
+        for said in ("the same command continues", "is passed over now"):
+            with pytest.raises(Retry, match=said):
+                go(file, tmp_path / "again")
+    assert states(sweep.folder_of(file, str(tmp_path / "again/runs"))) == ["failed", *["pending"] * 3]
 
 
 def test_a_row_that_another_process_holds_is_passed_over(file, tmp_path):

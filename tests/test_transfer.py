@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, bigmodel
 
 from bigmodel.config import UsageError
-from bigmodel.scaling import families, heldout, rows, transfer
+from bigmodel.scaling import corpora, families, heldout, rows, settings, transfer
 
 
 def test_the_lowest_point_is_the_parabola_s():
@@ -120,6 +120,68 @@ def test_branches_are_rows_of_one_run(tmp_path):
     assert "2,000,000 tokens, 1 seed: wsd 2.5000 at 0.01, cosine 2.4800 at 0.02 (+0.81%)" in text
     assert "4,000,000 tokens, 1 seed: wsd 2.2000 at 0.01, cosine 2.2100 at 0.01 (-0.45%)" in text
     assert "largest difference 0.81%" in text
+
+
+def test_a_rate_that_lacks_a_seed_is_not_the_best(tmp_path):
+    """Cosine at 0.02 has one loss, the lowest, and one that diverged: 0.01 has both."""
+    common = dict(width=32, depth=2, params=1000, params_nonembedding=900, unit="tokens", tokens=1_000_000, flops=1e10)
+    losses = {"wsd": {0.01: (2.1, 2.3)}, "cosine": {0.01: (2.0, 2.2), 0.02: (1.9, None)}}
+    cells = [
+        (s, lr, seed, loss) for s, by in losses.items() for lr, found in by.items() for seed, loss in enumerate(found)
+    ]
+    for number, (schedule, lr, seed, loss) in enumerate(cells):
+        write_run(tmp_path, number, {}, {"schedule": schedule, "lr": lr}, seed=seed, loss=loss, **common)
+    text = heldout.branches(tmp_path, tmp_path / "out")
+    assert "2 seeds: wsd 2.2000 at 0.01, cosine 2.1000 at 0.01 (+4.76%)" in text
+
+
+def test_a_held_out_budget_may_lie_beyond_another_study(tmp_path):
+    """`below` joins a table of earlier runs; `least` leaves out its small budgets."""
+    frame = planted([1e17, 3e17, 1e18, 3e18, 1e19], noise=0.001)
+    top = frame[frame.C > 5e18]
+    columns = {"N": "params", "D": "tokens", "C": "flops", "L": "loss"}
+    frame[frame.C < 5e18].rename(columns=columns).assign(run_id="x").to_csv(tmp_path / "below.csv", index=False)
+    for number, row in enumerate(top.to_dict("records")):
+        more = dict(params=row["N"], params_nonembedding=row["N"], tokens=row["D"], flops=row["C"], loss=row["L"])
+        write_run(tmp_path / "runs", number, {}, {}, unit="tokens", width=1, depth=1, **more)
+    whole = heldout.report(tmp_path / "runs", tmp_path / "out", tmp_path / "below.csv")
+    assert "the largest budget, 1e+19 FLOPs" in whole
+    part = heldout.report(tmp_path / "runs", tmp_path / "out", tmp_path / "below.csv", least=2e17)
+    found = json.loads((tmp_path / "out/heldout.json").read_text())
+    assert len(found["runs"]) == 7 and found["mean_error"] < 0.01 and part != whole
+
+
+def test_settings_are_compared_over_their_folds(tmp_path):
+    for number, (width, fold, loss) in enumerate([(8, 0, 0.4), (8, 1, 0.6), (16, 0, 0.3), (16, 1, 0.5)]):
+        home = tmp_path / f"{number:012x}"
+        home.mkdir()
+        (home / "config.json").write_text(json.dumps({"model": {"width": width, "depth": 2}, "data": {"fold": fold}}))
+        result = {"run_id": home.name, "status": "done", "loss": loss, "eval_accuracy": 1 - loss}
+        (home / "result.json").write_text(json.dumps(result))
+    text = settings.report(tmp_path, tmp_path / "out")
+    first, second, _ = text.splitlines()
+    assert first.startswith("width=16, 2 runs: loss 0.4000 (deviation 0.1414), accuracy 0.6000")
+    assert second.startswith("width=8, 2 runs: loss 0.5000") and "fold" not in first
+    with pytest.raises(UsageError, match="no finished runs"):
+        settings.report(tmp_path / "none", tmp_path / "out")
+
+
+def test_corpora_compare_by_bits_per_byte(tmp_path):
+    """A masked model's loss has none of its own: the causal run's bytes a token are taken."""
+    made = [("decoder", 64, 2.0, 2.0 / math.log(2) / 4), ("bert", 64, 1.0, None), ("bert", 32, 3.0, None)]
+    for number, (family, width, loss, bits) in enumerate(made):
+        home = tmp_path / f"{number:012x}"
+        home.mkdir()
+        (home / "config.json").write_text(json.dumps({"data": {"source": "text"}}))
+        result = dict(
+            run_id=home.name, status="done", family=family, data="prose-bpe", width=width, params=10, tokens=20,
+            loss=loss, bits_per_byte=bits, seed=0,
+        )  # fmt: skip
+        (home / "result.json").write_text(json.dumps(result))
+    frame = corpora.read(tmp_path).set_index(["family", "width"])
+    assert frame.bits_per_byte["bert", 64] == pytest.approx(1.0 / math.log(2) / 4)
+    assert frame.bits_per_byte["bert", 32] == pytest.approx(3 * frame.bits_per_byte["bert", 64])
+    assert "prose-bpe" in corpora.report(tmp_path, tmp_path / "out") and (tmp_path / "out/corpora.png").exists()
 
 
 def test_families_have_a_law_each(tmp_path):

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             vocab_size=37000,  # from the data where there is some
             seq_len=256,  # of the target, or of source and target together; from the data where there is some
             source_len=0,  # of the source; 0: seq_len, or half of it under the objective prefix
-            position="sinusoidal",  # or relative_bias (T5's), rope
+            position="sinusoidal",  # or learned, relative_bias (T5's), rope
             scale_embed=True,  # what is read from the token table times sqrt(width) (Vaswani, section 3.4)
             tied_head=True,  # the head is the token table
             scale_logits=False,  # a tied head's times 1 / sqrt(width) (T5)
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
 
 def finalize(cfg: ConfigDict) -> None:
     """Fills what follows from other keys, and refuses what can't be built."""
-    choose("config.model.position", cfg.position, ["sinusoidal", "relative_bias", "rope"])
+    choose("config.model.position", cfg.position, ["sinusoidal", "learned", "relative_bias", "rope"])
     choose("config.model.objective", cfg.objective, ["translate", "prefix", "span"])
     transformer.finalize(cfg, ("vocab_size", "seq_len"), ("decoder_depth", "source_len"))
     if not 0 <= cfg.smoothing < 1:
@@ -81,6 +81,7 @@ WEIGHTS = encdec_published.WEIGHTS
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
     (r"embed/(encoder|decoder)_bias$", (None, "heads")),
+    (r"embed/(source|target)_positions$", (None, "embed")),
     *transformer.RULES,
     (r"^(encoder|decoder)_norm/(scale|bias)$", (None,)),
     (r"^head$", ("embed", "vocab")),
@@ -218,12 +219,18 @@ class Embed(nn.Module):
             shape = (attention.BUCKETS, cfg.num_heads)
             self.encoder_bias = self.param("encoder_bias", nn.initializers.normal(cfg.init_std or 0.02), shape)
             self.decoder_bias = self.param("decoder_bias", nn.initializers.normal(cfg.init_std or 0.02), shape)
+        if cfg.position == "learned":
+            start, (S, L) = nn.initializers.normal(cfg.init_std or 0.02), lengths(cfg)
+            self.source_positions = self.param("source_positions", start, (S, cfg.width))
+            self.target_positions = self.param("target_positions", start, (L, cfg.width))
 
-    def __call__(self, tokens_BL: jax.Array, first: Any = 0) -> jax.Array:
-        cfg = self.cfg
+    def __call__(self, tokens_BL: jax.Array, first: Any = 0, source: bool = False) -> jax.Array:
+        cfg, at_L = self.cfg, first + jnp.arange(tokens_BL.shape[1])
         x_BLD = self.tokens[tokens_BL] * (cfg.width**0.5 if cfg.scale_embed else 1.0)
         if cfg.position == "sinusoidal":
-            x_BLD = x_BLD + attention.sinusoids(first + jnp.arange(tokens_BL.shape[1]), cfg.width)
+            x_BLD = x_BLD + attention.sinusoids(at_L, cfg.width)
+        elif cfg.position == "learned":
+            x_BLD = x_BLD + (self.source_positions if source else self.target_positions)[at_L]
         return x_BLD.astype(cfg.dtype)
 
     def attend(self, x_BLD: jax.Array) -> jax.Array:
@@ -261,7 +268,7 @@ class Model(nn.Module):
         bias, S = None, source_BS.shape[1]
         if self.cfg.position == "relative_bias":
             bias = attention.relative_bias(self.embed.encoder_bias, S, S, 0, causal=False)
-        x_BSD = self._drop(self.embed(source_BS), train)
+        x_BSD = self._drop(self.embed(source_BS, source=True), train)
         x_BSD, _ = self.encoder(x_BSD, None, View(causal=False, keys_BS=keys_BS, bias_HLS=bias), train)
         return self._drop(self.encoder_norm(x_BSD), train) if self.cfg.norm_placement == "pre" else x_BSD
 

@@ -44,6 +44,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "transformer-d1024": _vaswani("168M", width=1024, head_dim=128),
     "transformer-ff1024": _vaswani("53M", ffn=1024),
     "transformer-ff4096": _vaswani("90M", ffn=4096),
+    # (D) and (E): the table prints no counts
+    "transformer-dropout0": _vaswani(dropout=0.0),
+    "transformer-dropout2": _vaswani(dropout=0.2),
+    "transformer-smoothing0": _vaswani(smoothing=0.0),
+    "transformer-smoothing2": _vaswani(smoothing=0.2),
+    "transformer-learned": _vaswani(position="learned"),
     "t5-small": _t5(6, 512, 2048, 8, 64, 60_506_624),
     "t5-base": _t5(12, 768, 3072, 12, 64, 222_903_552),
     "t5-large": _t5(24, 1024, 4096, 16, 64, 737_668_096),

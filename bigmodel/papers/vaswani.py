@@ -17,8 +17,11 @@ SIZES = {
     "transformer-n4": 50, "transformer-n8": 80, "transformer-d256": 28, "transformer-d1024": 168,
     "transformer-ff1024": 53, "transformer-ff4096": 90, "transformer-big": 213,
 }  # fmt: skip
-# (A) prints no counts: as many as the base, whatever the number of heads.
-HEADS = ("transformer-h1", "transformer-h4", "transformer-h16", "transformer-h32")
+# (A) and (D) print no counts: as many as the base, whatever the number of heads, dropout or smoothing.
+LIKE_BASE = (
+    "transformer-h1", "transformer-h4", "transformer-h16", "transformer-h32", "transformer-dropout0",
+    "transformer-dropout2", "transformer-smoothing0", "transformer-smoothing2",
+)  # fmt: skip
 TOLERANCE = 0.05
 NOTE = f"One vocabulary for all rows, {encdec_published.VOCABULARY:,}: the paper says about 37,000."
 
@@ -33,14 +36,27 @@ def rows(points: Frames) -> list[Row]:
             Row("Parameters by a vocabulary of 37,000, in millions", name, millions, at_37000 / 1e6),
         ]
     base = count(published("transformer-base"), family="encdec")
-    return out + [
-        Row(
-            "Rows (A): other numbers of heads, the base's parameters",
-            name,
-            base,
-            count(published(name), family="encdec"),
-            0,
-            format=",.0f",
-        )
-        for name in HEADS
-    ]
+    return (
+        out
+        + [
+            Row(
+                "Rows (A), heads, and (D), dropout and smoothing: the base's parameters",
+                name,
+                base,
+                count(published(name), family="encdec"),
+                0,
+                format=",.0f",
+            )
+            for name in LIKE_BASE
+        ]
+        + [
+            Row(
+                "Row (E): the base's and two tables of 512 positions",
+                "transformer-learned",
+                base + 2 * 512 * 512,
+                count(published("transformer-learned"), family="encdec"),
+                0,
+                format=",.0f",
+            )
+        ]
+    )

@@ -181,7 +181,7 @@ def branches(folder: str | Path, out: str | Path) -> str:
     rates and seeds) and a figure, returns lines (means over seeds).
 
     A cosine run has a best rate of its own at each length; a trunk, which is one run, that of the least mean log loss
-    over its points.
+    over its points. Rates that haven't a loss of every seed (one diverged, or is still to come) aren't candidates.
     """
     cells = []
     for result, config in sources.runs(folder):
@@ -198,7 +198,11 @@ def branches(folder: str | Path, out: str | Path) -> str:
     if frame.empty or not {"wsd", "cosine"} <= set(frame.schedule):
         raise UsageError(f"{str(folder)!r} has no wsd and cosine runs of the same shape and length")
     shape, point = ["width", "depth"], ["width", "depth", "tokens"]
-    mean = frame.groupby([*point, "schedule", "lr"]).agg(loss=("loss", "mean"), seeds=("seed", "nunique")).reset_index()
+    known = frame.dropna(subset="loss")
+    mean = known.groupby([*point, "schedule", "lr"]).agg(loss=("loss", "mean"), seeds=("seed", "nunique")).reset_index()
+    mean = mean[
+        mean.seeds == mean.merge(frame.groupby(point).seed.nunique().reset_index(), on=point)["seed"].to_numpy()
+    ]
     shared = mean.groupby(point).schedule.transform("nunique") == 2
     ways = {name: here.drop(columns="schedule") for name, here in mean[shared].groupby("schedule")}
     if not ways:

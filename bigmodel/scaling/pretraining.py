@@ -129,7 +129,13 @@ def report(folder: str | Path, out: str | Path) -> str:
     (home / "pretraining.json").write_text(json.dumps({"sizes": rows, "law": fitted}, indent=1) + "\n")
     with matplotlib.rc_context(style.PAGE.style()):
         style.save(figure(frame), home / "pretraining", {})
+    seeds = frame.groupby(["start", "examples"]).seed.nunique()
     lines = [
+        f"{start}, {n:,} examples: {count} of {seeds.max()} seeds"
+        for (start, n), count in seeds.items()
+        if count < seeds.max()
+    ]
+    lines += [
         f"{r['examples']:>7,} examples: {r['pretrained']:.1%} fine-tuned, {r['scratch']:.1%} from scratch "
         f"({r['gain']:+.1f} points; deviations {r['pretrained_deviation']:.1%}, {r['scratch_deviation']:.1%}); worth "
         + (f"{r['effective']:,.0f} examples" if r["effective"] else f"more than {max(sizes['scratch']):,}")
