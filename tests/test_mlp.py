@@ -273,3 +273,16 @@ def test_penalties_leave_vectors_alone():
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["layer"]["w"], [[-0.7, 0.8]], rtol=1e-6)
     np.testing.assert_allclose(updates["layer"]["bias"], 0.0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_momentum_remembers_the_last_gradient(momentum):
+    cfg = optim.get_config()
+    cfg.update(dict(name="sgd", momentum=momentum, clip=0.0, weight_decay=0.0))
+    params = {"w": jnp.zeros((1, 2))}
+    gradient = {"w": jnp.array([[1.0, -2.0]])}
+    tx = optim.build(cfg, ())
+    state = tx.init(params)
+    for past in (1.0, 1.0 + momentum, 1.0 + momentum + momentum**2):
+        updates, state = tx.update(gradient, state, params)
+        np.testing.assert_allclose(updates["w"], -past * gradient["w"], rtol=1e-6)
