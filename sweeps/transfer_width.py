@@ -3,7 +3,7 @@
     bigmodel prepare prose --out=data/prose-bytes
     bigmodel sweep run sweeps/transfer_width.py && bigmodel report sweeps/transfer_width.py
 
-Three seeds under muP, whose curves are flat at their best: a seed alone moves that of width 32 by a factor of two.
+Three seeds or more under muP, whose curves are flat at their best: a seed alone moves that of width 32 by a factor of two.
 docs/results.md has the figure and what came out.
 """
 
@@ -14,7 +14,7 @@ CONFIG = "experiments/prose.py"
 AXIS = "width"
 LAW = None  # rates are swept here, not sizes against data
 RATES = {"standard": [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04], "mup": [0.005, 0.01, 0.02, 0.04]}
-SEEDS = {"standard": 1, "mup": 3}
+SEEDS = {32: 10, 64: 5, 128: 3, 256: 3}  # under muP
 
 
 def get_sweep():
@@ -24,7 +24,7 @@ def get_sweep():
         for shape in shapes
         for name, rates in RATES.items()
         for lr in (*rates, *[0.08] * (name == "mup" and shape["model.width"] == 32))
-        for seed in range(SEEDS[name])
+        for seed in range(SEEDS[shape["model.width"]] if name == "mup" else 1)
     ]
     return sweep.product(rows, {"train.tokens": [400_000], "optim.warmup": [0.1]})
 
