@@ -3,7 +3,7 @@
     bigmodel prepare prose --out=data/prose-bytes
     bigmodel sweep run sweeps/transfer_width.py && bigmodel report sweeps/transfer_width.py
 
-Three seeds or more under muP, whose curves are flat at their best: a seed alone moves that of width 32 by a factor of two.
+Several seeds under muP, whose curves are flat at their best: a seed alone moves that of width 32 by a factor of two.
 docs/results.md has the figure and what came out.
 """
 
