@@ -188,6 +188,7 @@ def test_a_class_that_weighs_more_is_found_more_often(table, tmp_path):
     assert called[0] + 0.04 < called[1]
 
 
+@pytest.mark.slow
 def test_smoothing_keeps_predictions_from_certainty(table, tmp_path):
     def confidence(smoothing):
         cfg = table(

@@ -212,6 +212,7 @@ def test_mup_passes_the_check_over_width_that_standard_fails(prose):
     assert {s["module"] for s in found} >= {"embed", "blocks", "blocks/attention", "blocks/mlp", "output"}
 
 
+@pytest.mark.slow
 def test_a_wrong_rate_fails_the_check(prose, monkeypatch):
     """A planted bug: hidden matrices keep the base's rate."""
     right = parametrize.scales

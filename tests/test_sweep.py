@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, bigmodel
 from etils import epath
+from test_images import image_dir  # noqa: F401 (a fixture)
 from test_tasks import reviews
 
 from bigmodel import budget, sweep, track
@@ -105,11 +106,17 @@ def test_isoflop_rows_cost_their_budget(tiny, data_dir, tmp_path):
     assert plan[0].budget.tokens > 2 * plan[1].budget.tokens
 
 
-def test_every_sweep_in_the_repository_plans(data_dir, tmp_path, monkeypatch):
+def test_every_sweep_in_the_repository_plans(data_dir, image_dir, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "prose-bpe").symlink_to(f"{data_dir}/speech")
     reviews(monkeypatch, tmp_path, 9000, str(tmp_path / "movie-reviews"), 0.02)
     (tmp_path / "movie-reviews-minilm").symlink_to(tmp_path / "movie-reviews")
-    own = {name: [("run.data_dir", str(tmp_path)), ("data.epochs", 10**6)] for name in ("sentiment", "sentiment_prose")}
+    for name in ("prose-bytes", "chinese-bytes", "chinese-bpe"):
+        (tmp_path / name).symlink_to(f"{data_dir}/speech")
+    own = {
+        name: [("run.data_dir", str(tmp_path)), ("data.epochs", 10**6)]
+        for name in ("sentiment", "sentiment_prose", "corpora")
+    }
+    own["mlp"] = [("run.data_dir", str(image_dir)), ("data.examples", 100), ("data.epochs", 10**6)]
     monkeypatch.setattr(budget, "digest", lambda _: "0" * 64)
     plans = {}
     for path in sorted((ROOT / "sweeps").glob("*.py")):

@@ -239,8 +239,9 @@ def test_a_translator_learns_its_pairs_and_is_evaluated(task_dir, tmp_path, caps
     """A model that has seen each of few pairs often gives their very targets; the other splits are only translated."""
     cfg = experiment(
         "translate.py", task_dir, ("data.name", "pairs"), ("data.seq_len", 18), ("data.examples", 12),
-        ("data.epochs", 1000), ("train.batch_size", 12), ("train.steps", 120), ("optim.lr", 0.01),
-        ("model.dropout", 0.0), ("model.smoothing", 0.0), ("run.eval_every", 0),
+        ("data.epochs", 1000), ("train.batch_size", 12), ("train.steps", 150), ("optim.name", "adamw"),
+        ("optim.lr", 0.005), ("model.depth", 1), ("model.dropout", 0.0), ("model.smoothing", 0.0),
+        ("run.eval_every", 0),
     )  # fmt: skip
     result = train(cfg, str(tmp_path), quiet=True)
     home = tmp_path / result["run_id"]
@@ -266,8 +267,9 @@ def test_a_translator_learns_its_pairs_and_is_evaluated(task_dir, tmp_path, caps
     assert [(m["source"], m["target"]) for m in made] == [(t["source"], t["target"]) for t in fit("validation")]
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_parts_that_are_named(task_dir, data_dir, tmp_path, capsys):
-    short = [("data.seq_len", 24), ("train.batch_size", 8), ("train.tokens", 0)]
+    short = [("model.depth", 1), ("data.seq_len", 24), ("train.batch_size", 8), ("train.tokens", 0)]
     before = train(
         experiment(
             "sentiment.py:pretrain", data_dir, *short, ("data.name", "speech"), ("data.epochs", 100), ("train.steps", 4)

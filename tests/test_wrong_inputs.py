@@ -481,7 +481,8 @@ def test_full_disk_then_the_same_command(kilobytes, here, undisturbed, capfd):
         assert metrics("disk/runs") == metrics(undisturbed)
 
 
-@pytest.mark.parametrize("wandb", ["off", pytest.param("offline", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("wandb", ["off", "offline"])
 def test_full_disk_in_a_process_with_a_compilation_cache(wandb, here, undisturbed):
     """JAX's cache, and W&B's child, fill the same disk; neither may add a word or end the run."""
     command = [*LONG, "--runs=disk/runs", f"--config.run.wandb={wandb}"]
@@ -526,6 +527,7 @@ def test_full_disk_of_a_sweep_fails_no_row(here, capfd):
         assert len(list(here.glob("disk/runs/study/*/result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_full_disk_of_other_verbs(here, capfd):
     points(GOOD_POINTS)
     finished_runs()
