@@ -162,6 +162,11 @@ def test_settings_are_compared_over_their_folds(tmp_path):
     first, second, _ = text.splitlines()
     assert first.startswith("width=16, 2 runs: loss 0.4000 (deviation 0.1414), accuracy 0.6000")
     assert second.startswith("width=8, 2 runs: loss 0.5000") and "fold" not in first
+    odd = tmp_path / f"{9:012x}"  # a family of another kind has no such key
+    odd.mkdir()
+    (odd / "config.json").write_text(json.dumps({"model": {"depth": 2}, "data": {"fold": 0}}))
+    (odd / "result.json").write_text(json.dumps({"run_id": odd.name, "status": "done", "loss": 0.1}))
+    assert settings.report(tmp_path, tmp_path / "out").startswith("width=None, 1 run: loss 0.1000")
     with pytest.raises(UsageError, match="no finished runs"):
         settings.report(tmp_path / "none", tmp_path / "out")
 

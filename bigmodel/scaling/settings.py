@@ -36,7 +36,7 @@ def table(folder: str | Path) -> pd.DataFrame:
     done = [(result, config) for result, config in sources.runs(folder) if result["status"] == "done"]
     if not done:
         raise UsageError(f"{str(folder)!r} has no finished runs")
-    configs = pd.DataFrame([_leaves(config) for _, config in done])
+    configs = pd.DataFrame([_leaves(config) for _, config in done]).fillna("null")  # families have keys of their own
     varied = [c for c in configs if c not in REPEATS and configs[c].nunique(dropna=False) > 1]
     scores = pd.DataFrame([{name: result.get(key) for name, key in SCORES.items()} for result, _ in done])
     scores = scores.dropna(axis=1, how="all").astype(float)
@@ -44,7 +44,8 @@ def table(folder: str | Path) -> pd.DataFrame:
     told = {f"{s}_{how}": (s, how) for s in scores for how in ("mean", "std")}
     out = groups.agg(runs=("runs", "sum"), **told).reset_index()
     out = out.drop(columns=[c for c in out if c not in (*varied, "runs", *told)])
-    out[varied] = out[varied].map(json.loads)
+    for key in varied:
+        out[key] = pd.Series([json.loads(value) for value in out[key]], dtype=object)  # an absent one stays None
     return out.sort_values("loss_mean").reset_index(drop=True)
 
 
