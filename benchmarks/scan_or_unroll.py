@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    mesh = sharding.make_mesh({"data": -1})
     print(
         f"{'depth':>5} {'compile s: unrolled':>20} {'scan':>6} {'step ms: unrolled':>18} {'scan':>7} {'step ratio':>11}"
     )

@@ -46,7 +46,10 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
     run = ConfigDict(
         dict(
             data_dir="data",  # where `bigmodel prepare` wrote; local or gs://
-            mesh=dict(data=-1, fsdp=1, tensor=1),  # -1: the devices that are left
+            mesh=dict(slices=1, data=-1, fsdp=1, sequence=1, tensor=1),  # sharding.py; -1: the devices that are left
+            remat="none",  # or dots, full, offload: what the backward pass computes again, for memory
+            attention="auto",  # or plain, splash (TPU), cudnn (GPU)
+            loss_chunks=0,  # parts of the vocabulary that the loss takes one after another; 0: by size
             checkpoint_every=500,  # steps; there is always one at the end
             keep=1,  # checkpoints kept
             log_every=1,  # steps a row of metrics.jsonl
@@ -72,8 +75,11 @@ def base(family: str, source: str) -> ConfigDict:
     )
 
 
-def finalize(config: ConfigDict) -> FrozenConfigDict:
+def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     """Checks a config whole, fills what follows from other keys, and freezes it.
+
+    Args:
+      reads: whether the data is to be there; else sizes that it decides are the config's own.
 
     Raises:
       UsageError: an unknown or missing key, an impossible value, data that isn't there or isn't enough.
@@ -82,9 +88,12 @@ def finalize(config: ConfigDict) -> FrozenConfigDict:
     _check_keys(config)
     family, source = models.family(config.family), data.source(config.data.source)
     config.unlock()
-    source.finalize(config.data, config.run.data_dir)
-    info = source.describe(config.data, config.run.data_dir)
-    for key, value in info.sizes.items():
+    if reads:
+        source.finalize(config.data, config.run.data_dir)
+        sizes = source.describe(config.data, config.run.data_dir).sizes
+    else:
+        sizes = {key: value for key, value in config.data.items() if key in config.model}
+    for key, value in sizes.items():
         if key not in config.model:
             raise UsageError(
                 f"family {config.family!r} can't read data source {config.data.source!r}: it has no model.{key}"
@@ -99,7 +108,8 @@ def finalize(config: ConfigDict) -> FrozenConfigDict:
     _check_train(config)
     config.lock()
     frozen = FrozenConfigDict(config)
-    derive(frozen)
+    if reads:
+        derive(frozen)
     return frozen
 
 
@@ -180,6 +190,10 @@ def _check_train(config: ConfigDict) -> None:
         except re.error as e:
             raise UsageError(f"config.train.init_only={train.init_only!r} is no regular expression: {e}") from e
     choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
+    choose("config.run.remat", run.remat, ["none", "dots", "full", "offload"])
+    choose("config.run.attention", run.attention, ["auto", "plain", "splash", "cudnn"])
+    if run.loss_chunks < 0:
+        raise UsageError(f"config.run.loss_chunks={run.loss_chunks}: must not be negative (0: by size)")
 
 
 def digest(path: str) -> str:

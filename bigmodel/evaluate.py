@@ -48,7 +48,7 @@ def restore(folder: str, data_dir: str = "") -> Run:
     if result is None:
         raise UsageError(f"no finished run at {folder!r} (no result.json)")
     frozen = budget.finalize(config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else []))
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
     compiled = program.build(program.static_part(frozen), mesh)
     wanted = [{k: t[k] for k in ("params", "model_state")} for t in (compiled.shapes, compiled.shardings)]
     state = checkpoint.restore_part(str(home / "checkpoints"), *wanted)

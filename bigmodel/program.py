@@ -34,7 +34,8 @@ def static_part(frozen: Any) -> str:
     """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
     optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
     train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence", "divergence_steps", "noise_scale")}
-    tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_}
+    run = {k: frozen.run[k] for k in ("remat", "attention", "loss_chunks")}
+    tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_, "run": run}
     return json.dumps(tree, sort_keys=True)
 
 
@@ -165,7 +166,7 @@ def build(static: str, mesh: Mesh) -> Program:
     def traced(fn: Any) -> Any:
         @functools.wraps(fn)
         def inner(*args: Any) -> Any:
-            with sharding.use(mesh):
+            with sharding.use(mesh, sharding.Execution(**cfg.run)):
                 return fn(*args)
 
         return inner

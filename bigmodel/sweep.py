@@ -215,7 +215,7 @@ def expected_seconds(plan: Sequence[Planned], folder: epath.Path) -> list[float]
         rates = sorted(r["flops"] / max(1e-3, r["wall_seconds"] - RUN_OVERHEAD) for r in done)
         rate = rates[len(rates) // 2]
         return [c + RUN_OVERHEAD + p.budget.flops / rate for c, p in zip(compiling, plan, strict=True)]
-    peak = EFFICIENCY * progress.peak_flops(sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}))
+    peak = EFFICIENCY * progress.peak_flops(sharding.make_mesh({"data": -1}))
     return [
         c + RUN_OVERHEAD + p.budget.steps * STEP_OVERHEAD + p.budget.flops / peak
         for c, p in zip(compiling, plan, strict=True)

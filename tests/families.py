@@ -4,6 +4,7 @@ usage: families.py OUT.json [FAMILY ...]   losses of a few steps on 1 and on 8 d
 """
 
 import json
+import math
 import sys
 import tempfile
 
@@ -49,13 +50,19 @@ def losses(family, meshes, folder):
     cfg = small(module, depth=1, vocab_size=64)
     tuned = optim.get_config()
     tuned.name, tuned.clip = "sgd", 0.0  # compiles fastest
-    train, _ = get_config()
+    train, run = get_config()
     train.batch_size = 8
-    sections = {"family": family, "model": cfg.to_dict(), "optim": tuned.to_dict(), "train": train.to_dict()}
+    sections = {
+        "family": family,
+        "model": cfg.to_dict(),
+        "optim": tuned.to_dict(),
+        "train": train.to_dict(),
+        "run": run.to_dict(),
+    }
     static = program.static_part(FrozenConfigDict(sections))
     found, saved, built = {}, {}, {}
     for name, sizes in meshes.items():
-        mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[: int(np.prod(sizes))])
+        mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
         built[name] = (mesh, program.build(static, mesh))
 
     def go(name, state, steps):
@@ -101,7 +108,7 @@ if __name__ == "__main__":
     out, *families = sys.argv[1:]
     from bigmodel import models
 
-    meshes = {"one": (1, 1, 1), "eight": (2, 2, 2)}
+    meshes = {"one": {}, "eight": {"fsdp": 2, "sequence": 2, "tensor": 2}}
     with tempfile.TemporaryDirectory() as folder:
         report = {family: losses(family, meshes, folder) for family in families or models.names()}
     with open(out, "w") as f:

@@ -1,10 +1,11 @@
 """Run by test_sharding.py in a process with its own number of devices: trains on each mesh, restores each on the next.
 
 usage: mesh_worker.py DEVICES CONFIG.json OUT.json FOLDER MESH[,MESH...] [RESTORE_FROM=FOLDER ...]
-MESH is data x fsdp x tensor, as 2x2x2.
+MESH is axes and sizes, as data2-tensor4; one: a single device.
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,10 +21,13 @@ from bigmodel import budget, config, program, sharding, track, train  # noqa: E4
 folder = Path(folder)
 
 
+def sizes(mesh):
+    return {**sharding.ALONE, **{axis: int(n) for axis, n in re.findall(r"([a-z]+)(\d+)", mesh)}}
+
+
 def run(mesh, root):
     cfg = config.load(config_file)
-    for axis, size in zip(sharding.AXES, mesh.split("x"), strict=True):
-        cfg.run.mesh[axis] = int(size)
+    cfg.run.mesh.update(sizes(mesh))
     result = train.train(cfg, str(root), quiet=True)
     rows = track.read_rows(root / result["run_id"] / "metrics.jsonl")
     return [r["loss"] for r in rows if "loss" in r] + [result["loss"]]
@@ -44,7 +48,7 @@ for mesh in meshes.split(","):
     frozen = budget.finalize(config.load(config_file))
     compiled = program.build(
         program.static_part(frozen),
-        sharding.make_mesh(dict(zip(sharding.AXES, map(int, mesh.split("x")), strict=True))),
+        sharding.make_mesh(sizes(mesh)),
     )
     params, layout = compiled.shapes["params"], compiled.shardings["params"]
     whole = sum(x.size for x in jax.tree.leaves(params))

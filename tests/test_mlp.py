@@ -10,7 +10,7 @@ from bigmodel import budget, checkpoint, config, data, optim, program, sharding,
 from bigmodel.config import UsageError
 from bigmodel.models import layers, mlp
 
-MESH = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+MESH = sharding.make_mesh(sharding.ALONE)
 
 
 @pytest.fixture

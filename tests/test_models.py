@@ -13,6 +13,8 @@ from bigmodel import budget, models, sharding, tree
 from bigmodel.config import UsageError
 from bigmodel.models import attention, decoder, losses
 
+ALONE = sharding.make_mesh(sharding.ALONE)
+
 FAMILIES = models.names()
 
 
@@ -81,8 +83,8 @@ BIG = dict(width=256, num_heads=4, seq_len=128, vocab_size=1024, execution="unro
     ],
 )
 def test_flops_are_within_2_percent_of_xlas_count(family, overrides, monkeypatch):
-    """Where attention takes all L^2 products, as TPU and GPU do; XLA also counts what is no matrix product."""
-    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    """Where attention takes all L^2 products, in one block; XLA also counts what is no matrix product."""
+    monkeypatch.setattr(attention, "QUERIES", 10**6)
     scan = jax.lax.scan  # of a loop XLA counts one turn
     monkeypatch.setattr(jax.lax, "scan", lambda *args, **kwargs: scan(*args, **{**kwargs, "unroll": True}))
     module, cfg, model, variables, batch = make(family, **overrides)
@@ -176,12 +178,14 @@ def test_cached_steps_equal_the_full_forward(variant):
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), full, atol=2e-5)
 
 
-@pytest.mark.parametrize("change", [dict(execution="scan"), dict(remat=True), dict(execution="scan", remat=True)])
+@pytest.mark.parametrize("change", [("scan", "none"), ("unrolled", "full"), ("scan", "full"), ("scan", "dots")])
 def test_execution_doesn_t_change_the_numbers(change):
+    execution, remat = change
     module, _, model, variables, batch = make("decoder", execution="unrolled")
-    _, _, other, _, _ = make("decoder", **{"execution": "unrolled", **change})
+    _, _, other, _, _ = make("decoder", execution=execution)
     a, ga = jax.jit(jax.value_and_grad(loss_of(module, model, batch)))(variables)
-    b, gb = jax.jit(jax.value_and_grad(loss_of(module, other, batch)))(variables)
+    with sharding.use(ALONE, sharding.Execution(remat=remat)):
+        b, gb = jax.jit(jax.value_and_grad(loss_of(module, other, batch)))(variables)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     for path, x, y in zip(tree.paths(ga), jax.tree.leaves(ga), jax.tree.leaves(gb), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6, err_msg=path)
@@ -190,13 +194,12 @@ def test_execution_doesn_t_change_the_numbers(change):
 def test_remat_saves_memory():
     """Else `remat` does nothing and the test above passes for nothing."""
     sizes = {}
-    for remat in (False, True):
-        module, _, model, variables, batch = make(
-            "decoder", depth=6, width=64, seq_len=64, execution="scan", remat=remat
-        )
-        compiled = jax.jit(jax.grad(loss_of(module, model, batch))).lower(variables).compile()
+    for remat in ("none", "dots", "full"):
+        module, _, model, variables, batch = make("decoder", depth=6, width=64, seq_len=64, execution="scan")
+        with sharding.use(ALONE, sharding.Execution(remat=remat)):
+            compiled = jax.jit(jax.grad(loss_of(module, model, batch))).lower(variables).compile()
         sizes[remat] = compiled.memory_analysis().temp_size_in_bytes
-    assert sizes[True] < 0.7 * sizes[False]
+    assert sizes["full"] < 0.8 * sizes["dots"] < 0.8 * sizes["none"]
 
 
 def test_grouped_queries_equal_repeated_heads():
@@ -306,18 +309,6 @@ def test_relative_scores_are_the_products_with_each_distance():
                 r = attention.sinusoids(jnp.array([start + i - j]), D)[0]
                 want = jnp.einsum("BHK,DHK,D->BH", q[:, :, i], w, r) / K**0.5
                 np.testing.assert_allclose(found[:, :, i, j], want, atol=1e-5)
-
-
-def test_every_platform_attends_alike(monkeypatch):
-    """The call that TPU and GPU get, on this CPU, with and without added scores."""
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 6, 8))
-    scores = jax.random.normal(jax.random.key(1), (2, 4, 6, 6))
-    here = [attention.attend(q, k, v), attention.attend(q, k, v, attention.View(), scores)]
-    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
-    there = [attention.attend(q, k, v), attention.attend(q, k, v, attention.View(), scores)]
-    for a, b in zip(here, there, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-    assert not np.allclose(here[0], here[1], atol=1e-2)
 
 
 def test_position_offset_skips_rows_of_the_table():

@@ -19,7 +19,7 @@ from bigmodel import budget, checkpoint, config, data, models, optim, program, s
 from bigmodel.config import Retry, UsageError
 from bigmodel.data import loader
 
-MESH = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+MESH = sharding.make_mesh(sharding.ALONE)
 
 
 def run(cfg, root):

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from bigmodel.config import choose
 
-_PARTS = {"attention", "infilling", "layers", "losses", "transformer", "__init__"}
+_PARTS = {"attention", "infilling", "kernels", "layers", "losses", "transformer", "__init__"}
 
 
 def names() -> list[str]:

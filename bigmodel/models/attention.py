@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from bigmodel import sharding
+from bigmodel.config import UsageError
+from bigmodel.models import kernels
 from bigmodel.models.layers import Norm, linear, moved, normal, residual_start, score_scale, value_start
 
 # ------------------------------------------------------------------------------------------- positions
@@ -112,22 +114,26 @@ def attend(
 
     `scores_BHLS`, if there are some, are added to the scores times `scale` (0: 1 / sqrt(K)).
 
-    TPU and GPU get `jax.nn.dot_product_attention`. On a CPU that call is slower than contiguous (B, H) batched
-    products; those take the queries of a sequence in blocks, so that most keys that a query can't see are left out.
+    A TPU gets the splash kernel and a GPU cuDNN's, where they can do what is asked; else, and on a CPU, contiguous
+    (B, H) batched products, which take the queries of a sequence in blocks, so that most keys that a query can't see
+    are left out, and only a block's scores are in memory (jax.nn.dot_product_attention is slower on a CPU).
+
+    Where sequences are spread over devices, these exchange their part of the length for a part of the heads (Jacobs et
+    al. 2023, arXiv:2309.14509); where heads don't divide, every device gathers the keys, and keeps its queries.
     """
     L, K = q_BHLK.shape[2:]
     S = k_BGSK.shape[2]
-    if sharding.platform() != "cpu" and v_BGSK.shape[3] == K:
-        out_BLHK = jax.nn.dot_product_attention(
-            q_BHLK.transpose(0, 2, 1, 3),
-            k_BGSK.transpose(0, 2, 1, 3),
-            v_BGSK.transpose(0, 2, 1, 3),
-            bias=None if scores_BHLS is None else scores_BHLS.astype(q_BHLK.dtype),
-            mask=_visible(L, S, view.start, view),
-            scale=scale or None,
-        )
-        return out_BLHK.transpose(0, 2, 1, 3)
     q_BHLK = q_BHLK * (scale or K**-0.5)
+    exchange = k_BGSK.shape[1] % sharding.shards("all_heads") == 0
+    heads, length = ("all_heads", None) if exchange else ("heads", "length")
+    q_BHLK = sharding.constrain(q_BHLK, "batch", heads, length, None)
+    k_BGSK, v_BGSK = (sharding.constrain(x, "batch", heads, None, None) for x in (k_BGSK, v_BGSK))
+    fresh = isinstance(view.start, int) and view.start == 0 and view.prefix_B is None and view.keys_BS is None
+    kernel = _kernel(q_BHLK, v_BGSK) if fresh and scores_BHLS is None else "plain"
+    if kernel == "splash":
+        return kernels.splash(q_BHLK, k_BGSK, v_BGSK, view.causal, heads, length)
+    if kernel == "cudnn":
+        return kernels.cudnn(q_BHLK, k_BGSK, v_BGSK, view.causal)
     if view.prefix_B is not None or not (isinstance(view.start, int) and view.start == 0):
         return _weigh(q_BHLK, k_BGSK, v_BGSK, _visible(L, S, view.start, view), scores_BHLS)
     size = max(QUERIES, -(-L // MOST_BLOCKS))
@@ -139,6 +145,24 @@ def attend(
         added = None if scores_BHLS is None else scores_BHLS[:, :, first:end, :seen]
         out.append(_weigh(q_BHLK[:, :, first:end], k_BGSK[:, :, :seen], v_BGSK[:, :, :seen], mask, added))
     return jnp.concatenate(out, axis=2) if len(out) > 1 else out[0]
+
+
+KERNELS = {"tpu": "splash", "gpu": "cudnn", "cpu": "plain"}
+
+
+def _kernel(q_BHLK: jax.Array, v_BGSE: jax.Array) -> str:
+    """What the execution asks for, or else the platform's own where it takes these shapes; plain takes all."""
+    asked = sharding.execution().attention
+    name = KERNELS[sharding.platform()] if asked == "auto" else asked
+    L, S = q_BHLK.shape[2], v_BGSE.shape[2]
+    takes = {"splash": kernels.splash_takes(L, S), "cudnn": kernels.cudnn_takes(q_BHLK, v_BGSE), "plain": True}
+    if takes[name]:
+        return name
+    if asked == "auto":
+        return "plain"
+    raise UsageError(
+        f"config.run.attention={asked!r} can't take {L} queries of {q_BHLK.dtype} in heads of {q_BHLK.shape[3]}"
+    )
 
 
 QUERIES, MOST_BLOCKS = 64, 8  # 32 and 128 took 3 to 5 % longer when tried by hand at d128 of benchmarks/cpu_step.py
@@ -254,7 +278,11 @@ class Attention(nn.Module):
             scores_BHLS = jnp.broadcast_to(view.bias_HLS, (x_BLD.shape[0], *view.bias_HLS.shape))
         y_BHLE = attend(q_BHLK, k_BGSK, v_BGSE, view.replace(start=start), scores_BHLS, score_scale(cfg))
         wo_HED = self.param("out", normal(cfg.init_std, H * E, residual_start(cfg)), (H, E, D))
-        y_BLD = linear(y_BHLE.transpose(0, 2, 1, 3).reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D))
+        y_BLHE = sharding.constrain(y_BHLE, "batch", "heads", "length", None).transpose(0, 2, 1, 3)
+        if sharding.shards("heads") > 1:  # merged, a sharded axis and a whole one would be gathered
+            y_BLD = jnp.einsum("BLHE,HED->BLD", y_BLHE, wo_HED.astype(dtype))
+        else:
+            y_BLD = linear(y_BLHE.reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D))
         if bias:
             y_BLD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
         return y_BLD, cache

@@ -135,7 +135,8 @@ class Embed(nn.Module):
 
     def __call__(self, tokens_BL: jax.Array, view: attention.View) -> jax.Array:
         cfg = self.cfg
-        x_BLD = self.tokens[tokens_BL]
+        # Gathered over the mesh as it is used.
+        x_BLD = self.tokens.astype(cfg.dtype)[tokens_BL]
         if cfg.embed_dim != cfg.width:
             x_BLD = x_BLD @ self.project_in
         if cfg.position == "learned" and view.positions_BL is not None:
@@ -176,12 +177,19 @@ class Model(nn.Module):
         """Logits BLV for the token after each; of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or
         as given."""
         view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
-        return self._forward(tokens_BL, None, view, train)[0]
+        return self.logits(self._forward(tokens_BL, None, view, train)[0])
+
+    def features(self, *args: Any) -> tuple[jax.Array, jax.Array]:
+        """As __call__, but what the head reads, BLE, and the head's matrix, VE, scales included."""
+        tokens_BL, train, prefix_B, positions_BL = args
+        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
+        x_BLE = self._forward(tokens_BL, None, view, train)[0]
+        return (x_BLE * layers.tied_scale(self.cfg), self.embed.tokens) if self.cfg.tied_head else (x_BLE, self.head.T)
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
-        logits_BLV, layers_cache = self._forward(tokens_BL, cache["layers"], attention.View(cache["length"]), False)
-        return logits_BLV, {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
+        x_BLE, layers_cache = self._forward(tokens_BL, cache["layers"], attention.View(cache["length"]), False)
+        return self.logits(x_BLE), {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
 
     def _forward(self, tokens_BL: jax.Array, cache: Any, view: attention.View, train: bool) -> tuple[jax.Array, Any]:
         x_BLD = self.embed(tokens_BL, view).astype(self.cfg.dtype)
@@ -192,9 +200,11 @@ class Model(nn.Module):
         x_BLD, cache = self.blocks(x_BLD, cache, view, train)
         if self.cfg.final_norm:
             x_BLD = self.norm(x_BLD)
-        x_BLE = self.embed.narrow(x_BLD)
+        return self.embed.narrow(x_BLD), cache
+
+    def logits(self, x_BLE: jax.Array) -> jax.Array:
         logits_BLV = self.embed.attend(x_BLE) if self.cfg.tied_head else layers.linear(x_BLE, self.head)
-        return sharding.constrain(logits_BLV, "batch", None, "vocab"), cache
+        return sharding.constrain(logits_BLV, "batch", "length", "vocab")
 
 
 def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
@@ -222,6 +232,11 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
         tokens, targets, counts, prefix_B, positions = infilling.infill(tokens, cfg.vocab_size, rng)
         weight = weight[:, None] * counts
     rngs = {"dropout": rng_dropout}
-    logits_BLV: Any = model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs)
-    scalar, metrics = losses.cross_entropy(logits_BLV, targets, weight, cfg.z_loss)
+    chunks = losses.chunks_for(B, L, rows(cfg))
+    if chunks > 1:
+        read: Any = model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs, method=Model.features)
+        scalar, metrics = losses.head_cross_entropy(read[0], read[1], targets, weight, chunks, cfg.z_loss)
+    else:
+        logits_BLV: Any = model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs)
+        scalar, metrics = losses.cross_entropy(logits_BLV, targets, weight, cfg.z_loss)
     return scalar, (metrics, {})

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigmodel import sharding
+
 Init = Callable[..., jax.Array]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -131,8 +133,11 @@ def moved(x: jax.Array) -> jax.Array:
 
 
 def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
-    """x w over x's last axis and w's first, in x's type: one product of two matrices, which XLA's CPU library does
-    fastest, where an einsum over more axes makes it copy operands into other layouts."""
+    """x w over x's last axis and w's first, in x's type. On one CPU it is one product of two matrices, which XLA's
+    library does fastest, where more axes make it copy operands into other layouts; on a mesh the axes are kept apart,
+    so that each stays sharded."""
+    if sharding.platform() != "cpu" or sharding.shards(*sharding.SPREAD) > 1:
+        return jax.lax.dot_general(x_xD, w_Dy.astype(x_xD.dtype), (((x_xD.ndim - 1,), (0,)), ((), ())))
     rows = x_xD.reshape(-1, x_xD.shape[-1])
     y = _matmul(rows, w_Dy.reshape(w_Dy.shape[0], -1).astype(x_xD.dtype))
     return y.reshape(*x_xD.shape[:-1], *w_Dy.shape[1:])
@@ -173,18 +178,35 @@ class FeedForward(nn.Module):
             h_BLF = h_BLF * ACTIVATIONS[GATED[cfg.activation]](dense("gate", x_BLD, F, value_start(cfg)))
         else:
             h_BLF = ACTIVATIONS[cfg.activation](h_BLF)
+        h_BLF = sharding.constrain(h_BLF, "batch", "length", "ffn")
         return dense("down", h_BLF, D, residual_start(cfg))
 
 
-def stack(block: Any, depth: int, scan: bool, remat: bool) -> Any:
+RESIDUAL = "residual"  # the name of what enters a block
+POLICIES = {
+    "none": None,  # nothing is computed again
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # all but products with weights
+    "full": jax.checkpoint_policies.nothing_saveable,  # all of a block, from what enters it
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # as full; what enters lies in host memory
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[RESIDUAL],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def stack(block: Any, depth: int, scan: bool) -> Any:
     """`depth` blocks as one module whose parameters have a leading depth axis.
 
     The block is called as block(carry, per_layer, *broadcast) and returns (carry, per_layer_out).
     One parameter layout serves both executions: `scan` (compile time flat in depth) and unrolled (a
-    loop unrolled at lowering: faster steps on a CPU). `remat` recomputes activations in the backward pass.
+    loop unrolled at lowering: faster steps on a CPU). What the backward pass computes again is the execution's
+    `remat`, one of POLICIES.
     """
-    if remat:
-        block = nn.remat(block, prevent_cse=not scan)
+    policy = POLICIES[sharding.execution().remat]
+    if policy:
+        block = nn.remat(block, prevent_cse=not scan, policy=policy)
     return nn.scan(
         block,
         variable_axes={"params": 0, "intermediates": 0, "batch_stats": 0},

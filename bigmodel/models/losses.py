@@ -6,11 +6,14 @@ evaluation set needs no whole number of batches.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from bigmodel import sharding
 
 Metrics = dict[str, jax.Array]
 
@@ -36,15 +39,29 @@ def cross_entropy(
     weight_x = _weights(weight_x, labels_x)
     if class_weights:
         weight_x = weight_x * jnp.asarray(class_weights, jnp.float32)[labels_x]
+    loss, metrics = _mean(nll_x, log_z_x, weight_x, z_loss)
+    if smoothing:
+        uniform_x = log_z_x - jnp.mean(logits_xV.astype(jnp.float32), axis=-1)
+        safe = jnp.maximum(metrics["weight"], 1e-9)
+        loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform_x * weight_x) / safe
+    return loss, metrics
+
+
+def head_cross_entropy(
+    x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Array, weight_x: jax.Array, chunks: int, z_loss: float = 0.0
+) -> tuple[jax.Array, Metrics]:
+    """`cross_entropy` of the logits x table^T, which are never whole in memory: see `chunked_likelihood`."""
+    nll_BL, log_z_BL = chunked_likelihood(x_BLE, table_VE, labels_BL, chunks)
+    return _mean(nll_BL, log_z_BL, _weights(weight_x, labels_BL), z_loss)
+
+
+def _mean(nll_x: jax.Array, log_z_x: jax.Array, weight_x: jax.Array, z_loss: float) -> tuple[jax.Array, Metrics]:
     total = jnp.sum(weight_x)
     safe = jnp.maximum(total, 1e-9)
     loss = jnp.sum(nll_x * weight_x) / safe
     metrics = {"loss": loss, "weight": total}
     if z_loss:
         loss = loss + z_loss * jnp.sum(jnp.square(log_z_x) * weight_x) / safe
-    if smoothing:
-        uniform_x = log_z_x - jnp.mean(logits_xV.astype(jnp.float32), axis=-1)
-        loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform_x * weight_x) / safe
     return loss, metrics
 
 
@@ -92,6 +109,106 @@ def _backward(saved: Any, gradients: Any) -> Any:
 
 
 _negative_log_likelihood.defvjp(_forward, _backward)
+
+
+# ------------------------------------------------------------------ a vocabulary in parts
+
+
+CHUNK_BYTES = 2**27  # of float32 logits that a device holds at once, where that is left to us
+
+
+def chunks_for(batch: int, length: int, vocabulary: int) -> int:
+    """Into how many parts the traced program takes the vocabulary: as the execution says, or by size.
+
+    1: the logits are made whole. So are they on a single CPU, where programs take few examples at once.
+    """
+    asked = sharding.execution().loss_chunks
+    if asked or (sharding.platform() == "cpu" and sharding.shards(*sharding.SPREAD) == 1):
+        return asked or 1
+    spread = sharding.shards("batch", "length", "vocab")
+    return -(-4 * batch * length * vocabulary // (spread * CHUNK_BYTES))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def chunked_likelihood(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Array, chunks: int) -> Any:
+    """(-log softmax(x table^T)[label], log Z), float32 BL each, by C = `chunks` parts of the vocabulary.
+
+    The backward pass makes each part's logits again, 2BLEV FLOPs more. The vocabulary is cut, and not the batch, so
+    that each row of the table is gathered, and its gradient reduced, once over the mesh. Where tensor parallelism has
+    the vocabulary in T stripes, each part takes the same rows of every stripe.
+
+    Legend: B batch, L length, E width, V vocab, C parts, U rows of a part.
+    """
+    return _chunked_forward(x_BLE, table_VE, labels_BL, chunks)[0]
+
+
+def _parts(table_VE: jax.Array, chunks: int) -> jax.Array:
+    """CUE: the table's rows, with zeros after the last, part by part."""
+    T = sharding.shards("vocab")
+    rows = -(-table_VE.shape[0] // (T * chunks))
+    table_VE = jnp.pad(table_VE, ((0, T * chunks * rows - table_VE.shape[0]), (0, 0)))
+    table_VE = sharding.constrain(table_VE, "vocab", None if T > 1 else "embed")
+    return table_VE.reshape(T, chunks, rows, -1).swapaxes(0, 1).reshape(chunks, T * rows, -1)
+
+
+def _ids(part: Any, rows: int, chunks: int) -> jax.Array:
+    """U: which row of the table each row of a part is."""
+    T = sharding.shards("vocab")
+    row = jnp.arange(rows)
+    return row // (rows // T) * (chunks * (rows // T)) + part * (rows // T) + row % (rows // T)
+
+
+def _part_logits(x_BLE: jax.Array, part_UE: jax.Array, ids_U: jax.Array, size: int) -> jax.Array:
+    part_UE = sharding.constrain(part_UE.astype(x_BLE.dtype), "vocab", None)
+    logits_BLU = jnp.einsum("BLE,UE->BLU", x_BLE, part_UE, preferred_element_type=jnp.float32)
+    return sharding.constrain(jnp.where(ids_U < size, logits_BLU, -jnp.inf), "batch", "length", "vocab")
+
+
+def _chunked_forward(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Array, chunks: int) -> Any:
+    x_BLE = sharding.constrain(x_BLE, "batch", "length", None)
+    parts_CUE = _parts(table_VE, chunks)
+
+    def body(carry: Any, xs: Any) -> Any:
+        max_BL, sum_BL, label_BL = carry
+        part, part_UE = xs
+        ids_U = _ids(part, part_UE.shape[0], chunks)
+        logits_BLU = _part_logits(x_BLE, part_UE, ids_U, table_VE.shape[0])
+        new_BL = jnp.maximum(max_BL, jnp.max(logits_BLU, axis=-1))
+        sum_BL = sum_BL * jnp.exp(max_BL - new_BL) + jnp.sum(jnp.exp(logits_BLU - new_BL[..., None]), axis=-1)
+        label_BL += jnp.sum(jnp.where(labels_BL[..., None] == ids_U, logits_BLU, 0.0), axis=-1)
+        return (new_BL, sum_BL, label_BL), None
+
+    lowest = jnp.full(labels_BL.shape, jnp.finfo(jnp.float32).min)
+    zeros = jnp.zeros(labels_BL.shape)
+    (max_BL, sum_BL, label_BL), _ = jax.lax.scan(body, (lowest, zeros, zeros), (jnp.arange(chunks), parts_CUE))
+    log_z_BL = max_BL + jnp.log(sum_BL)
+    return (log_z_BL - label_BL, log_z_BL), (x_BLE, table_VE, labels_BL, log_z_BL)
+
+
+def _chunked_backward(chunks: int, saved: Any, gradients: Any) -> Any:
+    x_BLE, table_VE, labels_BL, log_z_BL = saved
+    by_nll_BL, by_log_z_BL = gradients
+    scale_BL = by_nll_BL + by_log_z_BL
+
+    def body(by_x_BLE: jax.Array, xs: Any) -> Any:
+        part, part_UE = xs
+        ids_U = _ids(part, part_UE.shape[0], chunks)
+        logits_BLU = _part_logits(x_BLE, part_UE, ids_U, table_VE.shape[0])
+        by_BLU = scale_BL[..., None] * jnp.exp(logits_BLU - log_z_BL[..., None])
+        by_BLU -= jnp.where(labels_BL[..., None] == ids_U, by_nll_BL[..., None], 0.0)
+        by_BLU = by_BLU.astype(x_BLE.dtype)
+        by_x_BLE += jnp.einsum("BLU,UE->BLE", by_BLU, part_UE.astype(x_BLE.dtype), preferred_element_type=jnp.float32)
+        by_UE = jnp.einsum("BLU,BLE->UE", by_BLU, x_BLE, preferred_element_type=jnp.float32)
+        return by_x_BLE, sharding.constrain(by_UE.astype(table_VE.dtype), "vocab", "embed")
+
+    zeros = jnp.zeros(x_BLE.shape, jnp.float32)
+    by_x_BLE, by_CUE = jax.lax.scan(body, zeros, (jnp.arange(chunks), _parts(table_VE, chunks)))
+    T, E = sharding.shards("vocab"), table_VE.shape[1]
+    by_VE = by_CUE.reshape(chunks, T, -1, E).swapaxes(0, 1).reshape(-1, E)[: table_VE.shape[0]]
+    return by_x_BLE.astype(x_BLE.dtype), by_VE, None
+
+
+chunked_likelihood.defvjp(_chunked_forward, _chunked_backward)
 
 
 def accuracy(logits_xV: jax.Array, labels_x: jax.Array, weight_x: jax.Array) -> jax.Array:

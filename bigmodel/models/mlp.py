@@ -135,7 +135,7 @@ class Model(nn.Module):
         if cfg.depth:
             x_BD = _finish(self, dense("first", x_BI, cfg.width), train, "first_norm")
         if cfg.depth > 1:
-            hidden = layers.stack(Hidden, cfg.depth - 1, scan=cfg.depth > 8, remat=False)
+            hidden = layers.stack(Hidden, cfg.depth - 1, scan=cfg.depth > 8)
             x_BD, _ = hidden(cfg, name="hidden")(x_BD, None, None, train)
         return dense("last", x_BD, cfg.num_classes) if cfg.objective == "classify" else dense("last", x_BD, 1)[:, 0]
 

@@ -149,7 +149,7 @@ class Model(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         self.embed = Embed(cfg)
-        self.blocks = layers.stack(Block, cfg.depth, scan=cfg.depth > 8, remat=False)(cfg)
+        self.blocks = layers.stack(Block, cfg.depth, scan=cfg.depth > 8)(cfg)
         if not cfg.tied_head:
             self.head = self.param("head", layers.normal(cfg.init_std, cfg.width), (cfg.width, cfg.vocab_size))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (cfg.vocab_size,))

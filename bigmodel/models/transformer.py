@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import ad_checkpoint
 from ml_collections import ConfigDict
 
 from bigmodel import sharding
@@ -47,8 +48,7 @@ def get_config() -> dict[str, Any]:
         base_depth=0,  # 0: depth
         base_num_heads=0,  # 0: num_heads
         dtype="float32",  # compute; parameters are float32
-        execution="auto",  # scan over depth, unrolled, or auto: unrolled up to AUTO_UNROLL layers
-        remat=False,
+        execution="auto",  # scan over depth, unrolled, or auto: unrolled up to AUTO_UNROLL layers, on a CPU
     )
 
 
@@ -162,12 +162,13 @@ class Block(nn.Module):
         def branch(name: str, x_BLD: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
             norm = layers.Norm(cfg.norm, cfg.bias, cfg.norm_eps, name=f"norm_{name}")
             y_BLD, out = layer(norm(x_BLD) if cfg.norm_placement == "pre" else x_BLD)
+            y_BLD = sharding.constrain(y_BLD, "batch", "residual", None)
             y_BLD = y_BLD * scale if scale != 1 else y_BLD
             if cfg.dropout:
                 y_BLD = nn.Dropout(cfg.dropout, deterministic=not train)(y_BLD)
             return (x_BLD + y_BLD if cfg.norm_placement == "pre" else norm(alpha * x_BLD + y_BLD)), out
 
-        x_BLD = sharding.constrain(x_BLD, "batch", None, None)
+        x_BLD = ad_checkpoint.checkpoint_name(sharding.constrain(x_BLD, "batch", "residual", None), layers.RESIDUAL)
         own, memory = (cache["own"], cache["memory"]) if self.cross and cache is not None else (cache, None)
         attention = Attention(cfg, name="attention")
         x_BLD, own = branch("attention", x_BLD, lambda x: attention(x, own, view))
@@ -187,5 +188,6 @@ def empty(cfg: Any, depth: int, batch_size: int, size: int) -> dict[str, jax.Arr
 
 def blocks(cfg: Any, depth: int, cross: bool = False) -> Any:
     """`depth` blocks, called as blocks(x_BLD, cache, view, train): unrolled where that is worth compiling."""
-    scan = cfg.execution == "scan" or (cfg.execution == "auto" and depth > AUTO_UNROLL)
-    return layers.stack(Block, depth, scan, cfg.remat)(cfg, cross)
+    auto = depth > AUTO_UNROLL or sharding.platform() != "cpu"
+    scan = cfg.execution == "scan" or (cfg.execution == "auto" and auto)
+    return layers.stack(Block, depth, scan)(cfg, cross)

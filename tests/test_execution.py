@@ -1,0 +1,82 @@
+"""What changes only how a program is carried out: kernels, a loss in parts, kinds of layout. Same numbers, less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodel import sharding
+from bigmodel.config import UsageError
+from bigmodel.models import attention, losses
+
+ALONE = sharding.make_mesh(sharding.ALONE)
+
+
+def attending(name, causal, K):
+    """Values and gradients of attention by a kernel."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 2, 256, K))
+    view = attention.View(causal=causal)
+
+    def total(q, k, v):
+        out = attention.attend(q, k, v, view)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+    with sharding.use(ALONE, sharding.Execution(attention=name)):
+        grads, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return [out, *grads]
+
+
+@pytest.mark.parametrize(("causal", "K"), [(True, 64), (False, 128)])
+def test_the_kernel_of_a_tpu_attends_as_the_plain_path(causal, K):
+    """Interpreted; test_accelerator.py has the GPU's."""
+    for a, b in zip(attending("splash", causal, K), attending("plain", causal, K), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_a_kernel_that_cannot_is_named():
+    q = jnp.zeros((1, 2, 6, 8))
+    with (
+        sharding.use(ALONE, sharding.Execution(attention="splash")),
+        pytest.raises(UsageError, match="can't take 6 queries"),
+    ):
+        attention.attend(q, q, q)
+
+
+def plain_and_chunked(V, chunks, z_loss=1e-3):
+    B, L, E = 4, 16, 24
+    rng = np.random.default_rng(0)
+    x, table = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, L, E), (V, E)))
+    labels = jnp.asarray(rng.integers(0, V, (B, L)))
+    weight = jnp.asarray(rng.integers(0, 2, (B, L)), jnp.float32)
+
+    def plain(x, table):
+        return losses.cross_entropy(jnp.einsum("BLE,VE->BLV", x, table), labels, weight, z_loss)[0]
+
+    def chunked(x, table):
+        return losses.head_cross_entropy(x, table, labels, weight, chunks, z_loss)[0]
+
+    programs = [jax.jit(jax.value_and_grad(f, argnums=(0, 1))).lower(x, table).compile() for f in (plain, chunked)]
+    return [p(x, table) for p in programs], [p.memory_analysis().temp_size_in_bytes for p in programs]
+
+
+@pytest.mark.parametrize(("V", "chunks"), [(97, 1), (97, 4), (96, 8)])
+def test_a_loss_in_parts_is_the_plain_one(V, chunks):
+    (a, b), _ = plain_and_chunked(V, chunks)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+
+
+def test_a_loss_in_parts_takes_an_eighth_of_the_memory():
+    (a, b), (whole, parts) = plain_and_chunked(16384, 32)
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-6)
+    assert parts <= whole / 8, (parts, whole)
+
+
+def test_a_shape_that_does_not_divide_is_sharded_on_another_side():
+    """GPT-3's vocabulary is 29 x 1733, and its 13B is 5140 wide."""
+    mesh = jax.sharding.AbstractMesh((1, 1, 16, 1, 8), sharding.AXES)
+    place = sharding._parameter_spec
+    assert place((50257, 12288), ("vocab", "embed"), mesh) == jax.P(None, ("fsdp", "tensor"))
+    assert place((40, 5140, 20560), (None, "embed", "ffn"), mesh) == jax.P(None, None, ("tensor",))
+    assert place((40, 5140, 40, 128), (None, "embed", "heads", None), mesh) == jax.P(None, None, ("tensor",), ("fsdp",))
+    assert place((40, 5140), (None, None), mesh) == jax.P(None, None)  # vectors stay whole
