@@ -1,4 +1,4 @@
-"""What changes only how a program is carried out: kernels, a loss in parts, kinds of layout. Same numbers, less memory."""
+"""What changes only how a program is carried out: kernels, a loss in parts, layouts. Same numbers, less memory."""
 
 import jax
 import jax.numpy as jnp
