@@ -31,6 +31,8 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             tokens=0,  # D seen (examples, where a source has no tokens)
             flops=0.0,  # C = 3 x forward FLOPs x examples
             tokens_per_param=0.0,  # D / N, N without embeddings
+            param_dtype="float32",  # or bfloat16, in which parameters are kept
+            grad_dtype="float32",  # or bfloat16, in which gradients are summed over micro-batches and kept
             seed=0,
             eval_examples=0,  # validation examples evaluated; 0: all
             patience=0,  # ends once so many checks in a row found no lower held-out loss (early stopping); 0: never
@@ -139,6 +141,8 @@ def _check_train(config: ConfigDict) -> None:
     for key in ("batch_size", "divergence_steps"):
         if train[key] < 1:
             raise UsageError(f"config.train.{key}={train[key]}: must be at least 1")
+    for key in ("param_dtype", "grad_dtype"):
+        choose(f"config.train.{key}", train[key], optim.DTYPES)
     if train.patience_steps < 1:
         raise UsageError(f"config.train.patience_steps={train.patience_steps}: must be at least 1")
     for key in ("microbatch", "eval_examples", "seed", "patience", *HORIZONS):
@@ -366,6 +370,17 @@ def derive(config: FrozenConfigDict) -> Budget:
         # Of a masked objective no sum over a text is a likelihood of it.
         bytes_per_unit=info.bytes_per_unit if family.likelihood(config.model) else 0.0,
     )
+
+
+def horizon(cfg: Any, params_nonembedding: int, units: int, flops_per_step: float) -> float:
+    """Units of data that a config asks for, whether or not its data is there."""
+    train = cfg.train
+    step = train.batch_size * units
+    if train.steps:
+        return float(train.steps * step)
+    if train.flops:
+        return float(train.flops / flops_per_step * step)
+    return float(train.tokens or train.tokens_per_param * params_nonembedding)
 
 
 def describe(family_name: str, model: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ A study from text to law:
   bigmodel fit runs/demo --against=gadre --out=fit.json
   bigmodel plan --law=fit.json --flops=1e16       the next model, and the sweep that would make it surer
   bigmodel coordcheck --config=experiments/prose.py --widths=32,64,128    do hyper-parameters transfer?
+  bigmodel compile --config=experiments/gpt3.py:175b --topology=v5p:8x8x8   does it fit a pod?
   bigmodel paper gpt3                             what papers print, beside what our modules and fits compute
 
 `bigmodel VERB --help` explains a verb with an example. Exit codes: 0 done, 2 a mistake in what was asked,
@@ -105,6 +106,10 @@ the price of missing the size, the nearest model that can be built, and the runs
 
 One of --flops, --params (for which compute is this size the best?), --tokens or --loss (the cheapest way there).
 Inference tokens make smaller models trained for longer the best: a budget then pays for training and inference.
+
+Or lays a model out on a pod: the meshes that fit by their estimates, the fastest first, and why.
+
+  bigmodel plan --topology=v5p:8x8x8 --config=experiments/gpt3.py:175b
 """
 
 COUNT = """\
@@ -137,6 +142,20 @@ change, grows with it. Where hyper-parameters transfer the slopes are 0, within 
 
 The least width or depth is the base. Writes coords.csv, slopes.json and coords.png, .svg, .pdf into --out. Exit code 1:
 the last parametrization named doesn't pass.
+"""
+
+COMPILE = """\
+Compiles the train step of a config for TPUs that aren't there, and tells what a chip would hold, send and need:
+exact bytes of XLA's buffers, collectives counted with their loops, FLOPs by the model's formula, and a roofline of the
+step's time from published peaks, which is a model and not a measurement. Needs the package libtpu (bigmodel[tpu]).
+
+  bigmodel compile --config=experiments/gpt3.py:1.3b --topology=v5e:4x4 --config.train.batch_size=64
+  bigmodel compile --config=experiments/gpt3.py:175b --topology=v5p:8x8x8 --slices=2
+  bigmodel compile --sweep=sweeps/demo.py --topology=v5e:2x2
+
+Without --config.run.mesh.AXIS=K it takes the fastest layout whose estimate fits (`bigmodel plan --topology` lists
+them). A program that doesn't fit ends in one line with the shortfall and the cheapest remedies, and exit code 2.
+Writes OUT.json and OUT.png; programs are cached by their hash in runs/compile/cache. Takes minutes of CPU.
 """
 
 PAPER = """\
@@ -186,6 +205,10 @@ def parser() -> Parser:
     def with_config(p: Parser) -> None:
         p.add_argument("path", nargs="?", help="a config.json of an earlier run")
         p.add_argument("--config", metavar="FILE[:VARIANT]", help="a file with get_config(), as experiments/gpt.py")
+
+    def topology(p: Parser, **more: Any) -> None:
+        p.add_argument("--topology", default="", metavar="TPU", help="chip and shape, as v5e:4x4 or v5p:8x8x8", **more)
+        p.add_argument("--slices", type=int, default=1, help="slices of that topology")
 
     p = verb("prepare", PREPARE)
     p.add_argument("source", help="corpus name, file, folder, hf:NAME, or `list`")
@@ -249,7 +272,8 @@ def parser() -> Parser:
     p.add_argument("--out", help="folder to write (default: RUNS/<sweep>/report)")
 
     p = verb("plan", PLAN)
-    p.add_argument("--law", required=True, metavar="FIT.JSON", help="what `bigmodel fit --out=` wrote")
+    p.add_argument("--law", default="", metavar="FIT.JSON", help="what `bigmodel fit --out=` wrote")
+    topology(p)
     p.add_argument("--flops", type=float, help="for training (with --inference-tokens: and inference)")
     p.add_argument("--params", type=float, help="N: the compute and data for which it is the best size")
     p.add_argument("--tokens", type=float, help="D: the compute and size for which it is the best amount")
@@ -287,6 +311,14 @@ def parser() -> Parser:
     p.add_argument("--out", default="runs/coordcheck", metavar="FOLDER")
     devices(p)
 
+    p = verb("compile", COMPILE)
+    with_config(p)
+    topology(p, required=True)
+    p.add_argument("--sweep", metavar="FILE", help="every row of a sweep file")
+    p.add_argument("--out", metavar="STEM", help="write STEM.json and STEM.png (default: runs/compile/NAME)")
+    p.add_argument("--save", default="", metavar="FILE", help="write the executable, to start from without compiling")
+    p.add_argument("--no-cache", action="store_true", help="compile even what is in the cache")
+
     p = verb("paper", PAPER)
     p.add_argument("name", help="a paper, or `list`")
     p.add_argument(
@@ -311,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
             hint = nearest(unknown[0].partition("=")[0], options)
             raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
-        if overrides and known.verb not in ("train", "sweep", "count", "plan", "coordcheck"):
+        if overrides and known.verb not in ("train", "sweep", "count", "plan", "coordcheck", "compile"):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
         from bigmodel.verbs import verb
 

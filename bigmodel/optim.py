@@ -21,6 +21,7 @@ from bigmodel.config import UsageError, choose
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "wsd")
+DTYPES = ("float32", "bfloat16")
 RATE_KEYS = ("lr", "schedule", "warmup", "final_lr", "decay", "branches")  # used on the host only: not compiled
 
 
@@ -42,6 +43,7 @@ def get_config() -> ConfigDict:
             b2=0.95,
             eps=1e-8,
             momentum=0.9,  # sgd and muon; 0: plain gradient descent
+            state_dtype="float32",  # or bfloat16, in which moments are kept between steps
             clip=1.0,  # global gradient norm; 0: no clipping
         )
     )
@@ -50,6 +52,7 @@ def get_config() -> ConfigDict:
 def finalize(cfg: ConfigDict) -> None:
     choose("config.optim.name", cfg.name, OPTIMIZERS)
     choose("config.optim.schedule", cfg.schedule, SCHEDULES)
+    choose("config.optim.state_dtype", cfg.state_dtype, DTYPES)
     for key in ("warmup", "final_lr", "decay"):
         if not 0 <= cfg[key] <= 1:
             raise UsageError(f"config.optim.{key}={cfg[key]}: a fraction, must be in [0, 1]")
@@ -153,9 +156,24 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
         steps.append(optax.add_decayed_weights(cfg.l2, decays))
     if cfg.clip:
         steps.append(optax.clip_by_global_norm(cfg.clip))
-    return optax.chain(
+    whole = optax.chain(
         *steps, direction, *multiplied(rates), optax.add_decayed_weights(cfg.weight_decay, decays), optax.scale(-1.0)
     )
+    return whole if cfg.state_dtype == "float32" else _kept_in(cfg.state_dtype, whole)
+
+
+def _kept_in(dtype: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` whose state's floats are `dtype` between steps; it computes in float32."""
+
+    def cast(tree: Any, to: str) -> Any:
+        floating = (jnp.float32, jnp.bfloat16)
+        return jax.tree.map(lambda x: x.astype(to) if x.dtype in floating else x, tree)
+
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        updates, state = tx.update(cast(grads, "float32"), cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(tx.init(params), dtype), update)
 
 
 def _matrix_sides(rules: Any) -> Callable[[Any], Any]:

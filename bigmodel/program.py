@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from bigmodel import budget, config, models, optim, sharding
+from bigmodel.config import UsageError
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Program:
 def static_part(frozen: Any) -> str:
     """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
     optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
-    train_ = {k: frozen.train[k] for k in ("batch_size", "microbatch", "divergence", "divergence_steps", "noise_scale")}
+    keys = ("batch_size", "microbatch", "divergence", "divergence_steps", "noise_scale", "param_dtype", "grad_dtype")
+    train_ = {k: frozen.train[k] for k in keys}
     run = {k: frozen.run[k] for k in ("remat", "attention", "loss_chunks")}
     tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_, "run": run}
     return json.dumps(tree, sort_keys=True)
 
 
+ELEMENTWISE = ("adamw", "lion", "sgd")  # optimizers whose updates cost next to nothing to make
 CACHED_TOKENS = 512  # by config.train.microbatch, widths 64 to 256: 256 and 2048 are slower, 1024 about as fast
 
 
@@ -71,20 +74,24 @@ def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.
     }
 
 
-@functools.lru_cache(maxsize=64)
-def build(static: str, mesh: Mesh) -> Program:
-    cfg = FrozenConfigDict(config.from_json(static))
-    family = models.family(cfg.family)
-    model = family.Model(cfg.model)
-    scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
-    tx = optim.build(cfg.optim, family.RULES, scales.rate, scales.gradient)
-    B, M = cfg.train.batch_size, _microbatch(cfg, mesh)
-    if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
-        M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
+def check_batch(cfg: Any, mesh: Mesh) -> None:
+    """Refuses a batch that the mesh doesn't divide."""
+    key = "microbatch" if cfg.train.microbatch else "batch_size"
+    shards = sharding.batch_shards(mesh)
+    if cfg.train[key] % shards:
+        raise UsageError(
+            f"config.train.{key}={cfg.train[key]} isn't a multiple of the mesh's slices x data x fsdp = {shards}"
+        )
+
+
+def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
+    """key -> the state before the first step."""
 
     def init(key: jax.Array) -> Any:
-        variables = dict(budget.init(family, cfg.model, key, B if budget.carries(cfg.model) else 1))
+        B = cfg.train.batch_size if budget.carries(cfg.model) else 1
+        variables = dict(budget.init(family, cfg.model, key, B))
         params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
+        params = jax.tree.map(lambda w: w.astype(cfg.train.param_dtype), params)
         return {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
@@ -97,11 +104,39 @@ def build(static: str, mesh: Mesh) -> Program:
             },
         }
 
+    return init
+
+
+def _parts(cfg: Any) -> Any:
+    family = models.family(cfg.family)
+    scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
+    return family, scales, optim.build(cfg.optim, family.RULES, scales.rate, scales.gradient)
+
+
+@functools.lru_cache(maxsize=64)
+def state_shapes(static: str) -> Any:
+    """Shapes of a training state, whatever the mesh."""
+    cfg = FrozenConfigDict(config.from_json(static))
+    return jax.eval_shape(_start(cfg, *_parts(cfg)), jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=64)
+def build(static: str, mesh: Mesh) -> Program:
+    cfg = FrozenConfigDict(config.from_json(static))
+    family, scales, tx = _parts(cfg)
+    model = family.Model(cfg.model)
+    B, M = cfg.train.batch_size, _microbatch(cfg, mesh)
+    if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
+        M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
+
+    init = _start(cfg, family, scales, tx)
+
     def gradient(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         def objective(p: Any) -> Any:
             return family.loss(model, {"params": scales.effective(p), **model_state}, batch, key, True)
 
-        return jax.grad(objective, has_aux=True)(params)
+        grads, aux = jax.grad(objective, has_aux=True)(params)
+        return jax.tree.map(lambda g: g.astype(cfg.train.grad_dtype), grads), aux
 
     def accumulated(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         """Gradient and metrics of the whole batch, M examples at a time: means weighted by `weight`."""
@@ -138,12 +173,17 @@ def build(static: str, mesh: Mesh) -> Program:
         grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
         grad_norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, state["opt"], state["params"])
+        norm = optax.global_norm(updates)
+        if cfg.optim.name in ELEMENTWISE and sharding.platform() != "cpu":
+            # Made twice, for the norm and to be added: made once they would be kept, as large as the parameters.
+            grads, norm = jax.lax.optimization_barrier((grads, norm))
+            updates, opt = tx.update(grads, state["opt"], state["params"])
         loss, guard = metrics["loss"], state["guard"]
         first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
         high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)
         # A step that isn't finite, or is one high loss too many, changes nothing, nor does any after it: the last
         # good state is kept, whatever the host has dispatched meanwhile.
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(rate * optax.global_norm(updates))
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(rate * norm)
         ok = guard["ok"] & finite & (high < cfg.train.divergence_steps)
         new = {
             "step": state["step"] + 1,

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from bigmodel.words import duration, human
+
 # Published dense peak FLOP/s of a device, bfloat16: the vendors' product pages.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -48,24 +50,6 @@ def cpu_peak(n: int = 1024) -> float:
         product(x).block_until_ready()
         best = min(best, time.perf_counter() - began)
     return 2 * n**3 / best
-
-
-def human(x: float, digits: int = 3) -> str:
-    """1234567 -> '1.23M'"""
-    if not math.isfinite(x):
-        return str(x)
-    for suffix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(x) >= size and abs(x) < 1e15:
-            return f"{x / size:.{digits}g}{suffix}"
-    return f"{x:.{digits}g}"
-
-
-def duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    whole = int(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{whole % 60:02d}s" if minutes else f"{seconds:.1f}s"
 
 
 class Line:

@@ -71,21 +71,27 @@ _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", defa
 _execution: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution", default=DEFAULT)
 
 
+def full(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """Every axis with its size on so many devices. One size may be -1: whatever is left."""
+    shape = {axis: int(sizes.get(axis, 1)) for axis in AXES}
+    free = [axis for axis, n in shape.items() if n == -1]
+    known = math.prod(n for n in shape.values() if n != -1)
+    if len(free) > 1 or any(n == 0 or n < -1 for n in shape.values()):
+        raise UsageError(f"config.run.mesh={dict(sizes)}: sizes are positive, and at most one is -1 (the rest)")
+    if free and devices % known == 0:
+        shape[free[0]] = devices // known
+    if math.prod(shape.values()) != devices:
+        raise UsageError(f"config.run.mesh={dict(sizes)} doesn't fill the {devices} devices there are")
+    return shape
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh over all devices (default: jax.devices()). One size may be -1: whatever is left.
 
     Of TPUs, neighbours on the mesh are neighbours on the torus, and `slices` is the axis between slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = [int(sizes.get(axis, 1)) for axis in AXES]
-    free = [i for i, n in enumerate(shape) if n == -1]
-    known = math.prod(n for n in shape if n != -1)
-    if len(free) > 1 or any(n == 0 or n < -1 for n in shape):
-        raise UsageError(f"config.run.mesh={dict(sizes)}: sizes are positive, and at most one is -1 (the rest)")
-    if free and len(devices) % known == 0:
-        shape[free[0]] = len(devices) // known
-    if math.prod(shape) != len(devices):
-        raise UsageError(f"config.run.mesh={dict(sizes)} doesn't fill the {len(devices)} devices there are")
+    shape = list(full(sizes, len(devices)).values())
     if devices[0].platform != "tpu":
         return Mesh(np.asarray(devices).reshape(shape), AXES)
     slices = len({getattr(d, "slice_index", 0) for d in devices})
@@ -195,12 +201,13 @@ def _largest(shape: Sequence[int], mesh: Mesh) -> P:
     return P(*("fsdp" if i == best else None for i in range(len(shape))))
 
 
-def state_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
+def state_shardings(shapes: Any, rules: Rules, mesh: Any) -> Any:
     """NamedSharding for every leaf of a training state.
 
     Args:
       shapes: tree of ShapeDtypeStruct with the parameters under 'params'; moments and accumulators
         are recognised by a path that ends in a parameter's path, with the same shape.
+      mesh: or an AbstractMesh, of devices that needn't be there.
       rules: the family's RULES, or () for FSDP on the largest dimension.
 
     Raises:

@@ -33,6 +33,7 @@ from etils import epath
 
 from bigmodel import budget, config, models, recipes, track
 from bigmodel.config import Busy, Retry, UsageError
+from bigmodel.status import describe, folder_of, state_of
 from bigmodel.view import View
 
 Row = dict[str, Any]
@@ -123,10 +124,6 @@ def load(path: str) -> Any:
         if not hasattr(module, name):
             raise UsageError(f"sweep file {path!r} has no {name}")
     return module
-
-
-def folder_of(path: str, runs: str) -> epath.Path:
-    return epath.Path(runs) / Path(path).stem
 
 
 def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = "runs") -> list[Planned]:
@@ -220,37 +217,6 @@ def expected_seconds(plan: Sequence[Planned], folder: epath.Path) -> list[float]
         c + RUN_OVERHEAD + p.budget.steps * STEP_OVERHEAD + p.budget.flops / peak
         for c, p in zip(compiling, plan, strict=True)
     ]
-
-
-# ----------------------------------------------------------------------------------- status
-
-
-def status(folder: epath.Path) -> list[dict[str, Any]]:
-    """One dict a planned row, from files alone: its plan, 'state', and the result or the latest metrics.
-
-    state: done, diverged, failed, running (a live process holds its lock), interrupted, pending.
-    """
-    plan = track.read_rows(folder / "plan.jsonl")
-    if not plan:
-        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan` or `sweep run` first")
-    return [{**row, **_state(folder / row["run_id"])} for row in plan]
-
-
-def _state(folder: epath.Path) -> dict[str, Any]:
-    result = track.read_json(folder / "result.json")
-    if result:
-        return {"state": result["status"], "result": result}
-    if not folder.exists():
-        return {"state": "pending"}
-    if track.is_locked(folder):
-        state = "running"
-    else:
-        error = track.read_json(folder / "error.json")
-        if error:
-            return {"state": "failed", "error": error["error"]}
-        state = "interrupted" if (folder / "config.json").exists() else "pending"
-    rows = track.read_rows(folder / "metrics.jsonl")
-    return {"state": state, "last": rows[-1] if rows else None}
 
 
 # -------------------------------------------------------------------------------------- run
@@ -366,7 +332,7 @@ def _in_order(plan: Sequence[Planned], folder: epath.Path, order: Sequence[int],
     visited: set[int] = set()
 
     def ended(start: int) -> bool:
-        state = _state(folder / plan[start].run_id)["state"]
+        state = state_of(folder / plan[start].run_id)["state"]
         return state in ("done", "diverged") or (state == "failed" and (not retry_failed or start in visited))
 
     while order:
@@ -428,15 +394,3 @@ def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int
             child.wait()
     watch()
     return [child.returncode for child in children]
-
-
-def describe(overrides: Row) -> str:
-    """'width=64 depth=2 tokens=1M': a row in a few words."""
-    from bigmodel.progress import human
-
-    def value(v: Any) -> str:
-        if isinstance(v, bool) or not isinstance(v, int | float):
-            return str(v)
-        return human(v) if abs(v) >= 10_000 else f"{v:.4g}"
-
-    return " ".join(f"{k.rpartition('.')[2]}={value(v)}" for k, v in overrides.items() if k != "model.num_heads")

@@ -11,6 +11,7 @@ A run's folder holds
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -62,6 +63,25 @@ def read_rows(path: Any) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def last_row(path: Any) -> dict[str, Any] | None:
+    """The last whole row of a .jsonl, without reading what is before."""
+    path = epath.Path(path)
+    if "://" in str(path):
+        rows = read_rows(path)
+        return rows[-1] if rows else None
+    try:
+        with open(path, "rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
+            lines = f.read().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    return None
 
 
 class Rows:

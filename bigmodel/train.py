@@ -94,13 +94,7 @@ def attempt(
     if result is not None:
         return result, False
     mesh = sharding.make_mesh(frozen.run.mesh)
-    B = frozen.train.batch_size
-    shards = sharding.batch_shards(mesh)
-    if (frozen.train.microbatch or B) % shards:
-        raise UsageError(
-            f"config.train.{'microbatch' if frozen.train.microbatch else 'batch_size'}="
-            f"{frozen.train.microbatch or B} isn't a multiple of the mesh's data x fsdp = {shards}"
-        )
+    program.check_batch(frozen, mesh)
     lead = jax.process_index() == 0
     made = [p for p in (folder, *folder.parents) if "://" not in root and not p.exists()]
     with config.writing(folder):

@@ -22,5 +22,8 @@ def get_config(size="125m"):
     printed = float(row["printed"][:-1]) * {"M": 1e6, "B": 1e9}[row["printed"][-1]]
     tuning = recipes.get("gpt3").of(printed, TOKENS)
     config.override_all(cfg, tuning.overrides(TOKENS, cfg.data.seq_len).items())
+    # The table's 0.5M, 1M, 2M and 3.2M tokens by whole multiples of 256 sequences, which meshes divide.
+    cfg.train.batch_size = 256 * round(cfg.train.batch_size / 256)
+    cfg.model.dtype = "bfloat16"
     cfg.run.checkpoint_every = 1000
     return cfg

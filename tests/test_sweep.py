@@ -15,11 +15,11 @@ from etils import epath
 from test_images import image_dir  # noqa: F401 (a fixture)
 from test_tasks import reviews
 
-from bigmodel import budget, sweep, track
+from bigmodel import budget, status, sweep, track
 from bigmodel.config import Retry, UsageError
 
 FILE = '''"""Digits, small."""
-from bigmodel import sweep
+from bigmodel import status, sweep
 CONFIG = "experiments/digits.py"
 def get_sweep():
     return sweep.product({{"model.width": [4, 8], "train.steps": {steps}}})
@@ -37,7 +37,7 @@ OFF = [("run.wandb", "off")]
 
 
 def go(file, tmp_path, **kwargs):
-    folder = sweep.folder_of(file, str(tmp_path / "runs"))
+    folder = status.folder_of(file, str(tmp_path / "runs"))
     plan = sweep.make_plan(file, OFF)
     sweep.write_plan(folder, plan)
     said = []
@@ -45,7 +45,7 @@ def go(file, tmp_path, **kwargs):
 
 
 def states(folder):
-    return [row["state"] for row in sweep.status(folder)]
+    return [row["state"] for row in status.status(folder)]
 
 
 # --------------------------------------------------------------------------------- rows
@@ -157,7 +157,7 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     assert len(plan) == 4 and plan[0].config.train.init_from == ""
     assert all(p.config.train.init_from.endswith(plan[0].run_id) for p in plan[1:3])
     said = []
-    tally = sweep.run(str(file), plan, sweep.folder_of(str(file), runs), first=1, say=said.append)
+    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally["trained"] == 4 and [line[1] for line in said] == ["4", "1", "2", "3"]
     results = [track.read_json(Path(runs) / "study" / p.run_id / "result.json") for p in plan]
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], abs=1e-4)
@@ -174,10 +174,10 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     home.mkdir()
     track.write_json(home / "error.json", {"error": "no", "date": ""})
     said = []
-    tally = sweep.run(str(file), plan, sweep.folder_of(str(file), runs), first=1, say=said.append)
+    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally == {"trained": 0, "skipped": 1, "failed": 3, "busy": 0}
     assert sum("no finished run there" in line for line in said) == 2
-    tally = sweep.run(str(file), plan, sweep.folder_of(str(file), runs), first=1, retry_failed=True, say=said.append)
+    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, retry_failed=True, say=said.append)
     assert tally["trained"] == 3 and said[-3][1] == "1"
 
 
@@ -245,7 +245,7 @@ def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
         broken.setattr(jax, "block_until_ready", lost)
         with pytest.raises(Retry, match=r"the device is lost .*ILLEGAL_ADDRESS"):
             go(file, tmp_path)
-    assert states(sweep.folder_of(file, str(tmp_path / "runs"))) == ["pending"] * 4
+    assert states(status.folder_of(file, str(tmp_path / "runs"))) == ["pending"] * 4
     tally, *_ = go(file, tmp_path)
     assert tally["trained"] == 4
     # The second time it is the row's fault, as far as anybody can tell.
@@ -255,11 +255,11 @@ def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
         for said in ("the same command continues", "is passed over now"):
             with pytest.raises(Retry, match=said):
                 go(file, tmp_path / "again")
-    assert states(sweep.folder_of(file, str(tmp_path / "again/runs"))) == ["failed", *["pending"] * 3]
+    assert states(status.folder_of(file, str(tmp_path / "again/runs"))) == ["failed", *["pending"] * 3]
 
 
 def test_a_row_that_another_process_holds_is_passed_over(file, tmp_path):
-    folder = sweep.folder_of(file, str(tmp_path / "runs"))
+    folder = status.folder_of(file, str(tmp_path / "runs"))
     plan = sweep.make_plan(file, OFF)
     (folder / plan[2].run_id).mkdir(parents=True)
     with track.Lock(folder / plan[2].run_id):
@@ -272,7 +272,7 @@ def test_a_row_that_another_process_holds_is_passed_over(file, tmp_path):
 def test_two_workers_share_the_rows_and_train_none_twice(file, tmp_path):
     done = bigmodel("sweep", "run", file, f"--runs={tmp_path / 'runs'}", "--workers=2", "--config.run.wandb=off")
     assert done.returncode == 0, done.stderr
-    folder = sweep.folder_of(file, str(tmp_path / "runs"))
+    folder = status.folder_of(file, str(tmp_path / "runs"))
     assert states(folder) == ["done"] * 4
     logs = "".join((p).read_text() for p in (tmp_path / "runs/small/workers").iterdir())
     assert sum(line.startswith("[") for line in logs.splitlines()) == 4, logs

@@ -6,6 +6,7 @@ E of the values (K, if nothing else is said).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -136,6 +137,8 @@ def attend(
         return kernels.cudnn(q_BHLK, k_BGSK, v_BGSK, view.causal)
     if view.prefix_B is not None or not (isinstance(view.start, int) and view.start == 0):
         return _weigh(q_BHLK, k_BGSK, v_BGSK, _visible(L, S, view.start, view), scores_BHLS)
+    if sharding.platform() != "cpu" and scores_BHLS is None and L % ROWS == 0:
+        return _scan_blocks(q_BHLK, k_BGSK, v_BGSK, view)
     size = max(QUERIES, -(-L // MOST_BLOCKS))
     out = []
     for first in range(0, L, size):
@@ -145,6 +148,24 @@ def attend(
         added = None if scores_BHLS is None else scores_BHLS[:, :, first:end, :seen]
         out.append(_weigh(q_BHLK[:, :, first:end], k_BGSK[:, :, :seen], v_BGSK[:, :, :seen], mask, added))
     return jnp.concatenate(out, axis=2) if len(out) > 1 else out[0]
+
+
+ROWS = 128
+
+
+def _scan_blocks(q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSE: jax.Array, view: View) -> jax.Array:
+    """ROWS queries at a time in a loop, their scores made again in the backward pass: little memory, one block's
+    compilation, and the products that a causal mask throws away."""
+    B, H, L, K = q_BHLK.shape
+    blocks = q_BHLK.reshape(B, H, L // ROWS, ROWS, K).transpose(2, 0, 1, 3, 4)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(_: None, xs: Any) -> Any:
+        i, q = xs
+        return None, _weigh(q, k_BGSK, v_BGSE, _visible(ROWS, k_BGSK.shape[2], i * ROWS, view), None)
+
+    _, out = jax.lax.scan(body, None, (jnp.arange(L // ROWS), blocks))
+    return out.transpose(1, 2, 0, 3, 4).reshape(B, H, L, -1)
 
 
 KERNELS = {"tpu": "splash", "gpu": "cudnn", "cpu": "plain"}

@@ -37,7 +37,9 @@ def splash(
     of_kv = P(*of_q[:2], None, None)
 
     def count(axes: Any) -> int:
-        return 1 if axes is None or mesh is None else sharding.product(mesh, axes)
+        if axes is None or mesh is None:
+            return 1
+        return sharding.product(mesh, (axes,) if isinstance(axes, str) else axes)
 
     mask = masks.CausalMask((L, S)) if causal else masks.FullMask((L, S))
     q_block, kv_block = _block(L // count(of_q[2])), _block(S)

@@ -5,6 +5,7 @@ B batch, L length, D width, H heads, K head dim, F ffn, N depth.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -137,7 +138,9 @@ def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
     library does fastest, where more axes make it copy operands into other layouts; on a mesh the axes are kept apart,
     so that each stays sharded."""
     if sharding.platform() != "cpu" or sharding.shards(*sharding.SPREAD) > 1:
-        return jax.lax.dot_general(x_xD, w_Dy.astype(x_xD.dtype), (((x_xD.ndim - 1,), (0,)), ((), ())))
+        # Else XLA casts the weights of all layers before the loop over them, and keeps them all.
+        w_Dy = jax.lax.optimization_barrier(w_Dy).astype(x_xD.dtype)
+        return jax.lax.dot_general(x_xD, w_Dy, (((x_xD.ndim - 1,), (0,)), ((), ())))
     rows = x_xD.reshape(-1, x_xD.shape[-1])
     y = _matmul(rows, w_Dy.reshape(w_Dy.shape[0], -1).astype(x_xD.dtype))
     return y.reshape(*x_xD.shape[:-1], *w_Dy.shape[1:])
@@ -166,20 +169,46 @@ class FeedForward(nn.Module):
         cfg, dtype = self.cfg, x_BLD.dtype
         D, F = cfg.width, cfg.ffn
 
-        def dense(name: str, x: jax.Array, out: int, scale: float = 1.0) -> jax.Array:
-            n = x.shape[-1]
-            y = linear(x, self.param(name, normal(cfg.init_std, n, scale), (n, out)))
-            if cfg.bias:
-                y += self.param(f"{name}_bias", nn.initializers.zeros, (out,)).astype(dtype)
-            return y
+        gated = cfg.activation in GATED
+        act = ACTIVATIONS[GATED[cfg.activation] if gated else cfg.activation]
+        std, zeros = cfg.init_std, nn.initializers.zeros
+        into = {"up": normal(std, D, value_start(cfg)), **({"gate": normal(std, D, value_start(cfg))} if gated else {})}
+        w = {name: self.param(name, start, (D, F)) for name, start in into.items()}
+        b = {name: self.param(f"{name}_bias", zeros, (F,)) for name in into if cfg.bias}
+        down = self.param("down", normal(std, F, residual_start(cfg)), (F, D))
 
-        h_BLF = dense("up", x_BLD, F, value_start(cfg))
-        if cfg.activation in GATED:
-            h_BLF = h_BLF * ACTIVATIONS[GATED[cfg.activation]](dense("gate", x_BLD, F, value_start(cfg)))
-        else:
-            h_BLF = ACTIVATIONS[cfg.activation](h_BLF)
-        h_BLF = sharding.constrain(h_BLF, "batch", "length", "ffn")
-        return dense("down", h_BLF, D, residual_start(cfg))
+        def hidden(w: Any, b: Any) -> jax.Array:
+            y = {name: linear(x_BLD, w[name]) for name in w}
+            y = {name: y[name] + b[name].astype(dtype) for name in y} if b else y
+            h_BLF = y["up"] * act(y["gate"]) if gated else act(y["up"])
+            return sharding.constrain(h_BLF, "batch", "length", "ffn")
+
+        parts = _ffn_parts(x_BLD.shape, F, dtype)
+        if parts == 1:
+            y_BLD = linear(hidden(w, b), down)
+        else:  # as many units at a time, so that their activations aren't all in memory while they are computed again
+            cut = {name: v.reshape(D, parts, -1).swapaxes(0, 1) for name, v in w.items()}
+            cut_b = {name: v.reshape(parts, -1) for name, v in b.items()}
+
+            @functools.partial(jax.checkpoint, prevent_cse=False)
+            def body(y_BLD: jax.Array, xs: Any) -> Any:
+                return y_BLD + linear(hidden(xs[0], xs[1]), xs[2]), None
+
+            start = jnp.zeros_like(x_BLD)
+            y_BLD, _ = jax.lax.scan(body, start, (cut, cut_b, down.reshape(parts, -1, D)))
+        return y_BLD + self.param("down_bias", zeros, (D,)).astype(dtype) if cfg.bias else y_BLD
+
+
+PART_BYTES = 2**25  # of a feed-forward layer's activations that a device has at once, where they are computed again
+
+
+def _ffn_parts(shape: Any, ffn: int, dtype: Any) -> int:
+    """Into how many parts a feed-forward layer is cut: one where nothing is computed again, or other devices have
+    parts of it, whose sums would be exchanged a part at a time."""
+    if sharding.execution().remat not in ("full", "offload") or sharding.shards("ffn") > 1:
+        return 1
+    bytes_ = math.prod(shape[:-1]) * ffn * dtype.itemsize / sharding.shards("batch", "length")
+    return max((k for k in (1, 2, 4, 8) if bytes_ / k >= PART_BYTES and ffn % k == 0 and ffn // k >= 512), default=1)
 
 
 RESIDUAL = "residual"  # the name of what enters a block

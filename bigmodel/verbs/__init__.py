@@ -11,8 +11,10 @@ LAWS = ("fit", "report", "plan", "paper")  # the others are runs'
 
 def verb(name: str) -> Callable[[Any, Any], int]:
     """The function of a verb: (parsed arguments, config overrides) -> exit code."""
-    if name in LAWS:
-        from bigmodel.verbs import laws as part
+    if name == "compile":
+        from bigmodel.verbs import pods as part
+    elif name in LAWS:
+        from bigmodel.verbs import laws as part  # type: ignore[no-redef]
     elif name == "evaluate":
         from bigmodel.verbs import evaluation as part  # type: ignore[no-redef]
     else:

@@ -154,6 +154,14 @@ def plan(args: argparse.Namespace, overrides: Any) -> int:
     from bigmodel.scaling import design, fitted
     from bigmodel.scaling import plan as plans
 
+    if args.topology:
+        from bigmodel.verbs import pods
+
+        if args.law:
+            raise UsageError("plan: --law plans a size and --topology lays one out: one of the two")
+        return pods.plan_layout(args, overrides)
+    if not args.law:
+        raise UsageError("plan: give --law=FIT.JSON, to plan a size, or --topology=v5p:8x8x8, to lay one out")
     config.choose("--target", args.target, design.TARGETS)
     for name in ("out", "config.KEY=VALUE"):
         if (args.out if name == "out" else overrides) and not args.config:

@@ -115,9 +115,10 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
         return _sweep_status(args)
     start_jax(args)
     from bigmodel import sweep as sweeps
-    from bigmodel.progress import duration, human
+    from bigmodel.status import describe, folder_of
+    from bigmodel.words import duration, human
 
-    folder = sweeps.folder_of(args.file, args.runs)
+    folder = folder_of(args.file, args.runs)
     gc.disable()  # counting a model makes many short-lived objects; collecting amid them costs a tenth of a plan
     plan = sweeps.make_plan(args.file, overrides, args.runs)
     gc.enable()
@@ -133,7 +134,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             body = [
                 [
                     p.run_id,
-                    sweeps.describe(p.overrides),
+                    describe(p.overrides),
                     human(p.budget.params),
                     human(p.budget.tokens),
                     f"{p.budget.flops:.2e}",
@@ -166,6 +167,7 @@ def _say(line: str) -> None:
 
 def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: int) -> int:
     from bigmodel import sweep as sweeps
+    from bigmodel.status import status
 
     os.environ["BIGMODEL_WORKER"] = "1"
     command = ["sweep", "run", args.file, f"--runs={args.runs}", *(f"--config.{k}={v}" for k, v in overrides)]
@@ -175,9 +177,9 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: 
 
     with Live(refresh_per_second=2, transient=not sys.stdout.isatty()) as live:
         codes = sweeps.run_workers(
-            command, args.workers, folder, rows, lambda: live.update(_rich_status(sweeps.status(folder)))
+            command, args.workers, folder, rows, lambda: live.update(_rich_status(status(folder)))
         )
-    states = [row["state"] for row in sweeps.status(folder)]
+    states = [row["state"] for row in status(folder)]
     print(f"{folder}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     if any(code == EXIT_RETRY for code in codes):
         raise Retry(f"a worker was interrupted; see {folder}/workers/; the same command continues")
@@ -185,8 +187,8 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: 
 
 
 def _status_cells(row: dict[str, Any]) -> list[str]:
-    from bigmodel.progress import human
-    from bigmodel.sweep import describe
+    from bigmodel.status import describe
+    from bigmodel.words import human
 
     result, last = row.get("result"), row.get("last")
     step = result["steps"] if result else (last or {}).get("step", 0)
@@ -215,9 +217,9 @@ def _rich_status(rows: list[dict[str, Any]]) -> Any:
 
 
 def _sweep_status(args: argparse.Namespace) -> int:
-    from bigmodel import sweep as sweeps
+    from bigmodel.status import folder_of, status
 
-    rows = sweeps.status(sweeps.folder_of(args.file, args.runs))
+    rows = status(folder_of(args.file, args.runs))
     if args.json:
         print_json([{k: v for k, v in row.items() if k != "config"} for row in rows])
         return 0

@@ -1,0 +1,73 @@
+"""Where a sweep stands, from its files alone, whichever engine runs it; without JAX: it answers at once. Layer 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from bigmodel import track
+from bigmodel.config import UsageError
+from bigmodel.words import human
+
+
+def folder_of(path: str, runs: str) -> epath.Path:
+    """Of a sweep file its folder of runs; a folder is its own."""
+    if not path.endswith(".py") and epath.Path(path).is_dir():
+        return epath.Path(path)
+    return epath.Path(runs) / Path(path).stem
+
+
+def read_plan(folder: epath.Path) -> list[dict[str, Any]]:
+    plan = track.read_rows(folder / "plan.jsonl")
+    if not plan:
+        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan` or `sweep run` first")
+    return plan
+
+
+def status(folder: epath.Path) -> list[dict[str, Any]]:
+    """One dict a planned row: its plan, 'state', and the result or the latest metrics.
+
+    state: done, diverged, failed, running (a live process holds its claim), interrupted, pending.
+    """
+    return [{**row, **state_of(folder / row["run_id"])} for row in read_plan(folder)]
+
+
+def state_of(folder: epath.Path) -> dict[str, Any]:
+    result = track.read_json(folder / "result.json")
+    if result:
+        return {"state": result["status"], "result": result}
+    if not folder.exists():
+        return {"state": "pending"}
+    if track.is_locked(folder):
+        state = "running"
+    else:
+        error = track.read_json(folder / "error.json")
+        if error:
+            return {"state": "failed", "error": error["error"]}
+        state = "interrupted" if (folder / "config.json").exists() else "pending"
+    return {"state": state, "last": track.last_row(folder / "metrics.jsonl")}
+
+
+def describe(overrides: Mapping[str, Any]) -> str:
+    """'width=64 depth=2 tokens=1M': a row in a few words."""
+
+    def value(v: Any) -> str:
+        if isinstance(v, bool) or not isinstance(v, int | float):
+            return str(v)
+        return human(v) if abs(v) >= 10_000 else f"{v:.4g}"
+
+    return " ".join(f"{k.rpartition('.')[2]}={value(v)}" for k, v in overrides.items() if k != "model.num_heads")
+
+
+def index_of(folder: epath.Path, index: int) -> dict[str, Any]:
+    """The planned row of that number, from 0."""
+    with (folder / "plan.jsonl").open() as f:
+        for number, line in enumerate(f):
+            if number == index:
+                found: dict[str, Any] = json.loads(line)
+                return found
+    raise UsageError(f"--index={index}: {str(folder / 'plan.jsonl')!r} has rows 0 to {number}")
