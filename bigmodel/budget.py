@@ -57,6 +57,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             log_every=1,  # steps a row of metrics.jsonl
             eval_every=0,  # steps; 0: only at the end
             wandb="offline",  # or online, off
+            watchdog=1800,  # seconds without a step after which a process gives up, to be started again; 0: never
         )
     )
     return train, run
@@ -171,9 +172,10 @@ def _check_train(config: ConfigDict) -> None:
     for key in ("keep", "log_every"):
         if run[key] < 1:
             raise UsageError(f"config.run.{key}={run[key]}: must be at least 1")
-    for key in ("checkpoint_every", "eval_every"):
+    for key in ("checkpoint_every", "eval_every", "watchdog"):
         if run[key] < 0:
-            raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: only at the end)")
+            meaning = "never" if key == "watchdog" else "only at the end"
+            raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: {meaning})")
     if train.init_from:
         published = train.init_from.endswith(".safetensors")
         start = {"run_id": digest(train.init_from)} if published else read_json(f"{train.init_from}/result.json")

@@ -68,6 +68,32 @@ Plans, runs and tells of the rows of a sweep file, in RUNS/<file's name>/.
 --config.SECTION.KEY=VALUE goes on top of every row.
 """
 
+WORKER = """\
+Trains one row of a planned sweep to its end: what engines call, in as many processes as the row has, as often as it
+takes. A finished row returns at once; an interrupted one continues from its last checkpoint.
+
+  bigmodel worker runs/demo --index=3
+  bigmodel worker runs/demo --index=3 --coordinator=10.0.0.1:8476 --processes=2 --process=0
+
+The processes of one row find each other by Slurm's, Cloud TPU's or SkyPilot's variables, or by --coordinator.
+Exit codes: 0 finished; 75, 134 or a signal: start it again; 1: it can't be trained, and error.json says why.
+"""
+
+LAUNCH = """\
+Writes what an engine needs to run a planned sweep, as plain text to read and edit in RUNS/<sweep>/launch/, and hands it
+to the engine's own client. --print only prints it. Engines:
+
+  local    a shell script: --max rows at once on this machine
+  slurm    an sbatch array: requeued when a node is lost, the time limit near, or a worker asks for it
+  sky      SkyPilot managed jobs on TPU slices: rendered and checked against its schema, never executed by us
+
+  bigmodel sweep plan sweeps/demo.py
+  bigmodel launch runs/demo --engine=slurm --max=4 --processes=2 --time=24:00:00 --print
+  bigmodel launch runs/demo --engine=sky --topology=v5p:8x8x8 --bucket=gs://mine/runs --print
+
+Only rows that aren't finished are launched; `bigmodel sweep status runs/demo` tells how they stand.
+"""
+
 FIT = """\
 Fits a scaling law to points: a sweep's folder, a .csv, .tsv, .json, .jsonl or .parquet, or an export of W&B.
 
@@ -206,6 +232,11 @@ def parser() -> Parser:
         p.add_argument("path", nargs="?", help="a config.json of an earlier run")
         p.add_argument("--config", metavar="FILE[:VARIANT]", help="a file with get_config(), as experiments/gpt.py")
 
+    def several(p: Parser) -> None:
+        p.add_argument("--coordinator", help="HOST:PORT of process 0, for several processes")
+        p.add_argument("--processes", type=int, default=1)
+        p.add_argument("--process", type=int, default=0)
+
     def topology(p: Parser, **more: Any) -> None:
         p.add_argument("--topology", default="", metavar="TPU", help="chip and shape, as v5e:4x4 or v5p:8x8x8", **more)
         p.add_argument("--slices", type=int, default=1, help="slices of that topology")
@@ -226,9 +257,7 @@ def parser() -> Parser:
     p.add_argument("--runs", default="runs", help="folder of runs, local or gs://")
     p.add_argument("--name", default="", help="shown by W&B and the progress line")
     devices(p)
-    p.add_argument("--coordinator", help="HOST:PORT of process 0, for several processes")
-    p.add_argument("--processes", type=int, default=1)
-    p.add_argument("--process", type=int, default=0)
+    several(p)
 
     p = verb("sweep", SWEEP)
     p.add_argument("action", help="plan, run or status")
@@ -237,6 +266,27 @@ def parser() -> Parser:
     p.add_argument("--workers", type=int, default=1, help="processes that share the rows")
     p.add_argument("--retry-failed", action="store_true")
     p.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    devices(p)
+
+    p = verb("worker", WORKER)
+    p.add_argument("folder", help="the sweep's folder of runs, with its plan.jsonl")
+    p.add_argument("--index", type=int, default=-1, help="row of the plan, from 0 (default: Slurm's array index)")
+    devices(p)
+    several(p)
+
+    p = verb("launch", LAUNCH)
+    p.add_argument("folder", help="the sweep's folder of runs, or its sweep file")
+    p.add_argument("--engine", required=True, help="local, slurm or sky")
+    p.add_argument("--print", action="store_true", help="print the text; start nothing, write nothing")
+    p.add_argument("--runs", default="runs")
+    p.add_argument("--max", type=int, default=1, help="rows at once")
+    p.add_argument("--processes", type=int, default=1, help="of a row; slurm: one a node")
+    p.add_argument("--cpus", type=int, default=1, help="slurm: of a process")
+    p.add_argument("--time", default="24:00:00", help="slurm: limit of a row, HH:MM:SS")
+    p.add_argument("--notice", type=int, default=300, help="slurm: seconds before the limit at which rows save")
+    p.add_argument("--option", action="append", default=[], metavar="TEXT", help="slurm: a line of #SBATCH; repeatable")
+    p.add_argument("--bucket", default="", metavar="gs://...", help="sky: where the sweep's folder is")
+    topology(p)
     devices(p)
 
     p = verb("fit", FIT)
@@ -343,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
             hint = nearest(unknown[0].partition("=")[0], options)
             raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
-        if overrides and known.verb not in ("train", "sweep", "count", "plan", "coordcheck", "compile"):
+        if overrides and known.verb not in ("train", "sweep", "count", "plan", "coordcheck", "compile", "worker"):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
         from bigmodel.verbs import verb
 

@@ -25,7 +25,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel import budget, config, hlo, layout, models, program, sharding, track
+from bigmodel import budget, config, hlo, layout, models, processes, program, sharding, track
 from bigmodel.config import UsageError
 from bigmodel.layout import Topology
 
@@ -74,15 +74,7 @@ def devices(topology: Topology) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError("compiling for TPUs needs the package libtpu: pip install 'bigmodel[tpu]'")
-    for key, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # else it asks Google Cloud's metadata server, which isn't there
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-    }.items():
-        os.environ.setdefault(key, value)
+    processes.no_tpu_here()
     from jax.experimental import topologies
 
     topology.shape  # noqa: B018 (refuses a malformed one)

@@ -9,16 +9,14 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import track
+from bigmodel import claims, track
 from bigmodel.config import UsageError
 from bigmodel.words import human
 
 
 def folder_of(path: str, runs: str) -> epath.Path:
     """Of a sweep file its folder of runs; a folder is its own."""
-    if not path.endswith(".py") and epath.Path(path).is_dir():
-        return epath.Path(path)
-    return epath.Path(runs) / Path(path).stem
+    return epath.Path(runs) / Path(path).stem if path.endswith(".py") else epath.Path(path)
 
 
 def read_plan(folder: epath.Path) -> list[dict[str, Any]]:
@@ -42,7 +40,7 @@ def state_of(folder: epath.Path) -> dict[str, Any]:
         return {"state": result["status"], "result": result}
     if not folder.exists():
         return {"state": "pending"}
-    if track.is_locked(folder):
+    if claims.held(folder):
         state = "running"
     else:
         error = track.read_json(folder / "error.json")
@@ -65,9 +63,11 @@ def describe(overrides: Mapping[str, Any]) -> str:
 
 def index_of(folder: epath.Path, index: int) -> dict[str, Any]:
     """The planned row of that number, from 0."""
-    with (folder / "plan.jsonl").open() as f:
-        for number, line in enumerate(f):
-            if number == index:
-                found: dict[str, Any] = json.loads(line)
-                return found
-    raise UsageError(f"--index={index}: {str(folder / 'plan.jsonl')!r} has rows 0 to {number}")
+    try:
+        lines = (folder / "plan.jsonl").read_text().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan` first") from e
+    if not 0 <= index < len(lines):
+        raise UsageError(f"--index={index}: {str(folder / 'plan.jsonl')!r} has rows 0 to {len(lines) - 1}")
+    found: dict[str, Any] = json.loads(lines[index])
+    return found

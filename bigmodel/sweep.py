@@ -31,7 +31,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import budget, config, models, recipes, track
+from bigmodel import budget, claims, config, models, recipes, track
 from bigmodel.config import Busy, Retry, UsageError
 from bigmodel.status import describe, folder_of, state_of
 from bigmodel.view import View
@@ -278,13 +278,13 @@ def run(
                 if _device_is_lost():  # perhaps no row's fault, and every one after it would fail as this did
                     if _once(home / "lost"):
                         raise Retry(f"{label}  the device is lost ({text}); the same command continues") from e
-                    _fail(home, f"twice the device was lost: {text}")
+                    track.fail(home, f"twice the device was lost: {text}")
                     raise Retry(
                         f"{label}  lost the device twice, and is passed over now; the same command goes on"
                     ) from e
                 tally["failed"] += 1
                 say(f"{label}  FAILED: {text}")
-                _fail(home, text)
+                track.fail(home, text)
                 continue
             if not trained:  # another process finished it since we looked
                 tally["skipped"] += 1
@@ -295,11 +295,6 @@ def run(
     finally:
         view.close(seconds=10.0)
     return tally
-
-
-def _fail(home: epath.Path, text: str) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    track.write_json(home / "error.json", {"error": text, "date": track.now()})
 
 
 def _once(mark: epath.Path) -> bool:
@@ -346,7 +341,7 @@ def _in_order(plan: Sequence[Planned], folder: epath.Path, order: Sequence[int],
                 yield i
         if len(later) == len(order):
             free = sorted({s for i in later if (s := start_of[i]) is not None})
-            free = [s for s in free if not track.is_locked(folder / plan[s].run_id)]
+            free = [s for s in free if not claims.held(folder / plan[s].run_id)]
             if not free:
                 time.sleep(1.0)
             later = free + later

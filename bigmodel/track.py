@@ -6,6 +6,7 @@ A run's folder holds
     metrics.jsonl    a row a logged step: everything that the seed determines, nothing that the clock does
     speed.jsonl      tokens per second, MFU: what the clock says
     result.json      the outcome, written last and whole
+    attempts.jsonl   a row each time that it was begun or continued
     error.json       instead, if the run failed
 """
 
@@ -15,14 +16,13 @@ import contextlib
 import functools
 import json
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
-
-from bigmodel.config import Busy
 
 
 def read_json(path: Any) -> Any:
@@ -63,6 +63,21 @@ def read_rows(path: Any) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def fail(folder: Any, text: str) -> None:
+    """Leaves error.json: the run failed, and isn't tried again unasked."""
+    epath.Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json(epath.Path(folder) / "error.json", {"error": text, "date": now()})
+
+
+def add_attempt(folder: Any, step: int, processes: int, devices: int) -> None:
+    """A row of attempts.jsonl: when and where a run was begun or continued, and from which step."""
+    row = {"step": step, "date": now(), "host": socket.gethostname(), "pid": os.getpid()}
+    row |= {"processes": processes, "devices": devices}
+    path = epath.Path(folder) / "attempts.jsonl"
+    rows = [*read_rows(path), row]
+    write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
 
 
 def last_row(path: Any) -> dict[str, Any] | None:
@@ -122,54 +137,6 @@ class Rows:
         self.flush()
         if self.file is not None:
             self.file.close()
-
-
-class Lock:
-    """At most one process trains a folder: an flock, freed by the kernel however the holder dies.
-
-    Object stores have none; there the launching engine's one-job-per-id has to do.
-    """
-
-    def __init__(self, folder: Any):
-        self.file: IO[str] | None = None
-        if "://" in str(folder):
-            return
-        import fcntl
-
-        self.file = open(Path(str(folder)) / "lock", "w")  # noqa: SIM115 (held until close)
-        for left in reversed(range(5)):  # `is_locked` of another process may hold it for an instant
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if left:
-                    time.sleep(0.02)
-        self.file.close()
-        raise Busy(f"{folder}: another process is training this run")
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-
-def is_locked(folder: Any) -> bool:
-    """Whether a live process trains this folder."""
-    import fcntl
-
-    try:
-        with open(Path(str(folder)) / "lock") as f:  # to read: the folder may be another user's
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
 
 
 @functools.cache

@@ -17,8 +17,22 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bigmodel import budget, checkpoint, config, data, models, optim, program, sharding, track, tree, weights
-from bigmodel.config import Retry, UsageError
+from bigmodel import (
+    budget,
+    checkpoint,
+    claims,
+    config,
+    data,
+    models,
+    optim,
+    processes,
+    program,
+    sharding,
+    track,
+    tree,
+    weights,
+)  # fmt: skip
+from bigmodel.config import Busy, Retry, UsageError
 from bigmodel.data import loader
 from bigmodel.progress import Line, peak_flops
 from bigmodel.view import View, wandb_mode
@@ -91,25 +105,20 @@ def attempt(
     run_id = config.run_id(frozen)
     folder = epath.Path(root) / run_id
     result = track.read_json(folder / "result.json")
-    if result is not None:
+    if result is not None and jax.process_count() == 1:
         return result, False
     mesh = sharding.make_mesh(frozen.run.mesh)
     program.check_batch(frozen, mesh)
     lead = jax.process_index() == 0
     made = [p for p in (folder, *folder.parents) if "://" not in root and not p.exists()]
-    with config.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = track.Lock(folder) if lead else None
-    result = track.read_json(folder / "result.json")  # whoever held the lock before may have finished it
+    claim, result = _claim(folder, lead)
     if result is not None:
-        if lock is not None:
-            lock.close()
         return result, False
     own_view = view or View()
     line = Line(f"{name or run_id}", plan.steps, quiet=quiet or not lead)
     try:
         with config.full_disk(folder):
-            return _train(frozen, plan, folder, mesh, lead, name or run_id, group, own_view, line), True
+            return _train(frozen, plan, folder, mesh, claim, name or run_id, group, own_view, line), True
     except UsageError:
         if lead and folder in made:  # a mistake leaves nothing behind
             folder.rmtree()
@@ -121,8 +130,35 @@ def attempt(
         line.close()
         if view is None:
             own_view.close(seconds=5.0)
-        if lock is not None:
-            lock.close()
+        if claim is not None:
+            claim.close()
+
+
+def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
+    """(the claim of process 0, None elsewhere; the result, if the run is finished): all processes alike.
+
+    Raises:
+      Busy: somebody else trains it; whatever process 0 met, and Retry in the others.
+    """
+    claim, error, verdict = None, None, 0
+    if lead:
+        try:
+            with config.writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                claim = claims.claim(folder)
+            if track.read_json(folder / "result.json") is not None:  # whoever held it before may have finished
+                claim.close()
+                verdict = 1
+        except Exception as e:
+            error, verdict = e, 2 if isinstance(e, Busy) else 3
+    verdict = processes.agree(verdict)
+    if error:
+        raise error
+    if verdict == 1:
+        return None, track.read_json(folder / "result.json")
+    if verdict:
+        raise (Busy if verdict == 2 else Retry)(f"{folder}: process 0 can't claim this run")
+    return claim, None
 
 
 def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> Any:
@@ -145,13 +181,14 @@ def _train(
     plan: budget.Budget,
     folder: epath.Path,
     mesh: Mesh,
-    lead: bool,
+    claim: Any,
     name: str,
     group: str,
     view: View,
     line: Line,
 ) -> dict[str, Any]:
     began, source_state = time.time(), track.git_state()
+    lead = claim is not None
     B, steps, seed = frozen.train.batch_size, plan.steps, frozen.train.seed
 
     # ---- data: checked against the family's spec before anything is compiled
@@ -177,6 +214,8 @@ def _train(
     step_key = jax.random.fold_in(root_key, 1)
 
     # ---- record
+    if lead:
+        track.add_attempt(folder, start, jax.process_count(), mesh.size)
     metrics_file = track.Rows(folder / "metrics.jsonl", start) if lead else None
     speed_file = track.Rows(folder / "speed.jsonl", start) if lead else None
     branch_file = track.Rows(folder / "branches.jsonl", start) if lead and frozen.optim.branches else None
@@ -196,6 +235,7 @@ def _train(
         weight = 0.0
         for host in loader.eval_batches(examples["validation"], B, frozen.train.eval_examples, rows):
             got = {k: float(v) for k, v in compiled.evaluate(variables, sharding.place(host, mesh, B)).items()}
+            watch.progress()
             w = got.pop("weight")
             weight += w
             for k, v in got.items():
@@ -205,6 +245,7 @@ def _train(
             out["eval_bits_per_byte"] = out["eval_loss"] / math.log(2) / plan.bytes_per_unit
         return out
 
+    watch = processes.Watch(frozen.run.watchdog, f"{name} of {steps} steps")
     patience, every = frozen.train.patience, frozen.train.patience_steps
     checks = [
         (r["step"], r["eval_loss"])
@@ -237,6 +278,9 @@ def _train(
         """Reads a step's metrics (waiting for it), logs them; 'diverged' if it is over."""
         nonlocal last_loss
         row = {k: sharding.to_host(v).item() for k, v in device_metrics.items()}
+        watch.progress()
+        if claim:
+            claim.renew()
         over = not row.pop("ok")
         if math.isfinite(row["loss"]):
             last_loss = row["loss"]
@@ -260,7 +304,7 @@ def _train(
     branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl") if r["step"] <= start}
     step = saved = start
     early = bool(patience) and no_better([loss for _, loss in checks], patience)  # and was killed before its result
-    with Stop() as stop:
+    with watch, Stop() as stop:
         window, window_began = start, time.time()
         while step < steps and not status and not early:
             for end in (e for e, fork in forks.items() if fork == step and e not in branched):

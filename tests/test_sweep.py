@@ -15,7 +15,7 @@ from etils import epath
 from test_images import image_dir  # noqa: F401 (a fixture)
 from test_tasks import reviews
 
-from bigmodel import budget, status, sweep, track
+from bigmodel import budget, claims, status, sweep, track
 from bigmodel.config import Retry, UsageError
 
 FILE = '''"""Digits, small."""
@@ -262,7 +262,7 @@ def test_a_row_that_another_process_holds_is_passed_over(file, tmp_path):
     folder = status.folder_of(file, str(tmp_path / "runs"))
     plan = sweep.make_plan(file, OFF)
     (folder / plan[2].run_id).mkdir(parents=True)
-    with track.Lock(folder / plan[2].run_id):
+    with claims.claim(folder / plan[2].run_id):
         tally, *_ = go(file, tmp_path)
         assert (tally["trained"], tally["busy"]) == (3, 1)
         assert states(folder) == ["done", "done", "running", "done"]

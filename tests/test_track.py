@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel import cli, config, track
+from bigmodel import claims, cli, config, track
 from bigmodel.config import Busy, Retry
 from bigmodel.train import train
 from bigmodel.view import View, wandb_mode
@@ -392,11 +392,11 @@ def test_killed_run_leaves_no_process_and_is_not_a_success(digits, tmp_path):
         second = bigmodel("train", tmp_path / "config.json", f"--runs={tmp_path}/runs")
         assert second.returncode == 75 and second.stdout == ""
         assert second.stderr.count("\n") == 1 and "another process is training this run" in second.stderr
-        assert track.is_locked(folder)
+        assert claims.held(folder)
     finally:
         run.kill()
         run.wait()
-    assert not track.is_locked(folder)
+    assert not claims.held(folder)
     until(lambda: not children.keys() & processes().keys(), "the view's end", seconds=20)
     summary, _, history = read(mirror)
     assert summary["state"] != "finished" and summary["exit_code"] == 1
@@ -477,17 +477,17 @@ def test_json_is_whole_or_absent(tmp_path, monkeypatch):
 
 
 def test_lock_is_freed_by_kill_and_not_taken_by_a_look(tmp_path):
-    assert not track.is_locked(tmp_path)
-    hold = "import sys, time; from bigmodel import track; a = track.Lock(sys.argv[1]); print(1, flush=True); input()"
+    assert not claims.held(tmp_path)
+    hold = "import sys, time; from bigmodel import claims; a = claims.claim(sys.argv[1]); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as holder:
         holder.stdout.readline()
-        assert track.is_locked(tmp_path)
+        assert claims.held(tmp_path)
         with pytest.raises(Busy, match="another process"):
-            track.Lock(tmp_path)
+            claims.claim(tmp_path)
         holder.kill()
-    assert not track.is_locked(tmp_path)
-    with track.Lock(tmp_path):
-        assert track.is_locked(tmp_path)
-    assert not track.is_locked(tmp_path)
+    assert not claims.held(tmp_path)
+    with claims.claim(tmp_path):
+        assert claims.held(tmp_path)
+    assert not claims.held(tmp_path)

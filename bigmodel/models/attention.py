@@ -265,7 +265,7 @@ class Attention(nn.Module):
 
         def project(name: str, x: jax.Array, heads: int, size: int, start: float = 1.0) -> jax.Array:
             w_DHK = self.param(name, normal(cfg.init_std, D, start), (D, heads, size))
-            y_BLHK = linear(x, w_DHK)
+            y_BLHK = linear(x, w_DHK, ("embed", "heads", None))
             if bias:
                 y_BLHK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, size)).astype(dtype)
             return y_BLHK.transpose(0, 2, 1, 3)
@@ -300,10 +300,7 @@ class Attention(nn.Module):
         y_BHLE = attend(q_BHLK, k_BGSK, v_BGSE, view.replace(start=start), scores_BHLS, score_scale(cfg))
         wo_HED = self.param("out", normal(cfg.init_std, H * E, residual_start(cfg)), (H, E, D))
         y_BLHE = sharding.constrain(y_BHLE, "batch", "heads", "length", None).transpose(0, 2, 1, 3)
-        if sharding.shards("heads") > 1:  # merged, a sharded axis and a whole one would be gathered
-            y_BLD = jnp.einsum("BLHE,HED->BLD", y_BLHE, wo_HED.astype(dtype))
-        else:
-            y_BLD = linear(y_BLHE.reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D))
+        y_BLD = linear(y_BLHE.reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D), ("heads", "embed"))
         if bias:
             y_BLD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
         return y_BLD, cache

@@ -13,13 +13,15 @@ def verb(name: str) -> Callable[[Any, Any], int]:
     """The function of a verb: (parsed arguments, config overrides) -> exit code."""
     if name == "compile":
         from bigmodel.verbs import pods as part
+    elif name == "launch":
+        from bigmodel.verbs import launching as part  # type: ignore[no-redef]
     elif name in LAWS:
         from bigmodel.verbs import laws as part  # type: ignore[no-redef]
     elif name == "evaluate":
         from bigmodel.verbs import evaluation as part  # type: ignore[no-redef]
     else:
         from bigmodel.verbs import runs as part  # type: ignore[no-redef]
-    return getattr(part, name)
+    return getattr(part, "launch_sweep" if name == "launch" else name)
 
 
 def print_json(value: Any) -> None:

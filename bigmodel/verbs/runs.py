@@ -65,6 +65,8 @@ def start_jax(args: argparse.Namespace) -> None:
 
     import jax
 
+    from bigmodel import processes
+
     # A cache that can't be written, as on a full disk, costs time and nothing else.
     warnings.filterwarnings("ignore", "Error (writing|reading) persistent compilation cache")
     if getattr(args, "host_devices", 0) < 0:
@@ -76,8 +78,9 @@ def start_jax(args: argparse.Namespace) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if getattr(args, "coordinator", None):
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    processes.no_tpu_here()
+    if hasattr(args, "coordinator"):
+        processes.join(args.coordinator or "", args.processes, args.process)
 
 
 def _load(args: argparse.Namespace, overrides: Any) -> Any:
@@ -105,6 +108,50 @@ def train(args: argparse.Namespace, overrides: Any) -> int:
             f"{result['unit']}, C {result['flops']:.3g} FLOPs, {result['wall_seconds']:.1f} s"
         )
     return 0
+
+
+def worker(args: argparse.Namespace, overrides: Any) -> int:
+    """One row of a plan, to its end: what every engine calls, as often as it takes."""
+    from bigmodel import status, track
+    from bigmodel.config import from_json, to_json
+
+    folder = status.folder_of(args.folder, "runs")
+    index = args.index if args.index >= 0 else int(os.environ.get("SLURM_ARRAY_TASK_ID", -1))
+    if index < 0:
+        raise UsageError("worker: give --index=I, the number of a row of the plan, from 0")
+    row = status.index_of(folder, index)
+    home, label = folder / row["run_id"], f"row {index} {row['run_id']}  {status.describe(row['overrides'])}"
+    if track.read_json(home / "result.json"):
+        print(f"{label}: finished before")
+        return 0
+    start_jax(args)
+    import jax
+
+    from bigmodel import processes
+    from bigmodel import train as trainer
+
+    cfg = config.ConfigDict(row["config"])
+    config.override_all(cfg, overrides)
+    alone = jax.process_count() == 1
+    try:
+        result, trained = trainer.attempt(from_json(to_json(cfg)), str(folder), name=label, group=folder.name)
+    except Retry as e:
+        print(f"bigmodel: {e}", file=sys.stderr)
+        code = EXIT_RETRY
+    except Exception as e:
+        text = f"{type(e).__name__}: {e}".splitlines()[0]
+        print(f"bigmodel: {label}: {text}", file=sys.stderr)
+        code = EXIT_RETRY if processes.is_peers_death(e) else 1
+        if code == 1 and jax.process_index() == 0:
+            track.fail(home, text)
+    else:
+        code = 0
+        if jax.process_index() == 0:
+            loss = "diverged" if result["status"] == "diverged" else f"loss {result['loss']:.4f}"
+            print(f"{label}: {loss}{'' if trained else ', finished by another'}")
+    if code and not alone:
+        processes.leave(code)
+    return code
 
 
 def sweep(args: argparse.Namespace, overrides: Any) -> int:

@@ -1,0 +1,76 @@
+"""SkyPilot managed jobs on Google's TPU slices: a YAML of one row, and a script that launches it for each.
+
+Rendered and checked against SkyPilot's schema; never executed by us, who have no quota.
+"""
+
+from __future__ import annotations
+
+import math
+
+from bigmodel.config import UsageError, choose
+from bigmodel.launch import Job
+
+# SkyPilot's names count chips, or cores, two of which are a chip.
+NAMES = {"v4": ("tpu-v4", 2), "v5e": ("tpu-v5litepod", 1), "v5p": ("tpu-v5p", 2), "v6e": ("tpu-v6e", 1)}
+RUNTIMES = {
+    "v4": "tpu-ubuntu2204-base",
+    "v5e": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
+
+YAML = """\
+# One row of {folder}, on one slice. Written by `bigmodel launch`; edit it at will.
+name: {name}
+resources:
+  accelerators: {accelerators}
+  accelerator_args:
+    runtime_version: {runtime}
+  use_spot: true
+  job_recovery:
+    strategy: FAILOVER
+    # A worker that asks to be started again ends with 75, or by a signal.
+    recover_on_exit_codes: [75, 134, 137, 143]
+    max_restarts_on_errors: 100
+num_nodes: 1
+workdir: .
+envs:
+  INDEX: 0
+setup: |
+  python3 -m venv ~/bigmodel && ~/bigmodel/bin/pip install -e '.[tpu]'
+run: |
+  PATH=~/bigmodel/bin:$PATH {worker} --index=$INDEX
+"""
+
+LOOP = """\
+#!/bin/bash
+# Hands every row to SkyPilot, which keeps it running. Written by `bigmodel launch`; edit it at will.
+set -e
+for index in {indices}; do
+  sky jobs launch --yes --detach-run --name={name}-$index --env INDEX=$index "$(dirname "$0")/row.yaml"
+done
+"""
+
+
+def render(job: Job) -> dict[str, str]:
+    if not job.topology:
+        raise UsageError("launch --engine=sky: which slice? --topology=v5p:8x8x8")
+    if "://" not in job.folder:
+        raise UsageError("launch --engine=sky: slices share no disk; --bucket=gs://... names the sweep's folder there")
+    if job.slices > 1:
+        raise UsageError("launch --engine=sky: one slice a row; several slices need GKE or queued resources")
+    chip, _, shape = job.topology.partition(":")
+    name, cores = NAMES[choose("--topology", chip, NAMES)]
+    chips = math.prod(int(n) for n in shape.split("x"))
+    text = YAML.format(
+        folder=job.folder,
+        name=job.name,
+        accelerators=f"{name}-{chips * cores}",
+        runtime=RUNTIMES[chip],
+        worker=job.worker,
+    )
+    return {"launch.sh": LOOP.format(indices=" ".join(map(str, job.indices)), name=job.name), "row.yaml": text}
+
+
+def command(job: Job, path: str) -> list[str]:
+    return ["bash", path]

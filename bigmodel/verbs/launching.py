@@ -1,0 +1,61 @@
+"""The verb that hands a sweep to an engine. Layer 6; without JAX."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bigmodel import config, launch
+from bigmodel.config import UsageError
+
+CLIENTS = {"slurm": "sbatch", "sky": "sky"}
+
+
+def launch_sweep(args: argparse.Namespace, _: Any) -> int:
+    engine = launch.engine(args.engine)
+    for name in ("max", "processes", "cpus", "notice"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name}={getattr(args, name)}: must be at least 1")
+    folder = Path(args.runs) / Path(args.folder).stem if args.folder.endswith(".py") else Path(args.folder)
+    indices = launch.unfinished(folder)
+    if not indices:
+        print(f"{folder}: every row is finished")
+        return 0
+    where = args.bucket.rstrip("/") if args.bucket else str(folder.resolve())
+    program = shlex.quote(str(Path(sys.argv[0]).resolve())) if args.engine != "sky" else "bigmodel"
+    if program.endswith("__main__.py"):
+        program = f"{shlex.quote(sys.executable)} -m bigmodel"
+    host = f" --host-devices={args.host_devices}" if args.host_devices else ""
+    job = launch.Job(
+        folder=where,
+        name=f"bigmodel-{folder.resolve().name}",
+        indices=indices,
+        most=args.max,
+        processes=args.processes,
+        worker=f"{program} worker {shlex.quote(where)}{host}",
+        cpus=args.cpus,
+        time=args.time,
+        notice=args.notice,
+        options=tuple(args.option),
+        topology=args.topology,
+        slices=args.slices,
+    )
+    files = engine.render(job)
+    if args.print:
+        for name, text in files.items():
+            print(f"# ---- {name}\n{text}", end="")
+        return 0
+    client = CLIENTS.get(args.engine, "")
+    if client and shutil.which(client) is None:
+        raise UsageError(f"launch: {args.engine}'s client {client!r} isn't on this machine; --print shows the text")
+    home = folder / "launch"
+    with config.writing(home):
+        home.mkdir(exist_ok=True)
+        for name, text in files.items():
+            (home / name).write_text(text, encoding="utf-8")
+    return subprocess.run(engine.command(job, str(home / next(iter(files))))).returncode
