@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test test-all lint lock clean
+.PHONY: help venv demo test test-all test-cluster test-tpu lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t12
@@ -37,6 +37,16 @@ $(BIN)/.reference: $(BIN)/.done
 
 test-all: lint $(BIN)/.reference  ## everything: minutes of kills, downloads, other implementations (torch)
 	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'slow or not slow'
+
+test-cluster: venv  ## a real Slurm of two nodes on this host (root; Debian's slurm-wlm and munge)
+	@$(BIN)/python -m pytest -m cluster -s tests/test_cluster.py
+
+$(BIN)/.tpu: $(BIN)/.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[tpu]'
+	@touch $@
+
+test-tpu: $(BIN)/.tpu  ## programs compiled for TPUs, by libtpu
+	@$(BIN)/python -m pytest -m tpu tests/test_pod.py
 
 lock:  ## pin what a fresh environment of this Python resolves to
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

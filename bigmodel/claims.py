@@ -111,14 +111,11 @@ class ObjectClaim:
     def __init__(self, store: Any, who: str):
         self.store, self.who, self.lock = store, who, threading.Lock()
         found = store.read(NAME).result()
-        if found.state == "missing":
-            generation = b""  # written only if it still isn't there
-        else:
+        if found.state != "missing":
             value = json.loads(found.value)
             if value["owner"] != who and _fresh(found.value):
                 raise Busy(f"{value['owner']} is training this run, and was last heard of at {value['time']:.0f}")
-            generation = found.stamp.generation
-        self.generation = generation
+        self.generation = found.stamp.generation  # of what isn't there, too: written only if it still isn't
         self._write()
 
     def _write(self, **more: Any) -> None:

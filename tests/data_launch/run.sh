@@ -1,0 +1,20 @@
+#!/bin/bash
+# Rows of /runs/x, 2 at a time. Written by `bigmodel launch`; edit it at will, and run it again to continue.
+# A row that asks for it (75), or whose processes were killed (over 128), is started again, 20 times at most.
+row() {
+  for attempt in $(seq 20); do
+    port=$((20000 + RANDOM % 20000))
+    pids=()
+    for process in $(seq 0 $((2 - 1))); do
+      bigmodel worker /runs/x --index="$1" --coordinator=127.0.0.1:"$port" --processes=2 --process="$process" >> /runs/x/launch/row-"$1".log 2>&1 &
+      pids+=($!)
+    done
+    code=0
+    for pid in "${pids[@]}"; do wait "$pid" || { got=$?; [ "$got" -le "$code" ] || code=$got; }; done
+    if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then break; fi
+  done
+  echo "row $1: code $code"
+  return "$code"
+}
+export -f row
+printf '%s\n' 0 1 5 | xargs -P 2 -I INDEX bash -c 'row INDEX'

@@ -1,0 +1,253 @@
+"""Programs for machines that are not there: what is counted in them follows formulas; what does not fit is refused."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, bigmodel
+
+from bigmodel import budget, config, hlo, layout, pod
+from bigmodel.config import UsageError
+from bigmodel.layout import Topology
+
+N, D, B, SEVEN_EIGHTHS = 5, 64, 32, 7 / 8
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pod") / "out.json"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    subprocess.run([sys.executable, ROOT / "tests/pod_worker.py", out], cwd=ROOT, env=env, check=True, timeout=400)
+    return json.loads(out.read_text())
+
+
+def test_what_fsdp_gathers(programs):
+    count, size, axes = programs["all-gather"]["all-gather"]
+    assert count == N and axes == ["fsdp"]
+    assert size == pytest.approx(4 * N * D * D * SEVEN_EIGHTHS, rel=0.05)
+
+
+def test_what_a_reduce_scatter_sends(programs):
+    count, size, axes = programs["reduce-scatter"]["reduce-scatter"]
+    assert count == N and axes == ["fsdp"]
+    assert size == pytest.approx(4 * N * B * D * SEVEN_EIGHTHS, rel=0.05)
+
+
+def test_what_tensor_parallelism_reduces(programs):
+    count, size, axes = programs["all-reduce"]["all-reduce"]
+    assert count == N and axes == ["tensor"]
+    assert size == pytest.approx(4 * 2 * N * B * D * SEVEN_EIGHTHS, rel=0.05)
+
+
+def test_what_a_train_step_gathers(programs):
+    """The blocks' matrices, forward and backward, and no more than the tables beside them."""
+    step = programs["step"]
+    _, size, axes = step["counted"]["all-gather"]
+    least = 4 * 2 * step["block_params"] * SEVEN_EIGHTHS
+    tables = 4 * 3 * (512 + 32) * D
+    assert axes == ["fsdp"] and least * 0.95 <= size <= (least + tables) * 1.05, (size, least, tables)
+
+
+def test_the_state_of_a_layout_is_the_program_s(programs):
+    step = programs["step"]
+    cfg = config.ConfigDict(config._tuples(step["config"]))
+    frozen = budget.FrozenConfigDict(cfg)
+    mesh = {"slices": 1, "data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+    found = layout.estimate(frozen, mesh, Topology("v5e:2x4"))
+    params = layout._state(layout._static(frozen), "decoder", jax_mesh(mesh))[0]
+    batch = 8 * 33 * 4 / 8
+    assert found.state_bytes - params == pytest.approx(step["arguments"] - batch, rel=0.01)
+
+
+def jax_mesh(mesh):
+    import jax
+
+    from bigmodel import sharding
+
+    return jax.sharding.AbstractMesh(tuple(mesh.values()), sharding.AXES)
+
+
+LOOPS = """HloModule nested
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner_cond (p: (s32[], f32[8,4])) -> pred[] {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %limit = s32[] constant(9)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%inner_body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %x = f32[8,4]{1,0} get-tuple-element(%p), index=1
+  %sum = f32[8,4]{1,0:T(8,128)S(1)} all-reduce(%x), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  ROOT %out = (s32[], f32[8,4]{1,0}) tuple(%next, %sum)
+}
+
+%outer_cond (p: (s32[], f32[8,4])) -> pred[] {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %limit = s32[] constant(3)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%outer_body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %x = f32[8,4]{1,0} get-tuple-element(%p), index=1
+  %from = s32[] constant(1)
+  %init = (s32[], f32[8,4]{1,0}) tuple(%from, %x)
+  %loop = (s32[], f32[8,4]{1,0}) while(%init), condition=%inner_cond, body=%inner_body
+  %y = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+  ROOT %out = (s32[], f32[8,4]{1,0}) tuple(%next, %y)
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[], f32[8,4]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[8,4]{1,0}) while(%init), condition=%outer_cond, body=%outer_body
+  %y = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+  %moved = f32[8,4]{1,0} collective-permute(%y), channel_id=2, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  ROOT %copy = f32[8,4]{0,1} copy(%moved)
+}
+"""
+
+
+def test_loops_within_loops_are_counted():
+    """1, 3, 5, 7 in the inner loop, thrice: 12 times, over groups of 4 in a mesh of 4 x 2."""
+    module = hlo.parse(LOOPS)
+    permute, reduce = hlo.collectives(module, 8)
+    assert (reduce.kind, reduce.count, reduce.bytes) == ("all-reduce", 12, 2 * 128 * 3 / 4)
+    assert hlo.axes_of(reduce.group, {"data": 4, "tensor": 2}) == "data"
+    assert (permute.kind, permute.count, permute.bytes) == ("collective-permute", 1, 128 * 4 / 8)
+    assert permute.group == (0, 1, 2, 3)
+    # In the loops the sum's result is in on-chip memory, marked S(1); its operand is read.
+    counters = (12 + 3) * 3 * 4
+    assert hlo.traffic(module) == 12 * 128 + counters + 2 * 128 + 2 * 128
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("replica_groups={{0,2},{1,3}}", (0, 2)),
+        ("", tuple(range(8))),
+    ],
+)
+def test_groups_in_all_their_forms(text, group):
+    assert hlo._group(text, 8) == group
+
+
+# ----------------------------------------------------------------------------------- layouts
+
+
+def gpt3(size, *pairs):
+    return budget.finalize(config.load(f"{ROOT}/experiments/gpt3.py:{size}", pairs), reads=False)
+
+
+def test_a_layout_fits_and_says_why():
+    topology = Topology("v5p:4x4x4")
+    found = layout.choices(gpt3("6.7b"), topology)
+    assert found == sorted(found, key=lambda x: (x.step_seconds, x.ici_seconds + x.seconds["dcn"], x.bytes))
+    assert all(x.bytes <= 0.92 * 95 * 2**30 for x in found)
+    assert "bound by" in layout.why(found[0], topology)
+
+
+def test_13b_is_laid_out_although_5140_divides_by_little():
+    best = layout.choices(gpt3("13b"), Topology("v5p:4x4x8"))[0]
+    assert best.state_bytes < 40 * 2**30
+
+
+def test_what_is_too_large_has_remedies_of_different_kinds():
+    topology = Topology("v5e:16x16")
+    frozen = gpt3("175b")
+    assert not layout.choices(frozen, topology)
+    found = layout.remedies(frozen, topology)
+    assert len(found) == 3 and len({r.text for r in found}) == 3
+    for r in found:
+        assert r.layout.bytes <= 0.92 * 16 * 2**30
+        if r.topology == topology:  # as the estimate of the very config that it advises
+            again = layout.estimate(layout.changed(frozen, r.overrides), dict(r.layout.mesh), topology)
+            assert again.bytes == pytest.approx(r.layout.bytes)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--topology=v5x:4x4"], "did you mean 'v5"),
+        (["--topology=v5e:4"], "chips along 2 dimensions, as v5e:4x4"),
+        (["--topology=v5e:4x4", "--slices=0"], "--slices=0: must be at least 1"),
+        (["--topology=v5e:4x4", "--sweep=sweeps/demo.py"], "give --config=experiments/NAME.py"),
+    ],
+)
+def test_mistakes_end_in_one_line(args, text):
+    wrong = bigmodel("compile", "--config=experiments/gpt3.py:125m", *args)
+    assert wrong.returncode == 2 and text in wrong.stderr and wrong.stderr.count("\n") == 1, wrong.stderr
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install 'bigmodel"):
+        pod.devices(Topology("v5e:2x2"))
+
+
+def test_plan_lays_out_and_says_what_to_prove():
+    out = bigmodel("plan", "--topology=v5p:8x8x8", "--config=experiments/gpt3.py:175b")
+    assert out.returncode == 0 and "bigmodel compile --config=experiments/gpt3.py:175b" in out.stdout, out.stderr
+    wrong = bigmodel("plan", "--config=experiments/gpt3.py:175b")
+    assert wrong.returncode == 2 and "--law=FIT.JSON" in wrong.stderr
+
+
+# -------------------------------------------------------------------------------------- TPUs
+
+SMALL = [
+    "--config=experiments/gpt3.py:125m", "--config.model.depth=2", "--config.model.width=256",
+    "--config.model.num_heads=2", "--config.model.head_dim=128", "--config.train.batch_size=16",
+    "--config.model.vocab_size=512", "--no-cache",
+]  # fmt: skip
+
+
+@pytest.mark.tpu
+def test_a_report(tmp_path):
+    out = bigmodel("compile", *SMALL, "--topology=v5e:2x2", f"--out={tmp_path}/small", timeout=600)
+    assert out.returncode == 0, out.stderr
+    r = json.loads((tmp_path / "small.json").read_text())
+    assert r["chips"] == 4 and r["bytes"]["arguments"] > 0 and r["roofline"]["step"] > 0
+    assert (tmp_path / "small.png").stat().st_size > 5000
+
+
+@pytest.mark.tpu
+def test_fsdp_on_tpus_gathers_what_the_formula_says(tmp_path):
+    mesh = ["--config.run.mesh.data=1", "--config.run.mesh.fsdp=4", "--config.run.remat=full"]
+    out = bigmodel("compile", *SMALL, *mesh, "--topology=v5e:2x2", "--json", timeout=600)
+    r = json.loads(out.stdout)
+    (row,) = [x for x in r["collectives"] if x["kind"] == "all-gather"]
+    # Blocks twice, the head's table twice, in bfloat16; lookups of the embedding travel as activations.
+    blocks, table = 2 * (4 * 256 * 256 + 8 * 256 * 256), 512 * 256
+    assert row["bytes"] == pytest.approx(2 * 2 * (blocks + table) * 3 / 4, rel=0.05)
+
+
+@pytest.mark.tpu
+def test_175b_on_256_v5e_is_refused_within_30_seconds_with_remedies():
+    began = time.time()
+    out = bigmodel("compile", "--config=experiments/gpt3.py:175b", "--topology=v5e:16x16", "--no-cache")
+    assert out.returncode == 2 and out.stderr.count("\n") == 1
+    assert "GiB too many. The cheapest remedies: (1)" in out.stderr and "(3)" in out.stderr
+    print(f"{time.time() - began:.1f} s")
