@@ -1,7 +1,7 @@
 """Which mesh, and what to compute again: memory and time of every layout of a model on a topology, by formula. Layer 4.
 
-Estimates choose; `pod.compile` proves. Of a chip's bytes the state is exact (from the shardings that training uses),
-activations are by Korthikanti et al. 2022 (arXiv:2205.05198, table 2). A step's time is the largest of its matrix
+Estimates choose; `pod.prove` proves. Of a chip's bytes the state is exact (from the shardings that training uses),
+activations are as XLA was seen to keep them. A step's time is the largest of its matrix
 products at the published peak and of what each network carries at its published rate: as if all overlapped.
 
 Legend: B examples, L length, D width, F ffn, N depth, H heads, V vocab; t tensor, s sequence, f fsdp, d data x slices.
@@ -49,6 +49,7 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 200e9, 6.25e9, 3),
     "v6e": Chip(918e12, 32 * 2**30, 1640e9, 200e9, 12.5e9, 2),
 }
+MOST_SEQUENCE = 8  # devices that a sequence is spread over, in the layouts looked at
 USABLE = 0.92  # of HBM, that an estimate may fill: the rest is the compiler's, and the estimate's error
 
 
@@ -112,10 +113,10 @@ class Layout:
 
 
 BACKWARD = {"none": 2.0, "dots": 2.1, "full": 3.0, "offload": 3.0}  # in forward passes
-# Bytes a token and unit of width that a block keeps for its backward pass, 2 each: Korthikanti et al., table 2, without
-# the scores, which no kernel keeps, nor dropout's masks. dots: the products' results (query, key, value, the head's
-# output, up to 4 of ffn, down) and what enters.
-KEPT = {"none": 34.0 - 2.0, "dots": 20.0, "full": 0.0, "offload": 0.0}
+# Bytes a token and unit of width that a block keeps for its backward pass, beside what enters it, 2 bytes a number:
+# what XLA was found to keep of GPT-3's block (docs/pods.md), not what a program written by hand has to (34: Korthikanti
+# et al., table 2). Heads narrower than 128 are stored as if they weren't.
+KEPT = {"none": 100.0, "dots": 26.0, "full": 0.0, "offload": 0.0}
 
 
 def _static(frozen: Any) -> str:
@@ -142,8 +143,8 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
         return Layout(mesh, remat, train.microbatch, state + grads, 0.0, {**seconds, "ici": 0.0, "dcn": 0.0})
     N, D, L = cfg.depth, cfg.width, cfg.seq_len
     tokens = B * L / s  # of a chip, but for the tensor axis
-    kept = {"full": size / 2, "dots": size / 2, "none": size / 2, "offload": 0.0}[remat]
-    activations = N * tokens * D * (2 * kept + KEPT[remat] * size / 2) / t
+    entering = 0.0 if remat == "offload" else 2.0
+    activations = N * tokens * D * (entering + KEPT[remat]) * size / 2 / t
     # Of the block at work: as `none` keeps, its gradient, and two layers' gathered weights with one's gradient.
     block = _block_params(frozen)
     activations += tokens * D * 34 * size / 2 / t * 1.5 + block / t * (2 * size + 4)
@@ -183,8 +184,9 @@ def meshes(frozen: Any, topology: Topology) -> Iterator[dict[str, int]]:
     examples = frozen.train.microbatch or frozen.train.batch_size
     heads = cfg.num_kv_heads if "num_kv_heads" in cfg else 1
     length = cfg.seq_len if "seq_len" in cfg else 1
+    most = MOST_SEQUENCE if "num_heads" in cfg else 1
     for t, s in itertools.product(_divisors(n), repeat=2):
-        if heads % t or n % (t * s) or length % (t * s) or t > 64 or (s > 1 and "num_heads" not in cfg):
+        if heads % t or n % (t * s) or length % (t * s) or t > 64 or s > most:
             continue
         for f in _divisors(n // (t * s)):
             d = n // (t * s * f)
@@ -196,15 +198,20 @@ def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def choices(frozen: Any, topology: Topology, remats: tuple[str, ...] = ("none", "dots", "full")) -> list[Layout]:
-    """Layouts whose estimate fits: the fastest first, of equally fast ones that with the least to send, or to hold."""
+def choices(
+    frozen: Any, topology: Topology, remats: tuple[str, ...] = ("none", "dots", "full"), factor: float = 1.0
+) -> list[Layout]:
+    """Layouts whose estimate fits: the fastest first, of equally fast ones that with the least to send, or to hold.
+
+    `factor`: by how much activations were found to be larger than estimated.
+    """
     found = []
     for remat in remats:
         cfg = changed(frozen, {"run.remat": remat})
         static = _static(cfg)
         for mesh in meshes(cfg, topology):
             layout = estimate(cfg, mesh, topology, static)
-            if layout.bytes <= USABLE * topology.chip.hbm:
+            if layout.state_bytes + factor * layout.activation_bytes <= USABLE * topology.chip.hbm:
                 found.append(layout)
     return sorted(found, key=lambda x: (x.step_seconds, x.ici_seconds + x.seconds["dcn"], x.bytes))
 
@@ -253,9 +260,17 @@ class Remedy:
     topology: Topology
 
 
-def remedies(frozen: Any, topology: Topology, count: int = 3) -> list[Remedy]:
+def remedies(frozen: Any, topology: Topology, needed: float = 0.0, count: int = 3) -> list[Remedy]:
     """The cheapest changes after which the estimate fits, one of a kind: another layout of the same step, a batch in
-    parts, moments in bfloat16, a larger topology."""
+    parts, moments in bfloat16, a larger topology.
+
+    Args:
+      needed: bytes that the config's own program was found to need, which correct the estimates.
+    """
+    factor = 1.0
+    if needed:
+        own = estimate(frozen, sharding.full(frozen.run.mesh, topology.chips), topology)
+        factor = max(1.0, (needed - own.state_bytes) / max(1.0, own.activation_bytes))
     base = models.family(frozen.family).flops(frozen.model) * 3 * frozen.train.batch_size / topology.chip.flops
     B = frozen.train.batch_size
     kinds: list[tuple[str, dict[str, Any], Topology]] = [("", {}, topology)]
@@ -271,7 +286,7 @@ def remedies(frozen: Any, topology: Topology, count: int = 3) -> list[Remedy]:
     kinds += [(f"{k} slices", {}, replace(topology, slices=topology.slices * k)) for k in (2, 4, 8, 16)]
     best: dict[str, Remedy] = {}
     for text, overrides, where in kinds:
-        found = choices(changed(frozen, overrides), where, ("none", "dots", "full", "offload"))
+        found = choices(changed(frozen, overrides), where, ("none", "dots", "full", "offload"), factor)
         if not found:
             continue
         layout = found[0]

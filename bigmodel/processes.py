@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -83,11 +84,16 @@ def agree(mine: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
 
+# JAX raises what a collective met as JaxRuntimeError or, where it surfaces later, as ValueError; orbax as its own.
+PEERS = re.compile(
+    r"Gloo|[Cc]oordination|[Hh]eartbeat|[Bb]arrier|[Pp]eer|"
+    r"\b(UNKNOWN|UNAVAILABLE|ABORTED|INTERNAL|DEADLINE_EXCEEDED|CANCELLED|DATA_LOSS):"
+)
+
+
 def is_peers_death(error: BaseException) -> bool:
     """Whether an error may be no fault of this process: its collectives fail when a peer is gone."""
-    return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError) and (
-        "RESOURCE_EXHAUSTED" not in str(error)
-    )  # fmt: skip
+    return jax.process_count() > 1 and "RESOURCE_EXHAUSTED" not in str(error) and bool(PEERS.search(str(error)))
 
 
 def leave(code: int) -> None:

@@ -78,8 +78,9 @@ def _options(mesh: Mesh) -> dict[str, Any] | None:
     """XLA's, where its defaults aren't ours.
 
     Without tensor parallelism nothing that is gathered depends on activations, so that a layer's weights can be
-    fetched whole and early; a TPU's products that gather their operand in a ring, a part at a time (Wang et al. 2022,
-    doi:10.1145/3567955.3567959), take memory and compilation then, and have nothing to hide.
+    fetched whole and early; products that gather or scatter an operand in a ring, a part at a time (Wang et al. 2022,
+    doi:10.1145/3567955.3567959), take memory and compilation then, and have little to hide. The price: gradients are
+    summed whole before they are cut, at twice the bytes of a reduce-scatter (docs/pods.md has the numbers).
     """
     if mesh.devices.flat[0].platform != "tpu" or mesh.shape["tensor"] > 1:
         return None

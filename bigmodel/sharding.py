@@ -191,38 +191,6 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(x.shape, logical, mesh)))
 
 
-def outer(a_BLx: jax.Array, b_BLy: jax.Array, a_axes: Sequence[str | None], b_axes: Sequence[str | None]) -> jax.Array:
-    """sum over B and L of a b, xy: the gradient of a weight whose logical axes are a_axes and b_axes, in a's type.
-
-    Where FSDP has `embed`, each device's sum is reduced and scattered in one collective. Left to XLA, a TPU's compiler
-    sums the whole gradient on every device and cuts it then, at twice the bytes, or sends it round in small pieces.
-    """
-    mesh = _mesh.get()
-
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jax.lax.dot_general(a, b, (((0, 1), (0, 1)), ((), ())))
-
-    axes = (*a_axes, *b_axes)
-    if mesh is None or mesh.shape["fsdp"] == 1 or "embed" not in axes:
-        return product(a_BLx, b_BLy)
-    shape, whole = (*a_BLx.shape[2:], *b_BLy.shape[2:]), {"embed": None}
-    of_a, of_b = (
-        spec(x.shape, ("batch", "length", *(whole.get(str(n), n) for n in names)), mesh)
-        for x, names in ((a_BLx, a_axes), (b_BLy, b_axes))
-    )
-    of_out, where = spec(shape, axes, mesh), axes.index("embed")
-    if of_out[where] is None or of_a[0] is None:
-        return product(a_BLx, b_BLy)
-    summed = [x for part in of_a[:2] for x in ((part,) if isinstance(part, str) else part or ()) if x != "fsdp"]
-
-    def local(a: jax.Array, b: jax.Array) -> jax.Array:
-        y = jax.lax.psum_scatter(product(a, b), "fsdp", scatter_dimension=where, tiled=True)
-        return jax.lax.psum(y, summed) if summed else y
-
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=(of_a, of_b), out_specs=of_out, check_vma=False)
-    return mapped(a_BLx, b_BLy)
-
-
 def _largest(shape: Sequence[int], mesh: Mesh) -> P:
     """FSDP on the largest dimension that divides."""
     n = mesh.shape["fsdp"]

@@ -265,7 +265,7 @@ class Attention(nn.Module):
 
         def project(name: str, x: jax.Array, heads: int, size: int, start: float = 1.0) -> jax.Array:
             w_DHK = self.param(name, normal(cfg.init_std, D, start), (D, heads, size))
-            y_BLHK = linear(x, w_DHK, ("embed", "heads", None))
+            y_BLHK = linear(x, w_DHK)
             if bias:
                 y_BLHK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, size)).astype(dtype)
             return y_BLHK.transpose(0, 2, 1, 3)
@@ -300,7 +300,7 @@ class Attention(nn.Module):
         y_BHLE = attend(q_BHLK, k_BGSK, v_BGSE, view.replace(start=start), scores_BHLS, score_scale(cfg))
         wo_HED = self.param("out", normal(cfg.init_std, H * E, residual_start(cfg)), (H, E, D))
         y_BLHE = sharding.constrain(y_BHLE, "batch", "heads", "length", None).transpose(0, 2, 1, 3)
-        y_BLD = linear(y_BLHE.reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D), ("heads", "embed"))
+        y_BLD = linear(y_BLHE.reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D))
         if bias:
             y_BLD += self.param("out_bias", nn.initializers.zeros, (D,)).astype(dtype)
         return y_BLD, cache

@@ -133,44 +133,15 @@ def moved(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
 
 
-Axes = tuple[str | None, ...]
-
-
-def linear(x_xD: jax.Array, w_Dy: jax.Array, axes: Axes = ()) -> jax.Array:
+def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
     """x w over x's last axis and w's first, in x's type. On one CPU it is one product of two matrices, which XLA's
     library does fastest, where more axes make it copy operands into other layouts; on a mesh the axes are kept apart,
-    so that each stays sharded. `axes`: the logical axes of w, by which it is gathered and its gradient spread."""
+    so that each stays sharded."""
     if sharding.platform() != "cpu" or sharding.shards(*sharding.SPREAD) > 1:
-        if axes and x_xD.ndim == 3:
-            return _spread_matmul(x_xD, w_Dy, axes)
         return jax.lax.dot_general(x_xD, w_Dy.astype(x_xD.dtype), (((x_xD.ndim - 1,), (0,)), ((), ())))
     rows = x_xD.reshape(-1, x_xD.shape[-1])
     y = _matmul(rows, w_Dy.reshape(w_Dy.shape[0], -1).astype(x_xD.dtype))
     return y.reshape(*x_xD.shape[:-1], *w_Dy.shape[1:])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _spread_matmul(x_BLD: jax.Array, w_Dy: jax.Array, axes: Axes) -> jax.Array:
-    return _spread_forward(x_BLD, w_Dy, axes)[0]
-
-
-def _gathered(w_Dy: jax.Array, dtype: Any, axes: Axes) -> jax.Array:
-    return sharding.constrain(w_Dy.astype(dtype), *(None if name == "embed" else name for name in axes))
-
-
-def _spread_forward(x_BLD: jax.Array, w_Dy: jax.Array, axes: Axes) -> Any:
-    w = _gathered(w_Dy, x_BLD.dtype, axes)
-    return jax.lax.dot_general(x_BLD, w, (((2,), (0,)), ((), ()))), (x_BLD, w_Dy)
-
-
-def _spread_backward(axes: Axes, saved: Any, y_BLy: jax.Array) -> Any:
-    x_BLD, w_Dy = saved
-    w, n = _gathered(w_Dy, y_BLy.dtype, axes), w_Dy.ndim
-    by_x_BLD = jax.lax.dot_general(y_BLy, w, ((tuple(range(2, n + 1)), tuple(range(1, n))), ((), ())))
-    return by_x_BLD, sharding.outer(x_BLD, y_BLy, axes[:1], axes[1:]).astype(w_Dy.dtype)
-
-
-_spread_matmul.defvjp(_spread_forward, _spread_backward)
 
 
 @jax.custom_vjp
@@ -205,21 +176,21 @@ class FeedForward(nn.Module):
         down = self.param("down", normal(std, F, residual_start(cfg)), (F, D))
 
         def hidden(w: Any, b: Any) -> jax.Array:
-            y = {name: linear(x_BLD, w[name], ("embed", "ffn")) for name in w}
+            y = {name: linear(x_BLD, w[name]) for name in w}
             y = {name: y[name] + b[name].astype(dtype) for name in y} if b else y
             h_BLF = y["up"] * act(y["gate"]) if gated else act(y["up"])
             return sharding.constrain(h_BLF, "batch", "length", "ffn")
 
         parts = _ffn_parts(x_BLD.shape, F, dtype)
         if parts == 1:
-            y_BLD = linear(hidden(w, b), down, ("ffn", "embed"))
+            y_BLD = linear(hidden(w, b), down)
         else:  # as many units at a time, so that their activations aren't all in memory while they are computed again
             cut = {name: v.reshape(D, parts, -1).swapaxes(0, 1) for name, v in w.items()}
             cut_b = {name: v.reshape(parts, -1) for name, v in b.items()}
 
             @functools.partial(jax.checkpoint, prevent_cse=False)
             def body(y_BLD: jax.Array, xs: Any) -> Any:
-                return y_BLD + linear(hidden(xs[0], xs[1]), xs[2], ("ffn", "embed")), None
+                return y_BLD + linear(hidden(xs[0], xs[1]), xs[2]), None
 
             start = jnp.zeros_like(x_BLD)
             y_BLD, _ = jax.lax.scan(body, start, (cut, cut_b, down.reshape(parts, -1, D)))

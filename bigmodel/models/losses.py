@@ -198,7 +198,7 @@ def _chunked_backward(chunks: int, saved: Any, gradients: Any) -> Any:
         by_BLU -= jnp.where(labels_BL[..., None] == ids_U, by_nll_BL[..., None], 0.0)
         by_BLU = by_BLU.astype(x_BLE.dtype)
         by_x_BLE += jnp.einsum("BLU,UE->BLE", by_BLU, part_UE.astype(x_BLE.dtype), preferred_element_type=jnp.float32)
-        by_UE = sharding.outer(by_BLU, x_BLE, ("vocab",), ("embed",))
+        by_UE = jnp.einsum("BLU,BLE->UE", by_BLU, x_BLE, preferred_element_type=jnp.float32)
         return by_x_BLE, sharding.constrain(by_UE.astype(table_VE.dtype), "vocab", "embed")
 
     zeros = jnp.zeros(x_BLE.shape, jnp.float32)

@@ -24,22 +24,38 @@ def _topology(args: argparse.Namespace) -> Any:
     return topology
 
 
-def _laid_out(unfrozen: Any, overrides: Any, topology: Any) -> tuple[Any, str]:
-    """(the frozen config, why its mesh). One that names no mesh gets the fastest whose estimate fits."""
+def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any) -> dict[str, Any]:
+    """The report of a config. One that names no mesh gets the fastest layout whose estimate fits, and another where the
+    compiler finds that it doesn't."""
     from bigmodel import layout, pod
 
     cfg = pod.frozen(unfrozen)
+    cache = None if args.no_cache else "runs/compile/cache"
     given = {key for key, _ in overrides}
     if any(key.startswith("run.mesh.") for key in given):
-        return cfg, "mesh: as given"
+        return _report(cfg, topology, cache, args.save, "as given", say)
     remats = (cfg.run.remat,) if "run.remat" in given else ("none", "dots", "full")
-    found = layout.choices(cfg, topology, remats)
-    if found:
-        best, why = found[0], layout.why(found[0], topology)
-    else:  # nothing fits by the estimate: the least of all, for the compiler to say by how much
-        best = layout.smallest(cfg, topology)
-        why = f"no layout fits by its estimate; the smallest: {layout.why(best, topology)}"
-    return layout.changed(cfg, best.overrides()), why
+    factor = 1.0
+    for _ in range(4):
+        found = layout.choices(cfg, topology, remats, factor)
+        best = found[0] if found else layout.smallest(cfg, topology)  # for the compiler to say by how much
+        why = ("" if found else "no layout fits by its estimate; the smallest: ") + layout.why(best, topology)
+        laid_out = layout.changed(cfg, best.overrides())
+        try:
+            return _report(laid_out, topology, cache, args.save, why, say)
+        except pod.DoesNotFit as e:
+            if not found:
+                raise UsageError(_refusal(laid_out, topology, e)) from e
+            say(f"    {e}")
+            factor = max(factor * 1.05, 1.02 * (e.needed - best.state_bytes) / best.activation_bytes)
+    raise UsageError(f"{topology.name}: four layouts whose estimates fitted didn't; name one: --config.run.mesh.AXIS=K")
+
+
+def _report(cfg: Any, topology: Any, cache: Any, save: str, why: str, say: Any) -> dict[str, Any]:
+    from bigmodel import pod
+
+    say(f"  layout: {why}")
+    return {"layout": why, **pod.prove(cfg, topology, cache, save)}
 
 
 def _start() -> None:
@@ -62,19 +78,15 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
     if args.sweep:
         return _compile_sweep(args, overrides, topology)
     unfrozen = config.load(args.path or args.config, overrides)
-    cfg, why = _laid_out(unfrozen, overrides, topology)
-    name = _name(args.path or args.config, topology)
-    stem = Path(args.out or f"runs/compile/{name}")
-    if not args.json:
-        print(
-            f"{args.path or args.config} on {topology.name}{_slices(topology)}, {topology.chips} chips\n  {why}",
-            flush=True,
-        )
+    source = args.path or args.config
+    stem = Path(args.out or f"runs/compile/{_name(source, topology)}")
+    say = (lambda line: None) if args.json else lambda line: print(line, flush=True)
+    say(f"{source} on {topology.name}{_slices(topology)}, {topology.chips} chips")
     try:
-        report = pod.prove(cfg, topology, None if args.no_cache else "runs/compile/cache", args.save)
+        report = {"name": source, **_proved(unfrozen, overrides, topology, args, say)}
     except pod.DoesNotFit as e:
+        cfg = pod.frozen(unfrozen)
         raise UsageError(_refusal(cfg, topology, e)) from e
-    report = {"name": args.path or args.config, "why": why, **report}
     _write(report, stem)
     if args.json:
         print_json(report)
@@ -108,7 +120,7 @@ def _refusal(cfg: Any, topology: Any, e: Any) -> str:
     """One line: the shortfall, and what would mend it."""
     from bigmodel import layout
 
-    found = layout.remedies(cfg, topology)
+    found = layout.remedies(cfg, topology, e.needed)
     parts: list[str] = []
     for r in found:
         where = f" --slices={r.topology.slices}" if r.topology.slices != topology.slices else ""
@@ -164,23 +176,14 @@ def _compile_sweep(args: argparse.Namespace, overrides: Any, topology: Any) -> i
     rows, reports, failed = [], [], 0
     for item in sweeps.make_plan(args.sweep, overrides):
         given = {key for key, _ in overrides} | item.overrides.keys()
-        cfg, _ = _laid_out(config.ConfigDict(item.config.to_dict()), [(k, None) for k in given], topology)
         label = describe(item.overrides)
+        unfrozen = config.ConfigDict(item.config.to_dict())
         try:
-            r = pod.prove(cfg, topology, None if args.no_cache else "runs/compile/cache")
-        except pod.DoesNotFit as e:
+            r = _proved(unfrozen, [(k, None) for k in given], topology, args, lambda line: None)
+        except (pod.DoesNotFit, UsageError) as e:
             failed += 1
-            rows.append(
-                [
-                    item.run_id,
-                    label,
-                    "-",
-                    f"{e.needed / G:.2f}",
-                    "-",
-                    f"NO: {(e.needed - e.available) / G:.2f} GiB short",
-                ]
-            )
-            reports.append({"run_id": item.run_id, "shortfall_bytes": e.needed - e.available})
+            rows.append([item.run_id, label, "-", "-", "-", str(e).partition(". The cheapest")[0]])
+            reports.append({"run_id": item.run_id, "error": str(e)})
         else:
             mesh = " ".join(f"{k}={v}" for k, v in r["mesh"].items()) or "one chip"
             need = (r["bytes"]["arguments"] + r["bytes"]["temporaries"]) / G
