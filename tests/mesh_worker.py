@@ -1,7 +1,7 @@
 """Run by test_sharding.py in a process with its own number of devices: trains on each mesh, restores each on the next.
 
 usage: mesh_worker.py DEVICES CONFIG.json OUT.json FOLDER MESH[,MESH...] [RESTORE_FROM=FOLDER ...]
-MESH is axes and sizes, as data2-tensor4; one: a single device.
+MESH is axes and sizes, as data2-tensor4; one: a single device. RESTORE_FROM none: only the losses.
 """
 
 import json
@@ -59,6 +59,9 @@ for mesh in meshes.split(","):
     )
     report["fractions"][mesh] = here / whole
 meshes = meshes.split(",")
+if sources == ["none"]:  # losses alone
+    Path(out).write_text(json.dumps(report))
+    sys.exit(0)
 after = meshes[1:] + meshes[:1]
 pairs = [(name, folder / name, mesh) for name, mesh in zip(meshes, after, strict=True) if name != mesh]
 for i, source in enumerate(sources):

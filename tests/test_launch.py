@@ -128,3 +128,10 @@ def test_the_local_script_runs_rows_to_their_end(tmp_path, tiny):
     again = bigmodel("launch", folder, "--engine=local")
     assert again.returncode == 0 and "every row is finished" in again.stdout
     assert os.access(folder / "launch/run.sh", os.R_OK)
+
+
+def test_skypilot_accepts_the_yaml():
+    """Where it is installed: its own schema. It has never been executed."""
+    sky = pytest.importorskip("sky")
+    (resources,) = sky.Task.from_yaml(str(GOLDEN / "row.yaml")).resources
+    assert resources.use_spot and resources.accelerators == {"tpu-v5p-128": 1}

@@ -1,5 +1,6 @@
 """The same losses on every mesh and process count, and a checkpoint of one on another."""
 
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from bigmodel import config, models, sharding, track
 from bigmodel.config import UsageError
 
-MESHES = ["data8", "fsdp8", "tensor8", "data2-fsdp2-tensor2"]  # with restores; more below, without
+MESHES = ["data8", "fsdp8", "tensor8", "sequence2-fsdp2-tensor2"]  # with restores; all 35 below, without
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
 
 
@@ -84,12 +85,13 @@ def runs(tmp_path_factory, data_dir):
     finish(eight)
     back = spawn(
         worker, 1, file, root / "back.json", root / "back", "one",
-        *(f"{m}={root / 'eight' / m}" for m in ("fsdp8", "data2-fsdp2-tensor2")), f"two={root / 'two'}",
+        *(f"{m}={root / 'eight' / m}" for m in ("fsdp8", "sequence2-fsdp2-tensor2")), f"two={root / 'two'}",
     )  # fmt: skip
     finish(back)
     report = {name: json.loads((root / f"{name}.json").read_text()) for name in ("one", "eight", "back")}
     (folder,) = [p for p in (root / "two").iterdir() if p.is_dir()]
     rows = track.read_rows(folder / "metrics.jsonl")
+    report["file"] = file
     report["two"] = [r["loss"] for r in rows if "loss" in r] + [track.read_json(folder / "result.json")["loss"]]
     return report
 
@@ -99,6 +101,38 @@ def test_every_mesh_has_the_losses_of_one_device(runs):
     assert len(reference) == 21 and reference[19] < 0.8 * reference[0]
     for mesh in MESHES:
         agree(runs["eight"]["losses"][mesh], reference)
+
+
+@pytest.mark.slow
+def test_all_products_of_axes_have_the_losses_of_one_device(tmp_path, runs, data_dir):
+    """The 35 ways to spread 8 devices over the five axes."""
+    meshes = [
+        "-".join(f"{axis}{n}" for axis, n in zip(sharding.AXES, sizes, strict=True))
+        for sizes in itertools.product((1, 2, 4, 8), repeat=5)
+        if np.prod(sizes) == 8
+    ]
+    assert len(meshes) == 35
+    parts = [meshes[:18], meshes[18:]]
+    children = [
+        spawn(
+            ROOT / "tests/mesh_worker.py",
+            8,
+            runs["file"],
+            tmp_path / f"{k}.json",
+            tmp_path / str(k),
+            ",".join(part),
+            "none",
+        )
+        for k, part in enumerate(parts)
+    ]
+    for child in children:
+        error = child.communicate(timeout=1500)[1]
+        assert child.returncode == 0, error
+    reference = runs["one"]["losses"]["one"]
+    for k in range(2):
+        for mesh, losses in json.loads((tmp_path / f"{k}.json").read_text())["losses"].items():
+            assert len(losses) == 21, mesh
+            agree(losses, reference)
 
 
 def test_two_processes_have_the_losses_of_one_device(runs):
@@ -120,7 +154,7 @@ def test_parameters_are_really_spread(runs):
     assert fractions["data8"] == 1
     assert fractions["fsdp8"] < 0.25
     assert fractions["tensor8"] < 0.25
-    assert fractions["data2-fsdp2-tensor2"] < 0.35
+    assert fractions["sequence2-fsdp2-tensor2"] < 0.35
 
 
 @pytest.mark.slow
