@@ -7,6 +7,7 @@ taken over by the same job of an engine that started it again, or by anybody onc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -16,20 +17,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from bigmodel.config import Busy
+from bigmodel.config import Busy, Retry
 
 LEASE = 900.0  # seconds; a holder renews a quarter of it after the last time
 
 
+AS_JOB = "BIGMODEL_JOB"  # set where this process is all that its engine's job does
+
+
 def owner(environment: Mapping[str, str] = os.environ) -> str:
-    """Who claims: the engine's name of the job, which survives its restarts, else this process."""
+    """Who claims: of a worker the engine's name of its job, which survives restarts; else this process."""
+    alone = f"process {socket.gethostname()} {os.getpid()} {time.time()}"
+    if AS_JOB not in environment:
+        return alone
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"slurm {environment['SLURM_ARRAY_JOB_ID']}_{environment.get('SLURM_ARRAY_TASK_ID', '')}"
     if "SLURM_JOB_ID" in environment:
         return f"slurm {environment['SLURM_JOB_ID']}"
     if "SKYPILOT_MANAGED_JOB_ID" in environment:
         return f"sky {environment['SKYPILOT_MANAGED_JOB_ID']}"
-    return f"process {socket.gethostname()} {os.getpid()} {time.time()}"
+    return alone
 
 
 def claim(folder: Any) -> FileClaim | ObjectClaim:
@@ -120,7 +127,10 @@ class ObjectClaim:
 
     def _write(self, **more: Any) -> None:
         value = json.dumps({"owner": self.who, "time": time.time(), **more}).encode()
-        stamp = self.store.write(NAME, value, if_equal=self.generation).result()
+        try:
+            stamp = self.store.write(NAME, value, if_equal=self.generation).result()
+        except Exception as e:
+            raise Retry(f"the claim can't be written ({str(e).splitlines()[0]}); the same command continues") from e
         if not stamp.generation:  # somebody wrote since we read
             raise Busy("another worker has taken this run")
         self.generation, self.written = stamp.generation, time.time()
@@ -136,5 +146,5 @@ class ObjectClaim:
                 self._write()
 
     def close(self) -> None:
-        with self.lock:
+        with self.lock, contextlib.suppress(Retry):  # what isn't released is old after LEASE
             self._write(released=True)

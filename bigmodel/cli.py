@@ -182,7 +182,6 @@ def parser() -> Parser:
     topology(p, required=True)
     p.add_argument("--sweep", metavar="FILE", help="every row of a sweep file")
     p.add_argument("--out", metavar="STEM", help="write STEM.json and STEM.png (default: runs/compile/NAME)")
-    p.add_argument("--save", default="", metavar="FILE", help="write the executable, to start from without compiling")
     p.add_argument("--no-cache", action="store_true", help="compile even what is in the cache")
 
     p = verb("paper", texts.PAPER)

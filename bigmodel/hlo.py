@@ -58,12 +58,12 @@ class Computation:
 @dataclass(frozen=True)
 class Collective:
     """Attributes:
-    kind: of KINDS, or send (between slices).
+    kind: of KINDS.
     count: how often a step runs it.
     bytes: that a device sends in one of them, by the ring algorithm: of a result of R bytes over n devices,
       R (n-1)/n for an all-gather or all-to-all, R (n-1) for a reduce-scatter (its result is the n-th part), 2 R (n-1)/n
       for an all-reduce, R for a permutation.
-    group: the partitions that one of them joins.
+    group: the partitions that one of them joins; (): slices, of which one sends all `bytes` to each of the others.
     name: of the operation in the source.
     """
 
@@ -214,17 +214,18 @@ def executed(module: Mapping[str, Computation]) -> Iterator[tuple[Computation, i
 
 def collectives(module: Mapping[str, Computation], devices: int) -> list[Collective]:
     """Of a program of so many partitions. One that is carried out by several fusions is counted once."""
-    found, seen = [], set()
+    found: list[Collective] = []
 
-    def look(c: Computation, times: int, fused: bool = False) -> None:
+    def look(c: Computation, times: int, seen: set[str], fused: bool = False) -> None:
         for i in c.instructions.values():
             if i.op in ("fusion", "custom-call"):
                 for name in _calls(i):
-                    look(module[name], times, True)
+                    look(module[name], times, seen, True)
             kind = i.op.removesuffix("-start")
-            if kind == "send" and "is_host_transfer=true" not in i.attributes:
-                sent = size(c.instructions[i.operands[0]].type)
-                found.append(Collective("send", times, sent, (), _source(i)))
+            if kind == "send" and "megascale" in i.attributes:  # the data-centre network's runtime does the rest
+                what = re.search(r'transfer_type="(\w+)"', i.attributes)
+                name = "send" if what is None else what[1].lower().replace("_", "-")
+                found.append(Collective(name, times, size(c.instructions[i.operands[0]].type), (), _source(i)))
                 continue
             if kind not in KINDS:
                 continue
@@ -242,7 +243,7 @@ def collectives(module: Mapping[str, Computation], devices: int) -> list[Collect
             found.append(Collective(kind, times, sent, group, _source(i)))
 
     for c, times in executed(module):
-        look(c, times)
+        look(c, times, set())  # a loop's copies have its channels: they run, too
     return found
 
 

@@ -138,7 +138,9 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     remat = frozen.run.remat
     seconds = {"compute": forward * (1 + BACKWARD[remat]) / n / chip.flops}
     size = 2 if "dtype" in cfg and cfg.dtype == "bfloat16" else 4
-    grads = params * (turns > 1) + params  # an accumulator beside the gradient
+    grads = params * (2 if turns > 1 else 1)  # an accumulator beside the gradient
+    if train.grad_dtype != train.param_dtype:
+        grads *= 0.5 if train.grad_dtype == "bfloat16" else 2.0
     if "num_heads" not in cfg:
         return Layout(mesh, remat, train.microbatch, state + grads, 0.0, {**seconds, "ici": 0.0, "dcn": 0.0})
     N, D, L = cfg.depth, cfg.width, cfg.seq_len
@@ -151,10 +153,11 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     activations += 3 * min(4 * tokens * cfg.vocab_size / t, 2**27) + 2 * 4 * tokens * D
     # What a chip sends, by ring algorithms, over a dimension of the torus at a time.
     gathered = block * N / t * size * (f - 1) / f if f > 1 else 0.0
-    seconds["fsdp"] = turns * 3 * gathered / chip.ici  # forward, backward, gradients
+    # Forward, backward, gradients: without tensor parallelism these whole, at twice the bytes (program.options).
+    seconds["fsdp"] = turns * (3 if t > 1 else 4) * gathered / chip.ici
     seconds["tensor"] = turns * (4 + 4) * N * tokens * D * size * (t - 1) / t / chip.ici
     seconds["sequence"] = turns * 8 * N * tokens * D / t * size * (s - 1) / s / chip.ici if s > 1 else 0.0
-    reduce = 2 * 4 * budget.counts(frozen.family, cfg)[0] / (f * t)
+    reduce = turns * 2 * 4 * budget.counts(frozen.family, cfg)[0] / (f * t)
     seconds["data"] = reduce * (mesh["data"] - 1) / mesh["data"] / chip.ici
     seconds["dcn"] = reduce * (mesh["slices"] - 1) / mesh["slices"] / chip.dcn
     return Layout(mesh, remat, train.microbatch, state + grads, activations, seconds)

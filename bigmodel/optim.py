@@ -53,6 +53,10 @@ def finalize(cfg: ConfigDict) -> None:
     choose("config.optim.name", cfg.name, OPTIMIZERS)
     choose("config.optim.schedule", cfg.schedule, SCHEDULES)
     choose("config.optim.state_dtype", cfg.state_dtype, DTYPES)
+    if cfg.state_dtype == "bfloat16" and cfg.b2 > 0.99:
+        raise UsageError(
+            f"config.optim.b2={cfg.b2}: a moment in bfloat16, of 8 bits, would never decay by 1 - b2; at most 0.99"
+        )
     for key in ("warmup", "final_lr", "decay"):
         if not 0 <= cfg[key] <= 1:
             raise UsageError(f"config.optim.{key}={cfg[key]}: a fraction, must be in [0, 1]")
@@ -159,7 +163,7 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
     whole = optax.chain(
         *steps, direction, *multiplied(rates), optax.add_decayed_weights(cfg.weight_decay, decays), optax.scale(-1.0)
     )
-    return whole if cfg.state_dtype == "float32" else _kept_in(cfg.state_dtype, whole)
+    return _kept_in(cfg.state_dtype, whole)
 
 
 def _kept_in(dtype: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import pickle
 import re
 import resource
 import time
@@ -29,7 +28,7 @@ from bigmodel import budget, config, hlo, layout, models, processes, program, sh
 from bigmodel.config import UsageError
 from bigmodel.layout import Topology
 
-FORMAT = 1  # of a report: part of the cache's key
+FORMAT = 2  # of a report: part of the cache's key
 
 
 class DoesNotFit(Exception):
@@ -104,10 +103,12 @@ def lower(cfg: Any, topology: Topology) -> tuple[Any, Any]:
     return built.step.lower(state, batch, like(jax.ShapeDtypeStruct((), "float32"), whole), like(key, whole)), mesh
 
 
-def program_hash(lowered: Any, topology: Topology) -> str:
+def program_hash(lowered: Any, topology: Topology, options: Any) -> str:
     """Of the program, the topology, the compiler and this module's idea of a report."""
-    versions = [importlib.util.find_spec("libtpu").origin, jax.__version__, _libtpu()]  # type: ignore[union-attr]
-    text = "\n".join([lowered.as_text(), topology.name, str(topology.slices), *map(str, versions[1:]), str(FORMAT)])
+    versions = [jax.__version__, _libtpu()]
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    said = [topology.name, topology.slices, *versions, FORMAT, options, *flags]
+    text = "\n".join([lowered.as_text(), *map(str, said)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -124,7 +125,7 @@ def compile_step(lowered: Any) -> Any:
             return lowered.compile()
     except Exception as e:
         text = str(e)
-        found = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK])", text) or re.search(
+        found = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm", text) or re.search(
             r"\(([\d.]+)([GMK])\) exceeds available HBM \(([\d.]+)([GMK])\)", text
         )
         if "RESOURCE_EXHAUSTED" not in text or not found:
@@ -133,23 +134,22 @@ def compile_step(lowered: Any) -> Any:
         raise DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) from e
 
 
-def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> dict[str, Any]:
+def prove(cfg: Any, topology: Topology, cache: Any = None) -> dict[str, Any]:
     """The report of a config on a topology; see the keys in the code below. Bytes, FLOPs and seconds; of one chip
     where not said otherwise.
 
     Args:
       cfg: as of `frozen`.
       cache: a folder of reports by program hash; None: none.
-      save: a file for the executable, to start from without compiling.
 
     Raises:
       DoesNotFit, UsageError.
     """
     began = time.time()
     lowered, mesh = lower(cfg, topology)
-    key = program_hash(lowered, topology)
+    key = program_hash(lowered, topology, program.options(mesh))
     stored = None if cache is None else track.read_json(epath.Path(cache) / f"{key}.json")
-    if stored is not None and not save:
+    if stored is not None:
         if stored.get("shortfall"):
             raise DoesNotFit(*stored["shortfall"])
         return {**stored, **_of_config(cfg, topology, stored), "cached": True}
@@ -169,8 +169,6 @@ def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> di
         "date": track.now(),
     }
     _store(cache, key, report)
-    if save:
-        save_executable(executable, save)
     return {**report, **_of_config(cfg, topology, report), "cached": False}
 
 
@@ -192,14 +190,18 @@ def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
     module = hlo.parse(executable.as_text())
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for c in hlo.collectives(module, mesh.size):
-        axis = "slices" if c.kind == "send" else hlo.axes_of(c.group, mesh.shape)
+        axis = hlo.axes_of(c.group, mesh.shape) if c.group else "slices"
         if not axis or not c.bytes:
             continue
         row = found.setdefault((c.kind, axis), {"kind": c.kind, "axis": axis, "count": 0, "bytes": 0.0})
         row["count"] += c.count
-        row["bytes"] += c.count * c.bytes
-        row["dimensions"] = _dimensions(c.group, mesh)
+        # Between slices by rings as well: an all-reduce of S bytes over n sends 2 S (n-1)/n.
+        between = 2 * (topology.slices - 1) / topology.slices if not c.group else 1.0
+        row["bytes"] += c.count * c.bytes * between
+        row["dimensions"] = _dimensions(c.group, mesh) if c.group else 1
         row["network"] = "DCN" if "slices" in axis.split("+") and topology.slices > 1 else "ICI"
+    if topology.slices > 1 and not any(row["network"] == "DCN" for row in found.values()):
+        raise RuntimeError("nothing is sent between slices: this libtpu's programs are not understood")
     return {
         "bytes": {
             "arguments": memory.argument_size_in_bytes,
@@ -267,16 +269,3 @@ def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str
         "chip_hours": horizon / (cfg.train.batch_size * units) * step * n / 3600,
         "horizon": horizon,
     }
-
-
-# ------------------------------------------------------------------------- saved executables
-
-
-def save_executable(executable: Any, path: str) -> None:
-    """An executable as one file, for `load_executable` on a machine of the same topology and versions."""
-    from jax.experimental import serialize_executable
-
-    with config.writing(path):
-        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        payload, in_tree, out_tree = serialize_executable.serialize(executable)
-        epath.Path(path).write_bytes(pickle.dumps((payload, in_tree, out_tree)))

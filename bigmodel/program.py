@@ -74,7 +74,7 @@ def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.
     }
 
 
-def _options(mesh: Mesh) -> dict[str, Any] | None:
+def options(mesh: Mesh) -> dict[str, Any] | None:
     """XLA's, where its defaults aren't ours.
 
     Without tensor parallelism nothing that is gathered depends on activations, so that a layer's weights can be
@@ -165,7 +165,7 @@ def build(static: str, mesh: Mesh) -> Program:
             w = metrics.pop("weight")
             if cfg.train.noise_scale:
                 metrics["micro_grad_square"] = jnp.square(optax.global_norm(grads))
-            weighted = jax.tree.map(lambda x: x * w, (grads, metrics))
+            weighted = jax.tree.map(lambda x: (x * w).astype(x.dtype), (grads, metrics))
             return (jax.tree.map(jnp.add, total, (*weighted, w)), new_state or model_state), None
 
         grad_shapes, (metric_shapes, _) = jax.eval_shape(
@@ -177,7 +177,7 @@ def build(static: str, mesh: Mesh) -> Program:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes))
         carry = ((*zeros, jnp.zeros(())), model_state)
         ((grads, metrics, weight), model_state), _ = jax.lax.scan(body, carry, (jnp.arange(B // M), micro))
-        grads, metrics = jax.tree.map(lambda x: x / weight, (grads, metrics))
+        grads, metrics = jax.tree.map(lambda x: (x / weight).astype(x.dtype), (grads, metrics))
         return grads, ({**metrics, "weight": weight}, model_state)
 
     def step(state: Any, batch: Any, rate: jax.Array, key: jax.Array) -> Any:
@@ -228,10 +228,10 @@ def build(static: str, mesh: Mesh) -> Program:
     shardings = sharding.state_shardings(shapes, family.RULES, mesh)
     whole = sharding.replicated(mesh)
     # It runs once: on a CPU LLVM's first level halves the time that its random numbers take to compile.
-    options = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+    first_level = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
     return Program(
-        init=jax.jit(traced(init), out_shardings=shardings, compiler_options=options),
-        step=jax.jit(traced(step), donate_argnums=0, out_shardings=(shardings, whole), compiler_options=_options(mesh)),
+        init=jax.jit(traced(init), out_shardings=shardings, compiler_options=first_level),
+        step=jax.jit(traced(step), donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options(mesh)),
         evaluate=jax.jit(traced(evaluate), out_shardings=whole),
         shapes=shapes,
         shardings=shardings,

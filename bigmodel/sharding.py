@@ -175,7 +175,7 @@ def _parameter_spec(shape: Sequence[int], logical: Sequence[str | None], mesh: M
                     for i, size in enumerate(shape)
                     if i != dim
                     and size % (mesh.shape[axis] * math.prod(mesh.shape[a] for a in found[i])) == 0
-                    and not (i == 0 and len(shape) > 2)  # depth: a layer would have to come from one device
+                    and not (i == 0 and logical[0] is None)  # depth: a layer would be one device's
                 ]
                 if free:
                     best = max(free, key=lambda i: shape[i] / math.prod(mesh.shape[a] for a in found[i]))

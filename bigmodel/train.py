@@ -117,8 +117,8 @@ def attempt(
     own_view = view or View()
     line = Line(f"{name or run_id}", plan.steps, quiet=quiet or not lead)
     try:
-        with config.full_disk(folder):
-            return _train(frozen, plan, folder, mesh, claim, name or run_id, group, own_view, line), True
+        with config.full_disk(folder), processes.Watch(frozen.run.watchdog, name or run_id) as watch:
+            return _train(frozen, plan, folder, mesh, claim, watch, name or run_id, group, own_view, line), True
     except UsageError:
         if lead and folder in made:  # a mistake leaves nothing behind
             folder.rmtree()
@@ -182,6 +182,7 @@ def _train(
     folder: epath.Path,
     mesh: Mesh,
     claim: Any,
+    watch: processes.Watch,
     name: str,
     group: str,
     view: View,
@@ -229,13 +230,18 @@ def _train(
     last_loss = metrics_file.last("loss", math.nan) if metrics_file else math.nan
     status = ""
 
+    def alive() -> None:
+        watch.progress()
+        if claim:
+            claim.renew()
+
     def evaluate() -> dict[str, float]:
         variables = {"params": state["params"], **state["model_state"]}
         total: dict[str, float] = {}
         weight = 0.0
         for host in loader.eval_batches(examples["validation"], B, frozen.train.eval_examples, rows):
             got = {k: float(v) for k, v in compiled.evaluate(variables, sharding.place(host, mesh, B)).items()}
-            watch.progress()
+            alive()
             w = got.pop("weight")
             weight += w
             for k, v in got.items():
@@ -245,7 +251,6 @@ def _train(
             out["eval_bits_per_byte"] = out["eval_loss"] / math.log(2) / plan.bytes_per_unit
         return out
 
-    watch = processes.Watch(frozen.run.watchdog, f"{name} of {steps} steps")
     patience, every = frozen.train.patience, frozen.train.patience_steps
     checks = [
         (r["step"], r["eval_loss"])
@@ -264,23 +269,24 @@ def _train(
         for t in range(step, end):
             rate = jnp.float32(optim.learning_rate(frozen.optim, t, steps, end))
             state, metrics = compiled.step(state, sharding.place(next(ahead), mesh, B), rate, step_key)
+            if t % 16 == 0:
+                jax.block_until_ready(metrics)
+                alive()
             if stop.alone and stop.asked:
                 state = trunk
                 return False
         found = evaluate()
-        alive = bool(sharding.to_host(metrics["ok"])) and all(map(math.isfinite, found.values()))
+        good = bool(sharding.to_host(metrics["ok"])) and all(map(math.isfinite, found.values()))
         state = trunk
         if branch_file:
-            branch_file.add({"step": step, "end": end, "alive": alive, **(found if alive else {})})
+            branch_file.add({"step": step, "end": end, "alive": good, **(found if good else {})})
         return True
 
     def read(done: int, device_metrics: Any) -> str:
         """Reads a step's metrics (waiting for it), logs them; 'diverged' if it is over."""
         nonlocal last_loss
         row = {k: sharding.to_host(v).item() for k, v in device_metrics.items()}
-        watch.progress()
-        if claim:
-            claim.renew()
+        alive()
         over = not row.pop("ok")
         if math.isfinite(row["loss"]):
             last_loss = row["loss"]
@@ -304,7 +310,7 @@ def _train(
     branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl") if r["step"] <= start}
     step = saved = start
     early = bool(patience) and no_better([loss for _, loss in checks], patience)  # and was killed before its result
-    with watch, Stop() as stop:
+    with Stop() as stop:
         window, window_began = start, time.time()
         while step < steps and not status and not early:
             for end in (e for e, fork in forks.items() if fork == step and e not in branched):

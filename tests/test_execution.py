@@ -80,3 +80,42 @@ def test_a_shape_that_does_not_divide_is_sharded_on_another_side():
     assert place((40, 5140, 20560), (None, "embed", "ffn"), mesh) == jax.P(None, None, ("tensor",))
     assert place((40, 5140, 40, 128), (None, "embed", "heads", None), mesh) == jax.P(None, None, ("tensor",), ("fsdp",))
     assert place((40, 5140), (None, None), mesh) == jax.P(None, None)  # vectors stay whole
+
+
+def test_a_bfloat16_table_s_gradient_is_summed_in_float32():
+    """Summed in bfloat16, ones end at 256."""
+    from bigmodel.models import layers
+
+    table = jnp.ones((4, 2))
+    tokens = jnp.zeros(4096, jnp.int32)
+    grad = jax.grad(lambda t: jnp.sum(layers.lookup(t, tokens, "bfloat16").astype(jnp.float32)))(table)
+    np.testing.assert_array_equal(grad, [[4096, 4096], [0, 0], [0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_types_of_parameters_gradients_and_moments_stay(tiny, name):
+    """As they begin, after a step with micro-batches: else it would be compiled twice, and a restore would differ."""
+    from bigmodel import budget, models, program
+
+    cfg = tiny(
+        ("train.param_dtype", "bfloat16"), ("train.grad_dtype", "bfloat16"), ("optim.state_dtype", "bfloat16"),
+        ("train.microbatch", 4), ("optim.name", name), ("model.dtype", "bfloat16"), ("optim.b2", 0.95),
+    )  # fmt: skip
+    frozen = budget.finalize(cfg)
+    built = program.build(program.static_part(frozen), ALONE)
+    after, _ = jax.eval_shape(
+        built.step,
+        built.shapes,
+        budget.batch_shapes(models.family("decoder"), frozen.model, 8),
+        jax.ShapeDtypeStruct((), "float32"),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, built.shapes)
+    assert {x.dtype for x in jax.tree.leaves(after["params"])} == {jnp.dtype("bfloat16")}
+
+
+def test_bfloat16_moments_need_a_beta_that_they_can_hold(tiny):
+    from bigmodel import budget
+
+    with pytest.raises(UsageError, match="would never decay"):
+        budget.finalize(tiny(("optim.state_dtype", "bfloat16"), ("optim.b2", 0.999)))

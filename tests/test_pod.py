@@ -245,7 +245,7 @@ def test_fsdp_on_tpus_gathers_what_the_formula_says(tmp_path):
 
 
 @pytest.mark.tpu
-def test_175b_on_256_v5e_is_refused_within_30_seconds_with_remedies():
+def test_175b_on_256_v5e_is_refused_with_remedies():
     began = time.time()
     out = bigmodel("compile", "--config=experiments/gpt3.py:175b", "--topology=v5e:16x16", "--no-cache")
     assert out.returncode == 2 and out.stderr.count("\n") == 1

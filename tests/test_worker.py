@@ -72,9 +72,12 @@ def test_a_worker_trains_its_row_once(tmp_path, tiny):
     assert again.returncode == 0 and "finished before" in again.stdout
     assert [r["step"] for r in track.read_rows(home(folder, 1) / "attempts.jsonl")] == [0]
     assert [row["state"] for row in status.status(folder)] == ["pending", "done"]
+    assert not home(folder, 0).exists()
     for args, text in (
         (["worker", folder, "--index=2"], "has rows 0 to 1"),
         (["worker", folder], "give --index=I"),
+        (["worker", folder, "--index=0", "--config.train.seed=7"], "would make another row"),
+        (["worker", folder, "--index=0", "--config.run.mesh.fsdp=3"], "doesn't fill the 1 devices"),
         (["worker", tmp_path, "--index=0"], "no plan at"),
     ):
         wrong = bigmodel(*args)
@@ -172,10 +175,12 @@ def test_of_simultaneous_claims_of_an_object_one_is_made(tmp_path):
 
 
 def test_the_owner_of_a_claim_survives_the_engine_s_restarts():
-    assert claims.owner({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "slurm 12_3"
-    assert claims.owner({"SLURM_JOB_ID": "5"}) == "slurm 5"
-    assert claims.owner({"SKYPILOT_MANAGED_JOB_ID": "9"}) == "sky 9"
-    assert claims.owner({}).startswith("process ")
+    mine = {"BIGMODEL_JOB": "1"}
+    assert claims.owner({**mine, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}) == "slurm 12_3"
+    assert claims.owner({**mine, "SLURM_JOB_ID": "5"}) == "slurm 5"
+    assert claims.owner({**mine, "SKYPILOT_MANAGED_JOB_ID": "9"}) == "sky 9"
+    assert claims.owner(mine).startswith("process ")
+    assert claims.owner({"SLURM_JOB_ID": "5"}).startswith("process ")  # of a job's several workers, one each
 
 
 # ------------------------------------------------------------------------- several processes

@@ -6,6 +6,7 @@ Rendered and checked against SkyPilot's schema; never executed by us, who have n
 from __future__ import annotations
 
 import math
+import re
 
 from bigmodel.config import UsageError, choose
 from bigmodel.launch import Job
@@ -61,6 +62,8 @@ def render(job: Job) -> dict[str, str]:
         raise UsageError("launch --engine=sky: one slice a row; several slices need GKE or queued resources")
     chip, _, shape = job.topology.partition(":")
     name, cores = NAMES[choose("--topology", chip, NAMES)]
+    if not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise UsageError(f"--topology={job.topology!r}: chip and shape, as v5p:8x8x8")
     chips = math.prod(int(n) for n in shape.split("x"))
     text = YAML.format(
         folder=job.folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bigmodel.config import UsageError
 from bigmodel.launch import Job, ranges
 
 SCRIPT = """\
@@ -33,6 +34,9 @@ exit $code
 
 
 def render(job: Job) -> dict[str, str]:
+    for text in (job.folder, job.name):
+        if any(c.isspace() for c in text):
+            raise UsageError(f"launch --engine=slurm: {text!r} has white space, which #SBATCH lines can't have")
     return {
         "array.sbatch": SCRIPT.format(
             name=job.name,

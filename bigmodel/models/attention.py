@@ -126,12 +126,15 @@ def attend(
     S = k_BGSK.shape[2]
     q_BHLK = q_BHLK * (scale or K**-0.5)
     exchange = k_BGSK.shape[1] % sharding.shards("all_heads") == 0
-    heads, length = ("all_heads", None) if exchange else ("heads", "length")
+    heads: str | None = "all_heads" if exchange else "heads"
+    length = None if exchange else "length"
+    if heads and k_BGSK.shape[1] % sharding.shards(heads):  # fewer key heads than devices: each has all heads
+        heads = None
     q_BHLK = sharding.constrain(q_BHLK, "batch", heads, length, None)
     k_BGSK, v_BGSK = (sharding.constrain(x, "batch", heads, None, None) for x in (k_BGSK, v_BGSK))
     fresh = isinstance(view.start, int) and view.start == 0 and view.prefix_B is None and view.keys_BS is None
     kernel = _kernel(q_BHLK, v_BGSK) if fresh and scores_BHLS is None else "plain"
-    if kernel == "splash":
+    if kernel == "splash" and L % (sharding.shards(length) * kernels.LANES if length else 1) == 0:
         return kernels.splash(q_BHLK, k_BGSK, v_BGSK, view.causal, heads, length)
     if kernel == "cudnn":
         return kernels.cudnn(q_BHLK, k_BGSK, v_BGSK, view.causal)

@@ -135,8 +135,7 @@ class Embed(nn.Module):
 
     def __call__(self, tokens_BL: jax.Array, view: attention.View) -> jax.Array:
         cfg = self.cfg
-        # Gathered over the mesh as it is used.
-        x_BLD = self.tokens.astype(cfg.dtype)[tokens_BL]
+        x_BLD = layers.lookup(self.tokens, tokens_BL, cfg.dtype)
         if cfg.embed_dim != cfg.width:
             x_BLD = x_BLD @ self.project_in
         if cfg.position == "learned" and view.positions_BL is not None:

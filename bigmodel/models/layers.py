@@ -209,6 +209,22 @@ def _ffn_parts(shape: Any, ffn: int, dtype: Any) -> int:
     return max((k for k in (1, 2, 4, 8) if bytes_ / k >= PART_BYTES and ffn % k == 0 and ffn // k >= 512), default=1)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def lookup(table_VE: jax.Array, tokens_x: jax.Array, dtype: str) -> jax.Array:
+    """Rows of a table, in `dtype`: gathered over a mesh in that, their gradients summed in the table's own type (in
+    bfloat16 a sum of ones ends at 256)."""
+    return table_VE.astype(dtype)[tokens_x]
+
+
+def _lookup_backward(dtype: str, saved: Any, y_xE: jax.Array) -> Any:
+    tokens_x, like_VE = saved
+    return jnp.zeros_like(like_VE).at[tokens_x].add(y_xE.astype(like_VE.dtype)), None
+
+
+lookup.defvjp(
+    lambda table_VE, tokens_x, dtype: (lookup(table_VE, tokens_x, dtype), (tokens_x, table_VE)), _lookup_backward
+)
+
 RESIDUAL = "residual"  # the name of what enters a block
 POLICIES = {
     "none": None,  # nothing is computed again

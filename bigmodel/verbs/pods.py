@@ -33,7 +33,7 @@ def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any) -
     cache = None if args.no_cache else "runs/compile/cache"
     given = {key for key, _ in overrides}
     if any(key.startswith("run.mesh.") for key in given):
-        return _report(cfg, topology, cache, args.save, "as given", say)
+        return _report(cfg, topology, cache, "as given", say)
     remats = (cfg.run.remat,) if "run.remat" in given else ("none", "dots", "full")
     factor = 1.0
     for _ in range(4):
@@ -42,20 +42,20 @@ def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any) -
         why = ("" if found else "no layout fits by its estimate; the smallest: ") + layout.why(best, topology)
         laid_out = layout.changed(cfg, best.overrides())
         try:
-            return _report(laid_out, topology, cache, args.save, why, say)
+            return _report(laid_out, topology, cache, why, say)
         except pod.DoesNotFit as e:
-            if not found:
+            if not found or not best.activation_bytes:  # an estimate of nothing can't be corrected
                 raise UsageError(_refusal(laid_out, topology, e)) from e
             say(f"    {e}")
             factor = max(factor * 1.05, 1.02 * (e.needed - best.state_bytes) / best.activation_bytes)
     raise UsageError(f"{topology.name}: four layouts whose estimates fitted didn't; name one: --config.run.mesh.AXIS=K")
 
 
-def _report(cfg: Any, topology: Any, cache: Any, save: str, why: str, say: Any) -> dict[str, Any]:
+def _report(cfg: Any, topology: Any, cache: Any, why: str, say: Any) -> dict[str, Any]:
     from bigmodel import pod
 
     say(f"  layout: {why}")
-    return {"layout": why, **pod.prove(cfg, topology, cache, save)}
+    return {"layout": why, **pod.prove(cfg, topology, cache)}
 
 
 def _start() -> None:

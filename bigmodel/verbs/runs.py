@@ -112,8 +112,12 @@ def train(args: argparse.Namespace, overrides: Any) -> int:
 
 def worker(args: argparse.Namespace, overrides: Any) -> int:
     """One row of a plan, to its end: what every engine calls, as often as it takes."""
-    from bigmodel import status, track
+    from bigmodel import claims, status, track
     from bigmodel.config import from_json, to_json
+
+    for key, _ in overrides:
+        if not key.startswith("run."):
+            raise UsageError(f"worker: --config.{key} would make another row; only --config.run.KEY=VALUE")
 
     folder = status.folder_of(args.folder, "runs")
     index = args.index if args.index >= 0 else int(os.environ.get("SLURM_ARRAY_TASK_ID", -1))
@@ -130,6 +134,7 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     from bigmodel import processes
     from bigmodel import train as trainer
 
+    os.environ[claims.AS_JOB] = "1"
     cfg = config.ConfigDict(row["config"])
     config.override_all(cfg, overrides)
     alone = jax.process_count() == 1
@@ -138,6 +143,13 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     except Retry as e:
         print(f"bigmodel: {e}", file=sys.stderr)
         code = EXIT_RETRY
+    except UsageError as e:
+        if overrides:  # perhaps of this command, and not of the row
+            raise
+        print(f"bigmodel: {label}: {e}", file=sys.stderr)
+        code = 1
+        if jax.process_index() == 0:
+            track.fail(home, str(e))
     except Exception as e:
         text = f"{type(e).__name__}: {e}".splitlines()[0]
         print(f"bigmodel: {label}: {text}", file=sys.stderr)

@@ -9,9 +9,14 @@ row() {
       bigmodel worker /runs/x --index="$1" --coordinator=127.0.0.1:"$port" --processes=2 --process="$process" >> /runs/x/launch/row-"$1".log 2>&1 &
       pids+=($!)
     done
-    code=0
-    for pid in "${pids[@]}"; do wait "$pid" || { got=$?; [ "$got" -le "$code" ] || code=$got; }; done
-    if [ "$code" -ne 75 ] && [ "$code" -le 128 ]; then break; fi
+    code=0 again=0 never=0
+    for pid in "${pids[@]}"; do
+      wait "$pid"; code=$?
+      if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then again=$code; elif [ "$code" -ne 0 ]; then never=$code; fi
+    done
+    # One that failed for good counts more than those that it took down.
+    code=$((never ? never : again))
+    if [ "$never" -ne 0 ] || [ "$again" -eq 0 ]; then break; fi
   done
   echo "row $1: code $code"
   return "$code"

@@ -106,10 +106,10 @@ def save(figure: Figure, stem: Path, marks: Mapping[str, Sequence[int]]) -> None
     dpi = matplotlib.rcParams["savefig.dpi"]
     figure.set_dpi(dpi)
     if "png" in FORMATS:
-        canvas.print_png(stem.with_suffix(".png"), metadata={"Software": None})
+        canvas.print_png(stem.with_name(stem.name + ".png"), metadata={"Software": None})
     pdf = {"CreationDate": None, "Producer": None, "Creator": None}
     if "pdf" in FORMATS:
-        FigureCanvasPdf(figure).print_pdf(stem.with_suffix(".pdf"), metadata=pdf)
+        FigureCanvasPdf(figure).print_pdf(stem.with_name(stem.name + ".pdf"), metadata=pdf)
     figure.set_dpi(dpi)  # of what is an image in the SVG; a PDF leaves its own
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
@@ -124,7 +124,7 @@ def save(figure: Figure, stem: Path, marks: Mapping[str, Sequence[int]]) -> None
         return f'id="{match[1]}-{seen[match[1]]}"'
 
     text = re.sub(r'\bid="(image[0-9a-f]+)"', number, text)
-    stem.with_suffix(".svg").write_text(text, encoding="utf-8")
+    stem.with_name(stem.name + ".svg").write_text(text, encoding="utf-8")
 
 
 def law_name(name: str) -> str:

@@ -19,7 +19,7 @@ def write(figure_of: Any, stem: Path, *args: Any) -> Path:
     stem.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style.PAGE.style()):
         style.save(figure_of(*args), stem, {})
-    return stem.with_suffix(".png")
+    return stem.with_name(stem.name + ".png")
 
 
 def coordinates(rows: Sequence[dict[str, Any]]) -> Figure:
