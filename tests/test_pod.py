@@ -165,8 +165,12 @@ def gpt3(size, *pairs):
 def test_a_layout_fits_and_says_why():
     topology = Topology("v5p:4x4x4")
     found = layout.choices(gpt3("6.7b"), topology)
-    assert found == sorted(found, key=lambda x: (x.step_seconds, x.ici_seconds + x.seconds["dcn"], x.bytes))
-    assert all(x.bytes <= 0.92 * 95 * 2**30 for x in found)
+    # 6.7B in float32 with two moments is 80 GB, gradients 27: no layout of 64 chips can be smaller.
+    assert 107e9 / 64 < found[0].state_bytes < 95 * 2**30
+    fastest = min(x.step_seconds for x in found)
+    assert found[0].step_seconds <= 1.03 * fastest
+    # And 1,024 sequences of 6 N FLOPs a token at 64 peaks take no less.
+    assert fastest >= 6 * 6.6e9 * 1024 * 2048 / 64 / 459e12
     assert "bound by" in layout.why(found[0], topology)
 
 

@@ -22,7 +22,7 @@ def splash_takes(length: int, size: int) -> bool:
 
 
 def splash(
-    q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSE: jax.Array, causal: bool, heads: str, length: str | None
+    q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSE: jax.Array, causal: bool, heads: str | None, length: str | None
 ) -> jax.Array:
     """Splash attention (JAX's Pallas kernel for TPUs), BHLE; q is scaled. On a CPU it is interpreted, slowly.
 
