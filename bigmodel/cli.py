@@ -14,6 +14,9 @@ from bigmodel.config import EXIT_RETRY, EXIT_USAGE, Retry, UsageError, choose, n
 from bigmodel.verbs import texts
 
 
+CONFIGURED = ("train", "sweep", "worker", "launch", "count", "plan", "coordcheck", "compile")  # take --config.KEY=VALUE
+
+
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, exit code 2, and the nearest option."""
 
@@ -208,7 +211,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
             hint = nearest(unknown[0].partition("=")[0], options)
             raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
-        if overrides and known.verb not in ("train", "sweep", "count", "plan", "coordcheck", "compile", "worker"):
+        if overrides and known.verb not in (
+            "train",
+            "sweep",
+            "count",
+            "plan",
+            "coordcheck",
+            "compile",
+            "worker",
+            "launch",
+        ):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
         from bigmodel.verbs import verb
 

@@ -59,11 +59,12 @@ def losses(family, meshes, folder):
         "train": train.to_dict(),
         "run": run.to_dict(),
     }
-    static = program.static_part(FrozenConfigDict(sections))
     found, saved, built = {}, {}, {}
     for name, sizes in meshes.items():
         mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
-        built[name] = (mesh, program.build(static, mesh))
+        # On several devices the vocabulary is in stripes, and the loss takes it in parts, where a family can.
+        parts = {**sections, "run": {**sections["run"], "loss_chunks": 2 if len(sizes) > 1 else 0}}
+        built[name] = (mesh, program.build(program.static_part(FrozenConfigDict(parts)), mesh))
 
     def go(name, state, steps):
         mesh, compiled = built[name]

@@ -16,7 +16,7 @@ from bigmodel.config import UsageError
 CLIENTS = {"slurm": "sbatch", "sky": "sky"}
 
 
-def launch_sweep(args: argparse.Namespace, _: Any) -> int:
+def launch_sweep(args: argparse.Namespace, overrides: Any) -> int:
     engine = launch.engine(args.engine)
     for name in ("max", "processes", "cpus", "notice"):
         if getattr(args, name) < 1:
@@ -30,14 +30,18 @@ def launch_sweep(args: argparse.Namespace, _: Any) -> int:
     program = shlex.quote(str(Path(sys.argv[0]).resolve())) if args.engine != "sky" else "bigmodel"
     if program.endswith("__main__.py"):
         program = f"{shlex.quote(sys.executable)} -m bigmodel"
-    host = f" --host-devices={args.host_devices}" if args.host_devices else ""
+    more = [f"--host-devices={args.host_devices}"] if args.host_devices else []
+    for key, value in overrides:
+        if not key.startswith("run."):
+            raise UsageError(f"launch: --config.{key} would make other rows; only --config.run.KEY=VALUE")
+        more.append(f"--config.{key}={value}")
     job = launch.Job(
         folder=where,
         name=f"bigmodel-{folder.resolve().name}",
         indices=indices,
         most=args.max,
         processes=args.processes,
-        worker=f"{program} worker {shlex.quote(where)}{host}",
+        worker=f"{program} {shlex.join(['worker', where, *more])}",
         cpus=args.cpus,
         time=args.time,
         notice=args.notice,

@@ -77,9 +77,11 @@ to the engine's own client. --print only prints it. Engines:
 
   bigmodel sweep plan sweeps/demo.py
   bigmodel launch runs/demo --engine=slurm --max=4 --processes=2 --time=24:00:00 --print
-  bigmodel launch runs/demo --engine=sky --topology=v5p:8x8x8 --bucket=gs://mine/runs --print
+  bigmodel launch runs/demo --engine=sky --topology=v5p:8x8x8 --bucket=gs://mine/runs/demo \\
+      --config.run.data_dir=gs://mine/data --print
 
-Only rows that aren't finished are launched; `bigmodel sweep status runs/demo` tells how they stand.
+Only rows without a result in the folder here are launched (a finished one that is started ends at once);
+--config.run.KEY=VALUE is passed on to every row. `bigmodel sweep status runs/demo` tells how they stand.
 """
 
 FIT = """\
