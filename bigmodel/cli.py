@@ -13,7 +13,6 @@ from bigmodel import __version__, config
 from bigmodel.config import EXIT_RETRY, EXIT_USAGE, Retry, UsageError, choose, nearest
 from bigmodel.verbs import texts
 
-
 CONFIGURED = ("train", "sweep", "worker", "launch", "count", "plan", "coordcheck", "compile")  # take --config.KEY=VALUE
 
 
