@@ -6,7 +6,7 @@ from pathlib import Path
 
 G = 2**30
 HEAD = (
-    "| model | chips | layout | batch | arguments + temporaries = sum, of GiB | collectives, GB a chip and step | "
+    "| model | chips | layout | batch | arguments, temporaries, peak of GiB | collectives, GB a chip and step | "
     "roofline: compute / HBM / ICI / DCN, s | step at least | MFU at most | tokens a day | compile, CPU s |"
 )
 
@@ -26,8 +26,8 @@ def main() -> None:
         print(
             f"| {r['name'].rpartition(':')[2]} | {r['chips']}: {slices}{r['topology']} | {mesh}, "
             f"{r['execution']['remat']}{micro}{moments} | {r['batch_size']} x {r['units_per_example']} | "
-            f"{b['arguments'] / G:.2f} + {b['temporaries'] / G:.2f} = {(b['arguments'] + b['temporaries']) / G:.2f}, "
-            f"{r['hbm_bytes'] / G:.0f} | {parts} | {roof['compute']:.3g} / {roof['hbm']:.3g} / {roof['ici']:.3g} / "
+            f"{b['arguments'] / G:.2f}, {b['temporaries'] / G:.2f}, {b['peak'] / G:.2f} of {r['hbm_bytes'] / G:.0f} "
+            f"| {parts} | {roof['compute']:.3g} / {roof['hbm']:.3g} / {roof['ici']:.3g} / "
             f"{roof['dcn']:.3g} | {roof['step']:.3g} s ({roof['bound_by']}) | {roof['mfu_at_most']:.0%} | "
             f"{r['units_per_day'] / 1e9:.3g}G | {r['compile_cpu_seconds']:.0f} |"
         )

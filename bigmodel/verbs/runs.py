@@ -143,17 +143,13 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     except Retry as e:
         print(f"bigmodel: {e}", file=sys.stderr)
         code = EXIT_RETRY
-    except UsageError as e:
-        if overrides:  # perhaps of this command, and not of the row
-            raise
-        print(f"bigmodel: {label}: {e}", file=sys.stderr)
-        code = 1
-        if jax.process_index() == 0:
-            track.fail(home, str(e))
     except Exception as e:
-        text = f"{type(e).__name__}: {e}".splitlines()[0]
-        print(f"bigmodel: {label}: {text}", file=sys.stderr)
+        mistake = isinstance(e, UsageError)
         code = EXIT_RETRY if processes.is_peers_death(e) else 1
+        if mistake and code == 1 and overrides:  # perhaps of this command, and not of the row
+            raise
+        text = (str(e) if mistake else f"{type(e).__name__}: {e}").splitlines()[0]
+        print(f"bigmodel: {label}: {text}", file=sys.stderr)
         if code == 1 and jax.process_index() == 0:
             track.fail(home, text)
     else:
