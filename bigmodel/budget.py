@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, parametrize, tree
-from bigmodel.config import HORIZONS, UsageError, choose, flatten, nearest
+from bigmodel.config import HORIZONS, NoData, UsageError, choose, flatten, nearest
 from bigmodel.track import read_json
 
 
@@ -352,7 +352,7 @@ def derive(config: FrozenConfigDict) -> Budget:
     unique = info.train_examples * info.units_per_example
     epochs = steps * per_step / unique
     if epochs > config.data.epochs + 1e-9:
-        raise UsageError(
+        raise NoData(
             f"{steps * per_step:,} {info.unit} asked, {unique:,} unique ones there are: {epochs:.2f} epochs; "
             f"allow them with --config.data.epochs={math.ceil(epochs)}"
         )

@@ -40,6 +40,10 @@ class UsageError(Exception):
     """A mistake of the user's: printed as one line, exit code 2, nothing written."""
 
 
+class NoData(UsageError):
+    """The data that a config reads isn't there, or isn't enough: who needs shapes alone may go on."""
+
+
 class Retry(Exception):
     """Work was interrupted (preemption, full disk) and the same command continues it: exit code 75."""
 

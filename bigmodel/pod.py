@@ -25,7 +25,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bigmodel import budget, config, hlo, layout, models, processes, program, sharding, track
-from bigmodel.config import UsageError
+from bigmodel.config import NoData, UsageError
 from bigmodel.layout import Topology
 
 FORMAT = 2  # of a report: part of the cache's key
@@ -46,9 +46,7 @@ def frozen(unfrozen: ConfigDict) -> Any:
     """A config finalised for compiling: with the data's sizes where its data is there, else with its own."""
     try:
         return budget.finalize(unfrozen)
-    except UsageError as e:
-        if "no prepared" not in str(e) and "epochs" not in str(e):
-            raise
+    except NoData:
         return budget.finalize(unfrozen, reads=False)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import UsageError, choose, nearest
+from bigmodel.config import NoData, UsageError, choose, nearest
 
 _PARTS = {"loader", "__init__"}
 
@@ -41,7 +41,7 @@ def manifest(cfg: Any, root: str, what: str, command: str) -> dict[str, Any]:
     path = home / "manifest.json"
     if not path.exists():
         there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
-        raise UsageError(
+        raise NoData(
             f"no prepared {what} at {str(home)!r}{nearest(cfg.name, there)}; make it with: "
             f"bigmodel prepare {command} --out={home}"
         )
