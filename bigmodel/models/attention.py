@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from bigmodel import sharding
 from bigmodel.config import UsageError
 from bigmodel.models import kernels
-from bigmodel.models.layers import Norm, linear, moved, normal, residual_start, score_scale, value_start
+from bigmodel.models.layers import Norm, linear, linears, moved, normal, residual_start, score_scale, value_start
 
 # ------------------------------------------------------------------------------------------- positions
 
@@ -266,19 +266,26 @@ class Attention(nn.Module):
         D, H, G, K, E = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.value_dim
         bias = cfg.bias and cfg.attention_bias
 
-        def project(name: str, x: jax.Array, heads: int, size: int, start: float = 1.0) -> jax.Array:
-            w_DHK = self.param(name, normal(cfg.init_std, D, start), (D, heads, size))
-            y_BLHK = linear(x, w_DHK)
-            if bias:
-                y_BLHK += self.param(f"{name}_bias", nn.initializers.zeros, (heads, size)).astype(dtype)
-            return y_BLHK.transpose(0, 2, 1, 3)
+        def project(x: jax.Array, named: dict[str, tuple[int, int, float]]) -> list[jax.Array]:
+            """BHLK of each name -> (heads, size, scale at the start)."""
+            weights, biases = [], []
+            for name, (*hk, start) in named.items():
+                weights.append(self.param(name, normal(cfg.init_std, D, start), (D, *hk)))
+                biases.append(self.param(f"{name}_bias", nn.initializers.zeros, hk) if bias else None)
+            out = linears(x, weights)
+            out = [y if b is None else y + b.astype(dtype) for y, b in zip(out, biases, strict=True)]
+            return [y_BLHK.transpose(0, 2, 1, 3) for y_BLHK in out]
 
-        q_BHLK = project("query", x_BLD, H, K)
-        if self.cross and view.memory_BSD is None:
-            k_BGSK, v_BGSE = cache["key"], cache["value"]
+        of_q = {"query": (H, K, 1.0)}
+        of_kv = {"key": (G, K, 1.0), "value": (G, E, value_start(cfg))}
+        if not self.cross:
+            q_BHLK, k_BGSK, v_BGSE = project(x_BLD, {**of_q, **of_kv})
         else:
-            read = x_BLD if view.memory_BSD is None or not self.cross else view.memory_BSD
-            k_BGSK, v_BGSE = project("key", read, G, K), project("value", read, G, E, value_start(cfg))
+            (q_BHLK,) = project(x_BLD, of_q)
+            if view.memory_BSD is None:
+                k_BGSK, v_BGSE = cache["key"], cache["value"]
+            else:
+                k_BGSK, v_BGSE = project(view.memory_BSD, of_kv)
         if cfg.qk_norm:
             q_BHLK = Norm("rmsnorm", name="query_norm")(q_BHLK)
             k_BGSK = Norm("rmsnorm", name="key_norm")(k_BGSK)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -133,11 +133,24 @@ def moved(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
 
 
+def _one_cpu() -> bool:
+    return sharding.platform() == "cpu" and sharding.shards(*sharding.SPREAD) == 1
+
+
+def linears(x_xD: jax.Array, weights_Dy: Sequence[jax.Array]) -> list[jax.Array]:
+    """`linear` of each of the weights, as one product where they have one shape: a third of the collectives, and of
+    the compilation, of queries, keys and values by themselves. Not on one CPU, which would copy them side by side."""
+    if _one_cpu() or len({w.shape for w in weights_Dy}) > 1:
+        return [linear(x_xD, w) for w in weights_Dy]
+    y_xNy = linear(x_xD, jnp.stack([w.astype(x_xD.dtype) for w in weights_Dy], axis=1))
+    return [jax.lax.index_in_dim(y_xNy, i, x_xD.ndim - 1, keepdims=False) for i in range(len(weights_Dy))]
+
+
 def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
     """x w over x's last axis and w's first, in x's type. On one CPU it is one product of two matrices, which XLA's
     library does fastest, where more axes make it copy operands into other layouts; on a mesh the axes are kept apart,
     so that each stays sharded."""
-    if sharding.platform() != "cpu" or sharding.shards(*sharding.SPREAD) > 1:
+    if not _one_cpu():
         return jax.lax.dot_general(x_xD, w_Dy.astype(x_xD.dtype), (((x_xD.ndim - 1,), (0,)), ((), ())))
     rows = x_xD.reshape(-1, x_xD.shape[-1])
     y = _matmul(rows, w_Dy.reshape(w_Dy.shape[0], -1).astype(x_xD.dtype))

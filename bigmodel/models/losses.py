@@ -142,10 +142,14 @@ def chunked_likelihood(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Arr
     return _chunked_forward(x_BLE, table_VE, labels_BL, chunks)[0]
 
 
+LANES = 128  # of a TPU: rows of a part that aren't a multiple of it cost as much as the next one, and masks
+
+
 def _parts(table_VE: jax.Array, chunks: int) -> jax.Array:
     """CUE: the table's rows, with zeros after the last, part by part."""
     T = sharding.shards("vocab")
     rows = -(-table_VE.shape[0] // (T * chunks))
+    rows = rows if rows < LANES else -(-rows // LANES) * LANES
     table_VE = jnp.pad(table_VE, ((0, T * chunks * rows - table_VE.shape[0]), (0, 0)))
     table_VE = sharding.constrain(table_VE, "vocab", None if T > 1 else "embed")
     return table_VE.reshape(T, chunks, rows, -1).swapaxes(0, 1).reshape(chunks, T * rows, -1)
