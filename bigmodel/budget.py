@@ -52,6 +52,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             remat="none",  # or dots, full, offload: what the backward pass computes again, for memory
             attention="auto",  # or plain, splash (TPU), cudnn (GPU)
             loss_chunks=0,  # parts of the vocabulary that the loss takes one after another; 0: by size
+            executable="",  # a file of `bigmodel compile --save`: the step isn't compiled, but read from there
             checkpoint_every=500,  # steps; there is always one at the end
             keep=1,  # checkpoints kept
             log_every=1,  # steps a row of metrics.jsonl

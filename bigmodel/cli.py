@@ -185,6 +185,7 @@ def parser() -> Parser:
     p.add_argument("--sweep", metavar="FILE", help="every row of a sweep file")
     p.add_argument("--out", metavar="STEM", help="write STEM.json and STEM.png (default: runs/compile/NAME)")
     p.add_argument("--no-cache", action="store_true", help="compile even what is in the cache")
+    p.add_argument("--save", action="store_true", help="keep the compiled step: STEM.executable, for run.executable")
 
     p = verb("paper", texts.PAPER)
     p.add_argument("name", help="a paper, or `list`")

@@ -24,7 +24,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel import budget, config, hlo, layout, models, processes, program, sharding, track
+from bigmodel import budget, config, executables, hlo, layout, models, processes, program, sharding, track
 from bigmodel.config import NoData, UsageError
 from bigmodel.layout import Topology
 
@@ -85,8 +85,13 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def lower(cfg: Any, topology: Topology) -> tuple[Any, Any]:
-    """(the step lowered for the topology, the mesh): what `train` runs, with shapes for arrays."""
+    """(the step lowered for the topology, the mesh)."""
     mesh = sharding.make_mesh(cfg.run.mesh, devices(topology))
+    return lower_on(mesh, cfg), mesh
+
+
+def lower_on(mesh: Any, cfg: Any) -> Any:
+    """The step lowered for a mesh: what `train` runs, with shapes for arrays."""
     program.check_batch(cfg, mesh)
     built = program.build(program.static_part(cfg), mesh)
 
@@ -98,7 +103,7 @@ def lower(cfg: Any, topology: Topology) -> tuple[Any, Any]:
     batch = {k: like(x, sharding.batch_sharding(mesh, len(x.shape))) for k, x in shapes.items()}
     whole = sharding.replicated(mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return built.step.lower(state, batch, like(jax.ShapeDtypeStruct((), "float32"), whole), like(key, whole)), mesh
+    return built.step.lower(state, batch, like(jax.ShapeDtypeStruct((), "float32"), whole), like(key, whole))
 
 
 def program_hash(lowered: Any, topology: Topology, options: Any) -> str:
@@ -132,13 +137,14 @@ def compile_step(lowered: Any) -> Any:
         raise DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) from e
 
 
-def prove(cfg: Any, topology: Topology, cache: Any = None) -> dict[str, Any]:
+def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> dict[str, Any]:
     """The report of a config on a topology; see the keys in the code below. Bytes, FLOPs and seconds; of one chip
     where not said otherwise.
 
     Args:
       cfg: as of `frozen`.
       cache: a folder of reports by program hash; None: none.
+      save: where to write the executable, which is then compiled whatever the cache has; "": nowhere.
 
     Raises:
       DoesNotFit, UsageError.
@@ -147,9 +153,9 @@ def prove(cfg: Any, topology: Topology, cache: Any = None) -> dict[str, Any]:
     lowered, mesh = lower(cfg, topology)
     key = program_hash(lowered, topology, program.options(mesh))
     stored = None if cache is None else track.read_json(epath.Path(cache) / f"{key}.json")
-    if stored is not None:
-        if stored.get("shortfall"):
-            raise DoesNotFit(*stored["shortfall"])
+    if stored is not None and stored.get("shortfall"):
+        raise DoesNotFit(*stored["shortfall"])
+    if stored is not None and not save:
         return {**stored, **_of_config(cfg, topology, stored), "cached": True}
     cpu = _cpu_seconds()
     try:
@@ -157,6 +163,8 @@ def prove(cfg: Any, topology: Topology, cache: Any = None) -> dict[str, Any]:
     except DoesNotFit as e:
         _store(cache, key, {"shortfall": [e.needed, e.available]})
         raise
+    if save:
+        executables.save(save, executable, executables.made_for(program.static_part(cfg), mesh))
     report = _measured(executable, mesh, topology)
     report |= {
         "program_hash": key,

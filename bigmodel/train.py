@@ -23,6 +23,7 @@ from bigmodel import (
     claims,
     config,
     data,
+    executables,
     models,
     optim,
     processes,
@@ -200,6 +201,10 @@ def _train(
 
     # ---- state: own checkpoint, else init_from, else fresh
     compiled = program.build(program.static_part(frozen), mesh)
+    train_step = compiled.step
+    if frozen.run.executable:
+        wanted = executables.made_for(program.static_part(frozen), mesh)
+        train_step = executables.load(frozen.run.executable, wanted, list(mesh.devices.flat))
     if lead:
         track.write_json(folder / "config.json", frozen.to_dict())
     saves = checkpoint.Checkpoints(str(folder / "checkpoints"), frozen.run.keep)
@@ -268,7 +273,7 @@ def _train(
         ahead = loader.train_batches(examples["train"], B, seed, step, end, rows, in_order)
         for t in range(step, end):
             rate = jnp.float32(optim.learning_rate(frozen.optim, t, steps, end))
-            state, metrics = compiled.step(state, sharding.place(next(ahead), mesh, B), rate, step_key)
+            state, metrics = train_step(state, sharding.place(next(ahead), mesh, B), rate, step_key)
             if t % 16 == 0:
                 jax.block_until_ready(metrics)
                 alive()
@@ -327,7 +332,7 @@ def _train(
                 break
             batch = sharding.place(next(batches), mesh, B)
             rate = jnp.float32(optim.learning_rate(frozen.optim, step, steps))
-            state, metrics = compiled.step(state, batch, rate, step_key)
+            state, metrics = train_step(state, batch, rate, step_key)
             if pending:
                 status = read(*pending)
             step += 1

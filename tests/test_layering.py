@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": 0, "tree": 0, "sharding": 0, "words": 0,
     "models": 1, "data": 1, "optim": 1, "parametrize": 1, "checkpoint": 1, "track": 1, "progress": 1,
-    "hlo": 1, "claims": 1, "processes": 1,
+    "hlo": 1, "claims": 1, "processes": 1, "executables": 1,
     "budget": 2, "generate": 2, "scores": 1, "recipes": 2, "view": 2, "status": 2, "weights": 3,
     "program": 3, "rungs": 3,
     "train": 4, "evaluate": 4, "coordcheck": 4,

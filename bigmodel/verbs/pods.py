@@ -24,7 +24,7 @@ def _topology(args: argparse.Namespace) -> Any:
     return topology
 
 
-def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any) -> dict[str, Any]:
+def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any, save: str = "") -> dict[str, Any]:
     """The report of a config. One that names no mesh gets the fastest layout whose estimate fits, and another where the
     compiler finds that it doesn't."""
     from bigmodel import layout, pod
@@ -33,7 +33,7 @@ def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any) -
     cache = None if args.no_cache else "runs/compile/cache"
     given = {key for key, _ in overrides}
     if any(key.startswith("run.mesh.") for key in given):
-        return _report(cfg, topology, cache, "as given", say)
+        return _report(cfg, topology, cache, "as given", say, save)
     remats = (cfg.run.remat,) if "run.remat" in given else ("none", "dots", "full")
     factor = 1.0
     for _ in range(4):
@@ -42,7 +42,7 @@ def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any) -
         why = ("" if found else "no layout fits by its estimate; the smallest: ") + layout.why(best, topology)
         laid_out = layout.changed(cfg, best.overrides())
         try:
-            return _report(laid_out, topology, cache, why, say)
+            return _report(laid_out, topology, cache, why, say, save)
         except pod.DoesNotFit as e:
             if not found or not best.activation_bytes:  # an estimate of nothing can't be corrected
                 raise UsageError(_refusal(laid_out, topology, e)) from e
@@ -51,11 +51,11 @@ def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any) -
     raise UsageError(f"{topology.name}: four layouts whose estimates fitted didn't; name one: --config.run.mesh.AXIS=K")
 
 
-def _report(cfg: Any, topology: Any, cache: Any, why: str, say: Any) -> dict[str, Any]:
+def _report(cfg: Any, topology: Any, cache: Any, why: str, say: Any, save: str) -> dict[str, Any]:
     from bigmodel import pod
 
     say(f"  layout: {why}")
-    return {"layout": why, **pod.prove(cfg, topology, cache)}
+    return {"layout": why, **pod.prove(cfg, topology, cache, save)}
 
 
 def _start() -> None:
@@ -71,9 +71,11 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
         raise UsageError(
             "compile: give --config=experiments/NAME.py, the path of a config.json, or --sweep=sweeps/NAME.py"
         )
+    if args.sweep and args.save:
+        raise UsageError("compile: --save keeps one experiment's step, and not a --sweep's")
     topology = _topology(args)
     _start()
-    from bigmodel import pod
+    from bigmodel import executables, pod
 
     if args.sweep:
         return _compile_sweep(args, overrides, topology)
@@ -82,8 +84,9 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
     stem = Path(args.out or f"runs/compile/{_name(source, topology)}")
     say = (lambda line: None) if args.json else lambda line: print(line, flush=True)
     say(f"{source} on {topology.name}{_slices(topology)}, {topology.chips} chips")
+    save = f"{stem}{executables.SUFFIX}" if args.save else ""
     try:
-        report = {"name": source, **_proved(unfrozen, overrides, topology, args, say)}
+        report = {"name": source, **_proved(unfrozen, overrides, topology, args, say, save)}
     except pod.DoesNotFit as e:
         cfg = pod.frozen(unfrozen)
         raise UsageError(_refusal(cfg, topology, e)) from e
@@ -93,7 +96,17 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
     else:
         _show(report)
         print(f"  written: {stem}.json, {stem}.png")
+        if save:
+            flags = " ".join(f"--config.run.{k}={v}" for k, v in _execution(report).items())
+            size = Path(save).stat().st_size / 2**20
+            print(f"  written: {save}, {size:.0f} MiB; a run that reads it: {flags} --config.run.executable={save}")
     return 0
+
+
+def _execution(report: dict[str, Any]) -> dict[str, Any]:
+    """What of config.run a run needs to have the very program of a report."""
+    mesh = {f"mesh.{axis}": n for axis, n in ({"data": 1} | report["mesh"]).items()}
+    return mesh | {k: v for k, v in report["execution"].items() if v not in ("auto", "none", 0)}
 
 
 def _slices(topology: Any) -> str:

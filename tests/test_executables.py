@@ -1,0 +1,84 @@
+"""A compiled step in a file: the same losses without compiling, and only where it is the run's own program."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bigmodel import budget, executables, pod, program, sharding, train
+from bigmodel.config import UsageError
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """(overrides of a run that reads it, the file)."""
+    overrides = [("train.steps", 4), ("optim.lr", 3e-3)]
+    frozen = budget.finalize(tiny(*overrides))
+    mesh = sharding.make_mesh(frozen.run.mesh)
+    path = tmp_path / "step.executable"
+    executables.save(
+        str(path), pod.lower_on(mesh, frozen).compile(), executables.made_for(program.static_part(frozen), mesh)
+    )
+    return [*overrides, ("run.executable", str(path))], path
+
+
+def losses(root):
+    (path,) = root.glob("*/metrics.jsonl")
+    return [row["loss"] for row in map(json.loads, path.read_text().splitlines()) if "loss" in row]
+
+
+def test_a_saved_step_has_the_losses_of_a_compiled_one(saved, tiny, tmp_path, monkeypatch):
+    overrides, _ = saved
+    train.train(tiny(*overrides[:-1]), str(tmp_path / "compiled"), quiet=True)
+
+    (tmp_path / "config.json").write_text(json.dumps(tiny(*overrides).to_dict()))
+    command = [
+        sys.executable,
+        "-m",
+        "bigmodel",
+        "train",
+        str(tmp_path / "config.json"),
+        "--runs",
+        str(tmp_path / "other"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    assert losses(tmp_path / "other") == losses(tmp_path / "compiled") and len(losses(tmp_path / "other")) == 4
+
+    build = program.build
+
+    def without_step(static, mesh):
+        def step(*args):
+            raise AssertionError("the step was compiled")
+
+        return dataclasses.replace(build(static, mesh), step=step)
+
+    monkeypatch.setattr(program, "build", without_step)
+    train.train(
+        tiny(*overrides, ("optim.lr", 1e-3)), str(tmp_path / "rate"), quiet=True
+    )  # not compiled: one serves all
+    assert losses(tmp_path / "rate")[0] == losses(tmp_path / "compiled")[0]
+    assert losses(tmp_path / "rate")[2:] != losses(tmp_path / "compiled")[2:]
+
+
+def test_a_step_of_another_program_is_refused(saved, tiny, tmp_path, monkeypatch):
+    overrides, path = saved
+    root = str(tmp_path / "runs")
+
+    def refused(*more):
+        with pytest.raises(UsageError) as e:
+            train.train(tiny(*overrides, *more), root, quiet=True)
+        assert not (tmp_path / "runs").exists()
+        return str(e.value)
+
+    assert "another model, optimizer or batch: compile it again" in refused(("model.width", 64))
+    assert "no such file" in refused(("run.executable", f"{path}s"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    assert "can't be loaded here" in refused()
+    path.write_bytes(whole[whole.index(b"\n") :])
+    assert "not what `bigmodel compile --save` writes" in refused()
+    path.write_bytes(whole)
+    monkeypatch.setattr(executables, "sources", lambda: "changed")
+    assert "another version of bigmodel" in refused()
