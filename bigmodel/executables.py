@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,41 +29,55 @@ SUFFIX = ".executable"
 @functools.cache
 def sources() -> str:
     """Of this package's source files, which make the program of a config: 16 hex digits."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return _digest("\n".join(path.read_text() for path in sorted(Path(__file__).parent.rglob("*.py"))))
 
 
 def made_for(static: str, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """What decides whether an executable is the one that a run would compile, as JSON.
+    """What decides whether an executable is the one that a run would compile, but for XLA's flags: as JSON.
 
     Args:
       static: program.static_part of its config.
     """
+    devices = mesh.devices.flat
+    packages = ["jax", "jaxlib", "flax", "optax", *(["libtpu"] if devices[0].platform == "tpu" else [])]
+    places = [(getattr(d, "coords", d.id), getattr(d, "slice_index", 0)) for d in devices]
     return {
-        "program": hashlib.sha256(static.encode()).hexdigest()[:16],
+        "program": _digest(static),
         "mesh": dict(mesh.shape),
-        "device": mesh.devices.flat[0].device_kind,
-        "jax": jax.__version__,
+        "device": devices[0].device_kind,
+        "places": _digest(str(places)),
+        **{name: importlib.metadata.version(name) for name in packages},
         "sources": sources(),
     }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def save(path: str, compiled: jax.stages.Compiled, wanted: dict[str, Any]) -> int:
     """Writes it; returns the bytes written. Needs no device of the kind it was compiled for."""
     payload = pickle.dumps(serialize_executable.serialize(compiled))
     target = epath.Path(path)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     with config.writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_bytes(json.dumps(wanted).encode() + b"\n" + payload)
-        partial.replace(target)
+        try:
+            partial.write_bytes(json.dumps(wanted).encode() + b"\n" + payload)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     return len(payload)
 
 
-def load(path: str, wanted: dict[str, Any], devices: Sequence[Any]) -> jax.stages.Compiled:
+MEANS = {"program": "model, optimizer or batch", "places": "arrangement of chips", "sources": "version of bigmodel"}
+
+
+def load(path: str, wanted: dict[str, Any], devices: Sequence[Any], state: Any) -> jax.stages.Compiled:
     """The executable, on these devices.
+
+    Args:
+      state: shardings of its first argument.
 
     Raises:
       UsageError: no such file, or one that was compiled for something else.
@@ -69,22 +85,30 @@ def load(path: str, wanted: dict[str, Any], devices: Sequence[Any]) -> jax.stage
     where = f"config.run.executable={path!r}"
     try:
         head, _, payload = epath.Path(path).read_bytes().partition(b"\n")
-        found = json.loads(head)
     except FileNotFoundError as e:
         raise UsageError(f"{where}: no such file; `bigmodel compile --save` writes one") from e
-    except (OSError, ValueError) as e:
-        raise UsageError(f"{where}: not what `bigmodel compile --save` writes") from e
-    names = {"program": "model, optimizer or batch", "sources": "version of bigmodel"}
+    except OSError as e:
+        raise UsageError(f"{where} can't be read: {e.strerror or e}") from e
+    try:
+        found = json.loads(head)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not wanted.keys() & found.keys() >= {"program", "sources"}:
+        raise UsageError(f"{where}: not what `bigmodel compile --save` writes")
     for key, value in wanted.items():
         if found.get(key) != value:
-            hashes = "" if key in names else f" ({found.get(key)}; here {value})"
-            raise UsageError(f"{where} was compiled for another {names.get(key, key)}{hashes}: compile it again")
+            both = "" if key in MEANS else f" ({found.get(key)}; here {value})"
+            raise UsageError(f"{where} was compiled for another {MEANS.get(key, key)}{both}: compile it again")
     try:
         compiled, arguments, results = pickle.loads(payload)
-        return serialize_executable.deserialize_and_load(
+        loaded = serialize_executable.deserialize_and_load(
             compiled, arguments, results, backend=devices[0].client, execution_devices=devices
         )
+        placed = jax.tree.leaves(loaded.input_shardings[0][0])
     except Exception as e:
         raise UsageError(
             f"{where} can't be loaded here: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
         ) from e
+    if [x.spec for x in placed] != [x.spec for x in jax.tree.leaves(state)]:
+        raise UsageError(f"{where} has its state laid out otherwise: compile it again")
+    return loaded

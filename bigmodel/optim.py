@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -22,6 +23,7 @@ from bigmodel.config import UsageError, choose
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "wsd")
 DTYPES = ("float32", "bfloat16")
+SMALLEST, LARGEST = 1e-37, 1e9  # with these, updates are finite in float32 where gradients are
 RATE_KEYS = ("lr", "schedule", "warmup", "final_lr", "decay", "branches")  # used on the host only: not compiled
 
 
@@ -67,13 +69,19 @@ def finalize(cfg: ConfigDict) -> None:
     for key in ("b1", "b2", "momentum"):
         if not 0 <= cfg[key] < 1:
             raise UsageError(f"config.optim.{key}={cfg[key]}: must be in [0, 1)")
+    for key in ("b1", "b2"):
+        if np.float32(cfg[key]) == 1:
+            raise UsageError(f"config.optim.{key}={cfg[key]}: is 1 in float32")
     if cfg.lr <= 0:
         raise UsageError(f"config.optim.lr={cfg.lr}: must be positive")
-    if cfg.eps <= 0:
-        raise UsageError(f"config.optim.eps={cfg.eps}: must be positive")
+    if cfg.eps < SMALLEST:
+        raise UsageError(f"config.optim.eps={cfg.eps}: must be positive in float32: at least {SMALLEST}")
     for key in ("weight_decay", "l1", "l2", "clip"):
         if cfg[key] < 0:
             raise UsageError(f"config.optim.{key}={cfg[key]}: must not be negative")
+    for key in ("weight_decay", "l1", "l2"):
+        if cfg[key] > LARGEST:
+            raise UsageError(f"config.optim.{key}={cfg[key]}: at most {LARGEST:g}, for steps to stay within float32")
     try:
         re.compile(cfg.decay_exclude)
     except re.error as e:

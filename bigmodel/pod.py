@@ -163,8 +163,6 @@ def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> di
     except DoesNotFit as e:
         _store(cache, key, {"shortfall": [e.needed, e.available]})
         raise
-    if save:
-        executables.save(save, executable, executables.made_for(program.static_part(cfg), mesh))
     report = _measured(executable, mesh, topology)
     report |= {
         "program_hash": key,
@@ -175,6 +173,8 @@ def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> di
         "date": track.now(),
     }
     _store(cache, key, report)
+    if save:
+        executables.save(save, executable, executables.made_for(program.static_part(cfg), mesh))
     return {**report, **_of_config(cfg, topology, report), "cached": False}
 
 

@@ -84,6 +84,15 @@ def agree(mine: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
 
+def any_of(mine: bool) -> bool:
+    """Whether it is so in any process: called by every one."""
+    if jax.process_count() == 1:
+        return mine
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.int32(mine))))
+
+
 # JAX raises what a collective met as JaxRuntimeError or, where it surfaces later, as ValueError; orbax as its own.
 PEERS = re.compile(
     r"Gloo|[Cc]oordination|[Hh]eartbeat|[Bb]arrier|[Pp]eer|"

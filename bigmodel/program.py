@@ -186,8 +186,10 @@ def build(static: str, mesh: Mesh) -> Program:
         grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
         grad_norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, state["opt"], state["params"])
-        # Elementwise updates are finite where the gradients' norm is, and so aren't kept in memory for their own.
-        norm = 1.0 if cfg.optim.name in ELEMENTWISE else optax.global_norm(updates)
+        if cfg.optim.name in ELEMENTWISE:  # bounded by the gradients, and so not kept in memory for a norm of their own
+            norm = (1 + grad_norm) / (1 - cfg.optim.momentum)
+        else:
+            norm = optax.global_norm(updates)
         loss, guard = metrics["loss"], state["guard"]
         first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
         high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)

@@ -168,13 +168,26 @@ def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> Any:
     if source.endswith(weights.SUFFIX):
         found = weights.convert(frozen.family, frozen.model, weights.read(source), start=fresh)
         return tree.map_paths(
-            lambda path, x, own, placed: jax.device_put(x, placed) if re.search(only, path) else own,
+            lambda path, x, own, placed: jax.device_put(x.astype(own.dtype), placed) if re.search(only, path) else own,
             found, fresh, compiled.shardings["params"],
         )  # fmt: skip
     if track.read_json(epath.Path(source) / "result.json") is None:  # a plan may name a run that is yet to be trained
         raise UsageError(f"config.train.init_from={source!r}: no finished run there (no result.json)")
     wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
     return tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+
+
+def _saved_step(frozen: Any, compiled: program.Program, mesh: Mesh) -> Any:
+    """The step that config.run.executable holds: in all processes, or a UsageError in all."""
+    path, step, error = frozen.run.executable, None, None
+    try:
+        wanted = executables.made_for(program.static_part(frozen), mesh)
+        step = executables.load(path, wanted, list(mesh.devices.flat), compiled.shardings)
+    except UsageError as e:
+        error = e
+    if processes.any_of(error is not None):
+        raise error or UsageError(f"config.run.executable={path!r}: another process can't read it")
+    return step
 
 
 def _train(
@@ -201,10 +214,7 @@ def _train(
 
     # ---- state: own checkpoint, else init_from, else fresh
     compiled = program.build(program.static_part(frozen), mesh)
-    train_step = compiled.step
-    if frozen.run.executable:
-        wanted = executables.made_for(program.static_part(frozen), mesh)
-        train_step = executables.load(frozen.run.executable, wanted, list(mesh.devices.flat))
+    train_step = _saved_step(frozen, compiled, mesh) if frozen.run.executable else compiled.step
     if lead:
         track.write_json(folder / "config.json", frozen.to_dict())
     saves = checkpoint.Checkpoints(str(folder / "checkpoints"), frozen.run.keep)

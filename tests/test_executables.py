@@ -79,6 +79,11 @@ def test_a_step_of_another_program_is_refused(saved, tiny, tmp_path, monkeypatch
     assert "can't be loaded here" in refused()
     path.write_bytes(whole[whole.index(b"\n") :])
     assert "not what `bigmodel compile --save` writes" in refused()
+    for head in (b"[]", b'{"step": 1}'):
+        path.write_bytes(head + whole[whole.index(b"\n") :])
+        assert "not what `bigmodel compile --save` writes" in refused()
+    path.write_bytes(whole.replace(b'"fsdp": 1', b'"fsdp": 8', 1))
+    assert "another mesh" in refused() and "'fsdp': 8" in refused()
     path.write_bytes(whole)
     monkeypatch.setattr(executables, "sources", lambda: "changed")
     assert "another version of bigmodel" in refused()

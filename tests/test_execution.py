@@ -59,8 +59,20 @@ def plain_and_chunked(V, chunks, z_loss=1e-3):
     return [p(x, table) for p in programs], [p.memory_analysis().temp_size_in_bytes for p in programs]
 
 
-@pytest.mark.parametrize(("V", "chunks"), [(97, 1), (97, 4), (96, 8)])
-def test_a_loss_in_parts_is_the_plain_one(V, chunks):
+@pytest.mark.parametrize(
+    ("V", "chunks", "stripes", "cut"),
+    [
+        (97, 1, 1, (1, 97)),
+        (97, 4, 1, (4, 25)),
+        (96, 8, 1, (8, 12)),
+        (1000, 5, 1, (4, 256)),  # a fifth part would be empty
+        (1000, 3, 2, (2, 256)),
+        (1000, 2, 2, (2, 250)),  # stripes of the parameter itself
+    ],
+)
+def test_a_loss_in_parts_is_the_plain_one(V, chunks, stripes, cut, monkeypatch):
+    monkeypatch.setattr(sharding, "shards", lambda *axes: stripes if axes == ("vocab",) else 1)
+    assert losses._cut(V, chunks) == cut
     (a, b), _ = plain_and_chunked(V, chunks)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)

@@ -199,11 +199,13 @@ def test_a_loss_that_stays_high_is_divergence(tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_an_update_that_is_not_finite_is_not_kept(digits, tmp_path):
-    """A finite gradient times an infinite rate."""
-    result, _ = run(digits(("optim.lr", 1e39), ("optim.warmup", 0.0)), tmp_path)
+@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e39), ("sgd", 1e38), ("muon", 1e39)])
+def test_an_update_that_is_not_finite_is_not_kept(name, lr, digits, tmp_path):
+    """A finite gradient times a rate that is infinite in float32, or nearly so."""
+    cfg = digits(("optim.name", name), ("optim.lr", lr), ("optim.warmup", 0.0), ("optim.clip", 0.0))
+    result, _ = run(cfg, tmp_path)
     assert result["status"] == "diverged" and result["last_good_step"] == 0
-    state = final_state(tmp_path, result, digits(("optim.lr", 1e39), ("optim.warmup", 0.0)))
+    state = final_state(tmp_path, result, cfg)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["params"]))
 
 

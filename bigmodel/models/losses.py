@@ -145,11 +145,20 @@ def chunked_likelihood(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Arr
 LANES = 128  # of a TPU: rows of a part that aren't a multiple of it cost as much as the next one, and masks
 
 
-def _parts(table_VE: jax.Array, chunks: int) -> jax.Array:
+def _cut(vocabulary: int, chunks: int) -> tuple[int, int]:
+    """(parts, at most `chunks` of them; rows that each takes of each stripe)."""
+    T = sharding.shards("vocab")
+    rows = -(-vocabulary // (T * chunks))
+    if rows > LANES and (
+        T == 1 or vocabulary % (T * chunks)
+    ):  # else stripes are the parameter's own, and stay in place
+        rows = -(-rows // LANES) * LANES
+    return -(-vocabulary // (T * rows)), rows
+
+
+def _parts(table_VE: jax.Array, chunks: int, rows: int) -> jax.Array:
     """CUE: the table's rows, with zeros after the last, part by part."""
     T = sharding.shards("vocab")
-    rows = -(-table_VE.shape[0] // (T * chunks))
-    rows = rows if rows < LANES else -(-rows // LANES) * LANES
     table_VE = jnp.pad(table_VE, ((0, T * chunks * rows - table_VE.shape[0]), (0, 0)))
     table_VE = sharding.constrain(table_VE, "vocab", None if T > 1 else "embed")
     return table_VE.reshape(T, chunks, rows, -1).swapaxes(0, 1).reshape(chunks, T * rows, -1)
@@ -170,7 +179,8 @@ def _part_logits(x_BLE: jax.Array, part_UE: jax.Array, ids_U: jax.Array, size: i
 
 def _chunked_forward(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Array, chunks: int) -> Any:
     x_BLE = sharding.constrain(x_BLE, "batch", "length", None)
-    parts_CUE = _parts(table_VE, chunks)
+    chunks, rows = _cut(table_VE.shape[0], chunks)
+    parts_CUE = _parts(table_VE, chunks, rows)
 
     def body(carry: Any, xs: Any) -> Any:
         max_BL, sum_BL, label_BL = carry
@@ -193,6 +203,7 @@ def _chunked_backward(chunks: int, saved: Any, gradients: Any) -> Any:
     x_BLE, table_VE, labels_BL, log_z_BL = saved
     by_nll_BL, by_log_z_BL = gradients
     scale_BL = by_nll_BL + by_log_z_BL
+    chunks, rows = _cut(table_VE.shape[0], chunks)
 
     def body(by_x_BLE: jax.Array, xs: Any) -> Any:
         part, part_UE = xs
@@ -206,7 +217,7 @@ def _chunked_backward(chunks: int, saved: Any, gradients: Any) -> Any:
         return by_x_BLE, sharding.constrain(by_UE.astype(table_VE.dtype), "vocab", "embed")
 
     zeros = jnp.zeros(x_BLE.shape, jnp.float32)
-    by_x_BLE, by_CUE = jax.lax.scan(body, zeros, (jnp.arange(chunks), _parts(table_VE, chunks)))
+    by_x_BLE, by_CUE = jax.lax.scan(body, zeros, (jnp.arange(chunks), _parts(table_VE, chunks, rows)))
     T, E = sharding.shards("vocab"), table_VE.shape[1]
     by_VE = by_CUE.reshape(chunks, T, -1, E).swapaxes(0, 1).reshape(-1, E)[: table_VE.shape[0]]
     return by_x_BLE.astype(x_BLE.dtype), by_VE, None

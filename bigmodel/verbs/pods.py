@@ -73,6 +73,8 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
         )
     if args.sweep and args.save:
         raise UsageError("compile: --save keeps one experiment's step, and not a --sweep's")
+    if "://" in (args.out or ""):
+        raise UsageError(f"compile: --out={args.out} is written here, on a disk; copy it to a bucket from there")
     topology = _topology(args)
     _start()
     from bigmodel import executables, pod
@@ -90,6 +92,8 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
     except pod.DoesNotFit as e:
         cfg = pod.frozen(unfrozen)
         raise UsageError(_refusal(cfg, topology, e)) from e
+    if save:
+        report["executable"] = {"path": save, "flags": _flags(report, overrides, save)}
     _write(report, stem)
     if args.json:
         print_json(report)
@@ -97,16 +101,18 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
         _show(report)
         print(f"  written: {stem}.json, {stem}.png")
         if save:
-            flags = " ".join(f"--config.run.{k}={v}" for k, v in _execution(report).items())
-            size = Path(save).stat().st_size / 2**20
-            print(f"  written: {save}, {size:.0f} MiB; a run that reads it: {flags} --config.run.executable={save}")
+            print(f"  written: {save}, {Path(save).stat().st_size / 2**20:.0f} MiB; a run that reads it has")
+            print(f"    {report['executable']['flags']}")
     return 0
 
 
-def _execution(report: dict[str, Any]) -> dict[str, Any]:
-    """What of config.run a run needs to have the very program of a report."""
-    mesh = {f"mesh.{axis}": n for axis, n in ({"data": 1} | report["mesh"]).items()}
-    return mesh | {k: v for k, v in report["execution"].items() if v not in ("auto", "none", 0)}
+def _flags(report: dict[str, Any], overrides: Any, save: str) -> str:
+    """What a run needs on its command line beside --config to have the very program of a report, and to read it."""
+    from bigmodel.sharding import AXES
+
+    run = {f"run.mesh.{axis}": report["mesh"].get(axis, 1) for axis in AXES}
+    run |= {f"run.{k}": v for k, v in report["execution"].items()} | {"run.executable": save}
+    return " ".join(f"--config.{k}={v}" for k, v in {**dict(overrides), **run}.items())
 
 
 def _slices(topology: Any) -> str:

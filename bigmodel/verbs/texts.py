@@ -171,7 +171,8 @@ step's time from published peaks, which is a model and not a measurement. Needs 
 
 Without --config.run.mesh.AXIS=K it takes the fastest layout whose estimate fits (`bigmodel plan --topology` lists
 them). A program that doesn't fit ends in one line with the shortfall and the cheapest remedies, and exit code 2.
-Writes OUT.json and OUT.png; programs are cached by their hash in runs/compile/cache. Takes minutes of CPU.
+Writes OUT.json and OUT.png; programs are cached by their hash in runs/compile/cache. Takes minutes of CPU. With --save
+it also writes OUT.executable, and prints the flags of a run that reads it instead of compiling its step.
 """
 
 PAPER = """\
