@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from bigmodel import (
     executables,
     models,
     optim,
+    outcome,
     processes,
     program,
     sharding,
@@ -209,7 +209,7 @@ def _train(
     # ---- data: checked against the family's spec before anything is compiled
     source, family = data.source(frozen.data.source), models.family(frozen.family)
     examples = {s: source.open_split(frozen.data, frozen.run.data_dir, s) for s in ("train", "validation")}
-    check_examples(examples["train"][0], family.spec(frozen.model))
+    loader.check_examples(examples["train"][0], family.spec(frozen.model))
     rows = sharding.rows_here(mesh, B)
 
     # ---- state: own checkpoint, else init_from, else fresh
@@ -324,7 +324,9 @@ def _train(
     forks = optim.branch_steps(frozen.optim, steps)
     branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl") if r["step"] <= start}
     step = saved = start
-    early = bool(patience) and no_better([loss for _, loss in checks], patience)  # and was killed before its result
+    early = bool(patience) and outcome.no_better(
+        [loss for _, loss in checks], patience
+    )  # and was killed before its result
     with Stop() as stop:
         window, window_began = start, time.time()
         while step < steps and not status and not early:
@@ -360,7 +362,7 @@ def _train(
                     metrics_file.add({"step": step, **evaluated})
                 if due_check:
                     checks.append((step, evaluated["eval_loss"]))
-            early = bool(due_check) and no_better([loss for _, loss in checks], patience)
+            early = bool(due_check) and outcome.no_better([loss for _, loss in checks], patience)
             if line.due() or due_save or step == steps:
                 seconds = max(1e-9, time.time() - window_began)
                 per_second = (step - window) / seconds
@@ -408,7 +410,7 @@ def _train(
         "loss": final.get("eval_loss"),
         "bits_per_byte": final.get("eval_bits_per_byte"),
         **{k: v for k, v in final.items() if k not in ("eval_loss", "eval_bits_per_byte")},
-        **noise_scale(folder, steps, plan.tokens / steps / B),
+        **outcome.noise_scale(folder, steps, plan.tokens / steps / B),
         "train_loss": last_loss if math.isfinite(last_loss) else None,
         "last_good_step": good,
         "seed": seed,
@@ -425,7 +427,7 @@ def _train(
     if branch_file:
         branch_file.close()
         result["branches"] = [
-            _branch_row(result, row, plan) for row in track.read_rows(folder / "branches.jsonl") if row["alive"]
+            outcome.branch_row(result, row, plan) for row in track.read_rows(folder / "branches.jsonl") if row["alive"]
         ]
     if metrics_file and speed_file:
         metrics_file.close()
@@ -436,42 +438,3 @@ def _train(
         (folder / "error.json").unlink(missing_ok=True)
         view.finish()
     return result
-
-
-def noise_scale(folder: epath.Path, steps: int, units: float) -> dict[str, float | None]:
-    """The gradient noise scale of the run's second half in units of D, where it was logged: batches much smaller than
-    it waste no data, much larger ones do (McCandlish et al. 2018, arXiv:1812.06162, equation 2.8)."""
-    rows = [r for r in track.read_rows(folder / "metrics.jsonl") if r.get("grad_signal") is not None]
-    rows = [r for r in rows if 2 * r["step"] > steps]
-    if not rows:
-        return {}
-    noise, signal = (sum(r[k] for r in rows) / len(rows) for k in ("grad_noise", "grad_signal"))
-    return {"noise_scale": noise / signal * units if signal > 0 else None}
-
-
-def no_better(losses: Sequence[float], patience: int) -> bool:
-    """Whether none of the last `patience` losses is lower than all before them."""
-    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
-
-
-def _branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget) -> dict[str, Any]:
-    """What differs of a branch's result from its run's: as if the branch had been trained alone."""
-    found = {k: v for k, v in row.items() if k.startswith("eval_")}
-    return {
-        **plan.after(row["end"]),
-        "loss": found.pop("eval_loss"),
-        "bits_per_byte": found.pop("eval_bits_per_byte", None),
-        **found,
-        "train_loss": None,
-        "branch": row["end"],
-    }
-
-
-def check_examples(example: dict[str, Any], spec: dict[str, Any]) -> None:
-    """The data delivers what the family reads."""
-    for key, (shape, dtype) in spec.items():
-        if key not in example:
-            raise UsageError(f"the data has no {key!r}, only {', '.join(example)}")
-        got = example[key]
-        if tuple(got.shape) != tuple(shape) or str(got.dtype) != dtype:
-            raise UsageError(f"data {key!r} is {got.dtype}{list(got.shape)}; the model reads {dtype}{list(shape)}")

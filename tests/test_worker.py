@@ -206,18 +206,18 @@ QUICK = {"BIGMODEL_HEARTBEAT": "10", "BIGMODEL_INIT_TIMEOUT": "60"}
 def test_a_stuck_collective_ends_with_75(tmp_path, tiny):
     """A peer that is stopped but for its heartbeat can't be made here; a peer that is stopped whole, with the heartbeat
     far away, leaves its partner in a collective as that would."""
-    folder = planned(tmp_path, tiny(("train.steps", 10**6), ("data.epochs", 10**9), ("run.watchdog", 6)), 1)
+    folder = planned(tmp_path, tiny(("train.steps", 10**6), ("data.epochs", 10**9), ("run.watchdog", 20)), 1)
     pair = start(folder, 0, 2, {"BIGMODEL_HEARTBEAT": "1000"})
     try:
         until = time.time() + 120
         while (track.last_row(home(folder) / "metrics.jsonl") or {"step": 0})["step"] < 20:
-            assert time.time() < until and all(p.poll() is None for p in pair)
+            assert time.time() < until and all(p.poll() is None for p in pair), [p.communicate() for p in pair]
             time.sleep(0.1)
         pair[1].send_signal(signal.SIGSTOP)
         began = time.time()
         assert pair[0].wait(timeout=60) == 75
-        assert time.time() - began < 30
-        assert "no progress in 6 s" in pair[0].stderr.read()
+        assert 15 < time.time() - began < 45
+        assert "no progress in 20 s" in pair[0].stderr.read()
     finally:
         for p in pair:
             p.kill()

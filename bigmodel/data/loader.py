@@ -11,6 +11,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from bigmodel.config import UsageError
+
 Batch = dict[str, np.ndarray]
 
 
@@ -71,3 +73,13 @@ def _stacked(examples: Any, indices: list[int]) -> Batch:
         return examples.take(indices)
     picked = [examples[k] for k in indices]
     return {k: np.stack([e[k] for e in picked]) for k in picked[0]}
+
+
+def check_examples(example: dict[str, Any], spec: dict[str, Any]) -> None:
+    """The data delivers what the family reads."""
+    for key, (shape, dtype) in spec.items():
+        if key not in example:
+            raise UsageError(f"the data has no {key!r}, only {', '.join(example)}")
+        got = example[key]
+        if tuple(got.shape) != tuple(shape) or str(got.dtype) != dtype:
+            raise UsageError(f"data {key!r} is {got.dtype}{list(got.shape)}; the model reads {dtype}{list(shape)}")
