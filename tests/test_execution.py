@@ -78,6 +78,30 @@ def test_a_loss_in_parts_is_the_plain_one(V, chunks, stripes, cut, monkeypatch):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("stripes", [1, 2])
+def test_a_loss_in_parts_smooths_adds_a_bias_and_counts_hits(stripes, monkeypatch):
+    monkeypatch.setattr(sharding, "shards", lambda *axes: stripes if axes == ("vocab",) else 1)
+    B, L, E, V = 2, 8, 12, 1000
+    rng = np.random.default_rng(0)
+    x, table, bias = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, L, E), (V, E), (V,)))
+    weight = jnp.asarray(rng.integers(0, 2, (B, L)), jnp.float32)
+    logits = jnp.einsum("BLE,VE->BLV", x, table) + bias
+    labels = jnp.argmax(logits, -1).at[:, ::2].set(jnp.asarray(rng.integers(0, V, (B, L // 2))))
+
+    def plain(x, table, bias):
+        logits = jnp.einsum("BLE,VE->BLV", x, table) + bias
+        loss, metrics = losses.cross_entropy(logits, labels, weight, smoothing=0.1)
+        return loss, {**metrics, "accuracy": losses.accuracy(logits, labels, weight)}
+
+    def chunked(x, table, bias):
+        return losses.head_cross_entropy(x, table, labels, weight, 3, bias_V=bias, smoothing=0.1, accuracy=True)
+
+    a, b = (jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(x, table, bias) for f in (plain, chunked))
+    assert 0.2 < a[0][1]["accuracy"] < 0.9
+    for y, z in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(y, z, rtol=2e-6, atol=2e-7)
+
+
 def test_a_loss_in_parts_takes_an_eighth_of_the_memory():
     (a, b), (whole, parts) = plain_and_chunked(16384, 32)
     np.testing.assert_allclose(a[0], b[0], rtol=1e-6)

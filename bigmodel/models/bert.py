@@ -163,7 +163,7 @@ class Outputs(NamedTuple):
 
     hidden_BLD: jax.Array
     pooled_BD: jax.Array
-    logits: jax.Array
+    logits: Any
     next_B2: jax.Array | None = None
 
 
@@ -242,9 +242,11 @@ class Model(nn.Module):
         keys_BL: jax.Array | None = None,
         segments_BL: jax.Array | None = None,
         places_BM: jax.Array | None = None,
+        whole: bool = True,
     ) -> Outputs:
         """See `Outputs`. keys: True where a token counts (None: all do); segments: 0 or 1 (None: all 0); places: whose
-        tokens to predict (None: all)."""
+        tokens to predict (None: all); whole: False for what masked places' logits are made of in their stead: (BMD, the
+        head's matrix VD, its bias V)."""
         cfg = self.cfg
         x_BLD = self.embed(tokens_BL, segments_BL, train).astype(cfg.dtype)
         x_BLD, _ = self.blocks(x_BLD, None, View(causal=False, keys_BS=keys_BL), train)
@@ -257,11 +259,14 @@ class Model(nn.Module):
             logits = layers.linear(read, self.head) + self.head_bias
             return Outputs(x_BLD, pooled_BD, logits[..., 0] if cfg.objective == "regress" else logits)
         picked_BMD = x_BLD if places_BM is None else jnp.take_along_axis(x_BLD, places_BM[..., None], axis=1)
-        logits = self.embed.attend(self.transform(picked_BMD)) + self.output_bias.astype(cfg.dtype)
-        logits = sharding.constrain(logits, "batch", None, "vocab")
+        read_BMD = self.transform(picked_BMD)
+        masked: Any = (read_BMD * layers.tied_scale(cfg), self.embed.tokens, self.output_bias)
+        if whole:
+            masked = self.embed.attend(read_BMD) + self.output_bias.astype(cfg.dtype)
+            masked = sharding.constrain(masked, "batch", None, "vocab")
         if cfg.objective == "masked":
-            return Outputs(x_BLD, pooled_BD, logits)
-        return Outputs(x_BLD, pooled_BD, logits, layers.linear(pooled_BD, self.next) + self.next_bias)
+            return Outputs(x_BLD, pooled_BD, masked)
+        return Outputs(x_BLD, pooled_BD, masked, layers.linear(pooled_BD, self.next) + self.next_bias)
 
 
 def mean(x_BLD: jax.Array, keys_BL: jax.Array | None) -> jax.Array:
@@ -322,10 +327,17 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
             tokens, segments, follows = pairs(cfg, tokens, rng_pairs)
             free = (tokens != mark(cfg, "cls")) & (tokens != mark(cfg, "sep"))
         hidden, places = mask(cfg, tokens, rng, free)
-        out: Any = model.apply(variables, hidden, train, None, segments, places, rngs=rngs)
         labels = jnp.take_along_axis(tokens, places, axis=1)
-        scalar, metrics = losses.cross_entropy(out.logits, labels, weight)
-        metrics["accuracy"] = losses.accuracy(out.logits, labels, weight)
+        chunks = losses.chunks_for(labels.shape[0], labels.shape[1], rows(cfg))
+        out: Any = model.apply(variables, hidden, train, None, segments, places, chunks == 1, rngs=rngs)
+        if chunks > 1:
+            x_BMD, table_VD, bias_V = out.logits
+            scalar, metrics = losses.head_cross_entropy(
+                x_BMD, table_VD, labels, weight, chunks, bias_V=bias_V, accuracy=True
+            )
+        else:
+            scalar, metrics = losses.cross_entropy(out.logits, labels, weight)
+            metrics["accuracy"] = losses.accuracy(out.logits, labels, weight)
         if follows is not None:
             extra, _ = losses.cross_entropy(out.next_B2, follows.astype(jnp.int32), weight)
             metrics["next_accuracy"] = losses.accuracy(out.next_B2, follows.astype(jnp.int32), weight)

@@ -233,9 +233,13 @@ class Embed(nn.Module):
             x_BLD = x_BLD + (self.source_positions if source else self.target_positions)[at_L]
         return x_BLD.astype(cfg.dtype)
 
+    @property
+    def scale(self) -> float:
+        """Of what a tied head reads."""
+        return layers.tied_scale(self.cfg) * (self.cfg.width**-0.5 if self.cfg.scale_logits else 1.0)
+
     def attend(self, x_BLD: jax.Array) -> jax.Array:
-        scale = layers.tied_scale(self.cfg) * (self.cfg.width**-0.5 if self.cfg.scale_logits else 1.0)
-        return layers.linear(x_BLD if scale == 1 else x_BLD * scale, self.tokens.T)
+        return layers.linear(x_BLD if self.scale == 1 else x_BLD * self.scale, self.tokens.T)
 
 
 class Model(nn.Module):
@@ -259,9 +263,21 @@ class Model(nn.Module):
         self, source_BS: jax.Array, tokens_BL: jax.Array, train: bool = False, keys_BS: jax.Array | None = None
     ) -> jax.Array:
         """Logits BLV for the token after each. keys: True where a source token counts; None: all do."""
+        return self._logits(self._given(source_BS, tokens_BL, train, keys_BS))
+
+    def features(self, *args: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """As __call__, but what the head reads, BLD, and its matrix, VD, scales included; and its bias, V, if any."""
+        x_BLD = self._given(*args)
+        bias_V = self.output_bias if self.cfg.output_bias else None
+        return (
+            (x_BLD * self.embed.scale, self.embed.tokens, bias_V)
+            if self.cfg.tied_head
+            else (x_BLD, self.head.T, bias_V)
+        )
+
+    def _given(self, source_BS: jax.Array, tokens_BL: jax.Array, train: bool, keys_BS: jax.Array | None) -> jax.Array:
         memory = self.encode(source_BS, keys_BS, train)
-        view = View(memory_BSD=memory, memory_keys_BS=keys_BS)
-        return self._decode(tokens_BL, None, view, train)[0]
+        return self._decode(tokens_BL, None, View(memory_BSD=memory, memory_keys_BS=keys_BS), train)[0]
 
     def encode(self, source_BS: jax.Array, keys_BS: jax.Array | None = None, train: bool = False) -> jax.Array:
         """What the decoder reads, BSD."""
@@ -282,8 +298,8 @@ class Model(nn.Module):
             keys = jnp.ones(source_BS.shape, bool) if keys_BS is None else keys_BS
             memory, cache = self.encode(source_BS, keys), {**cache, "keys": keys}
         view = View(cache["length"], memory_BSD=memory, memory_keys_BS=cache["keys"])
-        logits_BLV, held = self._decode(tokens_BL, cache["layers"], view, False)
-        return logits_BLV, {**cache, "layers": held, "length": cache["length"] + tokens_BL.shape[1]}
+        x_BLD, held = self._decode(tokens_BL, cache["layers"], view, False)
+        return self._logits(x_BLD), {**cache, "layers": held, "length": cache["length"] + tokens_BL.shape[1]}
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
         return self.drop(x, deterministic=not train or not self.cfg.dropout)
@@ -297,10 +313,14 @@ class Model(nn.Module):
         x_BLD, cache = self.decoder(x_BLD, cache, view, train)
         if cfg.norm_placement == "pre":
             x_BLD = self._drop(self.decoder_norm(x_BLD), train)
+        return x_BLD, cache
+
+    def _logits(self, x_BLD: jax.Array) -> jax.Array:
+        cfg = self.cfg
         logits_BLV = self.embed.attend(x_BLD) if cfg.tied_head else layers.linear(x_BLD, self.head)
         if cfg.output_bias:
             logits_BLV = logits_BLV + self.output_bias.astype(cfg.dtype)
-        return sharding.constrain(logits_BLV, "batch", None, "vocab"), cache
+        return sharding.constrain(logits_BLV, "batch", None, "vocab")
 
 
 def init_cache(cfg: Any, batch_size: int, length: int = 0) -> dict[str, Any]:
@@ -319,7 +339,15 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     source, target, keys, counts = pair(cfg, batch, rng)
     weight = batch["weight"] if counts is None else batch["weight"][:, None] * counts
     rngs = {"dropout": rng_dropout}
-    logits_BLV: Any = model.apply(variables, source, shifted(cfg, target), train, keys, rngs=rngs)
-    scalar, metrics = losses.cross_entropy(logits_BLV, target, weight, smoothing=cfg.smoothing)
-    metrics["accuracy"] = losses.accuracy(logits_BLV, target, weight)
+    B, L = target.shape
+    chunks, given = losses.chunks_for(B, L, rows(cfg)), (source, shifted(cfg, target), train, keys)
+    if chunks > 1:
+        read: Any = model.apply(variables, *given, rngs=rngs, method=Model.features)
+        scalar, metrics = losses.head_cross_entropy(
+            read[0], read[1], target, weight, chunks, bias_V=read[2], smoothing=cfg.smoothing, accuracy=True
+        )
+    else:
+        logits_BLV: Any = model.apply(variables, *given, rngs=rngs)
+        scalar, metrics = losses.cross_entropy(logits_BLV, target, weight, smoothing=cfg.smoothing)
+        metrics["accuracy"] = losses.accuracy(logits_BLV, target, weight)
     return scalar, (metrics, {})

@@ -42,17 +42,38 @@ def cross_entropy(
     loss, metrics = _mean(nll_x, log_z_x, weight_x, z_loss)
     if smoothing:
         uniform_x = log_z_x - jnp.mean(logits_xV.astype(jnp.float32), axis=-1)
-        safe = jnp.maximum(metrics["weight"], 1e-9)
-        loss = (1 - smoothing) * loss + smoothing * jnp.sum(uniform_x * weight_x) / safe
+        loss = _smoothed(loss, uniform_x, weight_x, metrics, smoothing)
     return loss, metrics
 
 
 def head_cross_entropy(
-    x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Array, weight_x: jax.Array, chunks: int, z_loss: float = 0.0
+    x_BLE: jax.Array,
+    table_VE: jax.Array,
+    labels_BL: jax.Array,
+    weight_x: jax.Array,
+    chunks: int,
+    z_loss: float = 0.0,
+    *,
+    bias_V: jax.Array | None = None,
+    smoothing: float = 0.0,
+    accuracy: bool = False,
 ) -> tuple[jax.Array, Metrics]:
-    """`cross_entropy` of the logits x table^T, which are never whole in memory: see `chunked_likelihood`."""
-    nll_BL, log_z_BL = chunked_likelihood(x_BLE, table_VE, labels_BL, chunks)
-    return _mean(nll_BL, log_z_BL, _weights(weight_x, labels_BL), z_loss)
+    """`cross_entropy` of the logits x table^T + bias, which are never whole in memory: see `chunked_likelihood`. With
+    `accuracy`, the metric is there, too."""
+    found = chunked_likelihood(x_BLE, table_VE, bias_V, labels_BL, chunks, bool(smoothing or accuracy))
+    nll_BL, log_z_BL, *more = found
+    weight_BL = _weights(weight_x, labels_BL)
+    loss, metrics = _mean(nll_BL, log_z_BL, weight_BL, z_loss)
+    if smoothing:
+        loss = _smoothed(loss, log_z_BL - more[0], weight_BL, metrics, smoothing)
+    if accuracy:
+        metrics["accuracy"] = jnp.sum(more[1] * weight_BL) / jnp.maximum(metrics["weight"], 1e-9)
+    return loss, metrics
+
+
+def _smoothed(loss: jax.Array, uniform_x: jax.Array, weight_x: jax.Array, metrics: Metrics, smoothing: float) -> Any:
+    safe = jnp.maximum(metrics["weight"], 1e-9)
+    return (1 - smoothing) * loss + smoothing * jnp.sum(uniform_x * weight_x) / safe
 
 
 def _mean(nll_x: jax.Array, log_z_x: jax.Array, weight_x: jax.Array, z_loss: float) -> tuple[jax.Array, Metrics]:
@@ -129,9 +150,12 @@ def chunks_for(batch: int, length: int, vocabulary: int) -> int:
     return -(-4 * batch * length * vocabulary // (spread * CHUNK_BYTES))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def chunked_likelihood(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Array, chunks: int) -> Any:
-    """(-log softmax(x table^T)[label], log Z), float32 BL each, by C = `chunks` parts of the vocabulary.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def chunked_likelihood(
+    x_BLE: jax.Array, table_VE: jax.Array, bias_V: jax.Array | None, labels_BL: jax.Array, chunks: int, more: bool
+) -> Any:
+    """(-log softmax(x table^T + bias)[label], log Z), float32 BL each, by C = `chunks` parts of the vocabulary; with
+    `more` the mean logit, and 1 where no logit is larger than the label's.
 
     The backward pass makes each part's logits again, 2BLEV FLOPs more. The vocabulary is cut, and not the batch, so
     that each row of the table is gathered, and its gradient reduced, once over the mesh. Where tensor parallelism has
@@ -139,7 +163,7 @@ def chunked_likelihood(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Arr
 
     Legend: B batch, L length, E width, V vocab, C parts, U rows of a part.
     """
-    return _chunked_forward(x_BLE, table_VE, labels_BL, chunks)[0]
+    return _chunked_forward(x_BLE, table_VE, bias_V, labels_BL, chunks, more)[0]
 
 
 LANES = 128  # of a TPU: rows of a part that aren't a multiple of it cost as much as the next one, and masks
@@ -171,56 +195,80 @@ def _ids(part: Any, rows: int, chunks: int) -> jax.Array:
     return row // (rows // T) * (chunks * (rows // T)) + part * (rows // T) + row % (rows // T)
 
 
-def _part_logits(x_BLE: jax.Array, part_UE: jax.Array, ids_U: jax.Array, size: int) -> jax.Array:
+def _bias_parts(bias_V: jax.Array | None, chunks: int, rows: int) -> jax.Array | None:
+    """CU, as the table's."""
+    return None if bias_V is None else _parts(bias_V[:, None], chunks, rows)[..., 0]
+
+
+def _part_logits(
+    x_BLE: jax.Array, part_UE: jax.Array, bias_U: jax.Array | None, ids_U: jax.Array, size: int
+) -> jax.Array:
     part_UE = sharding.constrain(part_UE.astype(x_BLE.dtype), "vocab", None)
     logits_BLU = jnp.einsum("BLE,UE->BLU", x_BLE, part_UE, preferred_element_type=jnp.float32)
+    if bias_U is not None:
+        logits_BLU = logits_BLU + bias_U.astype(jnp.float32)
     return sharding.constrain(jnp.where(ids_U < size, logits_BLU, -jnp.inf), "batch", "length", "vocab")
 
 
-def _chunked_forward(x_BLE: jax.Array, table_VE: jax.Array, labels_BL: jax.Array, chunks: int) -> Any:
+def _chunked_forward(
+    x_BLE: jax.Array, table_VE: jax.Array, bias_V: jax.Array | None, labels_BL: jax.Array, chunks: int, more: bool
+) -> Any:
     x_BLE = sharding.constrain(x_BLE, "batch", "length", None)
-    chunks, rows = _cut(table_VE.shape[0], chunks)
-    parts_CUE = _parts(table_VE, chunks, rows)
+    V = table_VE.shape[0]
+    chunks, rows = _cut(V, chunks)
+    parts = (jnp.arange(chunks), _parts(table_VE, chunks, rows), _bias_parts(bias_V, chunks, rows))
 
     def body(carry: Any, xs: Any) -> Any:
-        max_BL, sum_BL, label_BL = carry
-        part, part_UE = xs
+        max_BL, sum_BL, label_BL, *total = carry
+        part, part_UE, bias_U = xs
         ids_U = _ids(part, part_UE.shape[0], chunks)
-        logits_BLU = _part_logits(x_BLE, part_UE, ids_U, table_VE.shape[0])
+        logits_BLU = _part_logits(x_BLE, part_UE, bias_U, ids_U, V)
         new_BL = jnp.maximum(max_BL, jnp.max(logits_BLU, axis=-1))
         sum_BL = sum_BL * jnp.exp(max_BL - new_BL) + jnp.sum(jnp.exp(logits_BLU - new_BL[..., None]), axis=-1)
         label_BL += jnp.sum(jnp.where(labels_BL[..., None] == ids_U, logits_BLU, 0.0), axis=-1)
-        return (new_BL, sum_BL, label_BL), None
+        total = [t + jnp.sum(jnp.where(ids_U < V, logits_BLU, 0.0), axis=-1) for t in total]
+        return (new_BL, sum_BL, label_BL, *total), None
 
     lowest = jnp.full(labels_BL.shape, jnp.finfo(jnp.float32).min)
     zeros = jnp.zeros(labels_BL.shape)
-    (max_BL, sum_BL, label_BL), _ = jax.lax.scan(body, (lowest, zeros, zeros), (jnp.arange(chunks), parts_CUE))
+    (max_BL, sum_BL, label_BL, *total), _ = jax.lax.scan(body, (lowest, zeros, zeros, *[zeros] * more), parts)
     log_z_BL = max_BL + jnp.log(sum_BL)
-    return (log_z_BL - label_BL, log_z_BL), (x_BLE, table_VE, labels_BL, log_z_BL)
+    out: tuple[jax.Array, ...] = (log_z_BL - label_BL, log_z_BL)
+    if more:
+        out = (*out, total[0] / V, (label_BL >= max_BL).astype(jnp.float32))
+    return out, (x_BLE, table_VE, bias_V, labels_BL, log_z_BL)
 
 
-def _chunked_backward(chunks: int, saved: Any, gradients: Any) -> Any:
-    x_BLE, table_VE, labels_BL, log_z_BL = saved
-    by_nll_BL, by_log_z_BL = gradients
+def _chunked_backward(chunks: int, more: bool, saved: Any, gradients: Any) -> Any:
+    x_BLE, table_VE, bias_V, labels_BL, log_z_BL = saved
+    V = table_VE.shape[0]
+    by_nll_BL, by_log_z_BL, *by_more = gradients
     scale_BL = by_nll_BL + by_log_z_BL
-    chunks, rows = _cut(table_VE.shape[0], chunks)
+    chunks, rows = _cut(V, chunks)
+    parts = (jnp.arange(chunks), _parts(table_VE, chunks, rows), _bias_parts(bias_V, chunks, rows))
 
     def body(by_x_BLE: jax.Array, xs: Any) -> Any:
-        part, part_UE = xs
+        part, part_UE, bias_U = xs
         ids_U = _ids(part, part_UE.shape[0], chunks)
-        logits_BLU = _part_logits(x_BLE, part_UE, ids_U, table_VE.shape[0])
+        logits_BLU = _part_logits(x_BLE, part_UE, bias_U, ids_U, V)
         by_BLU = scale_BL[..., None] * jnp.exp(logits_BLU - log_z_BL[..., None])
         by_BLU -= jnp.where(labels_BL[..., None] == ids_U, by_nll_BL[..., None], 0.0)
+        if more:
+            by_BLU += jnp.where(ids_U < V, by_more[0][..., None] / V, 0.0)
+        by_U = None if bias_U is None else jnp.sum(by_BLU, axis=(0, 1)).astype(bias_U.dtype)
         by_BLU = by_BLU.astype(x_BLE.dtype)
         by_x_BLE += jnp.einsum("BLU,UE->BLE", by_BLU, part_UE.astype(x_BLE.dtype), preferred_element_type=jnp.float32)
         by_UE = jnp.einsum("BLU,BLE->UE", by_BLU, x_BLE, preferred_element_type=jnp.float32)
-        return by_x_BLE, sharding.constrain(by_UE.astype(table_VE.dtype), "vocab", "embed")
+        return by_x_BLE, (sharding.constrain(by_UE.astype(table_VE.dtype), "vocab", "embed"), by_U)
 
-    zeros = jnp.zeros(x_BLE.shape, jnp.float32)
-    by_x_BLE, by_CUE = jax.lax.scan(body, zeros, (jnp.arange(chunks), _parts(table_VE, chunks, rows)))
-    T, E = sharding.shards("vocab"), table_VE.shape[1]
-    by_VE = by_CUE.reshape(chunks, T, -1, E).swapaxes(0, 1).reshape(-1, E)[: table_VE.shape[0]]
-    return by_x_BLE.astype(x_BLE.dtype), by_VE, None
+    by_x_BLE, (by_CUE, by_CU) = jax.lax.scan(body, jnp.zeros(x_BLE.shape, jnp.float32), parts)
+    T = sharding.shards("vocab")
+
+    def whole(by_CUy: jax.Array) -> jax.Array:
+        rest = by_CUy.shape[2:]
+        return by_CUy.reshape(chunks, T, -1, *rest).swapaxes(0, 1).reshape(-1, *rest)[:V]
+
+    return by_x_BLE.astype(x_BLE.dtype), whole(by_CUE), None if by_CU is None else whole(by_CU), None
 
 
 chunked_likelihood.defvjp(_chunked_forward, _chunked_backward)
