@@ -5,6 +5,7 @@ MESH is axes and sizes, as data2-tensor4; one: a single device. RESTORE_FROM non
 """
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -42,22 +43,20 @@ def halfway(source, target):
     shutil.copy(done / "metrics.jsonl", home / "metrics.jsonl")
 
 
+def fraction(mesh):
+    """Of the parameters, that a device holds."""
+    frozen = budget.finalize(config.load(config_file))
+    compiled = program.build(program.static_part(frozen), sharding.make_mesh(sizes(mesh)))
+    params, layout = compiled.shapes["params"], compiled.shardings["params"]
+    here = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)), params, layout)
+    return sum(jax.tree.leaves(here)) / sum(x.size for x in jax.tree.leaves(params))
+
+
 report = {"losses": {}, "restored": {}, "fractions": {}}
 for mesh in meshes.split(","):
     report["losses"][mesh] = run(mesh, folder / mesh)
-    frozen = budget.finalize(config.load(config_file))
-    compiled = program.build(
-        program.static_part(frozen),
-        sharding.make_mesh(sizes(mesh)),
-    )
-    params, layout = compiled.shapes["params"], compiled.shardings["params"]
-    whole = sum(x.size for x in jax.tree.leaves(params))
-    here = sum(
-        jax.tree.leaves(
-            jax.tree.map(lambda x, s: int(jax.numpy.prod(jax.numpy.array(s.shard_shape(x.shape)))), params, layout)
-        )
-    )
-    report["fractions"][mesh] = here / whole
+for mesh in {*meshes.split(","), *(("data8", "tensor8") if devices == "8" else ())}:
+    report["fractions"][mesh] = fraction(mesh)
 meshes = meshes.split(",")
 if sources == ["none"]:  # losses alone
     Path(out).write_text(json.dumps(report))

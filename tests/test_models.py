@@ -233,7 +233,7 @@ def test_attention_in_blocks_of_queries_is_attention(added):
 
     ours = run(lambda q, k, v, s: attention.attend(q, k, v, attention.View(), s), q, k, v, scores)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours[1], run(plain, q, k, v, scores)[1])
-    np.testing.assert_allclose(ours[0], run(plain, q, k, v, scores)[0], rtol=1e-5)
+    np.testing.assert_allclose(ours[0], run(plain, q, k, v, scores)[0], rtol=1e-4)  # a sum that nearly cancels
 
 
 def test_cross_entropy_s_gradient_is_the_derived_one():
