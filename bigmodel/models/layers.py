@@ -137,13 +137,15 @@ def _one_cpu() -> bool:
     return sharding.platform() == "cpu" and sharding.shards(*sharding.SPREAD) == 1
 
 
-def linears(x_xD: jax.Array, weights_Dy: Sequence[jax.Array]) -> list[jax.Array]:
-    """`linear` of each of the weights, as one product where they have one shape: a third of the collectives, and of
-    the compilation, of queries, keys and values by themselves. Not on one CPU, which would copy them side by side."""
-    if _one_cpu() or len({w.shape for w in weights_Dy}) > 1:
-        return [linear(x_xD, w) for w in weights_Dy]
-    y_xNy = linear(x_xD, jnp.stack([w.astype(x_xD.dtype) for w in weights_Dy], axis=1))
-    return [jax.lax.index_in_dim(y_xNy, i, x_xD.ndim - 1, keepdims=False) for i in range(len(weights_Dy))]
+def linears(x_BLD: jax.Array, weights_DHK: Sequence[jax.Array]) -> list[jax.Array]:
+    """`linear` of each of the weights, BLHK, as one product where they have one shape: a third of the collectives, and
+    of the compilation, of queries, keys and values by themselves. Not on one CPU, which would copy them side by side.
+    """
+    if _one_cpu() or len({w.shape for w in weights_DHK}) > 1:
+        return [linear(x_BLD, w) for w in weights_DHK]
+    y_BLNHK = linear(x_BLD, jnp.stack([w.astype(x_BLD.dtype) for w in weights_DHK], axis=1))
+    y_BLNHK = sharding.constrain(y_BLNHK, "batch", "length", None, "heads", None)  # else their gradient is made whole
+    return [y_BLNHK[:, :, i] for i in range(len(weights_DHK))]
 
 
 def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
