@@ -20,10 +20,18 @@ def program(r: dict[str, Any]) -> Figure:
         size = r["bytes"][key] / G
         memory.bar(0, size, bottom=left, color=style.CYCLE[i], label=f"{name} {size:.1f}", width=0.5)
         left += size
+    peak = r["bytes"]["peak"] / G  # less than their sum: not all temporaries live at once, nor the state throughout
+    memory.hlines(peak, -0.35, 0.35, color="black", linewidth=2, label=f"peak {peak:.1f}")
     memory.axhline(
         r["hbm_bytes"] / G, color="black", linewidth=1, linestyle="--", label=f"HBM {r['hbm_bytes'] / G:.0f}"
     )
-    memory.set(xlim=(-0.6, 0.6), xticks=[], ylabel="GiB of a chip", title="memory", ylim=(0, r["hbm_bytes"] / G * 1.45))
+    memory.set(
+        xlim=(-0.6, 0.6),
+        xticks=[],
+        ylabel="GiB of a chip",
+        title="memory",
+        ylim=(0, max(left, r["hbm_bytes"] / G) * 1.7),
+    )
     memory.legend(loc="upper left", frameon=False)
     rows = r["collectives"][:6][::-1]
     sent.barh([f"{x['kind']}\n{x['axis']}" for x in rows], [x["bytes"] / 1e9 for x in rows],
@@ -33,6 +41,6 @@ def program(r: dict[str, Any]) -> Figure:
     names = {"compute": "compute", "hbm": "HBM", "ici": "ICI", "dcn": "DCN"}
     seconds = [r["roofline"][key] for key in names]
     bars = times.bar(list(names.values()), seconds, color=style.CYCLE[0])
-    times.bar_label(bars, [f"{s:.2g}" for s in seconds], fontsize=7)
+    times.bar_label(bars, [f"{s:.3g}" for s in seconds], fontsize=7)
     times.set(ylabel="s a step, at published peaks", title="roofline (a model)", ylim=(0, max(seconds) * 1.15))
     return figure
