@@ -6,19 +6,21 @@ can run code where it is read: read only what you made.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from etils import epath
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from bigmodel import config
 from bigmodel.config import UsageError
@@ -55,8 +57,25 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Compiles within, whatever JAX's compilation cache has: a CPU's executable out of it can't be saved whole, and
+    what was saved fails where it runs ("Function ... not found")."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+
+    def use(enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()  # or JAX goes on with what it decided at its first compilation
+
+    use(False)
+    try:
+        yield
+    finally:
+        use(before)
+
+
 def save(path: str, compiled: jax.stages.Compiled, wanted: dict[str, Any]) -> int:
-    """Writes it; returns the bytes written. Needs no device of the kind it was compiled for."""
+    """Writes what was compiled `uncached`; returns the bytes written. Needs no device of the kind it is for."""
     payload = pickle.dumps(serialize_executable.serialize(compiled))
     target = epath.Path(path)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")

@@ -159,7 +159,8 @@ def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> di
         return {**stored, **_of_config(cfg, topology, stored), "cached": True}
     cpu = _cpu_seconds()
     try:
-        executable = compile_step(lowered)
+        with executables.uncached() if save else contextlib.nullcontext():
+            executable = compile_step(lowered)
     except DoesNotFit as e:
         _store(cache, key, {"shortfall": [e.needed, e.available]})
         raise
