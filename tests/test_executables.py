@@ -19,6 +19,7 @@ def saved(tiny, tmp_path):
     mesh = sharding.make_mesh(frozen.run.mesh)
     path = tmp_path / "step.executable"
     pod.lower_on(mesh, frozen).compile()  # into JAX's cache, from which a CPU's step can't be saved
+    program.build.cache_clear()  # nor is it the executable that this process now has
     with executables.uncached():
         compiled = pod.lower_on(mesh, frozen).compile()
     executables.save(str(path), compiled, executables.made_for(program.static_part(frozen), mesh))
