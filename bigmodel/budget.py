@@ -277,9 +277,13 @@ def _shapes(family_name: str, model_json: str) -> Any:
     return jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
 
 
+def _text(section: Any) -> str:
+    return json.dumps(section.to_dict(), sort_keys=True)
+
+
 def shapes(family_name: str, model: Any) -> Any:
     """Shapes of the parameters of a finalised model section, by `eval_shape`."""
-    return _shapes(family_name, json.dumps(model.to_dict(), sort_keys=True))
+    return _shapes(family_name, _text(model))
 
 
 def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
@@ -302,7 +306,12 @@ def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
 
 def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
     """(N, N without embeddings, Kaplan's N: matrices of the blocks alone, bytes) by `eval_shape`."""
-    found = shapes(family_name, model)
+    return _counts(family_name, _text(model))
+
+
+@functools.lru_cache(maxsize=4096)  # a layout is estimated for thousands of meshes
+def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
+    found = _shapes(family_name, model_json)
     matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head$"
     return (
         tree.count(found),
@@ -314,8 +323,16 @@ def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
 
 def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
     """Bytes of parameters, gradients, and what the optimizer keeps, by `eval_shape`."""
-    params = shapes(family_name, model)
-    moments = jax.eval_shape(optim.build(optim_cfg, models.family(family_name).RULES).init, params)
+    kept = {k: v for k, v in optim_cfg.to_dict().items() if k not in optim.RATE_KEYS}
+    return _state_bytes(family_name, _text(model), json.dumps(kept, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=4096)  # a sweep's rows differ in rates and data more often than in shapes
+def _state_bytes(family_name: str, model_json: str, optim_json: str) -> int:
+    params = _shapes(family_name, model_json)
+    moments = jax.eval_shape(
+        optim.build(FrozenConfigDict(json.loads(optim_json)), models.family(family_name).RULES).init, params
+    )
     return 2 * tree.size_bytes(params) + tree.size_bytes(moments)
 
 

@@ -6,6 +6,7 @@ weights and quantisation are all maps from such paths.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ EMBEDDINGS = r"(^|/)embed/"  # every family keeps its tables under `embed/`
 NOT_MATRICES = r"(bias|scale)$"  # every family ends its vectors so
 
 
+@functools.lru_cache(maxsize=2**14)
 def path_of(key_path: Any) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from bigmodel.config import choose
 _PARTS = {"attention", "infilling", "kernels", "layers", "losses", "transformer", "__init__"}
 
 
+@functools.cache
 def names() -> list[str]:
     return sorted(
         p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS and not p.stem.endswith("_published")

@@ -307,7 +307,10 @@ class Attention(nn.Module):
             scores_BHLS = relative_scores(q_BHLK, w_DHK, k_BGSK.shape[2], start, score_scale(cfg))
         if view.bias_HLS is not None:
             scores_BHLS = jnp.broadcast_to(view.bias_HLS, (x_BLD.shape[0], *view.bias_HLS.shape))
-        y_BHLE = attend(q_BHLK, k_BGSK, v_BGSE, view.replace(start=start), scores_BHLS, score_scale(cfg))
+        if self.is_initializing():  # parameters alone are wanted: a long sequence's scores take long to trace
+            y_BHLE = jnp.zeros((*q_BHLK.shape[:3], E), dtype)
+        else:
+            y_BHLE = attend(q_BHLK, k_BGSK, v_BGSE, view.replace(start=start), scores_BHLS, score_scale(cfg))
         wo_HED = self.param("out", normal(cfg.init_std, H * E, residual_start(cfg)), (H, E, D))
         y_BLHE = sharding.constrain(y_BHLE, "batch", "heads", "length", None).transpose(0, 2, 1, 3)
         y_BLD = linear(y_BLHE.reshape(*x_BLD.shape[:2], H * E), wo_HED.reshape(H * E, D))
