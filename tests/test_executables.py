@@ -6,24 +6,35 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT, TINY
 
-from bigmodel import budget, executables, pod, program, sharding, train
+from bigmodel import budget, config, executables, pod, program, sharding, train
 from bigmodel.config import UsageError
 
+OVERRIDES = [("train.steps", 4), ("optim.lr", 3e-3)]
 
-@pytest.fixture
-def saved(tiny, tmp_path):
-    """(overrides of a run that reads it, the file)."""
-    overrides = [("train.steps", 4), ("optim.lr", 3e-3)]
-    frozen = budget.finalize(tiny(*overrides))
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data_dir):
+    """The file of a saved step."""
+    pairs = [*TINY, ("run.data_dir", data_dir), *OVERRIDES]
+    frozen = budget.finalize(config.load(ROOT / "experiments/gpt.py", pairs))
     mesh = sharding.make_mesh(frozen.run.mesh)
-    path = tmp_path / "step.executable"
+    path = tmp_path_factory.mktemp("saved") / "step.executable"
     pod.lower_on(mesh, frozen).compile()  # into JAX's cache, from which a CPU's step can't be saved
     program.build.cache_clear()  # nor is it the executable that this process now has
     with executables.uncached():
         compiled = pod.lower_on(mesh, frozen).compile()
     executables.save(str(path), compiled, executables.made_for(program.static_part(frozen), mesh))
-    return [*overrides, ("run.executable", str(path))], path
+    return path
+
+
+@pytest.fixture
+def saved(made, tmp_path):
+    """(overrides of a run that reads it, a copy of the file)."""
+    path = tmp_path / made.name
+    path.write_bytes(made.read_bytes())
+    return [*OVERRIDES, ("run.executable", str(path))], path
 
 
 def losses(root):

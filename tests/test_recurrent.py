@@ -70,14 +70,13 @@ def test_a_carried_state_is_that_of_the_text_before(carried, tmp_path):
     model = recurrent.Model(frozen.model)
     text = np.stack([np.concatenate([examples[r * part + i]["tokens"][:-1] for i in range(6)]) for r in range(4)])
     last = np.stack([examples[r * part + 5]["tokens"][-1] for r in range(4)])
-    long, _ = model.apply(
-        {"params": variables["params"]}, text, recurrent.init_cache(frozen.model, 4), method=model.step
-    )
+    whole = jax.jit(lambda text, cache: model.apply({"params": variables["params"]}, text, cache, method=model.step))
+    long, _ = whole(text, recurrent.init_cache(frozen.model, 4))
     targets = np.concatenate([text[:, 1:], last[:, None]], axis=1)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(long), targets[..., None], axis=2)[..., 0]
     want = nll.reshape(4, 6, 32).mean(axis=(0, 2))
     np.testing.assert_allclose([r["loss"] for r in rows if "loss" in r], want, rtol=1e-5)
-    alone = model.apply({"params": variables["params"]}, text.reshape(24, 32))
+    alone = jax.jit(model.apply)({"params": variables["params"]}, text.reshape(24, 32))
     assert (
         np.abs(np.asarray(alone.reshape(4, 6, 32, -1)[:, 1:]) - np.asarray(long.reshape(4, 6, 32, -1)[:, 1:])).max()
         > 1e-3
