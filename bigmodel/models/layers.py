@@ -137,13 +137,19 @@ def _one_cpu() -> bool:
     return sharding.platform() == "cpu" and sharding.shards(*sharding.SPREAD) == 1
 
 
+def made(x: jax.Array) -> jax.Array:
+    """What products read, before them: a TPU's compiler else computes it within them, again for each part of their
+    result, and takes a quarter longer to compile a step."""
+    return jax.lax.optimization_barrier(x) if sharding.platform() == "tpu" else x
+
+
 def linears(x_BLD: jax.Array, weights_DHK: Sequence[jax.Array]) -> list[jax.Array]:
     """`linear` of each of the weights, BLHK, as one product where they have one shape: a third of the collectives, and
     of the compilation, of queries, keys and values by themselves. Not on one CPU, which would copy them side by side.
     """
     if _one_cpu() or len({w.shape for w in weights_DHK}) > 1:
         return [linear(x_BLD, w) for w in weights_DHK]
-    y_BLNHK = linear(x_BLD, jnp.stack([w.astype(x_BLD.dtype) for w in weights_DHK], axis=1))
+    y_BLNHK = linear(made(x_BLD), jnp.stack([w.astype(x_BLD.dtype) for w in weights_DHK], axis=1))
     y_BLNHK = sharding.constrain(y_BLNHK, "batch", "length", None, "heads", None)  # else their gradient is made whole
     return [y_BLNHK[:, :, i] for i in range(len(weights_DHK))]
 
@@ -172,12 +178,6 @@ def _matmul_backward(saved: Any, y_TF: jax.Array) -> Any:
 _matmul.defvjp(lambda x, w: (x @ w, (x, w)), _matmul_backward)
 
 
-def _made(h_BLF: jax.Array) -> jax.Array:
-    """Before it is multiplied: a TPU's compiler else computes activations within the products that read them, and takes
-    a sixth longer to compile a step."""
-    return jax.lax.optimization_barrier(h_BLF) if sharding.platform() == "tpu" else h_BLF
-
-
 class FeedForward(nn.Module):
     """Position-wise MLP, gated where cfg.activation is. cfg keys: width, ffn, activation, bias, init_std."""
 
@@ -199,7 +199,7 @@ class FeedForward(nn.Module):
         def hidden(w: Any, b: Any) -> jax.Array:
             y = {name: linear(x_BLD, w[name]) for name in w}
             y = {name: y[name] + b[name].astype(dtype) for name in y} if b else y
-            h_BLF = _made(y["up"] * act(y["gate"]) if gated else act(y["up"]))
+            h_BLF = made(y["up"] * act(y["gate"]) if gated else act(y["up"]))
             return sharding.constrain(h_BLF, "batch", "length", "ffn")
 
         parts = _ffn_parts(x_BLD.shape, F, dtype)
