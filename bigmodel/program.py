@@ -75,10 +75,11 @@ def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.
     }
 
 
-def _as_stored(grad: jax.Array) -> jax.Array:
-    """In the layout in memory that its parameter has: a TPU's compiler else turns it within the optimizer's own loop,
-    which takes it ten times as long to compile."""
-    return jax.lax.optimization_barrier(with_layout_constraint(grad, Layout(tuple(range(grad.ndim)))))
+def _as_stored(grads: Any) -> Any:
+    """A device's parts of gradients in the layout in memory that parameters have: a TPU's compiler else turns them
+    within the optimizer's own loops, which take it ten times as long to compile."""
+    grads = jax.tree.map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), grads)
+    return jax.tree.map(jax.lax.optimization_barrier, grads)
 
 
 def options(mesh: Mesh) -> dict[str, Any] | None:
@@ -192,7 +193,8 @@ def build(static: str, mesh: Mesh) -> Program:
         take = gradient if M == B else accumulated
         grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
         if mesh.devices.flat[0].platform == "tpu":
-            grads = jax.tree.map(_as_stored, grads)
+            parts = jax.tree.map(lambda placed: placed.spec, shardings["params"])
+            grads = jax.shard_map(_as_stored, mesh=mesh, in_specs=(parts,), out_specs=parts, check_vma=False)(grads)
         grad_norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, state["opt"], state["params"])
         if cfg.optim.name in ELEMENTWISE:  # bounded by the gradients, and so not kept in memory for a norm of their own
