@@ -151,7 +151,8 @@ def linears(x_BLD: jax.Array, weights_DHK: Sequence[jax.Array]) -> list[jax.Arra
         return [linear(x_BLD, w) for w in weights_DHK]
     y_BLNHK = linear(made(x_BLD), jnp.stack([w.astype(x_BLD.dtype) for w in weights_DHK], axis=1))
     y_BLNHK = sharding.constrain(y_BLNHK, "batch", "length", None, "heads", None)  # else their gradient is made whole
-    return [y_BLNHK[:, :, i] for i in range(len(weights_DHK))]
+    # Their gradients are put side by side, not added up, and that before the products that read them.
+    return [y[:, :, 0] for y in jnp.split(made(y_BLNHK), len(weights_DHK), axis=2)]
 
 
 def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
