@@ -1,7 +1,7 @@
 """Compiling for TPUs that aren't there: GPT-3 1.3B against MaxText's own ahead-of-time compile, and the cost of depth.
 
     python benchmarks/pod_compile.py --maxtext-python=/path/to/venv/bin/python     both sides, one after the other
-    python benchmarks/pod_compile.py --depth                                      12 against 96 layers
+    python benchmarks/pod_compile.py --depth                                      12 against 96 layers of that width
 
 The same work on both sides: GPT-3's block with 16 heads of 128 (biases everywhere, learned positions, tied table of
 50257), 16 chips of v5e, FSDP 16, 4 sequences of 2048 a chip, bfloat16 products, float32 parameters, gradients and
@@ -117,7 +117,7 @@ def main() -> None:
     if args.depth or not args.maxtext_python:
         python = args.python or sys.executable
         found = {
-            depth: [ours(python, "125m", "v5e:4x4", model__depth=depth, **common) for _ in range(args.rounds)]
+            depth: [ours(python, "1.3b", "v5e:4x4", model__depth=depth, **common) for _ in range(args.rounds)]
             for depth in (12, 96)
         }
         for depth, rows in found.items():
