@@ -1,7 +1,7 @@
 """Compiling for TPUs that aren't there: GPT-3 1.3B against MaxText's own ahead-of-time compile, and the cost of depth.
 
     python benchmarks/pod_compile.py --maxtext-python=/path/to/venv/bin/python     both sides, one after the other
-    python benchmarks/pod_compile.py --depth                                      12 against 96 layers of that width
+    python benchmarks/pod_compile.py --depth                                      12 against 96 layers, at two widths
 
 The same work on both sides: GPT-3's block with 16 heads of 128 (biases everywhere, learned positions, tied table of
 50257), 16 chips of v5e, FSDP 16, 4 sequences of 2048 a chip, bfloat16 products, float32 parameters, gradients and
@@ -104,26 +104,31 @@ def theirs(python: str, attention: str) -> dict:
     return run(python, THEIRS, f"{base}/configs/base.yml", *options.split(), f"attention={attention}")
 
 
+def depths(python: str, rounds: int, common: dict) -> None:
+    """12 against 96 layers of two widths: 125M's shards are under a TPU's 128 lanes, 1.3B's are one row of them."""
+    for size in ("125m", "1.3b"):
+        spent: dict[int, list[float]] = {12: [], 96: []}
+        for _ in range(rounds):  # in turns: a machine's speed drifts by more than depth costs
+            for depth, found in spent.items():
+                found.append(ours(python, size, "v5e:4x4", model__depth=depth, **common)["cpu"])
+        for depth, found in spent.items():
+            each = ", ".join(f"{c:.0f}" for c in found)
+            print(f"{size}'s width, {depth} layers: {statistics.median(found):.1f} CPU s ({each})")
+        print(f"96 / 12: {statistics.median(spent[96]) / statistics.median(spent[12]):.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maxtext-python", help="of an environment with maxtext[tpu]==0.2.5")
     parser.add_argument("--python", help="of ours (default: MaxText's, for one JAX on both sides)")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--depth", action="store_true", help="only 12 against 96 layers, in this interpreter")
+    parser.add_argument("--depth", action="store_true", help="only 12 against 96 layers, of 125M's width and 1.3B's")
     args = parser.parse_args()
     common = dict(
         train__batch_size=64, run__mesh__data=1, run__mesh__fsdp=16, run__remat="full", model__dtype="bfloat16"
     )
     if args.depth or not args.maxtext_python:
-        python = args.python or sys.executable
-        found = {
-            depth: [ours(python, "1.3b", "v5e:4x4", model__depth=depth, **common) for _ in range(args.rounds)]
-            for depth in (12, 96)
-        }
-        for depth, rows in found.items():
-            print(f"{depth} layers: {statistics.median(r['cpu'] for r in rows):.1f} CPU s")
-        ratio = statistics.median(r["cpu"] for r in found[96]) / statistics.median(r["cpu"] for r in found[12])
-        print(f"96 / 12: {ratio:.2f}")
+        depths(args.python or sys.executable, args.rounds, common)
         return
     python = args.python or args.maxtext_python
     rows: dict[str, list[dict]] = {}
