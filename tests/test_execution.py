@@ -1,11 +1,14 @@
 """What changes only how a program is carried out: kernels, a loss in parts, layouts. Same numbers, less memory."""
 
+import re
+
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodel import sharding
+from bigmodel import models, sharding
 from bigmodel.config import UsageError
 from bigmodel.models import attention, losses
 
@@ -155,3 +158,29 @@ def test_bfloat16_moments_need_a_beta_that_they_can_hold(tiny):
 
     with pytest.raises(UsageError, match="would never decay"):
         budget.finalize(tiny(("optim.state_dtype", "bfloat16"), ("optim.b2", 0.999)))
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"), [("decoder", {}), ("encdec", {}), ("bert", {}), ("recurrent", {"carry": True})]
+)
+def test_a_family_with_a_vocabulary_never_has_whole_logits(family, keys):
+    """Where its loss is taken in parts, which leave what else a step gives as it is."""
+    module = models.family(family)
+    cfg = families.small(module, vocab_size=601, **keys)  # no part and no other size is of as many
+    model, batch = module.Model(cfg), families.batch_of(module, cfg, 4)
+    found, traced = {}, {}
+    for chunks in (1, 4):
+        with sharding.use(ALONE, sharding.Execution(loss_chunks=chunks)):
+            variables = model.init(jax.random.key(0), *module.inputs(cfg, batch))
+            rows = module.rows(cfg) if hasattr(module, "rows") else cfg.vocab_size
+
+            def loss(variables, batch):
+                scalar, (metrics, state) = module.loss(model, variables, batch, jax.random.key(1), True)
+                return scalar, {k: metrics[k] for k in sorted(metrics)}, state
+
+            lowered = jax.jit(loss).lower(variables, batch)
+            traced[chunks] = re.findall(rf"tensor<\d+x\d+x{rows}xf32>", lowered.as_text())
+            found[chunks] = lowered.compile()(variables, batch)
+    assert traced[1] and not traced[4]
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[4]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

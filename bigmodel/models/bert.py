@@ -328,24 +328,20 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
             free = (tokens != mark(cfg, "cls")) & (tokens != mark(cfg, "sep"))
         hidden, places = mask(cfg, tokens, rng, free)
         labels = jnp.take_along_axis(tokens, places, axis=1)
-        chunks = losses.chunks_for(labels.shape[0], labels.shape[1], rows(cfg))
-        out: Any = model.apply(variables, hidden, train, None, segments, places, chunks == 1, rngs=rngs)
-        if chunks > 1:
-            x_BMD, table_VD, bias_V = out.logits
-            scalar, metrics = losses.head_cross_entropy(
-                x_BMD, table_VD, labels, weight, chunks, bias_V=bias_V, accuracy=True
-            )
-        else:
-            scalar, metrics = losses.cross_entropy(out.logits, labels, weight)
-            metrics["accuracy"] = losses.accuracy(out.logits, labels, weight)
+
+        def read(whole: bool) -> tuple[Any, Any]:
+            out: Any = model.apply(variables, hidden, train, None, segments, places, whole, rngs=rngs)
+            return out.logits, out.next_B2
+
+        scalar, metrics, next_B2 = losses.of_vocabulary(read, labels, weight, rows(cfg), with_accuracy=True)
         if follows is not None:
-            extra, _ = losses.cross_entropy(out.next_B2, follows.astype(jnp.int32), weight)
-            metrics["next_accuracy"] = losses.accuracy(out.next_B2, follows.astype(jnp.int32), weight)
+            extra, _ = losses.cross_entropy(next_B2, follows.astype(jnp.int32), weight)
+            metrics["next_accuracy"] = losses.accuracy(next_B2, follows.astype(jnp.int32), weight)
             metrics["next_loss"] = extra
             scalar = scalar + extra
         return scalar, (metrics, {})
     tokens, _, keys = inputs(cfg, batch)
-    out = model.apply(variables, tokens, train, keys, rngs=rngs)
+    out: Any = model.apply(variables, tokens, train, keys, rngs=rngs)
     if cfg.objective == "regress":
         scalar, metrics = losses.mean_squared_error(out.logits, batch["label"], weight)
         return scalar, (metrics, {})

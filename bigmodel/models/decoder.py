@@ -178,12 +178,14 @@ class Model(nn.Module):
         view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
         return self.logits(self._forward(tokens_BL, None, view, train)[0])
 
-    def features(self, *args: Any) -> tuple[jax.Array, jax.Array]:
-        """As __call__, but what the head reads, BLE, and the head's matrix, VE, scales included."""
+    def features(self, *args: Any) -> tuple[jax.Array, jax.Array, None]:
+        """As __call__, but what the head reads, BLE, and its matrix, VE, scales included; and no bias."""
         tokens_BL, train, prefix_B, positions_BL = args
         view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
         x_BLE = self._forward(tokens_BL, None, view, train)[0]
-        return (x_BLE * layers.tied_scale(self.cfg), self.embed.tokens) if self.cfg.tied_head else (x_BLE, self.head.T)
+        if self.cfg.tied_head:
+            return x_BLE * layers.tied_scale(self.cfg), self.embed.tokens, None
+        return x_BLE, self.head.T, None
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
@@ -231,11 +233,10 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
         tokens, targets, counts, prefix_B, positions = infilling.infill(tokens, cfg.vocab_size, rng)
         weight = weight[:, None] * counts
     rngs = {"dropout": rng_dropout}
-    chunks = losses.chunks_for(B, L, rows(cfg))
-    if chunks > 1:
-        read: Any = model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs, method=Model.features)
-        scalar, metrics = losses.head_cross_entropy(read[0], read[1], targets, weight, chunks, cfg.z_loss)
-    else:
-        logits_BLV: Any = model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs)
-        scalar, metrics = losses.cross_entropy(logits_BLV, targets, weight, cfg.z_loss)
+
+    def read(whole: bool) -> tuple[Any, None]:
+        method = Model.__call__ if whole else Model.features
+        return model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs, method=method), None
+
+    scalar, metrics, _ = losses.of_vocabulary(read, targets, weight, rows(cfg), z_loss=cfg.z_loss)
     return scalar, (metrics, {})

@@ -339,15 +339,12 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     source, target, keys, counts = pair(cfg, batch, rng)
     weight = batch["weight"] if counts is None else batch["weight"][:, None] * counts
     rngs = {"dropout": rng_dropout}
-    B, L = target.shape
-    chunks, given = losses.chunks_for(B, L, rows(cfg)), (source, shifted(cfg, target), train, keys)
-    if chunks > 1:
-        read: Any = model.apply(variables, *given, rngs=rngs, method=Model.features)
-        scalar, metrics = losses.head_cross_entropy(
-            read[0], read[1], target, weight, chunks, bias_V=read[2], smoothing=cfg.smoothing, accuracy=True
-        )
-    else:
-        logits_BLV: Any = model.apply(variables, *given, rngs=rngs)
-        scalar, metrics = losses.cross_entropy(logits_BLV, target, weight, smoothing=cfg.smoothing)
-        metrics["accuracy"] = losses.accuracy(logits_BLV, target, weight)
+
+    def read(whole: bool) -> tuple[Any, None]:
+        method = Model.__call__ if whole else Model.features
+        return model.apply(variables, source, shifted(cfg, target), train, keys, rngs=rngs, method=method), None
+
+    scalar, metrics, _ = losses.of_vocabulary(
+        read, target, weight, rows(cfg), smoothing=cfg.smoothing, with_accuracy=True
+    )
     return scalar, (metrics, {})

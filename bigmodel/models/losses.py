@@ -7,7 +7,7 @@ evaluation set needs no whole number of batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,39 @@ import jax.numpy as jnp
 from bigmodel import sharding
 
 Metrics = dict[str, jax.Array]
+
+
+def of_vocabulary(
+    read: Callable[[bool], tuple[Any, Any]],
+    labels_BL: jax.Array,
+    weight_x: jax.Array,
+    vocabulary: int,
+    *,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
+    with_accuracy: bool = False,
+) -> tuple[jax.Array, Metrics, Any]:
+    """(loss, metrics, rest) of a head over a vocabulary: `cross_entropy` of its logits, or `head_cross_entropy` where
+    `chunks_for` takes them in parts.
+
+    Args:
+      read: of True, (logits BLV, rest); of False, ((what the head reads BLE, its matrix VE, its bias V or None), rest).
+      with_accuracy: the metric, too.
+    """
+    B, L = labels_BL.shape
+    chunks = chunks_for(B, L, vocabulary)
+    found, rest = read(chunks == 1)
+    if chunks > 1:
+        x_BLE, table_VE, bias_V = found
+        loss, metrics = head_cross_entropy(
+            x_BLE, table_VE, labels_BL, weight_x, chunks, z_loss,
+            bias_V=bias_V, smoothing=smoothing, accuracy=with_accuracy,
+        )  # fmt: skip
+    else:
+        loss, metrics = cross_entropy(found, labels_BL, weight_x, z_loss, smoothing)
+        if with_accuracy:
+            metrics["accuracy"] = accuracy(found, labels_BL, weight_x)
+    return loss, metrics, rest
 
 
 def cross_entropy(

@@ -157,26 +157,36 @@ class Model(nn.Module):
     def __call__(self, tokens_BL: jax.Array, train: bool = False) -> jax.Array:
         """Logits BLV for the token after each. In training a carried state is read and, where 'carry' is mutable, kept;
         else a window starts from zeros."""
+        return self.logits(self._window(tokens_BL, train))
+
+    def features(self, tokens_BL: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """As __call__, but what the head reads, BLD, its matrix, VD, and its bias, V."""
+        x_BLD = self._window(tokens_BL, train)
+        return x_BLD, self.embed.tokens if self.cfg.tied_head else self.head.T, self.head_bias
+
+    def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """Goes on from `cache` (see `init_cache`): (logits BLV, the cache after them)."""
+        x_BLD, state = self._forward(tokens_BL, cache["layers"], False)
+        return self.logits(x_BLD), {"layers": state, "length": cache["length"] + tokens_BL.shape[1]}
+
+    def logits(self, x_BLD: jax.Array) -> jax.Array:
+        head_DV = self.embed.tokens.T if self.cfg.tied_head else self.head
+        logits_BLV = layers.linear(x_BLD, head_DV) + self.head_bias.astype(x_BLD.dtype)
+        return sharding.constrain(logits_BLV, "batch", None, "vocab")
+
+    def _window(self, tokens_BL: jax.Array, train: bool) -> jax.Array:
         zeros = init_cache(self.cfg, len(tokens_BL))["layers"]
         if not self.cfg.carry or not (train or self.is_initializing()):
             return self._forward(tokens_BL, zeros, train)[0]
         state = zeros if self.is_initializing() else self.get_variable("carry", "layers")
-        logits_BLV, after = self._forward(tokens_BL, state, train)
+        x_BLD, after = self._forward(tokens_BL, state, train)
         if self.is_mutable_collection("carry"):
             self.put_variable("carry", "layers", jax.lax.stop_gradient(after) if train else zeros)
-        return logits_BLV
-
-    def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """Goes on from `cache` (see `init_cache`): (logits BLV, the cache after them)."""
-        logits_BLV, state = self._forward(tokens_BL, cache["layers"], False)
-        return logits_BLV, {"layers": state, "length": cache["length"] + tokens_BL.shape[1]}
+        return x_BLD
 
     def _forward(self, tokens_BL: jax.Array, state: Any, train: bool) -> tuple[jax.Array, Any]:
         x_BLD = self.embed(tokens_BL).astype(self.cfg.dtype)
-        x_BLD, state = self.blocks(x_BLD, state, None, train)
-        head_DV = self.embed.tokens.T if self.cfg.tied_head else self.head
-        logits_BLV = layers.linear(x_BLD, head_DV) + self.head_bias.astype(x_BLD.dtype)
-        return sharding.constrain(logits_BLV, "batch", None, "vocab"), state
+        return self.blocks(x_BLD, state, None, train)
 
 
 def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
@@ -190,7 +200,10 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     """Next-token cross entropy in nats per token; the state at the end of the windows where it is carried."""
     tokens = batch["tokens"]
     mutable = ["carry"] if train and model.cfg.carry else []
-    out: Any = model.apply(variables, tokens[:, :-1], train, rngs={"dropout": rng}, mutable=mutable)
-    logits_BLV, new_state = out
-    scalar, metrics = losses.cross_entropy(logits_BLV, tokens[:, 1:], batch["weight"])
+
+    def read(whole: bool) -> tuple[Any, Any]:
+        method, rngs = Model.__call__ if whole else Model.features, {"dropout": rng}
+        return model.apply(variables, tokens[:, :-1], train, rngs=rngs, mutable=mutable, method=method)
+
+    scalar, metrics, new_state = losses.of_vocabulary(read, tokens[:, 1:], batch["weight"], model.cfg.vocab_size)
     return scalar, (metrics, dict(new_state))
