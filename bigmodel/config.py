@@ -58,7 +58,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-MOST_LISTED = 30  # names that an error lists
+MOST_LISTED = 20  # names that an error lists
 
 
 def choose(what: str, value: Any, options: Iterable[str]) -> Any:
@@ -66,8 +66,10 @@ def choose(what: str, value: Any, options: Iterable[str]) -> Any:
     options = list(options)
     if value not in options:
         hint = nearest(value, options)
-        more = len(options) - MOST_LISTED
-        names = options if more <= 0 else [*options[:MOST_LISTED], f"{more} more"]
+        names, others = options, len(options) - MOST_LISTED
+        if others > 0:  # the nearest first, and not more than can be read
+            names = difflib.get_close_matches(str(value), options, MOST_LISTED, cutoff=0.0)
+            names = [*names, f"{others} more"]
         raise UsageError(f"{what}: {value!r} is not one of {', '.join(names)}{hint}")
     return value
 
