@@ -36,7 +36,7 @@ $(BIN)/.reference: $(BIN)/.done
 	@touch $@
 
 test-all: lint $(BIN)/.reference  ## everything: minutes of kills, downloads, other implementations (torch)
-	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'slow or not slow'
+	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'not cluster and not tpu'
 
 test-cluster: venv  ## a real Slurm of two nodes on this host (root; Debian's slurm-wlm and munge)
 	@$(BIN)/python -m pytest -m cluster -s tests/test_cluster.py
