@@ -212,6 +212,9 @@ def executed(module: Mapping[str, Computation]) -> Iterator[tuple[Computation, i
 # ---------------------------------------------------------------------------------- collectives
 
 
+STARTS = 'custom_call_target="AsyncCollectiveStart"'  # of a TPU's collective that other fusions carry on with
+
+
 def collectives(module: Mapping[str, Computation], devices: int) -> list[Collective]:
     """Of a program of so many partitions. One that is carried out by several fusions is counted once."""
     found: list[Collective] = []
@@ -229,6 +232,8 @@ def collectives(module: Mapping[str, Computation], devices: int) -> list[Collect
                 continue
             if kind not in KINDS:
                 continue
+            if "chain_id=" in i.attributes and not any(STARTS in j.attributes for j in c.instructions.values()):
+                continue  # what is done meanwhile, maybe in a loop that starts and ends after it, has a part of it
             channel = re.search(r"channel_id=(\d+)", i.attributes)
             if channel and channel[1] in seen:
                 continue

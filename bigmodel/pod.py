@@ -28,7 +28,7 @@ from bigmodel import budget, config, executables, hlo, layout, models, processes
 from bigmodel.config import NoData, UsageError
 from bigmodel.layout import Topology
 
-FORMAT = 2  # of a report: part of the cache's key
+FORMAT = 3  # of a report: part of the cache's key
 
 
 class DoesNotFit(Exception):

@@ -5,6 +5,7 @@ B batch, L length, D width, U gates, V vocab, N depth.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -98,6 +99,52 @@ def flops(cfg: Any) -> float:
     return float(L * (cfg.depth * 2 * GATES[cfg.cell] * 2 * D * D + 2 * D * cfg.vocab_size))
 
 
+def _lstm(state: Any, x_BUD: jax.Array) -> Any:
+    i, f, g, o = (x_BUD[:, u] for u in range(4))
+    cell = jax.nn.sigmoid(f) * state["cell"] + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return {"hidden": jax.nn.sigmoid(o) * jnp.tanh(cell), "cell": cell}
+
+
+def _rnn(state: Any, x_BUD: jax.Array) -> Any:
+    return {"hidden": jnp.tanh(x_BUD[:, 0])}
+
+
+CELLS = {"lstm": _lstm, "rnn": _rnn}
+
+
+def _scan(cell: Any, state: Any, x_LBUD: jax.Array, w_DUD: jax.Array) -> tuple[Any, jax.Array]:
+    def one(state: Any, x_BUD: jax.Array) -> tuple[Any, jax.Array]:
+        state = cell(state, x_BUD + layers.linear(state["hidden"], w_DUD))
+        return state, state["hidden"]
+
+    return jax.lax.scan(one, state, x_LBUD)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recur(cell: Any, state: Any, x_LBUD: jax.Array, w_DUD: jax.Array) -> tuple[Any, jax.Array]:
+    """(the state after, the hidden states LBD) of x + the state before times w, token after token.
+
+    The gradient of w is one product over all tokens: the derived one adds one up token after token, which devices that
+    share the batch would each time exchange.
+    """
+    return _scan(cell, state, x_LBUD, w_DUD)
+
+
+def _recur_forward(cell: Any, state: Any, x_LBUD: jax.Array, w_DUD: jax.Array) -> Any:
+    out, back = jax.vjp(lambda state, x_LBUD: _scan(cell, state, x_LBUD, w_DUD), state, x_LBUD)
+    before_LBD = jnp.concatenate([state["hidden"][None], out[1][:-1]])
+    return out, (back, before_LBD)
+
+
+def _recur_backward(cell: Any, saved: Any, gradients: Any) -> Any:
+    back, before_LBD = saved
+    by_state, by_x_LBUD = back(gradients)
+    return by_state, by_x_LBUD, jnp.einsum("LBD,LBUE->DUE", before_LBD, by_x_LBUD)
+
+
+_recur.defvjp(_recur_forward, _recur_backward)
+
+
 class Block(nn.Module):
     """One layer over a whole window: the inputs' products at once, then the states', one after another."""
 
@@ -114,18 +161,8 @@ class Block(nn.Module):
         if cfg.cell == "lstm":
             x_BLUD = x_BLUD.at[:, :, 1].add(cfg.forget_bias)
 
-        def lstm(state: Any, x_BUD: jax.Array) -> tuple[Any, jax.Array]:
-            pre = x_BUD + layers.linear(state["hidden"], w_DUD)
-            i, f, g, o = (pre[:, u] for u in range(4))
-            cell = jax.nn.sigmoid(f) * state["cell"] + jax.nn.sigmoid(i) * jnp.tanh(g)
-            hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
-            return {"hidden": hidden, "cell": cell}, hidden
-
-        def rnn(state: Any, x_BUD: jax.Array) -> tuple[Any, jax.Array]:
-            hidden = jnp.tanh(x_BUD[:, 0] + layers.linear(state["hidden"], w_DUD)[:, 0])
-            return {"hidden": hidden}, hidden
-
-        state, y_LBD = jax.lax.scan(lstm if cfg.cell == "lstm" else rnn, state, x_BLUD.swapaxes(0, 1))
+        w_DUD = sharding.constrain(w_DUD, None, None, "ffn")  # gathered here, and not at each token
+        state, y_LBD = _recur(CELLS[cfg.cell], state, x_BLUD.swapaxes(0, 1), w_DUD)
         y_BLD = sharding.constrain(y_LBD.swapaxes(0, 1), "batch", None, None)
         if cfg.dropout:
             y_BLD = nn.Dropout(cfg.dropout, deterministic=not train)(y_BLD)
