@@ -76,16 +76,16 @@ def reduces(x, up, down):
     return jax.lax.scan(layer, x, (up, down))[0]
 
 
-def step():
-    """The train step of a small decoder on fsdp 8: what a step gathers."""
-    family = models.family("decoder")
+def step(name, **sizes):
+    """The train step of a small model on fsdp 8."""
+    family = models.family(name)
     cfg = family.get_config()
-    cfg.update(dict(width=D, depth=12, num_heads=8, vocab_size=512, seq_len=32))
+    cfg.update(dict(width=D, vocab_size=512, seq_len=32, **sizes))
     family.finalize(cfg)
     tuned = optim.get_config()
     train, run = budget.get_config()
     train.batch_size = 8
-    sections = {"family": "decoder", "model": cfg, "optim": tuned, "train": train, "run": run}
+    sections = {"family": name, "model": cfg, "optim": tuned, "train": train, "run": run}
     frozen = FrozenConfigDict({k: v if isinstance(v, str) else v.to_dict() for k, v in sections.items()})
     built = program.build(program.static_part(frozen), mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), built.shapes, built.shardings)
@@ -97,7 +97,7 @@ def step():
     key = jax.eval_shape(lambda: jax.random.key(0))
     args = (state, batch, jax.ShapeDtypeStruct((), "float32"), key)
     compiled = built.step.lower(*args).compile()
-    blocks = budget.counts("decoder", frozen.model)[2]
+    blocks = budget.counts(name, frozen.model)[2]
     return {
         "counted": counted(built.step, mesh, *args),
         "arguments": compiled.memory_analysis().argument_size_in_bytes,
@@ -116,7 +116,8 @@ report = {
         array((N, D, 4 * D), P(None, None, "tensor"), tensor),
         array((N, 4 * D, D), P(None, "tensor"), tensor),
     ),
-    "step": step(),
+    "step": step("decoder", depth=12, num_heads=8),
+    "lstm": step("recurrent", depth=2),
 }
 with open(sys.argv[1], "w") as f:
     json.dump(report, f)

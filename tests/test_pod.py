@@ -52,6 +52,12 @@ def test_what_a_train_step_gathers(programs):
     assert axes == ["fsdp"] and least * 0.95 <= size <= (least + tables) * 1.05, (size, least, tables)
 
 
+def test_a_loop_over_tokens_exchanges_nothing(programs):
+    """An LSTM's weights are gathered, and their gradient exchanged, once a window of 32 tokens."""
+    counts = {kind: row[0] for kind, row in programs["lstm"]["counted"].items()}
+    assert 0 < counts["all-gather"] <= 16 and sum(counts.values()) < 40, counts
+
+
 def test_the_state_of_a_layout_is_the_program_s(programs):
     step = programs["step"]
     cfg = config.ConfigDict(config._tuples(step["config"]))
@@ -139,6 +145,28 @@ def test_loops_within_loops_are_counted():
     # In the loops the sum's result is in on-chip memory, marked S(1); its operand is read.
     counters = (12 + 3) * 3 * 4
     assert hlo.traffic(module) == 12 * 128 + counters + 2 * 128 + 2 * 128
+
+
+CHAIN = """
+%{name} (a: f32[8,4]) -> f32[32,4] {{
+  %a = f32[8,4]{{1,0}} parameter(0)
+  %gather = f32[32,4]{{1,0}} all-gather(%a), channel_id=7, replica_groups=[2,4]<=[8], x={{chain_id="0"}}
+  ROOT %out = f32[32,4]{{1,0}} custom-call(%gather), custom_call_target="{target}"
+}}
+"""
+
+
+def test_a_gather_that_goes_on_in_a_loop_is_counted_where_it_starts():
+    """As a TPU's compiler writes it: begun before, a part in each turn, done after."""
+    targets = {"begin": "AsyncCollectiveStart", "go_on": "Other", "end": "AsyncCollectiveDone"}
+    text = LOOPS.replace(
+        "\n%add (", "".join(CHAIN.format(name=n, target=t) for n, t in targets.items()) + "\n%add (", 1
+    )
+    line = "  %{name}.1 = f32[32,4]{{1,0}} fusion(%x), kind=kCustom, calls=%{name}\n"
+    text = text.replace("  %sum = f32[8,4]", line.format(name="go_on") + "  %sum = f32[8,4]")
+    text = text.replace("  %zero = s32[]", line.format(name="begin") + line.format(name="end") + "  %zero = s32[]")
+    gathers = [c for c in hlo.collectives(hlo.parse(text), 8) if c.kind == "all-gather"]
+    assert [(c.count, c.bytes) for c in gathers] == [(1, 32 * 4 * 4 * 3 / 4)]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,28 @@ def test_states_passed_on_are_one_long_window(cell):
     assert (jnp.abs(changed[:, 6:] - full(tokens)[:, 6:]).max(axis=(1, 2)) > 1e-4).all()
 
 
+@pytest.mark.parametrize("cell", recurrent.GATES)
+def test_gradients_are_the_derived_ones(cell):
+    """Of weights, inputs and the state a window starts from; that of the weights is written out."""
+    U, D, B, L = recurrent.GATES[cell], 8, 3, 7
+    x, w, hidden, inner = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(L, B, U, D), (D, U, D), (B, D), (B, D)])
+    )
+    state = {"hidden": hidden, "cell": inner} if cell == "lstm" else {"hidden": hidden}
+
+    def total(window):
+        def loss(state, x, w):
+            after, y_LBD = window(recurrent.CELLS[cell], state, x, w)
+            return sum(jnp.sum(jnp.cos(3 * leaf)) for leaf in (*jax.tree.leaves(after), y_LBD))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(state, x, w)
+
+    derived = total(recurrent._scan)
+    assert all(jnp.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(derived))
+    for a, b in zip(jax.tree.leaves(derived), jax.tree.leaves(total(recurrent._recur)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.fixture
 def carried(data_dir):
     """A tiny LSTM that carries its state, on real text."""
