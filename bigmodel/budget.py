@@ -162,10 +162,13 @@ def _check_train(config: ConfigDict) -> None:
         raise UsageError(
             f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
         )
-    if carries(config.model) and (train.microbatch or train.noise_scale):
-        raise UsageError(
-            "config.model.carry: each row of a batch has its own state; no train.microbatch, no noise_scale"
-        )
+    if not models.family(config.family).decomposes(config.model):
+        why = "of this model an example's loss depends on the whole batch"
+        for key in ("microbatch", "noise_scale"):
+            if train[key]:
+                raise UsageError(f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches")
+        if train.batch_size == 1 and not carries(config.model):
+            raise UsageError(f"config.train.batch_size=1: {why}: use at least 2")
     given = [k for k in HORIZONS if train[k]]
     if len(given) != 1:
         said = f"{', '.join(given)} are" if given else "none is"
@@ -237,7 +240,6 @@ class Budget:
     flops_6nd: float  # 6 N D with N non-embedding (Kaplan et al. 2020)
     flops_per_step: float
     state_bytes: int  # float32 parameters, gradients, optimizer moments
-    bytes_per_unit: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -387,8 +389,6 @@ def derive(config: FrozenConfigDict) -> Budget:
         flops_6nd=6.0 * nonembedding * steps * per_step,
         flops_per_step=flops_per_step,
         state_bytes=state_bytes(config.family, config.model, config.optim),
-        # Of a masked objective no sum over a text is a likelihood of it.
-        bytes_per_unit=info.bytes_per_unit if family.likelihood(config.model) else 0.0,
     )
 
 

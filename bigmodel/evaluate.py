@@ -61,7 +61,8 @@ def restore(folder: str, data_dir: str = "") -> Run:
 def _batches(examples: Any, size: int, limit: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """(batch, how many of it count) of the first `limit` examples, 0: of all."""
     for batch in loader.eval_batches(examples, size, limit, (0, size)):
-        yield batch, int(batch.pop("weight").sum())
+        counted = int(batch.pop("weight").sum())
+        yield batch, counted
 
 
 # ------------------------------------------------------------------------------- running text

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -177,6 +178,15 @@ def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> Any:
     return tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
 
 
+def _text_bytes(frozen: Any, examples: Any) -> int | None:
+    """UTF-8 bytes of the text that `evaluate` predicts; 0 where its loss isn't a text's likelihood, None: unknown."""
+    places = models.family(frozen.family).likelihood(frozen.model)
+    if not places or not hasattr(examples, "text_bytes"):
+        return 0
+    count = min(len(examples), frozen.train.eval_examples or len(examples))
+    return examples.text_bytes(count, places.start, places.stop)
+
+
 def _saved_step(frozen: Any, compiled: program.Program, mesh: Mesh) -> Any:
     """The step that config.run.executable holds: in all processes, or a UsageError in all."""
     path, step, error = frozen.run.executable, None, None
@@ -211,6 +221,9 @@ def _train(
     examples = {s: source.open_split(frozen.data, frozen.run.data_dir, s) for s in ("train", "validation")}
     loader.check_examples(examples["train"][0], family.spec(frozen.model))
     rows = sharding.rows_here(mesh, B)
+    text_bytes = _text_bytes(frozen, examples["validation"])
+    if lead and text_bytes is None:
+        say(f"{name}: its tokenizer doesn't say how many bytes a token is: there are no bits per byte")
 
     # ---- state: own checkpoint, else init_from, else fresh
     compiled = program.build(program.static_part(frozen), mesh)
@@ -252,18 +265,15 @@ def _train(
 
     def evaluate() -> dict[str, float]:
         variables = {"params": state["params"], **state["model_state"]}
-        total: dict[str, float] = {}
-        weight = 0.0
+        total: dict[str, np.ndarray] = {}
         for host in loader.eval_batches(examples["validation"], B, frozen.train.eval_examples, rows):
-            got = {k: float(v) for k, v in compiled.evaluate(variables, sharding.place(host, mesh, B)).items()}
+            got = compiled.evaluate(variables, sharding.place(host, mesh, B))
+            for k, (part, weight) in got.items():
+                total[k] = total.get(k, 0.0) + np.array([float(part), float(weight)])
             alive()
-            w = got.pop("weight")
-            weight += w
-            for k, v in got.items():
-                total[k] = total.get(k, 0.0) + v * w
-        out = {f"eval_{k}": v / weight for k, v in total.items()}
-        if plan.bytes_per_unit:
-            out["eval_bits_per_byte"] = out["eval_loss"] / math.log(2) / plan.bytes_per_unit
+        out = {f"eval_{k}": float(v / weight) for k, (v, weight) in total.items()}
+        if text_bytes:
+            out["eval_bits_per_byte"] = float(total["loss"][0]) / math.log(2) / text_bytes
         return out
 
     patience, every = frozen.train.patience, frozen.train.patience_steps
@@ -404,7 +414,7 @@ def _train(
         "data": frozen.data.to_dict().get("name", frozen.data.source),
         "width": frozen.model.width,
         "depth": frozen.model.depth,
-        **{k: v for k, v in plan.to_dict().items() if k not in ("state_bytes", "bytes_per_unit", "flops_per_step")},
+        **{k: v for k, v in plan.to_dict().items() if k not in ("state_bytes", "flops_per_step")},
         **(plan.after(step) if status == "done" else {}),
         **({"best_step": min(checks, key=lambda c: c[1])[0], "best_loss": min(c[1] for c in checks)} if checks else {}),
         "loss": final.get("eval_loss"),

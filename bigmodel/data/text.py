@@ -61,14 +61,12 @@ def describe(cfg: Any, root: str) -> Info:
                 f"config.data.seq_len={cfg.seq_len}: {str(folder(cfg, root))!r} has only "
                 f"{splits[split]['tokens']} {split} tokens"
             )
-    validation = splits["validation"]
     return Info(
         unit="tokens",
         units_per_example=cfg.seq_len,
         train_examples=examples["train"],
         validation_examples=examples["validation"],
         sizes={"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len},
-        bytes_per_unit=validation["bytes"] / validation["tokens"],
     )
 
 

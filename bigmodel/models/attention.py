@@ -34,6 +34,7 @@ class View(flax.struct.PyTreeNode):
       positions_BL: of the queries, where they aren't start, start + 1, ...
       keys_BS: True where a key counts; None: all do.
       memory_BSD: what cross-attention reads, where it isn't in the cache; of it, `memory_keys_BS` count.
+      rows_B: which row of the step's batch each example is, for dropout; None: 0, 1, ...
     """
 
     start: Any = 0
@@ -44,6 +45,7 @@ class View(flax.struct.PyTreeNode):
     keys_BS: jax.Array | None = None
     memory_BSD: jax.Array | None = None
     memory_keys_BS: jax.Array | None = None
+    rows_B: jax.Array | None = None
 
 
 CAUSAL = View()
