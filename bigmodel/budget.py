@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, parametrize, tree
-from bigmodel.config import HORIZONS, NoData, UsageError, choose, flatten, nearest
+from bigmodel.config import HORIZONS, NoData, UsageError, choose, flatten, nearest, note
 from bigmodel.track import read_json
 
 
@@ -89,7 +89,7 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
       UsageError: an unknown or missing key, an impossible value, data that isn't there or isn't enough.
     """
     config = config.copy_and_resolve_references()
-    _check_keys(config)
+    fill(config)
     family, source = models.family(config.family), data.source(config.data.source)
     config.unlock()
     if reads:
@@ -117,8 +117,12 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     return frozen
 
 
-def _check_keys(config: ConfigDict) -> None:
-    """A config read from JSON, or written by hand, has exactly the keys of today's defaults."""
+def fill(config: ConfigDict, quiet: bool = False) -> None:
+    """Gives a config the options that it lacks, as one of an earlier version does, at their defaults: one line says so.
+
+    Raises:
+      UsageError: it has a key that there isn't, or a value of another type.
+    """
     for section in ("family", "data"):
         if section not in config:
             raise UsageError(f"config has no section {section!r}")
@@ -126,11 +130,19 @@ def _check_keys(config: ConfigDict) -> None:
         raise UsageError(f"config.data={config.data!r} is not a section of keys")
     if "source" not in config.data:
         raise UsageError("config has no key 'data.source'")
-    want, have = flatten(base(config.family, config.data.source)), flatten(config)
+    defaults = base(config.family, config.data.source)
+    want, have = flatten(defaults), flatten(config)
     for key in sorted(have.keys() - want.keys()):
         raise UsageError(f"config has an unknown key {key!r}{nearest(key, want)}")
-    for key in sorted(want.keys() - have.keys()):
-        raise UsageError(f"config lacks the key {key!r}: was it written by another version?")
+    if lacking := sorted(want.keys() - have.keys()):
+        own = config.to_dict()
+        with config.unlocked(), config.ignore_type():
+            config.update(defaults)
+            config.update(own)
+        have = flatten(config)
+        if not quiet:
+            filled = ", ".join(f"{key}={want[key]!r}" for key in lacking)
+            note(f"the config lacks options, as one of an earlier version does; filled in: {filled}")
     for key, value in want.items():
         if type(have[key]) is not type(value):
             raise UsageError(f"config.{key}={have[key]!r}: expected {type(value).__name__}, as in {value!r}")

@@ -1,4 +1,4 @@
-"""Configs: load a file, apply strict overrides, freeze, hash, round-trip through JSON.
+"""Configs: load a file, apply strict overrides, round-trip through JSON; the error types, files, notes to the user.
 
 A config is an `ml_collections.ConfigDict` of six sections:
 
@@ -9,8 +9,8 @@ A config is an `ml_collections.ConfigDict` of six sections:
     train    how much: batch, tokens, seed            (defaults: budget.get_config())
     run      where and how it executes: mesh, checkpoints, logging, data folder
 
-The run id is the hash of everything but `run`: where a run executes doesn't change what it is, so
-the same id resumes on another mesh, machine or folder.
+The run id is the hash of everything but `run` (identity.py): where a run executes doesn't change what it is,
+so the same id resumes on another mesh, machine or folder.
 
 Layer 0: imports nothing of bigmodel, and no JAX, so that every wing can use it.
 """
@@ -21,11 +21,11 @@ import ast
 import contextlib
 import difflib
 import errno
-import hashlib
 import importlib.util
 import json
 import math
 import os
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +56,16 @@ class Retry(Exception):
 
 class Busy(Retry):
     """Another process is at this very run: whoever goes through many runs passes on to the next."""
+
+
+_noted: set[str] = set()
+
+
+def note(text: str) -> None:
+    """Says one line on stderr, once a process: what was left out, replaced or not found, where work goes on."""
+    if text not in _noted:
+        _noted.add(text)
+        print(f"bigmodel: note: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -293,7 +303,7 @@ def parse_flags(args: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return pairs, rest
 
 
-# ------------------------------------------------------------------------------ JSON and hash
+# --------------------------------------------------------------------------------------- JSON
 
 
 def to_json(config: ConfigDict) -> str:
@@ -305,11 +315,25 @@ def from_json(text: str, path: str = "config") -> ConfigDict:
     """The config of `to_json`'s text. `path` is named in errors."""
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{path!r} is not JSON: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"{path!r} is not JSON: {e or type(e).__name__}") from e
     if not isinstance(tree, dict):
         raise UsageError(f"{path!r} is not a JSON object")
+    if not is_whole(tree):
+        raise UsageError(
+            f"{path!r} is damaged, or was edited: its checksum differs; to use it as it is, remove its line 'crc32'"
+        )
+    tree.pop("crc32", None)
+    if dotted := _dotted(tree):
+        raise UsageError(f"{path!r}: the key {dotted!r} has a dot: write sections within sections")
     return ConfigDict(_tuples(tree))
+
+
+def _dotted(tree: Any) -> str:
+    """A key with a dot in it, which would be taken for a path; "" if there is none."""
+    if not isinstance(tree, dict):
+        return ""
+    return next((found for key, value in tree.items() if (found := key if "." in key else _dotted(value))), "")
 
 
 def _tuples(value: Any) -> Any:
@@ -319,10 +343,3 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def run_id(config: ConfigDict) -> str:
-    """12 hex digits of the SHA-256 of everything but the `run` section, and but where a run to start from is, which its
-    fingerprint names."""
-    tree = {k: v for k, v in config.to_dict().items() if k != "run"}
-    if tree.get("train", {}).get("init_fingerprint"):
-        tree["train"] = {k: v for k, v in tree["train"].items() if k != "init_from"}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
