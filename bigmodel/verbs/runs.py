@@ -74,7 +74,7 @@ def start_jax(args: argparse.Namespace) -> None:
     if getattr(args, "host_devices", 0):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.host_devices)
-    cache = Path(os.environ.get("BIGMODEL_CACHE", Path.home() / ".cache" / "bigmodel")) / "xla"
+    cache = Path(os.environ.get("BIGMODEL_CACHE") or os.path.expanduser("~/.cache/bigmodel")) / "xla"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
