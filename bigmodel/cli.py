@@ -88,7 +88,8 @@ def parser() -> Parser:
 
     p = verb("worker", texts.WORKER)
     p.add_argument("folder", help="the sweep's folder of runs, with its plan.jsonl")
-    p.add_argument("--index", type=int, default=-1, help="row of the plan, from 0 (default: Slurm's array index)")
+    p.add_argument("--run", default="", metavar="ID", help="run id of a row of the plan")
+    p.add_argument("--index", type=int, default=-1, help=argparse.SUPPRESS)  # of scripts that earlier versions wrote
     devices(p)
     several(p)
 

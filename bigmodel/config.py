@@ -166,8 +166,9 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
     """
     text = str(spec)
     path, _, variant = text.partition(":") if ".py:" in text else (text, "", "")
+    overrides = list(overrides)
     if path.endswith(".json"):
-        config = from_json(read_text(path, "config"), path)
+        config = without_code(from_json(read_text(path, "config"), path), path, overrides)
     elif Path(path).is_dir():
         raise UsageError(f"{path!r} is a folder; give the config.json in it, as {str(Path(path) / 'config.json')!r}")
     else:
@@ -179,6 +180,22 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
         if not isinstance(config, ConfigDict):
             raise UsageError(f"config file {path!r}: get_config() returned {type(config).__name__}, not a ConfigDict")
     override_all(config, overrides)
+    return config
+
+
+def without_code(config: ConfigDict, where: Any, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigDict:
+    """A config that was read from the file `where`, with its run.executable cleared, which is said on stderr.
+
+    A saved step is a pickle, which can run code: it is taken only from the command line, whose `overrides` come later.
+    """
+    run = config.get("run")
+    if isinstance(run, ConfigDict) and run.get("executable"):
+        if "run.executable" not in dict(overrides):
+            note(
+                f"{str(where)!r} names run.executable={run.executable!r}: ignored, because it can run code; "
+                "name it on the command line to use it"
+            )
+        run.executable = ""
     return config
 
 

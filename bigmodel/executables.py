@@ -1,7 +1,8 @@
 """A compiled step in a file, for a start that doesn't compile it. Layer 1.
 
-The first line says in JSON what it was compiled for; the rest is JAX's own pickle of the executable. As any pickle it
-can run code where it is read: read only what you made.
+The first line says in JSON what it was compiled for; the rest is JAX's own pickle of the executable. A pickle can run
+code where it is read, and the first line proves nothing: read only files that you made. For this reason the path is
+taken from the command line alone (--config.run.executable=PATH), never from a config.json or a planned row.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,15 +58,3 @@ def describe(overrides: Mapping[str, Any]) -> str:
         return human(v) if abs(v) >= 10_000 else f"{v:.4g}"
 
     return " ".join(f"{k.rpartition('.')[2]}={value(v)}" for k, v in overrides.items() if k != "model.num_heads")
-
-
-def index_of(folder: epath.Path, index: int) -> dict[str, Any]:
-    """The planned row of that number, from 0."""
-    try:
-        lines = (folder / "plan.jsonl").read_text().splitlines()
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan` first") from e
-    if not 0 <= index < len(lines):
-        raise UsageError(f"--index={index}: {str(folder / 'plan.jsonl')!r} has rows 0 to {len(lines) - 1}")
-    found: dict[str, Any] = json.loads(lines[index])
-    return found

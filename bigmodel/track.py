@@ -13,13 +13,13 @@ A run's folder holds
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
 import socket
 import subprocess
 import time
-from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
@@ -139,24 +139,45 @@ class Rows:
             self.file.close()
 
 
+MOST_DIFF = 2**20  # bytes that are recorded of a diff, and of one new file; twice as much in all
+
+
 @functools.cache
 def git_state() -> dict[str, Any]:
     """{'git_sha', 'git_diff'} of the working folder's repository against HEAD, None outside one: as first asked, when
-    the process has just loaded that code."""
+    the process has just loaded that code. Never raises: what can't be read or is too long is noted in the diff."""
 
-    def git(*args: str) -> str | None:
+    def git(*args: str) -> bytes | None:
         try:
-            out = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10)
+            out = subprocess.run(["git", *args], capture_output=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return out.stdout if out.returncode == 0 else None
 
+    def bounded(text: bytes, size: int) -> str:
+        more = f"\n({size - MOST_DIFF:,} more bytes are left out)\n" if size > MOST_DIFF else ""
+        return text[:MOST_DIFF].decode(errors="replace") + more
+
     sha = git("rev-parse", "HEAD")
-    diff = git("diff", "HEAD") if sha else None
-    if diff is not None:  # a new experiment or family that isn't in git yet is part of what ran
-        for name in (git("ls-files", "--others", "--exclude-standard", "*.py") or "").splitlines():
-            diff += f"new file {name}\n{Path(name).read_text(errors='replace')}\n"
-    return {"git_sha": sha and sha.strip(), "git_diff": diff}
+    if sha is None:
+        return {"git_sha": None, "git_diff": None}
+    changes = git("diff", "HEAD")
+    diff = "(git diff failed: changes are not recorded)\n" if changes is None else bounded(changes, len(changes))
+    # A new experiment or family that isn't in git yet is part of what ran.
+    new = (git("ls-files", "-z", "--others", "--exclude-standard", "*.py") or b"").split(b"\0")[:-1]
+    for number, name in enumerate(new):
+        if len(diff) > 2 * MOST_DIFF:
+            diff += f"({len(new) - number:,} more new files are left out)\n"
+            break
+        shown = f"new file {os.fsdecode(name)!r}"
+        try:
+            if not os.path.isfile(name):
+                raise FileNotFoundError(errno.ENOENT, "no regular file")
+            with open(name, "rb") as f:
+                diff += f"{shown}\n{bounded(f.read(MOST_DIFF), os.fstat(f.fileno()).st_size)}\n"
+        except OSError as e:
+            diff += f"{shown} is left out: {e.strerror}\n"
+    return {"git_sha": sha.decode(errors="replace").strip(), "git_diff": diff}
 
 
 def now() -> str:

@@ -229,7 +229,8 @@ def _train(
     compiled = program.build(program.static_part(frozen), mesh)
     train_step = _saved_step(frozen, compiled, mesh) if frozen.run.executable else compiled.step
     if lead:
-        track.write_json(folder / "config.json", frozen.to_dict())
+        stored = frozen.to_dict()
+        track.write_json(folder / "config.json", {**stored, "run": {**stored["run"], "executable": ""}})
     saves = checkpoint.Checkpoints(str(folder / "checkpoints"), frozen.run.keep)
     root_key = jax.random.key(seed)  # the seed tree: 0 parameters, 1 steps (dropout, masks), and data by number
     start = saves.latest()

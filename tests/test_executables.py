@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, bigmodel
+from test_worker import planned
 
 from bigmodel import budget, config, executables, pod, program, sharding, train
 from bigmodel.config import UsageError
@@ -55,8 +57,11 @@ def test_a_saved_step_has_the_losses_of_a_compiled_one(saved, tiny, tmp_path, mo
         str(tmp_path / "config.json"),
         "--runs",
         str(tmp_path / "other"),
+        f"--config.run.executable={overrides[-1][1]}",
     ]
     subprocess.run(command, check=True, capture_output=True)
+    (stored,) = (tmp_path / "other").glob("*/config.json")
+    assert json.loads(stored.read_text())["run"]["executable"] == ""
     assert losses(tmp_path / "other") == losses(tmp_path / "compiled") and len(losses(tmp_path / "other")) == 4
 
     build = program.build
@@ -100,3 +105,52 @@ def test_a_step_of_another_program_is_refused(saved, tiny, tmp_path, monkeypatch
     path.write_bytes(whole)
     monkeypatch.setattr(executables, "sources", lambda: "changed")
     assert "another version of bigmodel" in refused()
+
+
+class Evil:
+    """Unpickling it makes a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self.mark), "w"))
+
+
+@pytest.fixture
+def evil(tiny, tmp_path):
+    """(a config that names a saved step whose first line is right and whose pickle makes a file, that file)."""
+    mark, path = tmp_path / "ran", tmp_path / "evil.executable"
+    cfg = tiny(*OVERRIDES, ("run.executable", str(path)))
+    frozen = budget.finalize(config.from_json(config.to_json(cfg)))
+    head = executables.made_for(program.static_part(frozen), sharding.make_mesh(frozen.run.mesh))
+    path.write_bytes(json.dumps(head).encode() + b"\n" + pickle.dumps(Evil(mark)))
+    return cfg, mark
+
+
+def test_config_json_that_names_a_saved_step_runs_no_code(evil, tmp_path):
+    cfg, mark = evil
+    (tmp_path / "config.json").write_text(config.to_json(cfg))
+    done = bigmodel("train", tmp_path / "config.json", f"--runs={tmp_path}/runs")
+    assert not mark.exists()
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "run.executable" in line]
+    assert "config.json' names run.executable=" in line and "ignored" in line
+    (stored,) = (tmp_path / "runs").glob("*/config.json")
+    assert json.loads(stored.read_text())["run"]["executable"] == ""
+
+
+def test_planned_row_that_names_a_saved_step_runs_no_code(evil, tmp_path):
+    cfg, mark = evil
+    folder = planned(tmp_path, cfg, 1)
+    row = json.loads((folder / "plan.jsonl").read_text().splitlines()[0])
+    done = bigmodel("worker", folder, "--index=0")
+    assert row["config"]["run"]["executable"] and not mark.exists()
+    assert done.returncode == 0 and "plan.jsonl' names run.executable=" in done.stderr, done.stderr
+
+
+def test_saved_step_of_the_command_line_replaces_the_one_of_the_file_without_a_notice(evil, tmp_path, capfd):
+    cfg, _ = evil
+    (tmp_path / "config.json").write_text(config.to_json(cfg))
+    loaded = config.load(tmp_path / "config.json", [("run.executable", "mine.executable")])
+    assert loaded.run.executable == "mine.executable" and not capfd.readouterr().err

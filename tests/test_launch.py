@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+import yaml
 from conftest import ROOT, bigmodel
 
-from bigmodel import launch
+from bigmodel import cli, launch, status
 from bigmodel.config import UsageError
 
 
@@ -57,7 +59,7 @@ def measured(*args):
 def test_1000_rows_are_rendered_without_jax(thousand):
     """Seconds are told by docs/pods.md; here a bound that a slow machine keeps, and the memory."""
     seconds, size, jax, text = measured("launch", thousand, "--engine=slurm", "--max=8", "--print")
-    assert "#SBATCH --array=300-999%8" in text
+    assert "#SBATCH --array=0-699%8" in text and f"ids=({300:012x} {301:012x} " in text
     assert size < 150 and not jax and seconds < 10
     assert not (thousand / "launch").exists()
 
@@ -69,13 +71,15 @@ def test_1000_rows_are_told_of_without_jax(thousand):
     assert not jax and seconds < 15
 
 
-def test_ranges():
-    assert launch.ranges((0, 1, 2, 3, 7, 9, 10, 11)) == "0-3,7,9-11"
-
-
 def job(**more):
     base = dict(
-        folder="/runs/x", name="bigmodel-x", indices=(0, 1, 5), most=2, processes=2, worker="bigmodel worker /runs/x"
+        folder="/runs/x",
+        home="/runs/x/launch",
+        name="bigmodel-x",
+        ids=("0a", "1b", "5c"),
+        most=2,
+        processes=2,
+        worker="bigmodel worker /runs/x",
     )
     return launch.Job(**{**base, **more})
 
@@ -124,7 +128,9 @@ def test_the_local_script_runs_rows_to_their_end(tmp_path, tiny):
     folder = planned(tmp_path, tiny(), 2)
     done = bigmodel("launch", folder, "--engine=local", "--max=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(done.stdout.split("\n"))[1:] == ["row 0: code 0", "row 1: code 0"]
+    ids = sorted(row["run_id"] for row in status.read_plan(folder))
+    assert sorted(done.stdout.split("\n"))[1:] == [f"row {run_id}: code 0" for run_id in ids]
+    assert all((folder / "launch" / f"{run_id}.log").read_text() for run_id in ids)
     again = bigmodel("launch", folder, "--engine=local")
     assert again.returncode == 0 and "every row is finished" in again.stdout
     assert os.access(folder / "launch/run.sh", os.R_OK)
@@ -135,3 +141,134 @@ def test_skypilot_accepts_the_yaml():
     sky = pytest.importorskip("sky")
     (resources,) = sky.Task.from_yaml(str(GOLDEN / "row.yaml")).resources
     assert resources.use_spot and resources.accelerators == {"tpu-v5p-128": 1}
+
+
+# ------------------------------------------------------------------------------ names that reach a shell
+
+HOSTILE = [
+    "a b", "it's", 'say "x"', "a;touch X;x", "a$(touch X)", "a`touch X`", "a\ntouch X\n", "\ntouch X #", "实验", "-n",
+    "a&touch X&", "a|touch X", "a>X", "a{b}", "%d", "a\\", "#x", "*", "~", "$HOME", "a\u2028touch X", "a\x85b",
+    "é: - [x]",
+]  # fmt: skip
+RECORD = """#!/bin/bash
+{ printf '%s\\0' "$@"; printf 'END\\0'; } >> "$RECORD"
+"""
+
+
+@pytest.fixture
+def stubs(tmp_path, monkeypatch):
+    """A function that puts an executable script on PATH; `bigmodel` is there and records what it was called with."""
+    folder = tmp_path / "bin of mine"
+    folder.mkdir()
+
+    def put(name, text):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+    put("bigmodel", RECORD)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(folder / "bigmodel")])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return put
+
+
+def calls(tmp_path):
+    """What the recording stub was called with, once each."""
+    record = tmp_path / "record"
+    words = record.read_bytes().decode().split("\0")[:-1] if record.exists() else []
+    record.unlink(missing_ok=True)
+    found = [[]]
+    for word in words:
+        found.append([]) if word == "END" else found[-1].append(word)
+    return found[:-1]
+
+
+def two_rows(folder):
+    folder.mkdir(parents=True)
+    rows = [{"run_id": run_id, "overrides": {}, "config": {}} for run_id in ("0a", "1b")]
+    (folder / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_reach_the_local_worker_unchanged_and_no_shell(name, tmp_path, stubs):
+    folder = two_rows(tmp_path / name)
+    code = cli.main(["launch", str(folder), "--engine=local", f"--config.run.data_dir={name}"])
+    assert not list(tmp_path.rglob("X"))
+    assert code == 0
+    assert calls(tmp_path) == [
+        ["worker", str(folder), f"--config.run.data_dir={name}", f"--run={run_id}"] for run_id in ("0a", "1b")
+    ]
+    assert {p.name for p in (folder / "launch").iterdir()} == {"run.sh", "0a.log", "1b.log"}
+
+
+SBATCH = """#!/bin/bash
+# Runs the array's task 1 here, as a node would.
+bash -n "$1" && SLURM_ARRAY_TASK_ID=1 bash "$1"
+"""
+SRUN = """#!/bin/bash
+while [[ "$1" == --* ]]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_reach_the_slurm_worker_unchanged_or_are_refused(name, tmp_path, stubs, capfd):
+    stubs("sbatch", SBATCH)
+    stubs("srun", SRUN)
+    folder = two_rows(tmp_path / name)
+    code = cli.main(["launch", str(folder), "--engine=slurm", f"--config.run.data_dir={name}"])
+    assert not list(tmp_path.rglob("X"))
+    if code:
+        err = capfd.readouterr().err
+        assert code == 2 and "which its files can't have" in err and err.count("\n") == 1, err
+        assert not (folder / "launch").exists() and not calls(tmp_path)
+        assert any(c in " '\"\\#%" or not c.isprintable() for c in name)
+    else:
+        assert calls(tmp_path) == [["worker", str(folder), f"--config.run.data_dir={name}", "--run=1b"]]
+        text = (folder / "launch/array.sbatch").read_text()
+        (line,) = [line for line in text.splitlines() if line.startswith("#SBATCH --job-name=")]
+        assert re.fullmatch("#SBATCH --job-name=bigmodel[A-Za-z0-9-]*", line)
+
+
+def test_options_of_slurm_with_a_line_end_are_refused(tmp_path, stubs, capfd):
+    folder = two_rows(tmp_path / "x")
+    for option in ("--option=--partition=a\ntouch X", "--time=1:00\ntouch X"):
+        assert cli.main(["launch", str(folder), "--engine=slurm", "--print", option]) == 2
+        assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_reach_the_sky_worker_unchanged_or_are_refused(name, tmp_path, stubs, capfd):
+    stubs("sky", RECORD)
+    folder = two_rows(tmp_path / name)
+    bucket = f"gs://b/{name}"
+    code = cli.main(
+        ["launch", str(folder), "--engine=sky", "--topology=v5p:4x4x4", f"--bucket={bucket}",
+         f"--config.run.data_dir=gs://b/{name}"]
+    )  # fmt: skip
+    assert not list(tmp_path.rglob("X"))
+    if code:
+        err = capfd.readouterr().err
+        assert code == 2 and "which its files can't have" in err and err.count("\n") == 1, err
+        assert not all(c.isprintable() for c in name)
+        return
+    task = yaml.safe_load((folder / "launch/row.yaml").read_text())
+    for call, run_id in zip(calls(tmp_path), ("0a", "1b"), strict=True):
+        assert call[:4] == ["jobs", "launch", "--yes", "--detach-run"]
+        assert call[4] == f"--name={task['name']}-{run_id}" and call[5:7] == ["--env", f"RUN_ID={run_id}"]
+        assert call[7:] == [str(folder / "launch/row.yaml")]
+    assert re.fullmatch("bigmodel(-[A-Za-z0-9]+)*", task["name"]) and task["envs"] == {"RUN_ID": ""}
+    assert subprocess.run(["bash", "-c", task["run"]], env={**os.environ, "RUN_ID": "1b"}).returncode == 0
+    assert calls(tmp_path) == [["worker", bucket, f"--config.run.data_dir=gs://b/{name}", "--run=1b"]]
+    assert not list(tmp_path.rglob("X"))
+
+
+def test_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, stubs, capfd):
+    folder = two_rows(tmp_path / os.fsdecode(b"a\xff"))
+    assert cli.main(["launch", str(folder), "--engine=local", "--print"]) == 2
+    err = capfd.readouterr().err
+    assert "isn't UTF-8" in err and err.count("\n") == 1

@@ -1,7 +1,9 @@
 """The record of a run, and W&B as a view of it that can't harm it. Read back with W&B's own reader."""
 
+import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -491,3 +493,68 @@ def test_lock_is_freed_by_kill_and_not_taken_by_a_look(tmp_path):
     with claims.claim(tmp_path):
         assert claims.held(tmp_path)
     assert not claims.held(tmp_path)
+
+
+# ------------------------------------------------------------------------ the code that a run was of
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with one commit, which is the working folder."""
+    home = tmp_path / "repository"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    for key in [k for k in os.environ if k.startswith("GIT_")]:
+        monkeypatch.delenv(key)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (home / "notes.txt").write_text("old\n")
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], check=True)
+    return home
+
+
+def test_new_file_with_a_name_that_git_quotes_is_recorded(repository):
+    (repository / "实验.py").write_text("x = 1\n")
+    (repository / os.fsdecode(b"a\xff b.py")).write_text("y = 2\n")
+    state = track.git_state.__wrapped__()
+    assert "new file '实验.py'\nx = 1\n" in state["git_diff"] and "\ny = 2\n" in state["git_diff"]
+    state["git_diff"].encode()
+
+
+def test_what_cannot_be_read_of_a_repository_is_noted_in_the_diff(repository):
+    (repository / "gone.py").symlink_to("nowhere")
+    (repository / "notes.txt").write_bytes("旧的\n".encode("gbk"))
+    os.mkfifo(repository / "pipe.py")
+    state = track.git_state.__wrapped__()
+    assert len(state["git_sha"]) == 40
+    assert "-old\n" in state["git_diff"]
+    assert "new file 'gone.py' is left out: no regular file\n" in state["git_diff"]
+
+
+def test_the_diff_is_bounded_and_says_how_much_is_left_out(repository):
+    (repository / "notes.txt").write_text("x" * 3_000_000)
+    for k in range(4):
+        (repository / f"big{k}.py").write_text("y" * 1_000_000)
+    diff = track.git_state.__wrapped__()["git_diff"]
+    assert len(diff) < 4 * track.MOST_DIFF
+    assert re.search(r"\n\(1,95\d,\d{3} more bytes are left out\)\n", diff)
+    assert diff.endswith("(2 more new files are left out)\n")
+
+
+def test_a_run_is_trained_in_a_repository_whose_files_cannot_be_read(repository, digits, tmp_path):
+    (repository / "实验.py").write_text("x = 1\n")
+    (repository / "gone.py").symlink_to("nowhere")
+    (repository / "notes.txt").write_bytes("旧的\n".encode("gbk"))
+    (tmp_path / "config.json").write_text(config.to_json(digits()))
+    done = bigmodel("train", tmp_path / "config.json", f"--runs={tmp_path}/runs", cwd=repository)
+    assert done.returncode == 0, done.stderr
+    (diff,) = (tmp_path / "runs").glob("*/git.diff")
+    assert "x = 1" in diff.read_text(encoding="utf-8")
+
+
+def test_a_run_is_trained_where_nobody_has_a_home(digits, tmp_path, monkeypatch):
+    from bigmodel.verbs import runs
+
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path)))
+    runs.start_jax(argparse.Namespace())

@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel import claims, config, status, sweep, track
+from bigmodel import claims, cli, config, launch, status, sweep, track
 from bigmodel.config import Busy, UsageError
 
 SWEEP = """
@@ -48,8 +48,8 @@ def start(folder, index, processes=1, env=(), *more):
     several = [f"--coordinator=127.0.0.1:{port()}", f"--processes={processes}"] if processes > 1 else []
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "bigmodel", "worker", str(folder), f"--index={index}", "--host-devices=1",
-             *several, *([f"--process={k}"] if several else []), *more],
+            [sys.executable, "-m", "bigmodel", "worker", str(folder), f"--run={home(folder, index).name}",
+             "--host-devices=1", *several, *([f"--process={k}"] if several else []), *more],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **dict(env)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -58,7 +58,7 @@ def start(folder, index, processes=1, env=(), *more):
 
 
 def home(folder, index=0):
-    return folder / status.index_of(folder, index)["run_id"]
+    return folder / launch.row_of(folder, index=index)["run_id"]
 
 
 # ------------------------------------------------------------------------------------ claims
@@ -66,7 +66,7 @@ def home(folder, index=0):
 
 def test_a_worker_trains_its_row_once(tmp_path, tiny):
     folder = planned(tmp_path, tiny(), 2)
-    first = bigmodel("worker", folder, "--index=1")
+    first = bigmodel("worker", folder, f"--run={home(folder, 1).name}")
     assert first.returncode == 0 and "loss" in first.stdout
     again = bigmodel("worker", folder, env={"SLURM_ARRAY_TASK_ID": "1"})
     assert again.returncode == 0 and "finished before" in again.stdout
@@ -75,7 +75,7 @@ def test_a_worker_trains_its_row_once(tmp_path, tiny):
     assert not home(folder, 0).exists()
     for args, text in (
         (["worker", folder, "--index=2"], "has rows 0 to 1"),
-        (["worker", folder], "give --index=I"),
+        (["worker", folder], "give --run=ID"),
         (["worker", folder, "--index=0", "--config.train.seed=7"], "would make another row"),
         (["worker", folder, "--index=0", "--config.run.mesh.fsdp=3"], "doesn't fill the 1 devices"),
         (["worker", tmp_path, "--index=0"], "no plan at"),
@@ -86,7 +86,8 @@ def test_a_worker_trains_its_row_once(tmp_path, tiny):
 
 def test_a_row_that_can_t_be_trained_ends_with_1_and_says_why(tmp_path, tiny):
     folder = planned(tmp_path, tiny(), 1)
-    (folder / "plan.jsonl").write_text((folder / "plan.jsonl").read_text().replace('"speech"', '"speeches"'))
+    row = json.loads((folder / "plan.jsonl").read_text().replace('"speech"', '"speeches"'))
+    (folder / "plan.jsonl").write_text(json.dumps(config.sealed(row)) + "\n")
     wrong = bigmodel("worker", folder, "--index=0")
     assert wrong.returncode == 1 and "no prepared data" in wrong.stderr and wrong.stderr.count("\n") == 1
     assert "no prepared data" in track.read_json(home(folder) / "error.json")["error"]
@@ -105,7 +106,7 @@ def race(folder, index, barrier, out):
     from bigmodel import train
 
     os.environ["JAX_PLATFORMS"] = "cpu"
-    row = status.index_of(folder, 0)
+    row = launch.row_of(folder, index=0)
     for seed in range(index):
         cfg = config.ConfigDict(row["config"])
         cfg.train.seed = seed
@@ -305,6 +306,64 @@ def wait_for(moment, here, pair, last, rng):
     return False
 
 
-def test_the_plan_s_rows_are_read_one_by_one(tmp_path):
-    (tmp_path / "plan.jsonl").write_text("".join(json.dumps({"run_id": str(i)}) + "\n" for i in range(3)))
-    assert status.index_of(status.folder_of(str(tmp_path), ""), 2) == {"run_id": "2"}
+def rewritten(folder, change):
+    """Writes the plan again with change(rows)."""
+    rows = [json.loads(line) for line in (folder / "plan.jsonl").read_text().splitlines()]
+    (folder / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
+
+
+def test_worker_takes_its_row_by_run_id_whatever_its_place_in_the_plan(tmp_path, tiny):
+    folder = planned(tmp_path, tiny(), 3)
+    wanted = home(folder, 0)
+    rewritten(folder, lambda rows: rows[::-1])
+    done = bigmodel("worker", folder, f"--run={wanted.name}")
+    assert done.returncode == 0, done.stderr
+    assert [p.parent.name for p in folder.glob("*/result.json")] == [wanted.name]
+    near = f"{wanted.name[:-1]}x"
+    wrong = bigmodel("worker", folder, f"--run={near}")
+    assert wrong.returncode == 2 and f"did you mean {wanted.name!r}?" in wrong.stderr, wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+def damaged_plans(whole):
+    """(what is told, text of a plan) made of a whole plan's rows."""
+    first = json.loads(whole[0])
+    sealed = config.sealed({k: v for k, v in first.items() if k != "crc32"})
+    counted = [json.dumps(config.sealed({**json.loads(line), "rows": 3})).encode() for line in whole]
+    yield "is empty", b""
+    yield "holds 2 of 3 rows", b"\n".join(counted[:2]) + b"\n"
+    yield "line 2 is damaged", whole[0] + b"\n" + whole[1][:-9]
+    yield "line 1 is damaged", b"\xff\xfe{}\n"
+    yield "line 1 is damaged", b"[]\n"
+    yield "line 1 is damaged", b"{}\n"
+    yield "line 1 is damaged", b"[" * 100_000 + b"\n"
+    yield "line 1 is damaged", json.dumps({**sealed, "crc32": sealed["crc32"] ^ 1}).encode() + b"\n"
+    yield "line 1 is damaged", json.dumps({**first, "crc32": 0, "run_id": "../../elsewhere"}).encode() + b"\n"
+    yield "line 1 is damaged", json.dumps({"run_id": "x; touch y", "config": {}, "overrides": {}}).encode() + b"\n"
+
+
+def test_damaged_plan_is_refused_in_one_line_by_worker_and_launch(tmp_path, tiny, capfd):
+    folder = planned(tmp_path, tiny(), 3)
+    plan = folder / "plan.jsonl"
+    whole = plan.read_bytes().splitlines()
+    run_id = json.loads(whole[0])["run_id"]
+    for told, text in damaged_plans(whole):
+        plan.write_bytes(text)
+        for args in (["launch", folder, "--engine=local"], ["worker", folder, f"--run={run_id}"]):
+            assert cli.main(list(map(str, args))) == 2, (args[0], told)
+            err = capfd.readouterr().err
+            assert told in err and err.count("\n") == 1, (args[0], told, err)
+        assert not (folder / "launch").exists()
+
+
+def test_planned_row_without_a_config_is_refused_in_one_line(tmp_path, capfd):
+    (tmp_path / "plan.jsonl").write_text('{"run_id": "abc"}\n')
+    assert cli.main(["worker", str(tmp_path), "--run=abc"]) == 2
+    err = capfd.readouterr().err
+    assert "has no config of abc" in err and err.count("\n") == 1
+
+
+def test_plan_s_rows_can_be_found_by_number_as_older_scripts_do(tmp_path):
+    rows = [{"run_id": str(i), "config": {}, "overrides": {}} for i in range(3)]
+    (tmp_path / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert launch.row_of(tmp_path, index=2) == rows[2]

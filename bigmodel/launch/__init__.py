@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from etils import epath
+
+from bigmodel import config
 from bigmodel.config import UsageError, choose
 
 ENGINES = ("local", "slurm", "sky")
@@ -28,15 +32,19 @@ class Job:
 
     Attributes:
       folder: of the sweep's runs, absolute or gs://.
-      indices: rows of the plan that aren't finished.
+      home: the folder of this disk that takes the scripts and the logs, absolute.
+      name: letters, digits and dashes, as `job_name` makes it.
+      ids: run ids of the rows that aren't finished. By id and not by number: a plan that is written again meanwhile
+        may number its rows otherwise.
       most: rows at once.
       processes: of one row.
-      worker: the command of one process, without the row's index.
+      worker: the command of one process as shell text, without the row's --run.
     """
 
     folder: str
+    home: str
     name: str
-    indices: tuple[int, ...]
+    ids: tuple[str, ...]
     most: int
     processes: int
     worker: str
@@ -53,25 +61,92 @@ def engine(name: str) -> ModuleType:
     return importlib.import_module(f"bigmodel.launch.{name}")
 
 
-def unfinished(folder: Path) -> tuple[int, ...]:
-    """Rows of the plan without a result, by number from 0."""
-    plan = folder / "plan.jsonl"
-    if not plan.is_file():
-        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan` first")
-    with plan.open(encoding="utf-8") as f:
-        ids = [json.loads(line)["run_id"] for line in f]
-    return tuple(i for i, run_id in enumerate(ids) if not (folder / run_id / "result.json").is_file())
+def read_plan(folder: epath.Path) -> list[dict[str, Any]]:
+    """The rows of a sweep's plan.jsonl, with those that a later plan superseded.
+
+    Raises:
+      UsageError: there is no plan, or it is damaged or cut.
+    """
+    path = folder / "plan.jsonl"
+    again = "`bigmodel sweep plan FILE.py` writes it again"
+    try:
+        lines = path.read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan FILE.py` first") from e
+    except OSError as e:
+        raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            # Ids become names of folders, arguments of commands and parts of scripts.
+            whole = config.is_whole(row) and re.fullmatch(r"[A-Za-z0-9][\w-]*", row["run_id"], re.ASCII)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            whole = None
+        if not whole:
+            raise UsageError(f"{str(path)!r} line {number} is damaged; {again}")
+        rows.append(row)
+    total = max((n for row in rows if isinstance(n := row.get("rows"), int)), default=1)
+    if len(rows) < total:
+        raise UsageError(
+            f"{str(path)!r} holds {len(rows)} of {total} rows; {again}" if rows else f"{str(path)!r} is empty; {again}"
+        )
+    return rows
 
 
-def ranges(indices: tuple[int, ...]) -> str:
-    """0-3,7,9-11"""
-    found: list[list[int]] = []
-    for i in indices:
-        if found and found[-1][1] == i - 1:
-            found[-1][1] = i
-        else:
-            found.append([i, i])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+def row_of(folder: epath.Path, run_id: str = "", index: int = -1) -> dict[str, Any]:
+    """The planned row of that id, or else of that number from 0, as scripts of earlier versions name it.
+
+    Raises:
+      UsageError: the plan has no such row, or can't be read.
+    """
+    rows = read_plan(folder)
+    where = repr(str(folder / "plan.jsonl"))
+    if run_id:
+        found = {row["run_id"]: row for row in rows}
+        if run_id not in found:
+            raise UsageError(
+                f"--run={run_id}: not one of the {len(rows)} rows of {where}{config.nearest(run_id, found)}"
+            )
+        row = found[run_id]
+    elif 0 <= index < len(rows):
+        row = rows[index]
+    else:
+        raise UsageError(f"--index={index}: {where} has rows 0 to {len(rows) - 1}")
+    if not isinstance(row.get("config"), dict) or not isinstance(row.get("overrides"), dict):
+        raise UsageError(f"{where} has no config of {row['run_id']}; `bigmodel sweep plan FILE.py` writes it again")
+    return row
+
+
+def unfinished(folder: epath.Path) -> tuple[str, ...]:
+    """Ids of the plan's rows without a result, but for those that a later plan superseded."""
+
+    def finished(run_id: str) -> bool:
+        try:
+            return isinstance(json.loads((folder / run_id / "result.json").read_bytes()), dict)
+        except (OSError, ValueError):  # a result that can't be read is none: the worker trains that row again
+            return False
+
+    return tuple(
+        row["run_id"] for row in read_plan(folder) if not row.get("superseded") and not finished(row["run_id"])
+    )
+
+
+def job_name(folder: str) -> str:
+    """'bigmodel-FOLDER' in the letters that every engine takes."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"bigmodel-{folder}").strip("-")
+
+
+def refuse_unprintable(engine: str, *texts: str, more: str = "") -> None:
+    """For an engine whose files give some characters a meaning that no quoting takes away.
+
+    Args:
+      more: characters that are refused beside those that can't be printed, as line ends.
+    """
+    for text in texts:
+        for c in text:
+            if not c.isprintable() or c in more:
+                raise UsageError(f"launch --engine={engine}: {text!r} has {c!r}, which its files can't have: rename it")
 
 
 def quoted(text: str) -> str:

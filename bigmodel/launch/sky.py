@@ -9,7 +9,7 @@ import math
 import re
 
 from bigmodel.config import UsageError, choose
-from bigmodel.launch import Job
+from bigmodel.launch import Job, refuse_unprintable
 
 # SkyPilot's names count chips, or cores, two of which are a chip.
 NAMES = {"v4": ("tpu-v4", 2), "v5e": ("tpu-v5litepod", 1), "v5p": ("tpu-v5p", 2), "v6e": ("tpu-v6e", 1)}
@@ -36,19 +36,27 @@ resources:
 num_nodes: 1
 workdir: .
 envs:
-  INDEX: 0
+  RUN_ID: ""
 setup: |
-  python3 -m venv ~/bigmodel && ~/bigmodel/bin/pip install -e '.[tpu]'
+  set -e
+  # The Python of these images may be 3.10. Where it is too old, uv brings one that bigmodel takes.
+  if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    python3 -m venv ~/bigmodel
+  else
+    python3 -m pip install --user uv
+    python3 -m uv venv --clear --seed --python 3.12 ~/bigmodel
+  fi
+  ~/bigmodel/bin/python -m pip install -c requirements.lock -e '.[tpu]'
 run: |
-  PATH=~/bigmodel/bin:$PATH {worker} --index=$INDEX
+  PATH=~/bigmodel/bin:$PATH {worker} --run="$RUN_ID"
 """
 
 LOOP = """\
 #!/bin/bash
 # Hands every row to SkyPilot, which keeps it running. Written by `bigmodel launch`; edit it at will.
 set -e
-for index in {indices}; do
-  sky jobs launch --yes --detach-run --name={name}-$index --env INDEX=$index "$(dirname "$0")/row.yaml"
+for id in {ids}; do
+  sky jobs launch --yes --detach-run --name={name}-$id --env RUN_ID=$id "$(dirname "$0")/row.yaml"
 done
 """
 
@@ -56,10 +64,11 @@ done
 def render(job: Job) -> dict[str, str]:
     if not job.topology:
         raise UsageError("launch --engine=sky: which slice? --topology=v5p:8x8x8")
-    if "://" not in job.folder:
+    if not job.folder.startswith("gs://"):
         raise UsageError("launch --engine=sky: slices share no disk; --bucket=gs://... names the sweep's folder there")
     if job.slices > 1:
         raise UsageError("launch --engine=sky: one slice a row; several slices need GKE or queued resources")
+    refuse_unprintable("sky", job.folder, job.worker)  # a YAML ends lines at more than a newline
     chip, _, shape = job.topology.partition(":")
     name, cores = NAMES[choose("--topology", chip, NAMES)]
     if not re.fullmatch(r"\d+(x\d+)+", shape):
@@ -72,7 +81,7 @@ def render(job: Job) -> dict[str, str]:
         runtime=RUNTIMES[chip],
         worker=job.worker,
     )
-    return {"launch.sh": LOOP.format(indices=" ".join(map(str, job.indices)), name=job.name), "row.yaml": text}
+    return {"launch.sh": LOOP.format(ids=" ".join(job.ids), name=job.name), "row.yaml": text}
 
 
 def command(job: Job, path: str) -> list[str]:

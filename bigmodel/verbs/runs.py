@@ -74,7 +74,7 @@ def start_jax(args: argparse.Namespace) -> None:
     if getattr(args, "host_devices", 0):
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.host_devices)
-    cache = Path(os.environ.get("BIGMODEL_CACHE", Path.home() / ".cache" / "bigmodel")) / "xla"
+    cache = Path(os.environ.get("BIGMODEL_CACHE") or os.path.expanduser("~/.cache/bigmodel")) / "xla"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -112,7 +112,9 @@ def train(args: argparse.Namespace, overrides: Any) -> int:
 
 def worker(args: argparse.Namespace, overrides: Any) -> int:
     """One row of a plan, to its end: what every engine calls, as often as it takes."""
-    from bigmodel import claims, status, track
+    import json
+
+    from bigmodel import claims, launch, status, track
     from bigmodel.config import from_json, to_json
 
     for key, _ in overrides:
@@ -120,11 +122,16 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
             raise UsageError(f"worker: --config.{key} would make another row; only --config.run.KEY=VALUE")
 
     folder = status.folder_of(args.folder, "runs")
-    index = args.index if args.index >= 0 else int(os.environ.get("SLURM_ARRAY_TASK_ID", -1))
-    if index < 0:
-        raise UsageError("worker: give --index=I, the number of a row of the plan, from 0")
-    row = status.index_of(folder, index)
-    home, label = folder / row["run_id"], f"row {index} {row['run_id']}  {status.describe(row['overrides'])}"
+    index = args.index
+    if not args.run and index < 0:
+        task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+        if not task.isdecimal():
+            raise UsageError(
+                "worker: give --run=ID, the run id of a row of the plan, as `bigmodel sweep status` shows it"
+            )
+        index = int(task)
+    row = launch.row_of(folder, args.run, index)
+    home, label = folder / row["run_id"], f"{row['run_id']}  {status.describe(row['overrides'])}"
     if track.read_json(home / "result.json"):
         print(f"{label}: finished before")
         return 0
@@ -135,7 +142,8 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     from bigmodel import train as trainer
 
     os.environ[claims.AS_JOB] = "1"
-    cfg = config.ConfigDict(row["config"])
+    plan = folder / "plan.jsonl"
+    cfg = config.without_code(from_json(json.dumps(row["config"]), str(plan)), plan, overrides)
     config.override_all(cfg, overrides)
     alone = jax.process_count() == 1
     try:

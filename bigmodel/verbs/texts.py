@@ -60,8 +60,8 @@ WORKER = """\
 Trains one row of a planned sweep to its end: what engines call, in as many processes as the row has, as often as it
 takes. A finished row returns at once; an interrupted one continues from its last checkpoint.
 
-  bigmodel worker runs/demo --index=3
-  bigmodel worker runs/demo --index=3 --coordinator=10.0.0.1:8476 --processes=2 --process=0
+  bigmodel worker runs/demo --run=0123456789ab
+  bigmodel worker runs/demo --run=0123456789ab --coordinator=10.0.0.1:8476 --processes=2 --process=0
 
 The processes of one row find each other by Slurm's, Cloud TPU's or SkyPilot's variables, or by --coordinator.
 Exit codes: 0 finished; 75, 134 or a signal: start it again; 1: it can't be trained, and error.json says why.

@@ -1,25 +1,36 @@
 #!/bin/bash
-# Rows of /runs/x, 2 at a time. Written by `bigmodel launch`; edit it at will, and run it again to continue.
+# Rows of '/runs/x', 2 at a time. Written by `bigmodel launch`; edit it at will, and run it again to continue.
 # A row that asks for it (75), or whose processes were killed (over 128), is started again, 20 times at most.
+# Ends with 0 if every row is done, with 75 if running it again continues some, and with 1 if one can't be trained.
 row() {
   for attempt in $(seq 20); do
     port=$((20000 + RANDOM % 20000))
     pids=()
     for process in $(seq 0 $((2 - 1))); do
-      bigmodel worker /runs/x --index="$1" --coordinator=127.0.0.1:"$port" --processes=2 --process="$process" >> /runs/x/launch/row-"$1".log 2>&1 &
+      bigmodel worker /runs/x --run="$1" --coordinator=127.0.0.1:"$port" --processes=2 --process="$process" >> /runs/x/launch/"$1".log 2>&1 &
       pids+=($!)
     done
     code=0 again=0 never=0
     for pid in "${pids[@]}"; do
       wait "$pid"; code=$?
-      if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then again=$code; elif [ "$code" -ne 0 ]; then never=$code; fi
+      if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then again=75; elif [ "$code" -ne 0 ]; then never=$code; fi
     done
     # One that failed for good counts more than those that it took down.
     code=$((never ? never : again))
     if [ "$never" -ne 0 ] || [ "$again" -eq 0 ]; then break; fi
   done
   echo "row $1: code $code"
-  return "$code"
 }
 export -f row
-printf '%s\n' 0 1 5 | xargs -P 2 -I INDEX bash -c 'row INDEX'
+printf '%s\n' 0a 1b 5c | xargs -P 2 -I ID bash -c 'row ID' | {
+  code=0
+  while read -r line; do
+    echo "$line"
+    case "$line" in
+      *": code 0") ;;
+      *": code 75") code=$((code ? code : 75)) ;;
+      *) code=1 ;;
+    esac
+  done
+  exit "$code"
+}
