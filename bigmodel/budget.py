@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, parametrize, tree
 from bigmodel.config import HORIZONS, NoData, UsageError, choose, flatten, nearest, note
-from bigmodel.track import read_json
+from bigmodel.track import read_result
 
 
 def get_config() -> tuple[ConfigDict, ConfigDict]:
@@ -194,7 +194,7 @@ def _check_train(config: ConfigDict) -> None:
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: {meaning})")
     if train.init_from:
         published = train.init_from.endswith(".safetensors")
-        start = {"run_id": digest(train.init_from)} if published else read_json(f"{train.init_from}/result.json")
+        start = {"run_id": digest(train.init_from)} if published else read_result(train.init_from)
         if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
             raise UsageError(f"config.train.init_from={train.init_from!r}: no finished run there (no result.json)")
         found = start["run_id"] if start else train.init_fingerprint

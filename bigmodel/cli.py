@@ -72,7 +72,9 @@ def parser() -> Parser:
 
     p = verb("train", texts.TRAIN)
     with_config(p)
-    p.add_argument("--runs", default="runs", help="folder of runs, local or gs://")
+    p.add_argument(
+        "--runs", help="folder of runs, local or gs:// (default: runs; of a run's own config.json, where that run is)"
+    )
     p.add_argument("--name", default="", help="shown by W&B and the progress line")
     devices(p)
     several(p)
@@ -83,6 +85,7 @@ def parser() -> Parser:
     p.add_argument("--runs", default="runs")
     p.add_argument("--workers", type=int, default=1, help="processes that share the rows")
     p.add_argument("--retry-failed", action="store_true")
+    p.add_argument("--write", action="store_true", help="plan: add the rows to the folder's plan.jsonl")
     p.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     devices(p)
 

@@ -25,6 +25,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -211,6 +212,39 @@ def is_whole(record: dict[str, Any]) -> bool:
     return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
 
 
+def read_plan(folder: Any) -> list[dict[str, Any]]:
+    """The rows of a sweep's plan.jsonl, with those that a later plan superseded.
+
+    Raises:
+      UsageError: there is no plan, or it is damaged or cut.
+    """
+    path = folder / "plan.jsonl"
+    again = "`bigmodel sweep plan FILE.py` writes it again"
+    try:
+        lines = path.read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan FILE.py` first") from e
+    except OSError as e:
+        raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            # Ids become names of folders, arguments of commands and parts of scripts.
+            whole = is_whole(row) and re.fullmatch(r"[A-Za-z0-9][\w-]*", row["run_id"], re.ASCII)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            whole = None
+        if not whole:
+            raise UsageError(f"{str(path)!r} line {number} is damaged; {again}")
+        rows.append(row)
+    total = max((n for row in rows if isinstance(n := row.get("rows"), int)), default=1)
+    if len(rows) < total:
+        raise UsageError(
+            f"{str(path)!r} holds {len(rows)} of {total} rows; {again}" if rows else f"{str(path)!r} is empty; {again}"
+        )
+    return rows
+
+
 def read_text(path: str | Path, kind: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -358,5 +392,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-

@@ -44,7 +44,7 @@ def restore(folder: str, data_dir: str = "") -> Run:
       UsageError: no finished run there, or one whose data or checkpoint can't be read.
     """
     home = epath.Path(folder)
-    result = track.read_json(home / "result.json")
+    result = track.read_result(home)
     if result is None:
         raise UsageError(f"no finished run at {folder!r} (no result.json)")
     frozen = budget.finalize(config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else []))

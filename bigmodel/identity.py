@@ -37,8 +37,8 @@ FIRST = {  # section, and of model and data whose: the options that are hashed w
     "data.text": "epochs fingerprint name seq_len source",
     "optim": "b1 b2 branches clip decay decay_exclude eps final_lr l1 l2 lr momentum name schedule state_dtype warmup "
     "weight_decay",
-    "train": "batch_size divergence divergence_steps eval_examples flops grad_dtype init_fingerprint init_from init_only "
-    "microbatch noise_scale param_dtype patience patience_steps seed steps tokens tokens_per_param",
+    "train": "batch_size divergence divergence_steps eval_examples flops grad_dtype init_fingerprint init_from "
+    "init_only microbatch noise_scale param_dtype patience patience_steps seed steps tokens tokens_per_param",
 }
 
 
@@ -56,21 +56,21 @@ def hashed(frozen: Any) -> dict[str, Any]:
     tree = {"family": frozen.family}
     for section in ("model", "data", "optim", "train"):
         first = FIRST.get(names.get(section, section), "").split()
-        tree[section] = {
-            key: value
-            for key, value in own[section].items()
-            if key in first
-            or (value != defaults[section][key] and not (section == "model" and _follows(frozen, key, defaults[section])))
-        }
+
+        def silent(key: str, value: Any, section: str = section) -> bool:
+            default = defaults[section][key]
+            return bool(value == default) or (section == "model" and _follows(frozen, key, default))
+
+        tree[section] = {k: v for k, v in own[section].items() if k in first or not silent(k, v)}
     if own["train"].get("init_fingerprint"):
         tree["train"].pop("init_from", None)
     return tree
 
 
-def _follows(frozen: Any, key: str, defaults: dict[str, Any]) -> bool:
+def _follows(frozen: Any, key: str, default: Any) -> bool:
     """Whether an option's value is what `finalize` makes of its default, given the other options."""
     trial = ConfigDict(frozen.model.to_dict())
-    trial[key] = defaults[key]
+    trial[key] = default
     try:
         models.family(frozen.family).finalize(trial)
     except UsageError:
@@ -79,7 +79,7 @@ def _follows(frozen: Any, key: str, defaults: dict[str, Any]) -> bool:
 
 
 def check(folder: epath.Path, frozen: Any) -> None:
-    """Whether the run in a folder is of this config.
+    """Makes sure that the run in a folder is of this config.
 
     Raises:
       UsageError: its config.json is damaged, or says something else: an option's default has changed since, say.
@@ -89,13 +89,10 @@ def check(folder: epath.Path, frozen: Any) -> None:
         return
     there = config.from_json(config.read_text(path, "config"), str(path))
     budget.fill(there, quiet=True)
-    theirs, ours = ({**hashed(c)} for c in (FrozenConfigDict(there), frozen))
-    for section, values in ours.items():
-        if values != theirs[section]:
-            other = theirs[section]
-            keys = [k for k in {**values, **other} if values.get(k) != other.get(k)] if isinstance(other, dict) else []
-            where = ".".join([section, *keys[:1]])
+    theirs, ours = hashed(FrozenConfigDict(there)), hashed(frozen)
+    for name in dict.fromkeys((*config.flatten(ConfigDict(ours)), *config.flatten(ConfigDict(theirs)))):
+        other, own = (config.flatten(ConfigDict(tree)).get(name, "its default") for tree in (theirs, ours))
+        if own != other:
             raise UsageError(
-                f"{str(path)!r} is of another run: {where} is {other.get(keys[0]) if keys else other!r} there and "
-                f"{values.get(keys[0]) if keys else values!r} here; choose another --runs folder"
+                f"{str(path)!r} is of another run: {name} is {other!r} there and {own!r} here; choose another --runs"
             )

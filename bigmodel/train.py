@@ -24,6 +24,7 @@ from bigmodel import (
     config,
     data,
     executables,
+    identity,
     models,
     optim,
     outcome,
@@ -34,7 +35,7 @@ from bigmodel import (
     tree,
     weights,
 )  # fmt: skip
-from bigmodel.config import Busy, Retry, UsageError
+from bigmodel.config import Busy, Retry, UsageError, note
 from bigmodel.data import loader
 from bigmodel.progress import Line, peak_flops
 from bigmodel.view import View, wandb_mode
@@ -104,9 +105,10 @@ def attempt(
     """
     frozen = budget.finalize(unfrozen)
     plan = budget.derive(frozen)
-    run_id = config.run_id(frozen)
+    run_id = identity.run_id(frozen)
     folder = epath.Path(root) / run_id
-    result = track.read_json(folder / "result.json")
+    identity.check(folder, frozen)
+    result = track.read_result(folder)
     if result is not None and jax.process_count() == 1:
         return result, False
     mesh = sharding.make_mesh(frozen.run.mesh)
@@ -148,7 +150,7 @@ def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
             with config.writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 claim = claims.claim(folder)
-            if track.read_json(folder / "result.json") is not None:  # whoever held it before may have finished
+            if track.read_result(folder) is not None:  # whoever held it before may have finished
                 claim.close()
                 verdict = 1
         except Exception as e:
@@ -157,7 +159,7 @@ def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
     if error:
         raise error
     if verdict == 1:
-        return None, track.read_json(folder / "result.json")
+        return None, track.read_result(folder)
     if verdict:
         raise (Busy if verdict == 2 else Retry)(f"{folder}: process 0 can't claim this run")
     return claim, None
@@ -223,22 +225,23 @@ def _train(
     rows = sharding.rows_here(mesh, B)
     text_bytes = _text_bytes(frozen, examples["validation"])
     if lead and text_bytes is None:
-        say(f"{name}: its tokenizer doesn't say how many bytes a token is: there are no bits per byte")
+        note(f"{name}: its tokenizer doesn't say how many bytes a token is: there are no bits per byte")
 
     # ---- state: own checkpoint, else init_from, else fresh
     compiled = program.build(program.static_part(frozen), mesh)
     train_step = _saved_step(frozen, compiled, mesh) if frozen.run.executable else compiled.step
     if lead:
         stored = frozen.to_dict()
-        track.write_json(folder / "config.json", {**stored, "run": {**stored["run"], "executable": ""}})
+        track.write_record(folder / "config.json", {**stored, "run": {**stored["run"], "executable": ""}})
     saves = checkpoint.Checkpoints(str(folder / "checkpoints"), frozen.run.keep)
     root_key = jax.random.key(seed)  # the seed tree: 0 parameters, 1 steps (dropout, masks), and data by number
-    start = saves.latest()
-    if start is not None:
-        state = saves.restore(start, compiled.shapes, compiled.shardings)
+    start, meta = 0, dict[str, Any]()
+    if (saved_before := saves.restore_latest(compiled.shapes, compiled.shardings)) is not None:
+        start, state, meta = saved_before
+        if meta["run_id"] != folder.name:
+            raise UsageError(f"{folder}/checkpoints are of run {meta['run_id']}: remove them, or choose another --runs")
     else:
         state = compiled.init(jax.random.fold_in(root_key, 0))
-        start = 0
         if frozen.train.init_from:
             state["params"] = _initial(frozen, compiled, state["params"])
     step_key = jax.random.fold_in(root_key, 1)
@@ -246,9 +249,14 @@ def _train(
     # ---- record
     if lead:
         track.add_attempt(folder, start, jax.process_count(), mesh.size)
-    metrics_file = track.Rows(folder / "metrics.jsonl", start) if lead else None
-    speed_file = track.Rows(folder / "speed.jsonl", start) if lead else None
-    branch_file = track.Rows(folder / "branches.jsonl", start) if lead and frozen.optim.branches else None
+    # What a result is computed from has to be whole: checks (patience), noise, branches.
+    needed = {"metrics": bool(frozen.train.patience or frozen.train.noise_scale), "branches": True}
+    kept = ("metrics", "speed", *(["branches"] if frozen.optim.branches else []))
+    files = {
+        k: track.Rows(folder / f"{k}.jsonl", start, meta.get("rows", {}).get(k), needed.get(k, False))
+        for k in (kept if lead else ())
+    }
+    metrics_file, speed_file, branch_file = (files.get(k) for k in ("metrics", "speed", "branches"))
     if speed_file:
         began -= speed_file.last("seconds", 0.0)  # what earlier sessions of this run took
     if lead:
@@ -323,12 +331,10 @@ def _train(
         return "diverged" if over else ""
 
     def save(step: int) -> None:
-        if metrics_file and speed_file:
-            metrics_file.flush()  # the checkpoint claims these rows
-            speed_file.flush()
-            if branch_file:
-                branch_file.flush()
-        saves.save(step, state, {"step": step, "run_id": folder.name, "next_batch": step})
+        for file in files.values():
+            file.flush()  # the checkpoint claims these rows
+        noted = {k: file.claim(step) for k, file in files.items()}
+        saves.save(step, state, {"step": step, "run_id": folder.name, "next_batch": step, "rows": noted})
 
     # ---- loop: dispatch step t, then read step t-1, so that the device never waits for the host
     pending: tuple[int, Any] | None = None
@@ -374,17 +380,18 @@ def _train(
                 if due_check:
                     checks.append((step, evaluated["eval_loss"]))
             early = bool(due_check) and outcome.no_better([loss for _, loss in checks], patience)
-            if line.due() or due_save or step == steps:
+            done = step - (pending is not None)  # a step that was only dispatched has taken no time yet
+            if done > window and (line.due() or due_save or step == steps):
                 seconds = max(1e-9, time.time() - window_began)
-                per_second = (step - window) / seconds
+                per_second = (done - window) / seconds
                 speed = {
                     f"{plan.unit}_per_second": per_second * plan.tokens / steps,
                     "mfu": per_second * plan.flops_per_step / peak,
                 }
-                line.show(step, last_loss, speed)
+                line.show(done, last_loss, speed)
                 if speed_file:
-                    speed_file.add({"step": step, "seconds": time.time() - began, **speed})
-                window, window_began = step, time.time()
+                    speed_file.add({"step": done, "seconds": time.time() - began, **speed})
+                window, window_began = done, time.time()
             if status or early:
                 break
             if due_save or stopping:
@@ -445,7 +452,7 @@ def _train(
         speed_file.close()
         if source_state["git_diff"]:
             (folder / "git.diff").write_text(source_state["git_diff"])
-        track.write_json(folder / "result.json", result)
+        track.write_record(folder / "result.json", result)
         (folder / "error.json").unlink(missing_ok=True)
         view.finish()
     return result

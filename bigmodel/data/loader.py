@@ -64,7 +64,8 @@ def eval_batches(examples: Any, batch_size: int, limit: int, rows: tuple[int, in
     for begin in range(0, n, batch_size):
         index = np.arange(begin + first, begin + last)
         kept = np.minimum(index, n - 1)
-        yield {**_stacked(examples, kept.tolist()), "weight": (index < n).astype(np.float32), "row": kept.astype("int32")}
+        batch = _stacked(examples, kept.tolist())
+        yield {**batch, "weight": (index < n).astype(np.float32), "row": kept.astype(np.int32)}
 
 
 def _stacked(examples: Any, indices: list[int]) -> Batch:
