@@ -308,10 +308,8 @@ def run(
                 continue
             except Retry:
                 raise
-            except (
-                Unavailable,
-                NoData,
-            ) as e:  # the plan has read it: no row's fault, and the next would fail as this did
+            except (Unavailable, NoData) as e:
+                # The plan has read it: it is no row's fault, and the next one would fail as this did.
                 raise Retry(f"{label}  {e}; the same command continues, once that is there again") from e
             except Exception as e:
                 text = f"{type(e).__name__}: {e}".splitlines()[0]
