@@ -194,15 +194,26 @@ def _check_train(config: ConfigDict) -> None:
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: {meaning})")
     if train.init_from:
         published = train.init_from.endswith(".safetensors")
+        if published:
+            _check_published(config)
         start = {"run_id": digest(train.init_from)} if published else read_result(train.init_from)
         if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
-            raise UsageError(f"config.train.init_from={train.init_from!r}: no finished run there (no result.json)")
+            there = [] if "://" in train.init_from else sorted(epath.Path(train.init_from).glob("*.safetensors"))
+            hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
+            raise UsageError(
+                f"config.train.init_from={train.init_from!r}: no finished run there (no result.json){hint}"
+            )
         found = start["run_id"] if start else train.init_fingerprint
         if train.init_fingerprint not in ("", found):
             raise UsageError(
                 f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
             )
         train.init_fingerprint = found
+    elif train.init_fingerprint:  # which decides the run id
+        raise UsageError(
+            f"config.train.init_fingerprint={train.init_fingerprint!r} names what to start from, and train.init_from "
+            "is empty: to start afresh, --config.train.init_fingerprint="
+        )
     if train.init_only:
         paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
         try:
@@ -216,6 +227,19 @@ def _check_train(config: ConfigDict) -> None:
     choose("config.run.attention", run.attention, ["auto", "plain", "splash", "cudnn"])
     if run.loss_chunks < 0:
         raise UsageError(f"config.run.loss_chunks={run.loss_chunks}: must not be negative (0: by size)")
+
+
+def _check_published(config: ConfigDict) -> None:
+    """Refuses published weights where none can be meant, before anything is read."""
+    where, model = f"config.train.init_from={config.train.init_from!r}", config.model
+    if not models.family(config.family).WEIGHTS:
+        raise UsageError(f"{where}: family {config.family!r} has no map of published names; start from a run's folder")
+    base = ("base_width", "width"), ("base_depth", "depth"), ("base_num_heads", "num_heads")
+    if model.get("parametrization", "standard") != "standard" and any(model[a] != model[b] for a, b in base):
+        raise UsageError(
+            f"{where}: published weights aren't scaled, as config.model.parametrization={model.parametrization!r} does "
+            f"from model.base_width={model.base_width}; use --config.model.parametrization=standard"
+        )
 
 
 def digest(path: str) -> str:

@@ -187,6 +187,14 @@ def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any, part: bo
     return ""
 
 
+def parameters(folder: str) -> list[str]:
+    """Paths of the parameters in the latest step under `folder`."""
+    where = folder if "://" in folder else str(epath.Path(folder).resolve())
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    manager = ocp.CheckpointManager(where, options=options, item_handlers={"state": ocp.PyTreeCheckpointHandler()})
+    return tree.paths(manager.item_metadata(manager.latest_step())["state"]["params"])
+
+
 def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
     """Of the latest step's state under `folder` only what `shapes` has, as {'params': ...}: to fine-tune or evaluate.
 

@@ -113,10 +113,10 @@ def classes(run: Run, split: str = "test", limit: int = 0) -> tuple[np.ndarray, 
 
 
 def labels(run: Run) -> list[str]:
-    """The classes' names, where the data has such."""
-    home = epath.Path(run.config.run.data_dir) / str(run.config.data.name)
-    manifest = track.read_json(home / "manifest.json") or {}
-    return manifest.get("labels") or [str(k) for k in range(run.config.model.num_classes)]
+    """The classes' names: those of the data's manifest, and numbers where the source has none."""
+    if run.config.data.source == "tables":
+        return [str(k) for k in range(run.config.model.num_classes)]
+    return data.manifest(run.config.data, run.config.run.data_dir, "data", str(run.config.data.name))["labels"]
 
 
 # -------------------------------------------------------------------------------- translations

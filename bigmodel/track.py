@@ -8,6 +8,7 @@ A run's folder holds
     result.json      the outcome, written last and whole
     attempts.jsonl   a row each time that it was begun or continued
     error.json       instead, if the run failed
+    start.txt        what it took from another run or from published weights, where it didn't start afresh
 """
 
 from __future__ import annotations

@@ -165,19 +165,29 @@ def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
     return claim, None
 
 
-def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> Any:
-    """The parameters, `init_only` of them from `init_from`: a finished run, or published weights."""
+def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> tuple[Any, str]:
+    """(the parameters, `init_only` of them from `init_from`, a finished run or published weights; what was taken)."""
     source, only = frozen.train.init_from, frozen.train.init_only
     if source.endswith(weights.SUFFIX):
-        found = weights.convert(frozen.family, frozen.model, weights.read(source), start=fresh)
-        return tree.map_paths(
-            lambda path, x, own, placed: jax.device_put(x.astype(own.dtype), placed) if re.search(only, path) else own,
+        found, said = weights.load(source, frozen.family, frozen.model, fresh, only)
+        params = jax.tree.map(
+            lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
             found, fresh, compiled.shardings["params"],
         )  # fmt: skip
-    if track.read_json(epath.Path(source) / "result.json") is None:  # a plan may name a run that is yet to be trained
+        return params, f"{source}: {said}"
+    result = track.read_result(source)
+    if result is None:  # a plan may name a run that is yet to be trained
         raise UsageError(f"config.train.init_from={source!r}: no finished run there (no result.json)")
     wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
-    return tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+    params = tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+    own, taken = tree.paths(fresh), tree.paths(wanted[0]["params"])
+    unused = [p for p in checkpoint.parameters(f"{source}/checkpoints") if p not in own and re.search(only, p)]
+    body = [p for p in unused if not weights.HEADS.search(p)]
+    if body:
+        raise UsageError(f"config.train.init_from={source!r}: its {body[0]!r} is no parameter of this model")
+    said = weights.said(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
+    diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
+    return params, f"{source}: {said}{diverged}"
 
 
 def _text_bytes(frozen: Any, examples: Any) -> int | None:
@@ -238,12 +248,18 @@ def _train(
     start, meta = 0, dict[str, Any]()
     if (saved_before := saves.restore_latest(compiled.shapes, compiled.shardings)) is not None:
         start, state, meta = saved_before
-        if meta["run_id"] != folder.name:
+        if meta.get("run_id", folder.name) != folder.name:
             raise UsageError(f"{folder}/checkpoints are of run {meta['run_id']}: remove them, or choose another --runs")
     else:
         state = compiled.init(jax.random.fold_in(root_key, 0))
+        lost = len(track.read_rows(folder / "metrics.jsonl")) if lead else 0
+        if lost:
+            line.say(f"{folder}: no checkpoint there; starts again at step 0, without the {lost} rows of metrics.jsonl")
         if frozen.train.init_from:
-            state["params"] = _initial(frozen, compiled, state["params"])
+            state["params"], said = _initial(frozen, compiled, state["params"])
+            line.say(said)
+            if lead:
+                track.write_text(folder / "start.txt", said + "\n")
     step_key = jax.random.fold_in(root_key, 1)
 
     # ---- record
@@ -260,7 +276,14 @@ def _train(
     if speed_file:
         began -= speed_file.last("seconds", 0.0)  # what earlier sessions of this run took
     if lead:
-        view.open(folder, wandb_mode(frozen.run.wandb), name, group, start)
+        mode = wandb_mode(frozen.run.wandb)
+        if frozen.run.wandb == "online" and "://" in str(folder):
+            line.say(f"config.run.wandb=online: W&B shows no run of an object store, as {folder} is")
+        elif mode != frozen.run.wandb and view.child is None:  # once, where many runs share a view
+            line.say(
+                f"W&B is offline, without WANDB_API_KEY or a key in ~/.netrc: `wandb sync {folder}/wandb/offline-*`"
+            )
+        view.open(folder, mode, name, group, start)
     in_order = budget.carries(frozen.model)
     batches = loader.train_batches(examples["train"], B, seed, start, steps, rows, in_order)
     peak = peak_flops(mesh)

@@ -57,12 +57,12 @@ def rung(width: int, depth: int) -> dict[str, Any]:
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {}
-# torch's nn.LSTM or nn.RNN; its second bias, which adds to the first, is left out.
+# torch's nn.LSTM or nn.RNN, whose two biases add up to the one here.
 WEIGHTS = {
     "embedding.weight": "embed/tokens",
-    "lstm.weight_ih_l{}": "blocks/input",
-    "lstm.weight_hh_l{}": "blocks/recurrent",
-    "lstm.bias_ih_l{}": "blocks/bias",
+    **{f"{cell}.weight_ih_l{{}}": "blocks/input" for cell in GATES},
+    **{f"{cell}.weight_hh_l{{}}": "blocks/recurrent" for cell in GATES},
+    **{f"{cell}.bias_{side}_l{{}}": "blocks/bias" for cell in GATES for side in ("ih", "hh")},
     "head.weight": "head",
     "head.bias": "head_bias",
 }
