@@ -26,6 +26,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -203,9 +204,16 @@ def is_whole(record: dict[str, Any]) -> bool:
     return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
 
 
+def install(package: str) -> str:
+    """The command that installs a missing package where this program runs, from a checkout or installed."""
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
+
+
 def read_text(path: str | Path, kind: str) -> str:
+    from etils import epath
+
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return epath.Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"can't read {kind} {str(path)!r}: {getattr(e, 'strerror', None) or e}") from e
 

@@ -46,7 +46,10 @@ class View:
 
     def open(self, folder: Any, mode: str, name: str, group: str, step: int) -> None:
         """Starts to mirror `folder` from the row after `step`. mode: 'offline', 'online' or 'off'."""
-        if mode != "off" and "://" not in str(folder):
+        if "://" in str(folder):
+            if mode == "online":  # asked for
+                print(f"bigmodel: {folder} is in a bucket: W&B shows runs of a disk alone", file=sys.stderr)
+        elif mode != "off":
             home = Path(str(folder)).absolute()
             self._say(open=str(home), mode=mode, id=home.name, name=name, group=group, step=step)
 
