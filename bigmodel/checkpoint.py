@@ -41,6 +41,7 @@ class Checkpoints:
 
     def __init__(self, folder: str, keep: int = 2):
         self.folder = str(epath.Path(folder).resolve()) if "://" not in folder else folder
+        _let_others_end_unheard()
         with _disk(self.folder):
             self.manager = ocp.CheckpointManager(
                 self.folder,
@@ -96,7 +97,6 @@ class Checkpoints:
     def _restore(self, step: int, shapes: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-        _let_reads_end_unheard()
         try:
             out = self.manager.restore(step, args=args)
             _verify(out["state"], out["meta"])
@@ -134,19 +134,28 @@ def _verify(state: Any, meta: dict[str, Any]) -> None:
             raise ValueError(f"{path} is damaged: its checksum is {crc}, {saved[path]} was saved")
 
 
-_shown: Any = sys.unraisablehook
+_unraisable: Any = sys.unraisablehook
+_uncaught: Any = sys.excepthook
 
 
-def _show(args: Any) -> None:
+def _show_unraisable(args: Any) -> None:
     if "Event loop is closed" not in str(args.exc_value) and "_read_array" not in str(args.object):
-        _shown(args)
+        _unraisable(args)
 
 
-def _let_reads_end_unheard() -> None:
-    """tensorstore's other reads end after the one that failed, and report to an event loop that is gone."""
-    global _shown
-    if sys.unraisablehook is not _show:
-        _shown, sys.unraisablehook = sys.unraisablehook, _show
+def _show_uncaught(kind: Any, value: Any, trace: Any) -> None:
+    if "Event loop is closed" not in str(value):
+        _uncaught(kind, value, trace)
+
+
+def _let_others_end_unheard() -> None:
+    """tensorstore's other reads and writes end after the one that failed, and report to an event loop that is gone:
+    reads by Python's first hook, writes by its second."""
+    global _unraisable, _uncaught
+    if sys.unraisablehook is not _show_unraisable:
+        _unraisable, sys.unraisablehook = sys.unraisablehook, _show_unraisable
+    if sys.excepthook is not _show_uncaught:
+        _uncaught, sys.excepthook = sys.excepthook, _show_uncaught
 
 
 class _Damaged(UsageError):
@@ -211,7 +220,7 @@ def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
     if step is None:
         raise UsageError(f"no checkpoints at {folder!r}")
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    _let_reads_end_unheard()
+    _let_others_end_unheard()
     try:
         out = manager.restore(
             step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -111,6 +112,10 @@ def parser() -> Parser:
     topology(p)
     devices(p)
 
+    p = verb("upload", texts.UPLOAD)
+    p.add_argument("folder", help="of `bigmodel prepare`, or of a planned sweep")
+    p.add_argument("target", metavar="gs://...", help="the folder to put it into, under its own name")
+
     p = verb("fit", texts.FIT)
     p.add_argument("points", help="a sweep's folder, or a table: .csv, .tsv, .json, .jsonl, .parquet")
     p.add_argument("--law", default="chinchilla", help="a name above, or a .py file")
@@ -200,12 +205,48 @@ def parser() -> Parser:
     return top
 
 
+# Arguments that may be in a bucket. Others are of a disk, and a path of a disk has no "//" to keep.
+CLOUD = {
+    "prepare": ("out",),
+    "train": ("path", "runs"),
+    "sweep": ("file", "runs"),
+    "worker": ("folder",),
+    "launch": ("folder", "runs", "bucket"),
+    "upload": ("target",),
+    "compile": ("path",),
+    "evaluate": ("run", "data_dir"),
+}
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # what reads a bucket's files for us
+
+
+def check_buckets(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]) -> None:
+    """Refuses a path in a bucket where only one of a disk can be, or where the package that reads it is missing."""
+    verb, used = args.verb, []
+    for name, value in vars(args).items():
+        for path in value if isinstance(value, list) else [value]:
+            if name == "command" or not isinstance(path, str) or path.partition("://")[0] not in PACKAGES:
+                continue
+            sweep_file = verb == "sweep" and name == "file" and (args.action != "status" or path.endswith(".py"))
+            if name not in CLOUD.get(verb, ()) or sweep_file:
+                raise UsageError(
+                    f"{verb}: {name} {path!r} is in a bucket, and has to be on a disk; `gcloud storage cp -r FROM TO` "
+                    "copies from one to the other"
+                )
+            used += [path] if name != "bucket" else []
+    used += [value for _, value in overrides if verb != "launch"]  # which only passes them on
+    for path in used:
+        scheme, found, _ = str(path).partition("://")
+        if found and scheme in PACKAGES and importlib.util.find_spec(PACKAGES[scheme]) is None:
+            raise UsageError(f"{path} needs the package {PACKAGES[scheme]}: {config.install(PACKAGES[scheme])}")
+
+
 def verb_parsers(top: Parser) -> dict[str, Parser]:
     return next(a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
+    known = argparse.Namespace(verb="")  # until it is parsed
     try:
         overrides, rest = config.parse_flags(args)
         top = parser()
@@ -226,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "launch",
         ):
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
+        check_buckets(known, overrides)
         from bigmodel.verbs import verb
 
         code = verb(known.verb)(known, overrides)
@@ -239,7 +281,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted; the same command continues", EXIT_RETRY)
     except BrokenPipeError:  # the reader, as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if known.verb in ("compile", "coordcheck") or (known.verb == "sweep" and known.action == "run"):
+            return _fail("standard output was closed amid the work; the same command continues", EXIT_RETRY)
+        return 0  # the others print when all is done
+    except ImportError as e:
+        missing = next((name for name in PACKAGES.values() if name in str(e)), "")
+        if missing:  # of a path that a file names
+            return _fail(f"a path in a bucket needs the package {missing}: {config.install(missing)}", EXIT_USAGE)
+        raise
     except OSError as e:
         if e.errno in config.FULL:
             return _fail(f"disk full: {e.filename or e}; free space and repeat", EXIT_RETRY)

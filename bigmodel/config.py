@@ -26,6 +26,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -245,9 +246,16 @@ def read_plan(folder: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def install(package: str) -> str:
+    """The command that installs a missing package where this program runs, from a checkout or installed."""
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
+
+
 def read_text(path: str | Path, kind: str) -> str:
+    from etils import epath
+
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return epath.Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"can't read {kind} {str(path)!r}: {getattr(e, 'strerror', None) or e}") from e
 

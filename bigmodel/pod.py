@@ -70,7 +70,7 @@ def devices(topology: Topology) -> list[Any]:
       UsageError: no libtpu, or no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UsageError("compiling for TPUs needs the package libtpu: pip install 'bigmodel[tpu]'")
+        raise UsageError(f"compiling for TPUs needs the package libtpu: {config.install('jax[tpu]')}")
     processes.no_tpu_here()
     from jax.experimental import topologies
 

@@ -386,6 +386,11 @@ def _in_order(plan: Sequence[Planned], folder: epath.Path, order: Sequence[int],
         order = later
 
 
+def worker_logs(folder: epath.Path) -> Path:
+    """Where workers' logs go: beside the runs or, of runs in a bucket, on this disk."""
+    return Path("runs", folder.name, "workers") if "://" in str(folder) else Path(folder) / "workers"
+
+
 def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int, watch: Any) -> list[int]:
     """K processes of the same command, each on its share of the cores; `watch()` is called while they work.
 
@@ -394,19 +399,16 @@ def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     # A GPU is shared: JAX's first process would take three quarters of its memory, and leave the others none.
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
-    logs = Path(str(folder)) / "workers"
+    logs = worker_logs(folder)
     logs.mkdir(parents=True, exist_ok=True)
     children = []
     for k in range(workers):
         share = cores[k * len(cores) // workers : (k + 1) * len(cores) // workers] or cores
         log = open(logs / f"{k}.log", "w", encoding="utf-8")  # noqa: SIM115 (the child's)
         command = [sys.executable, "-m", "bigmodel", *args, f"--first={k * rows // workers}"]
-
-        def pin(mine: list[int] = share) -> None:
-            if mine:
-                os.sched_setaffinity(0, mine)
-
-        children.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, preexec_fn=pin))
+        # The child pins itself (__main__.py): a function run between fork and exec isn't safe beside JAX's threads.
+        pinned = {**env, "BIGMODEL_CORES": ",".join(map(str, share))}
+        children.append(subprocess.Popen(command, env=pinned, stdout=log, stderr=log))
 
     def interrupted(*_: Any) -> None:
         raise Retry("interrupted; the same command continues")

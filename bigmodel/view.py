@@ -45,8 +45,13 @@ class View:
             pass  # the view is gone; the record is on disk
 
     def open(self, folder: Any, mode: str, name: str, group: str, step: int) -> None:
-        """Starts to mirror `folder` from the row after `step`. mode: 'offline', 'online' or 'off'."""
-        if mode != "off" and "://" not in str(folder):
+        """Starts to mirror `folder`: its rows after `step` or, where W&B has none of its earlier ones, all of them.
+
+        mode: 'offline', 'online' or 'off'."""
+        if "://" in str(folder):
+            if mode == "online":  # asked for
+                print(f"bigmodel: {folder} is in a bucket: W&B shows runs of a disk alone", file=sys.stderr)
+        elif mode != "off":
             home = Path(str(folder)).absolute()
             self._say(open=str(home), mode=mode, id=home.name, name=name, group=group, step=step)
 
@@ -170,6 +175,9 @@ def _mirror() -> None:
         nonlocal run
         if run is not None:
             pump(last=True)
+            for tail in tails:
+                if tail.damaged:
+                    note(folder, f"{tail.damaged} damaged rows of {tail.path.name} are left out")
             run.log({}, commit=True)  # the last row, before its train loss could overwrite the result's
             result = track.read_json(folder / "result.json")
             if result:
@@ -200,8 +208,15 @@ def _mirror() -> None:
             end()
         elif "open" in order:
             end()
-            folder, after = Path(order["open"]), order["step"]
+            folder = Path(order["open"])
+            earlier = list((folder / "wandb").glob(f"*run-*-{order['id']}"))
+            # Offline, W&B doesn't resume: this session's run has all rows, and takes the place of those that nobody
+            # has uploaded. What has been uploaded stays, and only later rows follow.
+            alone = all(p.name.startswith("offline-") and not any(p.glob("*.wandb.synced")) for p in earlier)
+            after = 0 if alone else order["step"]
             run = start(order, folder, config=track.read_json(folder / "config.json"))
+            for path in earlier if alone else []:
+                shutil.rmtree(path, ignore_errors=True)
             tails, held, newest = [_Tail(folder / "metrics.jsonl"), _Tail(folder / "speed.jsonl")], {}, 0
         else:
             law(order)
@@ -226,10 +241,10 @@ def _mirror() -> None:
 
 
 class _Tail:
-    """The unread whole lines of a growing file."""
+    """The unread whole lines of a growing file. `damaged`: how many of them are no rows."""
 
     def __init__(self, path: Path):
-        self.path, self.at = path, 0
+        self.path, self.at, self.damaged = path, 0, 0
 
     def rows(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -239,7 +254,16 @@ class _Tail:
             text = f.read()
         whole = text[: text.rfind(b"\n") + 1]
         self.at += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        found = []
+        for line in whole.splitlines():
+            try:
+                row = json.loads(line)
+                if not isinstance(row["step"], int):
+                    raise TypeError("a step that is no number")
+                found.append(row)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                self.damaged += 1
+        return found
 
 
 if __name__ == "__main__":

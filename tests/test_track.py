@@ -192,7 +192,9 @@ def test_sweep_and_its_law_are_read_back(tmp_path):
     assert not list(tmp_path.glob("*/staging"))
 
 
-def test_resumed_run_goes_on_after_the_restored_step(digits, tmp_path, monkeypatch):
+@pytest.fixture
+def interrupted(digits, tmp_path, monkeypatch):
+    """(a config whose run was interrupted after step 6 of 12, the run's folder, its offline run)."""
     cfg = digits(("train.steps", 12), ("run.wandb", "offline"))
 
     def interrupt(rows):
@@ -202,16 +204,45 @@ def test_resumed_run_goes_on_after_the_restored_step(digits, tmp_path, monkeypat
     stopped = at(monkeypatch, 5, interrupt)
     with pytest.raises(Retry, match="step 6 of 12"):
         train(cfg, str(tmp_path), quiet=True)
-    assert stopped
+    (folder,) = [p.parent for p in tmp_path.glob("*/metrics.jsonl")]
+    (first,) = mirrors(folder)
+    summary, header, history = read(first)
+    assert stopped and summary["exit_code"] == 1 and sorted(history) == list(range(1, 7))
+    assert header["run_id"] == folder.name
+    return cfg, folder, first
+
+
+def test_resumed_run_is_one_offline_run_of_all_rows(interrupted, tmp_path):
+    cfg, folder, first = interrupted
     result = train(cfg, str(tmp_path), quiet=True)
-    first, second = mirrors(tmp_path / result["run_id"])
-    interrupted, header, before = read(first)
-    finished, header_too, after = read(second)
-    assert sorted(before) == list(range(1, 7)) and sorted(after) == list(range(7, 13))
-    assert_mirrored(track.read_rows(tmp_path / result["run_id"] / "metrics.jsonl"), before | after)
-    assert header["run_id"] == header_too["run_id"] == result["run_id"]
-    assert interrupted["exit_code"] == 1 and interrupted["state"] != "finished"
+    (second,) = until(lambda: (m := mirrors(folder)) != [first] and len(m) == 1 and m, "one mirror")
+    finished, header, history = read(second)
+    assert sorted(history) == list(range(1, 13))
+    assert_mirrored(track.read_rows(folder / "metrics.jsonl"), history)
+    assert header["run_id"] == folder.name
     assert finished["state"] == "finished" and finished["summary"]["loss"] == result["loss"]
+
+
+def test_rows_that_were_uploaded_before_a_resume_are_not_mirrored_again(interrupted, tmp_path):
+    cfg, folder, first = interrupted
+    (first / f"run-{folder.name}.wandb.synced").touch()  # as `wandb sync` leaves it
+    train(cfg, str(tmp_path), quiet=True)
+    kept, second = until(lambda: (m := mirrors(folder)) and len(m) == 2 and m, "the second mirror")
+    assert kept == first and sorted(read(second)[2]) == list(range(7, 13))
+
+
+def test_damaged_rows_are_left_out_of_the_mirror_and_noted(tmp_path):
+    good = [json.dumps({"step": step, "loss": step / 3}).encode() for step in (1, 2, 3)]
+    damaged = [b"\xff\xfe", b"[]", b'{"loss": 1}', b'{"step": "x"}', b"{", b"\x00" * 9]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good[0], *damaged, *good[1:]]) + b"\n")
+    view = View()
+    view.open(tmp_path, "offline", "x", "", 0)
+    (mirror,) = until(lambda: mirrors(tmp_path), "the mirror")
+    view.finish()
+    view.close(40)
+    _, _, history = read(mirror)
+    assert {step: row["loss"] for step, row in history.items()} == {1: 1 / 3, 2: 2 / 3, 3: 1.0}
+    assert "6 damaged rows of metrics.jsonl are left out" in (tmp_path / "wandb/view.log").read_text()
 
 
 def test_rows_of_two_files_that_arrive_in_any_order(tmp_path):

@@ -484,6 +484,15 @@ def test_full_disk_then_the_same_command(kilobytes, here, undisturbed, capfd):
         assert metrics("disk/runs") == metrics(undisturbed)
 
 
+def test_full_disk_amid_a_save_ends_in_one_line(here):
+    """A save of several arrays: the writes that end after the one that failed say nothing."""
+    command = train_digits(model__width=512, train__steps=40, run__checkpoint_every=10)
+    with disk(here / "disk", "size=6m"):
+        done = bigmodel(*command, "--runs=disk/runs", cwd=here)
+        assert done.returncode == 75
+        one_line(done.stderr, "disk full while saving", "disk/runs")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wandb", ["off", "offline"])
 def test_full_disk_in_a_process_with_a_compilation_cache(wandb, here, undisturbed):

@@ -13,7 +13,7 @@ def verb(name: str) -> Callable[[Any, Any], int]:
     """The function of a verb: (parsed arguments, config overrides) -> exit code."""
     if name == "compile":
         from bigmodel.verbs import pods as part
-    elif name == "launch":
+    elif name in ("launch", "upload"):
         from bigmodel.verbs import launching as part  # type: ignore[no-redef]
     elif name in LAWS:
         from bigmodel.verbs import laws as part  # type: ignore[no-redef]

@@ -1,8 +1,11 @@
-"""The verb that hands a sweep to an engine. Layer 6; without JAX."""
+"""The verbs that hand a sweep to an engine, and its data to a bucket. Layer 6; without JAX."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import json
 import shlex
 import shutil
 import subprocess
@@ -10,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from bigmodel import config, launch, status
-from bigmodel.config import EXIT_RETRY, UsageError
+from bigmodel.config import EXIT_RETRY, Retry, UsageError
 
 CLIENTS = {"slurm": "sbatch", "sky": "sky"}
 
@@ -72,3 +77,53 @@ def launch_sweep(args: argparse.Namespace, overrides: Any) -> int:
             (home / name).write_text(text, encoding="utf-8")
     code = subprocess.run(engine.command(job, str(home / next(iter(files))))).returncode
     return code if code >= 0 else EXIT_RETRY  # ended by a signal: finished rows stay, and launching again goes on
+
+
+def upload(args: argparse.Namespace, _: Any) -> int:
+    source = Path(args.folder)
+    target = epath.Path(args.target) / source.resolve().name
+    if (source / "plan.jsonl").is_file():
+        launch.read_plan(epath.Path(source))  # whole?
+        last, files = source / "plan.jsonl", []
+    elif (source / "manifest.json").is_file():
+        last = source / "manifest.json"
+        files = sorted(p for p in source.iterdir() if p.is_file() and p != last and not p.name.startswith("."))
+        for name, digest in _digests(last):
+            path = source / name
+            with path.open("rb") if path.is_file() else contextlib.nullcontext() as f:
+                if f is None or hashlib.file_digest(f, "sha256").hexdigest() != digest:
+                    how = "damaged" if f else "missing"
+                    raise UsageError(f"upload: {str(path)!r} is {how}: remove {str(last)!r} and prepare it again")
+    else:
+        raise UsageError(f"upload: {args.folder!r} has no manifest.json of `bigmodel prepare` and no plan.jsonl")
+    try:
+        if (target / last.name).exists() and (target / last.name).read_bytes() == last.read_bytes():
+            print(f"{target}: there already")
+            return 0
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (*files, last):
+            epath.Path(path).copy(target / path.name, overwrite=True)
+            there, size = (target / path.name).stat().length, path.stat().st_size
+            if there != size:
+                raise Retry(f"{target / path.name} has {there:,} of {size:,} bytes; the same command continues")
+    except (FileNotFoundError, PermissionError) as e:
+        raise UsageError(f"can't write {str(target)!r}: {e}") from e
+    except OSError as e:
+        raise Retry(f"can't write {str(target)!r} ({e}); the same command begins again") from e
+    print(f"{target}: {len(files) + 1} files, {sum(p.stat().st_size for p in (*files, last)):,} bytes")
+    return 0
+
+
+def _digests(path: Path) -> list[tuple[str, str]]:
+    """(file, its SHA-256) of those that a manifest lists, whatever was prepared."""
+    try:
+        manifest = json.loads(config.read_text(path, "manifest"))
+        found = list(manifest.get("files", {}).items())
+        for name, split in manifest.get("splits", {}).items():
+            found += [(shard["file"], shard["sha256"]) for shard in split.get("shards", [])]
+            found += [(f"{name}.npz", split["sha256"])] if "sha256" in split else []
+        if not found:
+            raise ValueError("it lists no files")
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e

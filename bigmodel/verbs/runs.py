@@ -236,6 +236,8 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
     tally = sweeps.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
     if not args.json:
         print(f"{folder}: " + ", ".join(f"{n} {what}" for what, n in tally.items() if n))
+    if tally["busy"] and not worker:  # a worker's sibling goes through the others
+        raise Retry(f"{tally['busy']} of {len(plan)} rows run elsewhere; the same command continues")
     return 1 if tally["failed"] else 0
 
 
@@ -257,11 +259,15 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: 
         codes = sweeps.run_workers(
             command, args.workers, folder, rows, lambda: live.update(_rich_status(status(folder)))
         )
-    states = [row["state"] for row in status(folder)]
+    states = [row["state"] for row in status(folder) if not row.get("superseded")]
     print(f"{folder}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    if any(code == EXIT_RETRY for code in codes):
-        raise Retry(f"a worker was interrupted; see {folder}/workers/; the same command continues")
-    return 1 if any(codes) else 0
+    left = sum(s not in ("done", "diverged", "failed") for s in states)
+    logs = sweeps.worker_logs(folder)
+    if left and ("running" in states or any(code < 0 or code == EXIT_RETRY for code in codes)):
+        raise Retry(f"{left} of {len(states)} rows remain; see {logs}/; the same command continues")
+    if left:
+        print(f"bigmodel: {left} of {len(states)} rows remain: a worker failed; see {logs}/", file=sys.stderr)
+    return 1 if left or "failed" in states else 0
 
 
 def _status_cells(row: dict[str, Any]) -> list[str]:

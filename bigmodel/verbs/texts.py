@@ -77,11 +77,22 @@ to the engine's own client. --print only prints it. Engines:
 
   bigmodel sweep plan sweeps/demo.py
   bigmodel launch runs/demo --engine=slurm --max=4 --processes=2 --time=24:00:00 --print
+  bigmodel upload data/news-bytes gs://mine/data && bigmodel upload runs/demo gs://mine/runs
   bigmodel launch runs/demo --engine=sky --topology=v5p:8x8x8 --bucket=gs://mine/runs/demo \\
       --config.run.data_dir=gs://mine/data --print
 
 Only rows without a result in the folder here are launched (a finished one that is started ends at once);
 --config.run.KEY=VALUE is passed on to every row. `bigmodel sweep status runs/demo` tells how they stand.
+"""
+
+UPLOAD = """\
+Copies a prepared folder of data, or a sweep's plan, to a bucket, for slices that share no disk.
+
+  bigmodel upload data/news-bytes gs://mine/data      to gs://mine/data/news-bytes; --config.run.data_dir=gs://mine/data
+  bigmodel upload runs/demo gs://mine/runs            plan.jsonl alone, to gs://mine/runs/demo
+
+Data are checked against the digests of their manifest.json first. The manifest comes last: where it is, all is. A
+folder that is there already is left as it is.
 """
 
 FIT = """\
@@ -163,7 +174,7 @@ the last parametrization named doesn't pass.
 COMPILE = """\
 Compiles the train step of a config for TPUs that aren't there, and tells what a chip would hold, send and need:
 exact bytes of XLA's buffers, collectives counted with their loops, FLOPs by the model's formula, and a roofline of the
-step's time from published peaks, which is a model and not a measurement. Needs the package libtpu (bigmodel[tpu]).
+step's time from published peaks, which is a model and not a measurement. Needs the package libtpu, of jax[tpu].
 
   bigmodel compile --config=experiments/gpt3.py:1.3b --topology=v5e:4x4 --config.train.batch_size=64
   bigmodel compile --config=experiments/gpt3.py:175b --topology=v5p:8x8x8 --slices=2

@@ -1,0 +1,196 @@
+"""Paths in a bucket: they keep their slashes, and where one can't be or a package is missing, one line says so."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY, bigmodel
+from test_launch import two_rows
+
+from bigmodel import cli, config
+
+SWEEP = 'CONFIG = "experiments/digits.py"\ndef get_sweep():\n    return [{"train.steps": 3}]\n'
+DIGITS = "--config=experiments/digits.py"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a sweep file, a plan and prepared data."""
+    home = tmp_path / "here"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    (home / "experiments").symlink_to(ROOT / "experiments")
+    (home / "small.py").write_text(SWEEP)
+    two_rows(home / "planned")
+    return home
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The folder that is gs://, for this process's children."""
+    (tmp_path / "buckets").mkdir()
+    monkeypatch.setenv("BUCKETS", str(tmp_path / "buckets"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests/bucket'}:{ROOT}")
+    return tmp_path / "buckets"
+
+
+def command(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "bigmodel", *map(str, args)], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", DIGITS, "--runs=gs://b/runs"],
+        ["train", DIGITS, "--config.run.data_dir=gs://b/data"],
+        ["train", "gs://b/runs/x/config.json"],
+        ["sweep", "plan", "small.py", "--runs=gs://b/runs"],
+        ["sweep", "run", "small.py", "--runs=gs://b/runs"],
+        ["sweep", "status", "gs://b/runs/small"],
+        ["worker", "gs://b/runs/small", "--run=0a"],
+        ["launch", "gs://b/runs/small", "--engine=slurm"],
+        ["launch", "small.py", "--runs=gs://b/runs", "--engine=local"],
+        ["evaluate", "gs://b/runs/small/0a"],
+        ["prepare", "notes.txt", "--out=gs://b/data/notes"],
+        ["upload", "planned", "gs://b/runs"],
+        ["compile", DIGITS, "--topology=v5e:2x2", "--config.run.data_dir=gs://b/data"],
+    ],
+)
+def test_missing_package_of_a_bucket_is_named_with_the_command_that_installs_it(args, here, capfd, monkeypatch):
+    if config.importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is here")
+    assert cli.main(args) == 2
+    err = capfd.readouterr().err
+    assert "gs://b/" in err and f"needs the package gcsfs: {sys.executable} -m pip install gcsfs" in err
+    assert err.count("\n") == 1 and not list(here.glob("gs:*")) and not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["fit", "gs://b/runs/small"],
+        ["fit", "points.csv", "--out=gs://b/fit.json"],
+        ["fit", "points.csv", "--report=gs://b/report"],
+        ["fit", "points.csv", "--law=gs://b/law.py"],
+        ["report", "gs://b/runs/small"],
+        ["report", "small.py", "--runs=gs://b/runs"],
+        ["report", "small.py", "--out=gs://b/report"],
+        ["plan", "--law=gs://b/fit.json", "--flops=1e16"],
+        ["plan", "--law=fit.json", "--flops=1e16", "--out=gs://b/next.py"],
+        ["paper", "gpt3", "--out=gs://b/paper"],
+        ["paper", "besiroglu", "--points=gs://b/points.csv"],
+        ["compile", DIGITS, "--topology=v5e:2x2", "--out=gs://b/x"],
+        ["compile", "--sweep=gs://b/small.py", "--topology=v5e:2x2"],
+        ["coordcheck", DIGITS, "--widths=4,8", "--out=gs://b/x"],
+        ["prepare", "gs://b/notes.txt", "--out=data/notes"],
+        ["sweep", "run", "gs://b/small.py"],
+        ["train", "--config=gs://b/digits.py"],
+        ["count", "--config=gs://b/digits.py"],
+        ["upload", "gs://b/data/notes", "gs://b/data"],
+    ],
+)
+def test_path_that_has_to_be_on_a_disk_is_refused_with_its_slashes(args, here, capfd):
+    assert cli.main(args) == 2
+    err = capfd.readouterr().err
+    assert "'gs://b/" in err and "has to be on a disk" in err and "gcloud storage cp -r" in err
+    assert err.count("\n") == 1 and not list(here.glob("gs:*"))
+
+
+def test_missing_package_of_a_path_in_a_config_is_one_line(here, tmp_path, tiny):
+    if config.importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is here")
+    (here / "config.json").write_text(config.to_json(tiny(("run.data_dir", "gs://b/data"))))
+    done = bigmodel("train", here / "config.json", cwd=here)
+    assert done.returncode == 2 and "needs the package gcsfs" in done.stderr and done.stderr.count("\n") == 1
+
+
+# -------------------------------------------------------------------- with what reads a bucket
+
+
+def test_plan_and_launch_of_a_sweep_in_a_bucket(here, bucket):
+    planned = command("sweep", "plan", "small.py", "--runs=gs://b/runs")
+    assert planned.returncode == 0, planned.stderr
+    (row,) = (bucket / "b/runs/small/plan.jsonl").read_text().splitlines()
+    run_id = json.loads(row)["run_id"]
+    for engine, name in (("local", "run.sh"), ("slurm", "array.sbatch")):
+        text = command("launch", "small.py", "--runs=gs://b/runs", f"--engine={engine}", "--print").stdout
+        assert "worker gs://b/runs/small --run=" in text and run_id in text
+        assert f"{here}/runs/small/launch/" in text and f"---- {name}" in text
+    text = command("launch", "gs://b/runs/small", "--engine=sky", "--topology=v5e:2x2", "--print").stdout
+    assert "worker gs://b/runs/small --run=" in text and "gs:/b" not in text
+    assert "'pending'" not in text and not list(here.glob("gs:*"))
+    # A finished row, as a worker there has left it.
+    (bucket / "b/runs/small" / run_id).mkdir()
+    (bucket / "b/runs/small" / run_id / "result.json").write_text('{"status": "done", "loss": 1.0, "steps": 3}')
+    assert "1 runs: 1 done" in command("sweep", "status", "gs://b/runs/small").stdout
+    done = command("worker", "gs://b/runs/small", f"--run={run_id}")
+    assert done.returncode == 0 and "finished before" in done.stdout, done.stderr
+    assert "every row is finished" in command("launch", "gs://b/runs/small", "--engine=local").stdout
+    # Workers' logs lie on this disk.
+    done = command("sweep", "run", "small.py", "--runs=gs://b/runs", "--workers=2")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (here / "runs/small/workers").iterdir()} == {"0.log", "1.log"}
+    assert not list(here.glob("gs:*"))
+
+
+def test_config_json_in_a_bucket_is_read(here, bucket, tiny):
+    (bucket / "b").mkdir()
+    (bucket / "b/config.json").write_text(config.to_json(tiny(("model.width", 15))))
+    done = command("train", "gs://b/config.json")
+    assert done.returncode == 2 and "width" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = command("evaluate", "gs://b/runs/x")
+    assert done.returncode == 2 and "no finished run at 'gs://b/runs/x'" in done.stderr
+
+
+def test_prepared_data_and_a_plan_are_uploaded_whole_or_not_at_all(here, bucket, data_dir):
+    shutil.copytree(f"{data_dir}/speech", here / "speech")
+    done = command("upload", "speech", "gs://b/data")
+    assert done.returncode == 0, done.stderr
+    there = bucket / "b/data/speech"
+    wanted = {p.name: p.read_bytes() for p in (here / "speech").iterdir() if p.is_file()}
+    assert {p.name: p.read_bytes() for p in there.iterdir()} == wanted and f"{len(wanted)} files" in done.stdout
+    assert "there already" in command("upload", "speech/", "gs://b/data").stdout
+    flags = [f"--config.{k}={v}" for k, v in [*TINY, ("run.data_dir", "gs://b/data")]]
+    counted = command("count", f"--config={ROOT}/experiments/gpt.py", *flags)
+    assert counted.returncode == 0, counted.stderr
+    shutil.rmtree(bucket / "b")
+    (shard,) = (here / "speech").glob("train-*.bin")
+    data = bytearray(shard.read_bytes())
+    data[7] ^= 1
+    shard.write_bytes(data)
+    done = command("upload", "speech", "gs://b/data")
+    assert done.returncode == 2 and f"'{shard.relative_to(here)}' is damaged" in done.stderr, done.stderr
+    assert not (bucket / "b").exists()
+    assert command("upload", "planned", "gs://b/runs").returncode == 0
+    assert [p.name for p in (bucket / "b/runs/planned").iterdir()] == ["plan.jsonl"]
+    done = command("upload", "experiments", "gs://b/runs")
+    assert done.returncode == 2 and "has no manifest.json" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_sky_setup_takes_a_python_that_is_new_enough_and_the_pinned_versions(tmp_path):
+    """The rendered setup, run with a Python that says it is 3.10 and with one that says it is 3.12."""
+    import yaml
+
+    setup = yaml.safe_load((ROOT / "tests/data_launch/row.yaml").read_text())["setup"]
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin/python3"
+    for old in (True, False):
+        log = tmp_path / f"log{old}"
+        made = f'mkdir -p ~/bigmodel/bin; printf "#!/bin/sh\\necho pip \\"\\$@\\" >> {log}" > ~/bigmodel/bin/python; '
+        stub.write_text(
+            f'#!/bin/bash\necho "$@" >> {log}\n[ "$1" != -c ] || exit {int(old)}\n'
+            f'[ "$2" = pip ] || {{ {made} chmod +x ~/bigmodel/bin/python; }}\n'
+        )
+        stub.chmod(0o755)
+        env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path / f"home{old}")}
+        (tmp_path / f"home{old}").mkdir()
+        assert subprocess.run(["bash", "-c", setup], env=env).returncode == 0
+        said = log.read_text().splitlines()
+        assert said[-1] == "pip -m pip install -c requirements.lock -e .[tpu]"
+        assert any("uv venv" in line for line in said) == old
+        assert any(line.startswith("-m venv") for line in said) != old
