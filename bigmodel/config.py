@@ -26,6 +26,7 @@ import importlib.util
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ class UsageError(Exception):
 
 class NoData(UsageError):
     """The data that a config reads isn't there, or isn't enough: who needs shapes alone may go on."""
+
+
+class Unavailable(UsageError):
+    """Something outside the config that was there when it was checked can't be read now: who goes through many runs
+    stops there, and the same command may succeed later."""
 
 
 class Retry(Exception):
@@ -164,6 +170,18 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
             raise UsageError(f"config file {path!r}: get_config() returned {type(config).__name__}, not a ConfigDict")
     override_all(config, overrides)
     return config
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with a "crc32" of the rest, by which `is_whole` tells a changed byte in the file it is written to."""
+    rest = {key: value for key, value in record.items() if key != "crc32"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return {**rest, "crc32": zlib.crc32(canonical.encode())}
+
+
+def is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record has the "crc32" that `sealed` gave it. True where there is none: older files have no seal."""
+    return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
 
 
 def read_text(path: str | Path, kind: str) -> str:
