@@ -142,8 +142,7 @@ def _label(source: Source, frame: pd.DataFrame, run: str) -> bool:
 
     Losses along one run share its start, its order of data and most of its steps: they are no independent runs.
     """
-    sizes = frame["N"] if "N" in frame else None
-    column, labels = sources.run_labels(source, sizes, run)
+    column, labels = sources.run_labels(source, frame.get("N"), run)
     if column:
         frame["run_id"] = (source.cells[column] if labels is None else labels).to_numpy()
     elif run:
@@ -157,12 +156,12 @@ def _label(source: Source, frame: pd.DataFrame, run: str) -> bool:
     if source.kind == "sweep" or number == len(labels):
         return False
     source.warnings.append(
-        f"{len(labels)} rows of {number} runs, by column {column!r}: intervals are over runs (--run=none: every row is one)"
+        f"{len(labels)} rows of {number} runs by column {column!r}: intervals are over runs (--run=none: over rows)"
     )
     if "D" not in frame or not (frame.groupby(labels.to_numpy())["D"].nunique() > 1).any():
         return False
     source.warnings.append(
-        "losses before a run's end are of a learning rate that has not decayed: a law of them isn't one of finished runs"
+        "losses before a run's end are of a learning rate that has not decayed: finished runs may have another law"
     )
     return True
 
@@ -288,10 +287,14 @@ def _take(
             found = readers.Numbers(data[letters[name]]) if name in letters else readers.numbers(cells)
             if (known := _whole(found)) is not None:
                 columns[name] = known
-            elif source.kind == "table" and found.bad >= 0 and all(isinstance(c, str) for c in cells):
-                if 2 <= cells.nunique() <= len(cells) / 3:
-                    columns[name] = cells.to_numpy()
+            elif source.kind == "table" and found.bad >= 0 and 2 <= _kinds(cells) <= len(cells) / 3:
+                columns[name] = cells.to_numpy(dtype=object)
     return pd.DataFrame(columns, source.cells.index), conventions
+
+
+def _kinds(cells: pd.Series) -> int:
+    """How many texts a column is of; 0 where some cells are no text."""
+    return cells.nunique() if all(isinstance(cell, str) for cell in cells) else 0
 
 
 def _whole(read: readers.Numbers) -> np.ndarray | None:

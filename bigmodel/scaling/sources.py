@@ -30,16 +30,35 @@ KEPT = {
 }
 SHOWN = 24  # column names that an error lists
 # What runs that ended well, and runs that didn't, are called in a column `status` or `state`; without case.
-DONE = set("done finished finish complete completed success successful succeeded ok okay passed ended".split())
-NOT_DONE = {w.lower() for w in readers.WANDB_STATES} - DONE | set(
-    "diverged error errored fail cancelled canceled aborted timeout oom out_of_memory node_fail interrupted stopped "
-    "queued waiting unfinished incomplete nan started busy todo".split()
+DONE = set(
+    [
+        "done",
+        "finished",
+        "finish",
+        "complete",
+        "completed",
+        "success",
+        "successful",
+        "succeeded",
+        "ok",
+        "okay",
+        "passed",
+        "ended",
+    ]
 )
+NOT_DONE = {"done", "finished", "finish", "complete", "completed", "success", "successful", "succeeded", "ok", "okay",
+        "passed", "ended"}  # fmt: skip
+NOT_DONE = {w.lower() for w in readers.WANDB_STATES} - DONE | {
+    "diverged", "error", "errored", "fail", "cancelled", "canceled", "aborted", "timeout", "oom", "out_of_memory",
+    "node_fail", "interrupted", "stopped", "queued", "waiting", "unfinished", "incomplete", "nan", "started", "busy",
+    "todo",
+}  # fmt: skip
 # Columns that may say which run a row is of, the likeliest first; compared without case, spaces and signs.
-RUN_IDS = "runid runuuid uuid wandbid wandbrunid".split()  # one value a row: each row is a run
-RUN_NAMES = [*RUN_IDS, *"run runname runnumber id trial trialid trunk jobid job name expid expname".split()]
+RUN_IDS = ["runid", "runuuid", "uuid", "wandbid", "wandbrunid"]  # one value a row: each row is a run
+RUN_NAMES = [*RUN_IDS, "run", "runname", "runnumber", "id", "trial", "trialid", "trunk", "jobid", "job", "name",
+             "expid", "expname"]  # fmt: skip
 # Names of a run, or of a kind of run: believed where a value has as many rows as a run has checkpoints.
-KIND_NAMES = "experiment experimentid experimentname exp modelname modelid model".split()
+KIND_NAMES = ["experiment", "experimentid", "experimentname", "exp", "modelname", "modelid", "model"]
 CHECKPOINTS = 10
 
 
