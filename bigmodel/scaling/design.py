@@ -231,8 +231,8 @@ def _covariance(fitted: Fitted) -> tuple[np.ndarray, float, str]:
         slopes = _slopes(fitted, fitted.thetas[0], fitted.points["N"], fitted.points["D"])
         slopes = slopes[np.isfinite(slopes).all(axis=1)]
         # Points of one run tell little more than one of them: they weigh as that many runs.
-        runs = fitted.result.get("n_runs")
-        share = runs / len(fitted.points["N"]) if is_number(runs) and 0 < runs <= len(fitted.points["N"]) else 1.0
+        points, runs = len(fitted.points["N"]), fitted.result.get("n_runs")
+        share = min(float(runs) / points, 1.0) if runs is not None and is_number(runs) else 1.0
         matrix = share * slopes.T @ slopes / sigma**2
         basis = f"the slopes of the law at the {len(slopes)} fitted runs"
     elif len(fitted.thetas) > 2 * len(names) + 1:

@@ -81,7 +81,7 @@ def _sets(problem: Problem, found: Found, frame: pd.DataFrame) -> list[str]:
     off = np.clip(off, -limit, limit)
     out = []
     for column in frame.columns:
-        if frame[column].dtype != object or column in ("run_id", "status", "family"):
+        if pd.api.types.is_numeric_dtype(frame[column]) or column in ("run_id", "status", "family"):
             continue
         groups = pd.Series(off).groupby(frame[column].to_numpy())
         sizes, medians = groups.size(), groups.median()

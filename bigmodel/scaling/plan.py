@@ -31,6 +31,7 @@ BUDGETS = (1.0, 1e45)  # FLOPs searched
 BASINS = (0.001, 0.01)  # the IsoFLOP basin: sizes within these fractions of the best loss
 FAR, VERY_FAR = 10.0, 1000.0
 NONSENSE = 1e8  # a plan so many times beyond the fitted runs is an error of units, or of the law
+RATIOS = (1e-4, 1e6)  # tokens per parameter of a plan that anyone means
 LOOSE = 1e6  # an interval of N that spans such a factor determines nothing
 
 
@@ -239,12 +240,19 @@ def _sane(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> None:
     if ask.kind != "params" and n["low"] is not None and n["high"] is not None and n["high"] > LOOSE * n["low"]:
         ends = f"{n['low']:.3g} to {n['high']:.3g}"
         raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine N_opt: {ends}; {remedy(fitted)}")
+    ratio = out["D"]["value"] / n["value"]
+    free = ask.kind in ("flops", "loss") and ask.max_params == ask.max_tokens == math.inf
+    if free and not RATIOS[0] < ratio < RATIOS[1]:
+        raise UsageError(
+            f"plan: the law's best is {si(n['value'])} parameters on {si(out['D']['value'])} tokens, {ratio:.3g} tokens per "
+            "parameter: are the runs' N and D in plain numbers, not in millions?"
+        )
     for name in ("N", "D"):
         if (factor := out["beyond"].get(name, 1.0)) > NONSENSE:
             low, high = fitted.range[name]
             raise UsageError(
                 f"plan: {name} = {out[name]['value']:.3g} is {factor:.1g}x outside the fitted runs ({low:.3g} to "
-                f"{high:.3g}), where the law says nothing: are N and D in plain numbers, not in millions, here and there?"
+                f"{high:.3g}), where the law says nothing: are N and D in plain numbers, not in millions?"
             )
 
 
