@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +142,23 @@ def state_shapes(static: str) -> Any:
     """Shapes of a training state, whatever the mesh."""
     cfg = FrozenConfigDict(config.from_json(static))
     return jax.eval_shape(_start(cfg, *_parts(cfg)), jax.random.key(0))
+
+
+def totals(
+    compiled: Program, variables: Any, batches: Iterable[Any], each: Callable[[], None] = lambda: None
+) -> dict[str, tuple[float, float]]:
+    """The sum of each metric over placed batches, and its weight: their ratio doesn't depend on the batches' size.
+
+    Args:
+      each: called after each batch.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, (part, weight) in compiled.evaluate(variables, batch).items():
+            before = found.get(name, (0.0, 0.0))
+            found[name] = before[0] + float(part), before[1] + float(weight)
+        each()
+    return found
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -320,15 +319,11 @@ def _train(
 
     def evaluate() -> dict[str, float]:
         variables = {"params": state["params"], **state["model_state"]}
-        total: dict[str, np.ndarray] = {}
-        for host in loader.eval_batches(examples["validation"], B, frozen.train.eval_examples, rows):
-            got = compiled.evaluate(variables, sharding.place(host, mesh, B))
-            for k, (part, weight) in got.items():
-                total[k] = total.get(k, 0.0) + np.array([float(part), float(weight)])
-            alive()
-        out = {f"eval_{k}": float(v / weight) for k, (v, weight) in total.items()}
+        parts = loader.eval_batches(examples["validation"], B, frozen.train.eval_examples, rows)
+        total = program.totals(compiled, variables, (sharding.place(host, mesh, B) for host in parts), alive)
+        out = {f"eval_{k}": v / weight for k, (v, weight) in total.items()}
         if text_bytes:
-            out["eval_bits_per_byte"] = float(total["loss"][0]) / math.log(2) / text_bytes
+            out["eval_bits_per_byte"] = total["loss"][0] / math.log(2) / text_bytes
         return out
 
     patience, every = frozen.train.patience, frozen.train.patience_steps
