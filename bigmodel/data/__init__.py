@@ -69,7 +69,7 @@ def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
       NoData: it hasn't been prepared. Unavailable: it can't be read. UsageError: it is no manifest, or damaged.
     """
     home = folder(cfg, root)
-    check_path("config.data.name", str(home))
+    check_path("data folder (config.run.data_dir/config.data.name)", str(home))
     path = home / "manifest.json"
     try:
         text = path.read_text()

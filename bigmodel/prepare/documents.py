@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigmodel.config import UsageError, check_path, nearest
+from bigmodel.config import UsageError, nearest
 from bigmodel.prepare import corpora
 from bigmodel.prepare.formats import (
     SUFFIXES,
@@ -73,15 +73,14 @@ def open_source(
 
 def list_files(source: str, seen: Found) -> list[tuple[str, Path]]:
     """(id, path) of a file, or of all readable files under a folder, in id order."""
-    check_path("SOURCE", source)
     path = Path(source)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
             raise UsageError(f"can't read {source!r}: its name should end in {', '.join(SUFFIXES)}")
         return [(path.name, path)]
     if not path.is_dir():
-        hint = nearest(source, corpora.names())
-        raise UsageError(f"no corpus, file or folder {source!r}{hint}; corpora: {', '.join(corpora.names())}")
+        hint, shown = nearest(source, corpora.names()), source if len(source) < 200 else f"{source[:200]}..."
+        raise UsageError(f"no corpus, file or folder {shown!r}{hint}; corpora: {', '.join(corpora.names())}")
     files = []
     for name, file in sorted(walk(path, seen)):
         if not file.is_file():

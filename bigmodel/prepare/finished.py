@@ -54,6 +54,8 @@ def manifest_of(path: epath.Path) -> Iterator[None]:
 def same_arguments(root: epath.Path, manifest: dict[str, Any], arguments: dict[str, Any]) -> None:
     if not is_whole(manifest):
         raise ValueError("another checksum")
+    if not isinstance(manifest["licence"], str) or type(manifest.get("tokenizer", {}).get("vocab_size", 0)) is not int:
+        raise TypeError("licence or tokenizer")
     old = manifest["arguments"]
     for key, value in arguments.items():
         if old.get(key) != value:

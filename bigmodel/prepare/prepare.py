@@ -2,10 +2,11 @@
 
 Three passes: spool the documents and split them by hash; make the tokenizer; encode shards in worker processes.
 Each step is deterministic, so the same input gives the same bytes with any number of workers, and a second run after
-any interruption skips the shards that are already there and right. The manifest comes last: where it is, all is.
+any interruption skips the shards that are already there and right. The manifest comes last: where it is, all is. Beside
+it, sources.json tells by digests whether the local files of the source are still the same.
 
-Memory: about 150 bytes per document, the largest .txt file, and per worker one batch of a few MB and the largest
-document's tokens. Disk: the texts once more while it runs (in OUT/.work, removed at the end), and the shards.
+Memory: about 150 bytes per document, the largest .txt or .json file, and per worker one batch of a few MB and the
+largest document's tokens. Disk: the texts once more while it runs (in OUT/.work, removed at the end), and the shards.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def prepare(
         tokenizer whose contents have changed since.
       Retry: full disk, or a worker killed; the same command continues.
     """
-    check_path("--out", out)
     check_arguments(source, tokenizer, vocab_size, validation_fraction, workers, shard_tokens, limit_bytes)
+    check_path("--out", out)
     arguments = {
         "source": source,
         "tokenizer": tokenizer,
@@ -115,6 +116,7 @@ def writing(out: str) -> Iterator[None]:
 def check_arguments(
     source: str, tokenizer: str, vocab_size: int, fraction: float, workers: int, shard_tokens: int, limit_bytes: int
 ) -> None:
+    check_path("SOURCE", source)
     tokenizers.check(tokenizer, vocab_size)
     if not source:
         raise UsageError("prepare needs a corpus, a file or a folder; `bigmodel prepare list` shows the corpora")
@@ -136,7 +138,8 @@ def working_folder(root: epath.Path) -> Iterator[Path]:
         return
     import fcntl  # POSIX only, as are the other tools here
 
-    work, new = Path(root) / ".work", not Path(root).exists()
+    work = Path(root) / ".work"
+    new = [path for path in (Path(root), *Path(root).parents) if not path.exists()]
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
         try:
@@ -147,8 +150,10 @@ def working_folder(root: epath.Path) -> Iterator[Path]:
             yield work
         finally:
             shards.remove_folder(work)
-            if new and not any(Path(root).iterdir()):
-                Path(root).rmdir()  # a mistake leaves nothing behind
+            for path in new:  # a mistake leaves nothing behind
+                if any(path.iterdir()):
+                    break
+                path.rmdir()
 
 
 def make(

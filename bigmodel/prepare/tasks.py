@@ -202,8 +202,8 @@ def prepare_task(
     Raises:
       UsageError: wrong arguments, a package that can't be had, an `out` made with other arguments.
     """
-    check_path("--out", out)
     tokenizers.check(tokenizer, vocab_size)
+    check_path("--out", out)
     fraction = TASKS[name].fraction if fraction is None else fraction
     if not 0 < fraction < 0.5:
         raise UsageError(f"validation_fraction: {fraction} isn't between 0 and 0.5")

@@ -58,7 +58,7 @@ def prepare(args: argparse.Namespace, _: Any) -> int:
         counts = [f"{v:>13,} {k.replace('_', ' ')}" for k, v in row.items() if isinstance(v, int)]
         print(f"{name:>10}: {'  '.join(counts)}")
     vocabulary = f"vocabulary {manifest['tokenizer']['vocab_size']:,}, " if "tokenizer" in manifest else ""
-    print(f"{out}: {vocabulary}licence {manifest['licence']}")
+    print(f"{out}: {vocabulary}licence {manifest['licence']}{', all files verified' if args.verify else ''}")
     return 0
 
 
