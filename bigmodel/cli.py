@@ -68,8 +68,11 @@ def parser() -> Parser:
     p.add_argument(
         "--validation-fraction", type=float, help="of the documents (default: 0.02; of a task 0.05 or 0.1, twice)"
     )
-    p.add_argument("--text-key", default="text", help="field of .jsonl and .parquet")
+    p.add_argument("--text-key", default="text", help="field of .jsonl, .json and .parquet")
     p.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
+    p.add_argument(
+        "--verify", action="store_true", help="read every file of finished data again, and mend what differs"
+    )
 
     p = verb("train", texts.TRAIN)
     with_config(p)

@@ -201,6 +201,46 @@ def without_code(config: ConfigDict, where: Any, overrides: Iterable[tuple[str, 
     return config
 
 
+def check_path(what: str, path: str) -> None:
+    """A UsageError for a path that no file can have; `what` names it. gs:// has other bounds, but not larger ones."""
+    longest = max((len(os.fsencode(part)) for part in path.split("/")), default=0)
+    if longest > 255 or len(os.fsencode(path)) >= 4096:
+        raise UsageError(f"{what} {path[:60]!r}...: a path has less than 4,096 bytes, a name in it at most 255")
+    if "\0" in path:
+        raise UsageError(f"{what} {path[:60]!r}: a path has no NUL in it")
+
+
+def cache_folder() -> Path:
+    """$BIGMODEL_CACHE, else ~/.cache/bigmodel."""
+    return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser()
+
+
+def has_sha256(path: str | Path, sha256: str, again: bool = False) -> bool:
+    """Whether a local file has this content.
+
+    That it has is remembered in the cache folder, so that it is read only once until its size or the time of its last
+    change is another one, or `again`.
+
+    Raises:
+      OSError: it can't be read.
+    """
+    stat = os.stat(path)
+    name = f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} {sha256}"
+    seen = cache_folder() / "verified" / hashlib.sha256(os.fsencode(name)).hexdigest()
+    with contextlib.suppress(OSError):
+        if seen.exists() and not again:
+            return True
+    with open(path, "rb") as f:
+        same = hashlib.file_digest(f, "sha256").hexdigest() == sha256
+    with contextlib.suppress(OSError):  # a cache that can't be written costs time and nothing else
+        if same:
+            seen.parent.mkdir(parents=True, exist_ok=True)
+            seen.touch()
+        else:
+            seen.unlink(missing_ok=True)
+    return same
+
+
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """`record` with a "crc32" of the rest, by which `is_whole` tells a changed byte in the file it is written to."""
     rest = {key: value for key, value in record.items() if key != "crc32"}

@@ -189,7 +189,11 @@ def test_one_missing_or_damaged_shard_is_rewritten_alone(tmp_path):
         assert quiet(source, out, tokenizer="bpe", vocab_size=300, shard_tokens=3000) == first
         assert content(out) == before
         rewritten = {p.name for p in out.iterdir() if p.stat().st_mtime > 1}
-        assert {n.split(".")[0] for n in rewritten if not n.startswith("tokenizer")} == {"train-00001", "manifest"}
+        assert {n.split(".")[0] for n in rewritten if not n.startswith("tokenizer")} == {
+            "train-00001",
+            "manifest",
+            "sources",
+        }
 
 
 def test_finished_work_returns_at_once_and_a_lost_shard_is_noticed(tmp_path, monkeypatch):
@@ -301,7 +305,7 @@ def test_a_single_document_is_split_into_pieces(tmp_path, text):
         with pytest.raises(UsageError, match="fewer than two"):
             quiet(tmp_path / "a.txt", tmp_path / "out")
         return
-    pieces = list(documents.pieces("a", text))
+    pieces = list(documents.pieces("a", text, documents.piece_size(len(text.encode()))))
     assert "".join(t for _, t in pieces) == text and len({i for i, _ in pieces}) == len(pieces) >= 2
     assert max(len(t.encode()) for _, t in pieces) <= documents.PIECE
     if len(set(t for _, t in pieces)) >= 2:
@@ -351,7 +355,7 @@ GOOD = b'{"text": "fine"}\n'
 PARQUET = io.BytesIO()
 pq.write_table(pa.table({"body": ["a", "b"], "n": [1, 2]}), PARQUET)
 MALFORMED = [
-    ("a.jsonl", GOOD + b'{"txt": "x"}\n', r"a.jsonl' line 2 has no key 'text' \(did you mean 'txt'"),
+    ("a.jsonl", b'{"txt": "x"}\n{"a": 1}\n', r"a.jsonl': no record has a key 'text' \(did you mean 'txt'"),
     ("a.jsonl", GOOD + b"{oops\n", "a.jsonl' line 2 isn't JSON"),
     ("a.jsonl", GOOD + b"[1]\n", "line 2 isn't a JSON object but a list"),
     ("a.jsonl", GOOD + b'{"text": 7}\n', "line 2: 'text' is a int, not a string"),

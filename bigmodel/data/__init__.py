@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import NoData, UsageError, choose, nearest
+from bigmodel.config import NoData, Unavailable, UsageError, check_path, choose, has_sha256, is_whole, nearest
 
 _PARTS = {"loader", "__init__"}
 
@@ -34,20 +35,87 @@ def folder(cfg: Any, root: str) -> epath.Path:
     return epath.Path(root) / cfg.name
 
 
-def manifest(cfg: Any, root: str, what: str, command: str) -> dict[str, Any]:
-    """The manifest.json of a data section's folder; `what` and `command` are for whoever hasn't made it yet."""
+# What `bigmodel prepare` has by name, for hints, since this layer can't ask it; and the names that the experiments give
+# to what it makes of them, where they aren't NAME-TOKENIZER.
+PREPARED = (
+    "news", "chinese-news", "sotu", "moby-dick", "austen", "anarchism", "web", "gcide", "wordnet", "prose",
+    "help-en-de", "help-en-zh", "movie-reviews", "reviews-zh", "spam", "fashion-mnist",
+)  # fmt: skip
+NAMED = {
+    "chinese-bytes": "chinese-news",
+    "chinese-bpe": "chinese-news --tokenizer=bpe",
+    "movie-reviews-minilm": "movie-reviews --tokenizer=data/minilm/tokenizer.json",
+    "movie-reviews": "movie-reviews --tokenizer=data/prose-bpe/tokenizer.json",
+    "reviews-zh": "reviews-zh --tokenizer=data/chinese-bpe/tokenizer.json",
+    "spam": "spam --tokenizer=data/prose-bpe/tokenizer.json",
+}
+
+
+def command(name: str, home: Any) -> str:
+    """The command that prepares data of this name into the folder `home`, as far as the name says what it is."""
+    base, _, tokenizer = name.rpartition("-")
+    what = NAMED.get(name) or (name if name in PREPARED else "SOURCE")
+    if base in PREPARED and tokenizer in ("bytes", "bpe", "gpt2"):
+        what = base if tokenizer == "bytes" else f"{base} --tokenizer={tokenizer}"
+    hint = " (SOURCE: a file or folder, or a name that `bigmodel prepare list` shows)" if what == "SOURCE" else ""
+    return f"bigmodel prepare {what} --out={shlex.quote(str(home))}{hint}"
+
+
+def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
+    """The manifest.json of a data section's folder, which holds `what`.
+
+    Raises:
+      NoData: it hasn't been prepared. Unavailable: it can't be read. UsageError: it is no manifest, or damaged.
+    """
     home = folder(cfg, root)
+    check_path("data folder (config.run.data_dir/config.data.name)", str(home))
     path = home / "manifest.json"
-    if not path.exists():
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
         there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
-        raise NoData(
-            f"no prepared {what} at {str(home)!r}{nearest(cfg.name, there)}; make it with: "
-            f"bigmodel prepare {command} --out={home}"
-        )
+        hint = nearest(cfg.name, there)
+        raise NoData(f"no prepared {what} at {str(home)!r}{hint}; make it with: {command(home.name, home)}") from None
+    except OSError as e:
+        raise Unavailable(f"can't read {str(path)!r}: {e.strerror or e}") from e
     with reading(path):
-        found: dict[str, Any] = json.loads(path.read_text())
-        found["format"], found["hash"]
+        found: dict[str, Any] = json.loads(text)
+        expect(found, {"format": int, "hash": str})
+        if not is_whole(found):
+            raise ValueError("it is damaged (its checksum is another)")
         return found
+
+
+def expect(found: Any, want: dict[str, type]) -> None:
+    """Raises KeyError, TypeError or ValueError unless a manifest has these dotted keys, with values of these types and
+    no negative numbers. To be called within `reading`."""
+    for key, kind in want.items():
+        value = found
+        for part in key.split("."):
+            value = value[part]
+        if type(value) is not kind:
+            raise TypeError(f"{key} is {str(value)[:40]!r}, not {kind.__name__}")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{key} is {value}")
+
+
+def check(path: epath.Path, sha256: str | None) -> None:
+    """A prepared file, before it is read: is it there, and is its content what the manifest says?
+
+    Raises:
+      Unavailable: it isn't there, or can't be read. UsageError: it is damaged.
+    """
+    try:
+        if not path.exists():
+            raise Unavailable(f"{str(path)!r} is missing; run `bigmodel prepare` again")
+        if sha256 and "://" not in str(path) and not has_sha256(path, sha256):
+            raise damaged(path)
+    except OSError as e:
+        raise Unavailable(f"can't read {str(path)!r}: {e.strerror or e}") from e
+
+
+def damaged(path: Any, why: str = "its content has changed since it was prepared") -> UsageError:
+    return UsageError(f"{str(path)!r} is damaged ({why}); delete it and run `bigmodel prepare` again")
 
 
 @contextlib.contextmanager
@@ -55,7 +123,7 @@ def reading(path: Any) -> Iterator[None]:
     """Around what takes a manifest apart: one that isn't what it should be is a mistake of whoever named it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
 
 

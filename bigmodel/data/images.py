@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bigmodel.config import UsageError
-from bigmodel.data import Info, fingerprint, folder, manifest, reading
+from bigmodel.data import Info, check, damaged, expect, fingerprint, folder, manifest, reading
 
 
 def get_config() -> ConfigDict:
@@ -24,10 +24,12 @@ def get_config() -> ConfigDict:
 
 
 def _manifest(cfg: Any, root: str) -> dict[str, Any]:
-    found = manifest(cfg, root, "images", str(cfg.name))
+    found = manifest(cfg, root, "images")
     with reading(folder(cfg, root) / "manifest.json"):
-        if not all(isinstance(found[key], list) for key in ("labels", "size")):
-            raise TypeError("labels and size are no lists")
+        expect(found, {"labels": list, "size": list, "files": dict})
+        expect(found, {f"splits.{split}.examples": int for split in ("train", "validation")})
+        if not all(type(n) is int and n > 0 for n in found["size"]) or not found["labels"]:
+            raise ValueError(f"size is {found['size']}, of {len(found['labels'])} labels")
     return found
 
 
@@ -54,13 +56,16 @@ def describe(cfg: Any, root: str) -> Info:
 
 class Grey:
     def __init__(self, cfg: Any, root: str, split: str):
-        home = folder(cfg, root)
+        found, home = _manifest(cfg, root), folder(cfg, root)
+        files = [home / f"{split}-{kind}.npy" for kind in ("images", "labels")]
+        for path in files:
+            check(path, found["files"].get(path.name))
         try:
-            self.images, self.labels = (
-                np.load(str(home / f"{split}-{kind}.npy"), mmap_mode="r") for kind in ("images", "labels")
-            )
+            self.images, self.labels = (np.load(str(path), mmap_mode="r") for path in files)
         except (OSError, ValueError, EOFError) as e:
-            raise UsageError(f"{str(home)!r} can't be read; delete it and run `bigmodel prepare` again") from e
+            raise damaged(home / f"{split}-*.npy", str(e)) from e
+        if self.labels.ndim != 1 or self.images.shape != (len(self.labels), *found["size"]):
+            raise damaged(home / f"{split}-*.npy", f"shapes {self.images.shape} and {self.labels.shape}")
         self.count = cfg.examples if split == "train" and cfg.examples else len(self.labels)
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bigmodel.config import UsageError
-from bigmodel.data import Info, fingerprint, folder, manifest, reading
+from bigmodel.data import Info, check, damaged, expect, fingerprint, folder, manifest, reading
 
 FORMAT = 1  # of the manifest: prepare.tasks.FORMAT, which layers keep apart
 
@@ -32,15 +32,16 @@ def get_config() -> ConfigDict:
 
 
 def _manifest(cfg: Any, root: str) -> dict[str, Any]:
-    found = manifest(cfg, root, "task", "TASK --tokenizer=bpe")
+    found = manifest(cfg, root, "task")
     path = folder(cfg, root) / "manifest.json"
     if "task" not in found and "dtype" in found:
         raise UsageError(f"{str(path.parent)!r} is running text, not a task: read it with config.data.source=text")
     with reading(path):
         if found["format"] != FORMAT or found["task"] not in ("pairs", "labelled"):
             raise ValueError(f"format {found['format']!r}, task {found['task']!r}")
-        if not isinstance(found["tokenizer"]["vocab_size"], int):
-            raise TypeError("tokenizer.vocab_size is not a number")
+        expect(found, {"tokenizer.vocab_size": int, "tokenizer.separator": int, "labels": list, "splits": dict})
+        for split in ("train", "validation"):
+            expect(found, {f"splits.{split}.sha256": str})
     return found
 
 
@@ -77,13 +78,27 @@ def describe(cfg: Any, root: str) -> Info:
 
 
 @functools.lru_cache(maxsize=16)
-def _arrays(path: str, of: str) -> dict[str, np.ndarray]:
-    """What is in a split's file; a plan asks for it at every row."""
+def _arrays(path: str, of: str, names: tuple[str, ...], labels: int) -> dict[str, np.ndarray]:
+    """What is in a split's file; a plan asks for it at every row. `names`: of the texts; `labels`: how many classes."""
     try:
-        with epath.Path(path).open("rb") as f, np.load(f) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
-        raise UsageError(f"{path!r} can't be read; delete it and run `bigmodel prepare` again") from e
+        with epath.Path(path).open("rb") as f:
+            with zipfile.ZipFile(f) as archive:  # written uncompressed: more than the file has is a decompression bomb
+                if sum(entry.file_size for entry in archive.infolist()) > epath.Path(path).stat().length:
+                    raise ValueError("it is compressed")
+            f.seek(0)
+            with np.load(f) as file:
+                arrays = {name: file[name] for name in file.files}
+        for name in names:
+            ends = arrays[f"{name}_ends"]
+            if ends.ndim != 1 or len(ends) != len(arrays[f"{names[0]}_ends"]) or arrays[name].ndim != 1:
+                raise ValueError(f"{name} has other shapes")
+            if len(ends) and (np.diff(ends, prepend=0).min() < 1 or ends[-1] != len(arrays[name])):
+                raise ValueError(f"{name}_ends are not where its texts end")
+        if labels and (arrays["label"].shape != ends.shape or not np.all(np.isin(arrays["label"], range(labels)))):
+            raise ValueError(f"label is not one of {labels}")
+        return arrays
+    except (OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
+        raise damaged(path, f"{type(e).__name__}: {e}") from e
 
 
 class Examples:
@@ -95,9 +110,13 @@ class Examples:
     """
 
     def __init__(self, cfg: Any, root: str, split: str, found: dict[str, Any]):
-        self.arrays = _arrays(str(folder(cfg, root) / f"{split}.npz"), found["hash"])
-        pairs = found["task"] == "pairs"
+        home, pairs = folder(cfg, root), found["task"] == "pairs"
         names = ("source", "target") if pairs else ("text",)
+        check(home / f"{split}.npz", found["splits"].get(split, {}).get("sha256"))
+        for file, sha256 in found.get("files", {}).items():
+            if file in ("tokenizer.json", f"{split}.jsonl"):
+                check(home / file, sha256)
+        self.arrays = _arrays(str(home / f"{split}.npz"), found["hash"], names, 0 if pairs else len(found["labels"]))
         self.lengths = {name: cfg.source_len if name == "source" else cfg.seq_len for name in names}
         self.end = found["tokenizer"]["separator"]
         sizes = {name: np.diff(self.arrays[f"{name}_ends"], prepend=0) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 from typing import Any
@@ -12,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from bigmodel.config import UsageError
-from bigmodel.data import Info, fingerprint, folder, manifest, reading
+from bigmodel.data import Info, check, damaged, expect, fingerprint, folder, manifest, reading
 
 FORMAT = 1  # of the manifest: prepare.FORMAT, which layers keep apart
 CHUNK = 2**20  # tokens counted at once
@@ -31,21 +32,23 @@ def get_config() -> ConfigDict:
 
 
 def _manifest(cfg: ConfigDict, root: str) -> dict[str, Any]:
-    found = manifest(cfg, root, "data", "SOURCE")
+    found = manifest(cfg, root, "data")
     path = folder(cfg, root) / "manifest.json"
     if found["format"] != FORMAT:
         raise UsageError(f"{str(path)!r} is of format {found['format']!r}, not {FORMAT}: prepare the data again")
     with reading(path):  # what is read from it, each in its type
-        want: dict[str, type] = {"hash": str, "dtype": str}
-        want |= {"tokenizer.kind": str, "tokenizer.file": str, "tokenizer.vocab_size": int, "tokenizer.separator": int}
-        want |= {f"splits.{s}.{k}": int for s in ("train", "validation") for k in ("tokens", "bytes")}
-        want |= {f"splits.{s}.shards": list for s in ("train", "validation")}
-        for key, kind in want.items():
-            value = found
-            for part in key.split("."):
-                value = value[part]
-            if not isinstance(value, kind):
-                raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
+        want: dict[str, type] = {"dtype": str, "tokenizer.kind": str, "tokenizer.file": str}
+        want |= {"tokenizer.vocab_size": int, "tokenizer.separator": int}
+        for split in ("train", "validation"):
+            expect(found, {**want, f"splits.{split}.tokens": int, f"splits.{split}.bytes": int})
+            expect(found, {f"splits.{split}.shards": list})
+            rows = found["splits"][split]["shards"]
+            for row in rows:
+                expect(row, {"file": str, "tokens": int})
+            if not rows or sum(row["tokens"] for row in rows) != found["splits"][split]["tokens"]:
+                raise ValueError(f"splits.{split}.tokens are not those of its shards")
+        if found["dtype"] not in ("uint8", "uint16", "uint32"):
+            raise ValueError(f"dtype is {found['dtype']!r}")
     return found
 
 
@@ -131,17 +134,20 @@ class Windows:
         self.separator = made["separator"]
         self.tokenizer = (str(home / made["file"]), made["kind"], made["vocab_size"], self.separator, found["hash"])
         dtype = np.dtype(found["dtype"]).newbyteorder("<")
-        self.shards = []
+        self.shards: list[np.ndarray] = []
+        for file, sha256 in found.get("files", {}).items():
+            check(home / file, sha256)
         for shard in found["splits"][split]["shards"]:
-            path = home / shard["file"]
-            want = shard["tokens"] * dtype.itemsize
-            have = path.stat().length if path.exists() else -1
+            path, remote = home / shard["file"], "://" in str(home)
+            check(path, None)
+            want, have = shard["tokens"] * dtype.itemsize, path.stat().length
             if have != want:
-                state = "is missing" if have < 0 else f"has {have} bytes, not {want}"
-                raise UsageError(f"shard {str(path)!r} {state}; delete it and run `bigmodel prepare` again")
-            local = "://" not in str(path)
-            data = np.memmap(path, dtype, "r") if local else np.frombuffer(path.read_bytes(), dtype)
-            self.shards.append(data)
+                raise damaged(path, f"it has {have} bytes, not {want}")
+            check(path, shard.get("sha256"))
+            content = path.read_bytes() if remote else b""
+            if remote and shard.get("sha256") not in (None, hashlib.sha256(content).hexdigest()):
+                raise damaged(path)
+            self.shards.append(np.frombuffer(content, dtype) if remote else np.memmap(path, dtype, "r"))
         self.ends = np.cumsum([len(s) for s in self.shards])
 
     def __len__(self) -> int:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bigmodel.config import UsageError
-from bigmodel.prepare import corpora, prepare, shards
+from bigmodel.config import UsageError, check_path, sealed
+from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
 
 FORMAT = 1
@@ -75,18 +75,16 @@ def table() -> list[dict[str, Any]]:
     ]
 
 
-def prepare_images(name: str, out: str, cache: str | None = None) -> dict[str, Any]:
+def prepare_images(name: str, out: str, cache: str | None = None, verify: bool = False) -> dict[str, Any]:
     """Prepares a set of images into the folder `out` and returns its manifest; at once where that is already done.
 
     Raises:
       UsageError: a package that can't be had, an unwritable `out` or one that holds something else.
     """
+    check_path("--out", out)
     root = epath.Path(out)
     with prepare.writing(out):
-        done = shards.read_json(root / "manifest.json")
-        if done is not None and done.get("arguments") != {"source": name}:
-            raise UsageError(f"{out!r} was prepared with {done.get('arguments')}; choose another --out")
-        if done is not None and all(shards.file_digest(root / f) == d for f, d in done["files"].items()):
+        if done := finished.files_of(root, name, verify):
             return done
         with prepare.working_folder(root) as work:
             return _make(name, root, work, cache)
@@ -117,5 +115,6 @@ def _make(name: str, root: epath.Path, work: Path, cache: str | None) -> dict[st
         "licence": chosen.licence,
         "hash": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
     }
+    manifest = sealed(manifest)
     shards.write_json(manifest, root / "manifest.json", work)
     return manifest

@@ -2,10 +2,11 @@
 
 Three passes: spool the documents and split them by hash; make the tokenizer; encode shards in worker processes.
 Each step is deterministic, so the same input gives the same bytes with any number of workers, and a second run after
-any interruption skips the shards that are already there and right. The manifest comes last: where it is, all is.
+any interruption skips the shards that are already there and right. The manifest comes last: where it is, all is. Beside
+it, sources.json tells by digests whether the local files of the source are still the same.
 
-Memory: about 150 bytes per document, the largest .txt file, and per worker one batch of a few MB and the largest
-document's tokens. Disk: the texts once more while it runs (in OUT/.work, removed at the end), and the shards.
+Memory: about 150 bytes per document, the largest .txt or .json file, and per worker one batch of a few MB and the
+largest document's tokens. Disk: the texts once more while it runs (in OUT/.work, removed at the end), and the shards.
 """
 
 from __future__ import annotations
@@ -27,12 +28,11 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import Retry, UsageError
-from bigmodel.prepare import documents, shards
+from bigmodel.config import Retry, UsageError, check_path, sealed
+from bigmodel.prepare import documents, finished, shards
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.tokenizer import AnyTokenizer
 
-FORMAT = 1
 OURS = r"(train|validation)-\d{5}\.(bin|idx\.npy|receipt\.json)"
 
 
@@ -48,26 +48,34 @@ def prepare(
     progress: bool = True,
     cache: str | None = None,
     limit_bytes: int = 0,
+    verify: bool = False,
 ) -> dict[str, Any]:
     """Prepares `source` into the folder `out` and returns its manifest; at once where that is already done.
 
     Args:
-      source: a corpus (corpora.names()), a .txt/.jsonl/.parquet file or a folder of them, or hf:owner/name[:config].
+      source: a corpus (corpora.names()), a file that documents.py reads, a folder of them, or hf:owner/name[:config].
       out: a folder, local or gs://.
       tokenizer: bytes, bpe, gpt2 or a path to a tokenizer.json.
       vocab_size: of bpe, the separator included; other kinds have their own.
-      validation_fraction: of documents, in (0, 1); chosen by the hash of their ids.
-      text_key: the key (.jsonl) or column (.parquet, hf:) that holds the text.
+      validation_fraction: of documents, in (0, 1); chosen by the hash of their ids. Where these would be most of the
+        text, unasked, long documents are cut into pieces first.
+      text_key: the key (.jsonl, .json) or column (.parquet, hf:) that holds the text.
       workers: processes; 0 is one per CPU core, but no more than there are shards.
       shard_tokens: bytes of text per shard, which bounds its tokens.
       cache: where packages are kept; default $BIGMODEL_CACHE, else ~/.cache/bigmodel/corpora.
       limit_bytes: stop reading after so much text (whole documents, in the source's order); 0 reads all.
+      verify: of finished work, read every file again, even one that was found whole before and hasn't changed since.
+
+    What is left out of the source, and a split far from `validation_fraction`, is said in a line on stderr. Shards that
+    are missing or damaged are made again, and nothing else is written.
 
     Raises:
-      UsageError: wrong arguments or data, an unwritable `out`, or an `out` made with other arguments.
+      UsageError: wrong arguments or data, an unwritable `out`, an `out` made with other arguments, or of a source or
+        tokenizer whose contents have changed since.
       Retry: full disk, or a worker killed; the same command continues.
     """
     check_arguments(source, tokenizer, vocab_size, validation_fraction, workers, shard_tokens, limit_bytes)
+    check_path("--out", out)
     arguments = {
         "source": source,
         "tokenizer": tokenizer,
@@ -79,11 +87,13 @@ def prepare(
     }
     root = epath.Path(out)
     with writing(out):
-        if done := existing(root, arguments):
-            return done
+        old = finished.existing(root, arguments, verify)
+        if old and not (broken := finished.damaged(root, old, verify)):
+            return old
+        if old:
+            finished.again(root, broken)
         with working_folder(root) as work:
-            (root / "manifest.json").unlink(missing_ok=True)  # one with missing shards, or there is none
-            return make(arguments, root, work, workers, progress, cache)
+            return make(arguments, old, root, work, workers, progress, cache)
 
 
 @contextmanager
@@ -95,6 +105,8 @@ def writing(out: str) -> Iterator[None]:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Retry(f"disk full while writing {out!r}; free some space, and the same command continues") from e
         raise UsageError(f"can't write {out!r}: {e.strerror or e}") from e
+    except MemoryError as e:
+        raise UsageError(f"prepare into {out!r}: not enough memory; split large files into several") from e
     except ImportError as e:  # gs:// without gcsfs, progress without rich
         raise UsageError(f"prepare into {out!r}: {' '.join(str(e).split())}") from e
     except BrokenProcessPool as e:
@@ -104,6 +116,7 @@ def writing(out: str) -> Iterator[None]:
 def check_arguments(
     source: str, tokenizer: str, vocab_size: int, fraction: float, workers: int, shard_tokens: int, limit_bytes: int
 ) -> None:
+    check_path("SOURCE", source)
     tokenizers.check(tokenizer, vocab_size)
     if not source:
         raise UsageError("prepare needs a corpus, a file or a folder; `bigmodel prepare list` shows the corpora")
@@ -113,35 +126,6 @@ def check_arguments(
     for name, (value, least) in least_values.items():
         if value < least:
             raise UsageError(f"{name}: {value} is less than {least}")
-
-
-def existing(root: epath.Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest in `root` if it was made with these arguments and its shards are there in full size; else None."""
-    path = root / "manifest.json"
-    if not path.exists():
-        return None
-    manifest = shards.read_json(path)
-    if manifest is None or manifest.get("format") != FORMAT:
-        raise UsageError(f"{str(path)!r} isn't a manifest of format {FORMAT}; choose another --out or remove it")
-    old = manifest["arguments"]
-    for key, value in arguments.items():
-        if old.get(key) != value:
-            raise UsageError(
-                f"{str(root)!r} was prepared with {key}={old.get(key)!r}, not {value!r}; choose another --out"
-            )
-    listed = manifest["sources"][0].get("listing")
-    source = arguments["source"]
-    there = Path(source).exists()  # one moved away since needs no second reading
-    if listed and there and documents.listing(documents.list_files(source)) != listed:
-        raise UsageError(f"{source!r} changed since {str(root)!r} was prepared; choose another --out")
-    width = {"uint8": 1, "uint16": 2, "uint32": 4}[manifest["dtype"]]
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            file = root / shard["file"]
-            index = root / shard["file"].replace(".bin", ".idx.npy")
-            if not file.exists() or file.stat().length != shard["tokens"] * width or not index.exists():
-                return None
-    return manifest
 
 
 @contextmanager
@@ -154,7 +138,8 @@ def working_folder(root: epath.Path) -> Iterator[Path]:
         return
     import fcntl  # POSIX only, as are the other tools here
 
-    work, new = Path(root) / ".work", not Path(root).exists()
+    work = Path(root) / ".work"
+    new = [path for path in (Path(root), *Path(root).parents) if not path.exists()]
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
         try:
@@ -165,32 +150,55 @@ def working_folder(root: epath.Path) -> Iterator[Path]:
             yield work
         finally:
             shards.remove_folder(work)
-            if new and not any(Path(root).iterdir()):
-                Path(root).rmdir()  # a mistake leaves nothing behind
+            for path in new:  # a mistake leaves nothing behind
+                if any(path.iterdir()):
+                    break
+                path.rmdir()
 
 
 def make(
-    arguments: dict[str, Any], root: epath.Path, work: Path, workers: int, progress: bool, cache: str | None
+    arguments: dict[str, Any],
+    old: dict[str, Any] | None,
+    root: epath.Path,
+    work: Path,
+    workers: int,
+    progress: bool,
+    cache: str | None,
 ) -> dict[str, Any]:
-    """All the work; `prepare` adds the checks before it and the errors around it."""
-    kind = arguments["tokenizer"]
+    """All the work; `prepare` adds the checks before it and the errors around it. `old`: damaged data's manifest."""
+    kind, fraction, seen = arguments["tokenizer"], arguments["validation_fraction"], documents.Found()
+    notes: list[str] = []
     with bars(progress) as bar:
         encoder = None if kind == "bpe" else tokenizers.ready(kind, cache)
-        name, sources, found = documents.open_source(arguments["source"], arguments["text_key"], cache)
+        name, sources, found = documents.open_source(arguments["source"], arguments["text_key"], cache, seen)
 
         # ---- read
         split_by = "document"
-        spool = fill(found, work, encoder, arguments["limit_bytes"], bar)
+        spool = fill(found, work / "documents.txt", encoder, arguments["limit_bytes"], bar, seen)
         if len(spool) == 1:
             split_by = f"piece of about {documents.PIECE} bytes or 1/16 of the text"
-            text = spool.path.read_bytes().decode()  # not read_text, which would rewrite line ends
-            spool = fill(documents.pieces(name, text), work, encoder, 0, bar)
+            spool = fill(spool.pieces([name]), work / "pieces.txt", encoder, 0, bar, seen)
         if len(set(spool.texts)) < 2:
             what = "no text" if not len(spool) else "fewer than two different documents"
-            raise UsageError(f"{arguments['source']!r} holds {what}: nothing to split into train and validation")
-        splits = spool.split(arguments["validation_fraction"])
+            why = f" (left out: {seen})" if seen.left_out else ""
+            raise UsageError(f"{arguments['source']!r} holds {what}: nothing to split into train and validation{why}")
+        splits = spool.split(fraction)
+        share = spool.share(splits["validation"])
+        if split_by == "document" and fraction <= 0.5 < share:
+            split_by = f"document, a long one by pieces of about {documents.PIECE} bytes or 1/16 of the text"
+            notes.append(f"validation would be {share:.1%} of the text: long documents are split into pieces")
+            spool = fill(spool.pieces([i.hex() for i in spool.ids]), work / "pieces.txt", encoder, 0, bar, seen)
+            splits = spool.split(fraction)
+        share = spool.share(splits["validation"])
+        if not fraction / 4 <= share <= 2 * fraction + 0.02:
+            notes.append(f"validation is {share:.2%} of the text, not {fraction:.1%}: documents are few or unequal")
 
         # ---- tokenizer
+        if seen.files:
+            sources[0]["sha256"] = seen.digest()
+            if old and old["sources"][0].get("sha256") not in (None, "", sources[0]["sha256"]):
+                raise finished.changed(arguments["source"], root)
+        (root / "manifest.json").unlink(missing_ok=True)  # written last, so that where it is, all is
         if encoder is None:
             encoder = trained(spool, splits["train"], arguments["vocab_size"], root, work, bar)
         file = ""
@@ -221,7 +229,7 @@ def make(
     # ---- manifest, last
     rows = {s: [receipts[t.name] for t in tasks if t.name.startswith(s + "-")] for s in splits}
     manifest = {
-        "format": FORMAT,
+        "format": finished.FORMAT,
         "name": name,
         "source": arguments["source"],
         "arguments": arguments,
@@ -243,9 +251,20 @@ def make(
         "licence": "; ".join(dict.fromkeys(s["licence"] for s in sources)),
         "hash": data_hash(encoder, [r["sha256"] for row in rows.values() for r in row]),
         "split_by": split_by,
+        "left_out": str(seen),
+        "files": {file: hashlib.sha256(encoder.content.encode()).hexdigest()} if file else {},
     }
     remove_stale(root, {f"{t.name}{suffix}" for t in tasks for suffix in (".bin", ".idx.npy", ".receipt.json")})
+    if seen.files:
+        shards.write_json(sealed({"files": seen.files}), root / "sources.json", work)
+    manifest = sealed(manifest)
     shards.write_json(manifest, root / "manifest.json", work)
+    if old and old["hash"] != manifest["hash"]:
+        notes.append(f"other data than before (another version of a library?): its hash was {old['hash'][:12]}")
+    for note in notes:
+        finished.say(f"{arguments['source']!r}: {note}")
+    if seen.left_out:
+        finished.say(f"left out of {arguments['source']!r}: {seen}")
     return manifest
 
 
@@ -266,10 +285,17 @@ def remove_stale(root: epath.Path, wanted: set[str]) -> None:
 # ------------------------------------------------------------------------------------- steps
 
 
-def fill(found: documents.Documents, work: Path, encoder: AnyTokenizer | None, limit: int, bar: Any) -> shards.Spool:
+def fill(
+    found: documents.Documents,
+    path: Path,
+    encoder: AnyTokenizer | None,
+    limit: int,
+    bar: Any,
+    seen: documents.Found,
+) -> shards.Spool:
     task = bar.add_task("reading", total=None)
     spool = None
-    for number, spool in enumerate(shards.spool_documents(found, work / "documents.txt", encoder, limit)):
+    for number, spool in enumerate(shards.spool_documents(found, path, encoder, limit, seen)):
         if number % 256 == 0:
             bar.update(task, description=f"reading, {len(spool)} documents")
     assert spool is not None  # it is always yielded once more when closed
@@ -281,7 +307,7 @@ def trained(
     spool: shards.Spool, train: list[int], vocab_size: int, root: epath.Path, work: Path, bar: Any
 ) -> AnyTokenizer:
     """The BPE of the train documents; an earlier run's where it had the same texts, since training takes a while."""
-    digest = hashlib.sha256(f"{FORMAT} {vocab_size} ".encode())
+    digest = hashlib.sha256(f"{finished.FORMAT} {vocab_size} ".encode())
     for i in train:
         digest.update(spool.texts[i])
     key, receipt = digest.hexdigest(), shards.read_json(root / "tokenizer.receipt.json")

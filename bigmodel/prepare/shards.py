@@ -8,11 +8,12 @@ the same documents and tokenizer, and whose files have the receipt's digests, is
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bigmodel.prepare.documents import Documents
+from bigmodel.config import UsageError
+from bigmodel.prepare.documents import piece_size, pieces
+from bigmodel.prepare.formats import Documents, Found
 from bigmodel.prepare.tokenizer import AnyTokenizer, Bytes, Subwords
 
 BATCH = 2**20  # bytes of text encoded at once
+CONTROL = bytes({*range(32), 127} - {*b"\b\t\n\v\f\r\x1b"})  # what texts don't hold but here and there
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -46,8 +50,12 @@ class Spool:
         self.texts: list[bytes] = []
         self.file = open(path, "wb")  # noqa: SIM115 (closed by close())
 
-    def add(self, document: str, text: str) -> None:
+    def add(self, document: str, text: str, dropped: int = 0) -> None:
+        """`dropped`: NUL characters that were in the text."""
         data = text.encode()
+        controls = dropped + len(data) - len(data.translate(None, CONTROL))
+        if controls > max(8, (len(data) + dropped) // 4):  # binary data, or UTF-16, half of which is NUL
+            raise UsageError(f"document {document!r} isn't text: {controls:,} of {len(data):,} bytes are control codes")
         self.starts.append(self.file.tell())
         self.sizes.append(len(data))
         self.ids.append(hashlib.sha256(document.encode("utf-8", "surrogateescape")).digest()[:16])
@@ -81,6 +89,17 @@ class Spool:
             "validation": [i for i in order if deciding[i] in held_out],
         }
 
+    def share(self, documents: Sequence[int]) -> float:
+        """How much of the text is in these documents."""
+        return sum(self.sizes[i] for i in documents) / sum(self.sizes)
+
+    def pieces(self, names: Sequence[str]) -> Documents:
+        """The documents, by their `names`, and long ones cut into pieces."""
+        target = piece_size(sum(self.sizes))
+        spans = zip(self.starts, self.sizes, strict=True)
+        for name, text in zip(names, itertools.chain.from_iterable(read_texts(self.path, spans)), strict=True):
+            yield from pieces(name, text, target)
+
     def shards(self, documents: Sequence[int], shard_tokens: int) -> Iterator[list[int]]:
         """Cuts a split into shards of about `shard_tokens` bytes of text.
 
@@ -107,7 +126,7 @@ class Spool:
         return h.hexdigest()
 
 
-def read_texts(path: Path, spans: Sequence[tuple[int, int]]) -> Iterator[list[str]]:
+def read_texts(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[list[str]]:
     """The texts at (start, bytes), in batches of about BATCH bytes."""
     batch: list[str] = []
     size = 0
@@ -123,19 +142,25 @@ def read_texts(path: Path, spans: Sequence[tuple[int, int]]) -> Iterator[list[st
         yield batch
 
 
-def spool_documents(found: Documents, path: Path, tokenizer: AnyTokenizer | None, limit: int) -> Iterator[Spool]:
+def spool_documents(
+    found: Documents, path: Path, tokenizer: AnyTokenizer | None, limit: int, seen: Found
+) -> Iterator[Spool]:
     """Fills a spool, yielding it after each document (for progress), and once more when it is closed.
 
-    Empty texts are left out. `limit`: bytes of text after which reading stops, once there are two documents; 0 is none.
+    Empty texts are left out, and counted in `seen`. `limit`: bytes of text after which reading stops, once there are
+    two documents; 0 is none.
     """
     spool = Spool(path)
     total = 0
     try:
         for document, text in found:
-            text = tokenizer.clean(text) if tokenizer else text
-            if not text.strip():
+            cleaned = tokenizer.clean(text) if tokenizer else text
+            if not cleaned.strip():
+                seen.leave_out("empty texts", repr(document))
                 continue
-            spool.add(document, text)
+            if cleaned != text:
+                seen.leave_out("NUL characters in texts", repr(document))
+            spool.add(document, cleaned, len(text) - len(cleaned))
             total += spool.sizes[-1]
             yield spool
             if 0 < limit <= total and len(spool) >= 2:
@@ -239,7 +264,7 @@ def read_json(path: epath.Path) -> dict[str, Any] | None:
     """None where there is no such file, or one that isn't a JSON object."""
     try:
         row = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

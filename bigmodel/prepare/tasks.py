@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bigmodel.config import UsageError
-from bigmodel.prepare import corpora, prepare, shards
+from bigmodel.config import UsageError, check_path, sealed
+from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
 
@@ -191,17 +191,19 @@ def prepare_task(
     vocab_size: int = 4096,
     fraction: float | None = None,
     cache: str | None = None,
+    verify: bool = False,
 ) -> dict[str, Any]:
     """Prepares a task into the folder `out` and returns its manifest; at once where that is already done.
 
     Args:
-      tokenizer, vocab_size, cache: as of `prepare.prepare`.
+      tokenizer, vocab_size, cache, verify: as of `prepare.prepare`.
       fraction: of the groups that are in validation, and of those in test; None: the task's own.
 
     Raises:
       UsageError: wrong arguments, a package that can't be had, an `out` made with other arguments.
     """
     tokenizers.check(tokenizer, vocab_size)
+    check_path("--out", out)
     fraction = TASKS[name].fraction if fraction is None else fraction
     if not 0 < fraction < 0.5:
         raise UsageError(f"validation_fraction: {fraction} isn't between 0 and 0.5")
@@ -214,26 +216,29 @@ def prepare_task(
     }
     root = epath.Path(out)
     with prepare.writing(out):
-        if done := existing(root, arguments):
+        if done := existing(root, arguments, verify):
             return done
         with prepare.working_folder(root) as work:
-            (root / "manifest.json").unlink(missing_ok=True)
             return make(arguments, root, work, cache)
 
 
-def existing(root: epath.Path, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest in `root` if it was made with these arguments and its files are there; else None."""
-    if not (root / "manifest.json").exists():
+def existing(root: epath.Path, arguments: dict[str, Any], verify: bool) -> dict[str, Any] | None:
+    """The manifest in `root` if it was made with these arguments and its files are whole; else None."""
+    path = root / "manifest.json"
+    if not path.exists():
         return None
-    manifest = shards.read_json(root / "manifest.json") or {}
-    old = manifest.get("arguments", {})
-    for key, value in arguments.items():
-        if old.get(key) != value:
-            raise UsageError(
-                f"{str(root)!r} was prepared with {key}={old.get(key)!r}, not {value!r}; choose another --out"
-            )
-    whole = all(shards.file_digest(root / f"{s}.npz") == manifest["splits"][s]["sha256"] for s in SPLITS)
-    return manifest if whole and all((root / f"{s}.jsonl").exists() for s in SPLITS) else None
+    manifest = shards.read_json(path)
+    with finished.manifest_of(path):
+        if manifest is None:
+            raise ValueError("no JSON object")
+        finished.same_arguments(root, manifest, arguments)
+        finished.same_tokenizer(root, manifest, arguments["tokenizer"])
+        digests = {f"{s}.npz": manifest["splits"][s]["sha256"] for s in SPLITS} | manifest.get("files", {})
+        broken = finished.without(root, digests, verify)
+        broken += [f"{s}.jsonl" for s in SPLITS if not (root / f"{s}.jsonl").exists()]
+    if broken:
+        finished.again(root, broken)
+    return None if broken else manifest
 
 
 def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | None) -> dict[str, Any]:
@@ -251,12 +256,14 @@ def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | N
         shards.move(work / file, root / file)
         return digest
 
+    (root / "manifest.json").unlink(missing_ok=True)  # written last, so that where it is, all is
+    files = {}
     file = "tokenizer.json" if encoder.content else ""
     if file:
-        put(file, encoder.content.encode())
+        files[file] = put(file, encoder.content.encode())
     rows = {}
     for name, examples in parts.items():
-        put(f"{name}.jsonl", "".join(line(e, task.labels) for e in examples).encode())
+        files[f"{name}.jsonl"] = put(f"{name}.jsonl", "".join(line(e, task.labels) for e in examples).encode())
         arrays = tokens(examples, encoder, task.labels)
         packed = io.BytesIO()
         np.savez(packed, **arrays)  # type: ignore[arg-type]
@@ -274,10 +281,12 @@ def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | N
             "kind": encoder.kind, "vocab_size": encoder.vocab_size, "separator": encoder.separator, "file": file,
         },
         "splits": rows,
+        "files": files,
         "sources": [source(p, a) for p, a in zip(task.packages, archives, strict=True)],
         "licence": task.licence,
         "hash": prepare.data_hash(encoder, [str(rows[s]["sha256"]) for s in SPLITS]),
     }  # fmt: skip
+    manifest = sealed(manifest)
     shards.write_json(manifest, root / "manifest.json", work)
     return manifest
 

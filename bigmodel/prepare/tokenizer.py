@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.config import UsageError, nearest
+from bigmodel.config import UsageError, check_path, nearest
 from bigmodel.prepare import corpora
 from bigmodel.prepare.registries import Package, fetch, members
 
@@ -156,6 +156,7 @@ def gpt2(cache: str | None = None) -> Subwords:
 
 def check(tokenizer: str, vocab_size: int) -> None:
     """Raises UsageError unless `tokenizer` names a kind or an existing file, and `vocab_size` suits it."""
+    check_path("tokenizer", tokenizer)
     if tokenizer == "bpe" and not 257 <= vocab_size <= 2**32:
         raise UsageError(f"vocab_size: {vocab_size} doesn't fit; bpe needs 257 (256 bytes and the separator) or more")
     if tokenizer not in ("bytes", "bpe", "gpt2") and not Path(tokenizer).is_file():
@@ -169,11 +170,15 @@ def ready(tokenizer: str, cache: str | None) -> AnyTokenizer:
         return Bytes()
     if tokenizer == "gpt2":
         return gpt2(cache)
+    return Subwords("file", read(tokenizer), repr(tokenizer))
+
+
+def read(tokenizer: str) -> str:
+    """The content of a tokenizer.json."""
     try:
-        content = Path(tokenizer).read_text(encoding="utf-8")
+        return Path(tokenizer).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"can't read tokenizer {tokenizer!r}: {getattr(e, 'strerror', None) or e}") from e
-    return Subwords("file", content, repr(tokenizer))
 
 
 def load(folder: str | Path) -> AnyTokenizer:

@@ -33,12 +33,14 @@ def prepare(args: argparse.Namespace, _: Any) -> int:
             raise UsageError(f"prepare {args.source}: takes no --tokenizer and no --validation-fraction")
         out = args.out or f"data/{args.source}"
         made = images.prepare_images if args.source in images.SETS else published.prepare_weights
-        manifest = made(args.source, out)
+        manifest = made(args.source, out, verify=args.verify)
     else:
         stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
         out = args.out or f"data/{stem}-{Path(args.tokenizer).stem}"
         if args.source in tasks.TASKS:
-            manifest = tasks.prepare_task(args.source, out, args.tokenizer, args.vocab_size, fraction)
+            manifest = tasks.prepare_task(
+                args.source, out, args.tokenizer, args.vocab_size, fraction, verify=args.verify
+            )
         else:
             manifest = job.prepare(
                 args.source,
@@ -49,6 +51,7 @@ def prepare(args: argparse.Namespace, _: Any) -> int:
                 text_key=args.text_key,
                 workers=args.workers,
                 progress=sys.stderr.isatty(),
+                verify=args.verify,
             )
     if args.json:
         print_json(manifest)
@@ -57,7 +60,7 @@ def prepare(args: argparse.Namespace, _: Any) -> int:
         counts = [f"{v:>13,} {k.replace('_', ' ')}" for k, v in row.items() if isinstance(v, int)]
         print(f"{name:>10}: {'  '.join(counts)}")
     vocabulary = f"vocabulary {manifest['tokenizer']['vocab_size']:,}, " if "tokenizer" in manifest else ""
-    print(f"{out}: {vocabulary}licence {manifest['licence']}")
+    print(f"{out}: {vocabulary}licence {manifest['licence']}{', all files verified' if args.verify else ''}")
     return 0
 
 

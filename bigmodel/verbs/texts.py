@@ -22,9 +22,13 @@ A study from text to law:
 PREPARE = """\
 Turns text into token shards and a manifest, under --out.
 
-SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .jsonl or .parquet (plain, .gz
-or .zst), or hf:OWNER/NAME, a Hugging Face dataset. Documents, not windows, are split into train and
-validation. A killed prepare continues where it was; a finished one returns at once.
+SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .md, .jsonl, .json or .parquet (the
+first four also as .gz or .zst), or hf:OWNER/NAME, a Hugging Face dataset. Documents, not windows, are split into train
+and validation; where that would put most of the text into validation, long ones are cut first. One line counts what was
+left out: other kinds of files, hidden ones, records whose text is null or missing.
+
+A killed prepare continues where it was; a finished one returns at once, if neither the source nor the tokenizer has
+changed. Shards that were damaged since are made again; --verify reads all of them, even those that look unchanged.
 
   bigmodel prepare news --out=data/news-bytes
   bigmodel prepare my_texts/ --tokenizer=bpe --vocab-size=8192 --out=data/mine-bpe

@@ -1,0 +1,264 @@
+"""The formats of documents.py's files: bytes of a file, unpacked within bounds, and the texts in them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigmodel.config import UsageError, nearest
+
+Documents = Iterator[tuple[str, str]]
+TEXT, JSON = (".txt", ".md"), (".jsonl", ".json")
+PACKED = ("", ".gz", ".zst")
+SUFFIXES = tuple(k + p for k in TEXT + JSON for p in PACKED) + (".parquet",)
+CHUNK = 2**20  # bytes
+
+# A few kB can unpack to many GB. What a packed file may unpack to: FREE bytes, or RATIO times its size if that is more
+# (text takes a third to a tenth when packed); and no document of it may have more than DOCUMENT bytes.
+FREE, RATIO, DOCUMENT = 2**28, 200, 2**32
+WINDOW = 2**31  # bytes of a .zst file's window, zstd's own maximum; its memory is only used as far as the file unpacks
+SLICE = 1024  # bytes of a .zst file unpacked at once: at most 33 MB come out of them
+
+
+@dataclass
+class Found:
+    """What reading a source tells besides its documents.
+
+    Attributes:
+      left_out: reason: how many, and the first.
+      files: of each local file: its size, the time of its last change (ns) and its SHA-256 ("" where it wasn't read).
+    """
+
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    files: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, example: str) -> None:
+        count, first = self.left_out.get(reason, (0, example))
+        self.left_out[reason] = (count + 1, first)
+
+    def digest(self) -> str:
+        """Of all files' names and contents."""
+        return hashlib.sha256(json.dumps([(name, row[2]) for name, row in self.files.items()]).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return "; ".join(f"{reason}: {n:,} (first: {first})" for reason, (n, first) in self.left_out.items())
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The file's bytes, decompressed by its last suffix. A cut or damaged file is a UsageError, never a short read, and
+    so is one that unpacks to more than it may."""
+    kind = path.suffix.lower()
+    try:
+        most = max(FREE, RATIO * path.stat().st_size)
+        if kind == ".zst":
+            unpacked = zstd_chunks(path)
+        elif kind == ".gz":
+            unpacked = file_chunks(path, gzip.open)
+        else:
+            yield from file_chunks(path)
+            return
+        for chunk in unpacked:
+            most -= len(chunk)
+            if most < 0:
+                raise UsageError(
+                    f"{str(path)!r} unpacks to more than {RATIO} times its size, as no text does; unpack it yourself "
+                    "if it is no decompression bomb"
+                )
+            yield chunk
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise UsageError(f"{str(path)!r} is damaged: {' '.join(str(e).split())}") from e
+    except OSError as e:
+        raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
+
+
+def file_chunks(path: Path, opener: Any = open) -> Iterator[bytes]:
+    with opener(path, "rb") as f:
+        while chunk := f.read(CHUNK):
+            yield chunk
+
+
+def zstd_chunks(path: Path) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise UsageError(f"reading {path.name} needs zstandard: pip install zstandard") from None
+    # decompressobj, frame by frame: zstandard's stream_reader takes a cut file for a short one
+    new = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj
+    frame, inside = new(), False
+    for chunk in file_chunks(path):
+        for begin in range(0, len(chunk), SLICE):
+            data = chunk[begin : begin + SLICE]
+            while data:
+                try:
+                    yield frame.decompress(data)
+                except zstandard.ZstdError as e:
+                    if "too much memory" in str(e):
+                        raise UsageError(
+                            f"{str(path)!r} needs a window of more than {WINDOW:,} bytes, which is the most that is "
+                            "read here: pack it again with `zstd --long=31` or less"
+                        ) from e
+                    raise UsageError(f"{str(path)!r} is damaged: {e}") from e
+                inside = not frame.eof
+                data = frame.unused_data if frame.eof else b""
+                frame = new() if frame.eof else frame
+    if inside:
+        raise UsageError(f"{str(path)!r} is damaged: it ends inside a zstd frame")
+
+
+def whole(path: Path) -> bytes:
+    """All of a file, as one document."""
+    parts, size = [], 0
+    for chunk in chunks(path):
+        parts.append(chunk)
+        size += len(chunk)
+        if size > DOCUMENT and path.suffix.lower() in PACKED[1:]:
+            raise too_long(repr(str(path)))
+    return b"".join(parts)
+
+
+def too_long(where: str) -> UsageError:
+    return UsageError(f"{where} unpacks to more than {DOCUMENT:,} bytes, the most that a document may have: split it")
+
+
+def utf8(data: bytes, path: Path, offset: int) -> str:
+    """Decodes; `offset` is where `data` starts in the (decompressed) file, for the message."""
+    if (zero := data.find(b"\0")) >= 0:  # valid UTF-8, but what UTF-16 and binary files have and text doesn't
+        raise UsageError(
+            f"{str(path)!r} isn't text in UTF-8 (byte {offset + zero} is 0); if it is UTF-16, convert it with "
+            "`iconv -f UTF-16 -t UTF-8`"
+        )
+    try:
+        return data.decode().removeprefix("\ufeff") if offset == 0 else data.decode()
+    except UnicodeDecodeError as e:
+        bad = data[e.start]
+        raise UsageError(f"{str(path)!r} isn't UTF-8: byte {offset + e.start} is 0x{bad:02x} ({e.reason})") from None
+
+
+Records = Iterator[tuple[int, str, Any]]  # number, where it is, for messages, and what json.loads made of it
+
+
+def texts(rows: Records, name: str, path: Path, text_key: str, seen: Found, strict: bool) -> Documents:
+    """The texts of a file's records. `strict`: each must be an object, and one at least have `text_key`."""
+    known, hint = not strict, None
+    for number, where, row in rows:
+        if not isinstance(row, dict) and strict:
+            raise UsageError(f"{where} isn't a JSON object but a {type(row).__name__}")
+        text = row.get(text_key) if isinstance(row, dict) else None
+        if text is None:
+            likely = "" if not isinstance(row, dict) or text_key in row else nearest(text_key, row)
+            hint, known = likely if hint is None else hint, known or text_key in row
+            seen.leave_out(f"records without {text_key!r}", f"{name}:{number}{likely}")
+            continue
+        known = True
+        if not isinstance(text, str):
+            raise UsageError(f"{where}: {text_key!r} is a {type(text).__name__}, not a string")
+        if re.search("[\ud800-\udfff]", text):
+            raise UsageError(f"{where}: {text_key!r} holds half a surrogate pair, which isn't text")
+        yield f"{name}:{number}", text
+    if not known and hint is not None:
+        raise UsageError(f"{str(path)!r}: no record has a key {text_key!r}{hint}; choose with --text-key")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of what isn't empty."""
+    offset = 0
+    lines = io.BufferedReader(Stream(chunks(path)), CHUNK)
+    for number in itertools.count(1):
+        if not (raw := lines.readline(DOCUMENT + 1)):
+            return
+        if len(raw) > DOCUMENT:
+            raise too_long(f"{str(path)!r} line {number}")
+        line, offset = utf8(raw, path, offset), offset + len(raw)
+        if line.strip():
+            yield number, line
+
+
+def json_lines(path: Path) -> Records:
+    for number, line in read_lines(path):
+        where = f"{str(path)!r} line {number}"
+        yield number, where, parsed(line, where)
+
+
+def json_items(path: Path) -> Records:
+    found = parsed(utf8(whole(path), path, 0), repr(str(path)))
+    for number, row in enumerate(found if isinstance(found, list) else [found], 1):
+        yield number, f"{str(path)!r} item {number}", row
+
+
+def has_lines(path: Path) -> bool:
+    """Whether a .json file is one of JSON lines: its first line is a whole object."""
+    _, line = next(read_lines(path), (0, ""))
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise UsageError(f"{where} isn't JSON: {e}") from None
+    except (RecursionError, ValueError) as e:  # a number of more than 4,300 digits is a ValueError
+        raise UsageError(f"{where} isn't usable JSON: {e}") from None
+
+
+class Stream(io.RawIOBase):
+    """A file of the chunks, so that BufferedReader finds the lines."""
+
+    def __init__(self, source: Iterator[bytes]):
+        self.source, self.rest = source, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.rest:
+            chunk = next(self.source, None)
+            if chunk is None:
+                return 0
+            self.rest = chunk
+        size = min(len(buffer), len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+
+def read_parquet(name: str, path: Path, text_key: str, seen: Found) -> Documents:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UsageError(f"reading {path.name} needs pyarrow: pip install pyarrow") from None
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if text_key not in schema.names:
+                raise UsageError(
+                    f"{str(path)!r} has no column {text_key!r}{nearest(text_key, schema.names)}; choose with --text-key"
+                )
+            kind = schema.field(text_key).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a category of pandas
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UsageError(f"{str(path)!r}: column {text_key!r} is {kind}, not string")
+            for batch in file.iter_batches(batch_size=1024, columns=[text_key]):
+                for value in batch.column(0):
+                    number += 1
+                    text = value.as_py()
+                    if text is None:
+                        seen.leave_out(f"records without {text_key!r}", f"{name}:{number}")
+                    else:
+                        yield f"{name}:{number}", text
+    except UnicodeDecodeError:
+        raise UsageError(f"{str(path)!r} row {number}: column {text_key!r} isn't UTF-8") from None
+    except (pa.ArrowException, OSError) as e:
+        raise UsageError(f"{str(path)!r} isn't a readable parquet file: {' '.join(str(e).split())[:200]}") from e
