@@ -17,8 +17,8 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, parametrize, tree
-from bigmodel.config import HORIZONS, NoData, UsageError, choose, flatten, nearest
-from bigmodel.track import read_json
+from bigmodel.config import HORIZONS, NoData, UsageError, choose, flatten, nearest, note
+from bigmodel.track import read_result
 
 
 def get_config() -> tuple[ConfigDict, ConfigDict]:
@@ -89,7 +89,7 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
       UsageError: an unknown or missing key, an impossible value, data that isn't there or isn't enough.
     """
     config = config.copy_and_resolve_references()
-    _check_keys(config)
+    fill(config)
     family, source = models.family(config.family), data.source(config.data.source)
     config.unlock()
     if reads:
@@ -117,8 +117,12 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     return frozen
 
 
-def _check_keys(config: ConfigDict) -> None:
-    """A config read from JSON, or written by hand, has exactly the keys of today's defaults."""
+def fill(config: ConfigDict, quiet: bool = False) -> None:
+    """Gives a config the options that it lacks, as one of an earlier version does, at their defaults: one line says so.
+
+    Raises:
+      UsageError: it has a key that there isn't, or a value of another type.
+    """
     for section in ("family", "data"):
         if section not in config:
             raise UsageError(f"config has no section {section!r}")
@@ -126,11 +130,19 @@ def _check_keys(config: ConfigDict) -> None:
         raise UsageError(f"config.data={config.data!r} is not a section of keys")
     if "source" not in config.data:
         raise UsageError("config has no key 'data.source'")
-    want, have = flatten(base(config.family, config.data.source)), flatten(config)
+    defaults = base(config.family, config.data.source)
+    want, have = flatten(defaults), flatten(config)
     for key in sorted(have.keys() - want.keys()):
         raise UsageError(f"config has an unknown key {key!r}{nearest(key, want)}")
-    for key in sorted(want.keys() - have.keys()):
-        raise UsageError(f"config lacks the key {key!r}: was it written by another version?")
+    if lacking := sorted(want.keys() - have.keys()):
+        own = config.to_dict()
+        with config.unlocked(), config.ignore_type():
+            config.update(defaults)
+            config.update(own)
+        have = flatten(config)
+        if not quiet:
+            filled = ", ".join(f"{key}={want[key]!r}" for key in lacking)
+            note(f"the config lacks options, as one of an earlier version does; filled in: {filled}")
     for key, value in want.items():
         if type(have[key]) is not type(value):
             raise UsageError(f"config.{key}={have[key]!r}: expected {type(value).__name__}, as in {value!r}")
@@ -162,10 +174,13 @@ def _check_train(config: ConfigDict) -> None:
         raise UsageError(
             f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
         )
-    if carries(config.model) and (train.microbatch or train.noise_scale):
-        raise UsageError(
-            "config.model.carry: each row of a batch has its own state; no train.microbatch, no noise_scale"
-        )
+    if not models.family(config.family).decomposes(config.model):
+        why = "of this model an example's loss depends on the whole batch"
+        for key in ("microbatch", "noise_scale"):
+            if train[key]:
+                raise UsageError(f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches")
+        if train.batch_size == 1 and not carries(config.model):
+            raise UsageError(f"config.train.batch_size=1: {why}: use at least 2")
     given = [k for k in HORIZONS if train[k]]
     if len(given) != 1:
         said = f"{', '.join(given)} are" if given else "none is"
@@ -179,15 +194,26 @@ def _check_train(config: ConfigDict) -> None:
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: {meaning})")
     if train.init_from:
         published = train.init_from.endswith(".safetensors")
-        start = {"run_id": digest(train.init_from)} if published else read_json(f"{train.init_from}/result.json")
+        if published:
+            _check_published(config)
+        start = {"run_id": digest(train.init_from)} if published else read_result(train.init_from)
         if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
-            raise UsageError(f"config.train.init_from={train.init_from!r}: no finished run there (no result.json)")
+            there = [] if "://" in train.init_from else sorted(epath.Path(train.init_from).glob("*.safetensors"))
+            hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
+            raise UsageError(
+                f"config.train.init_from={train.init_from!r}: no finished run there (no result.json){hint}"
+            )
         found = start["run_id"] if start else train.init_fingerprint
         if train.init_fingerprint not in ("", found):
             raise UsageError(
                 f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
             )
         train.init_fingerprint = found
+    elif train.init_fingerprint:  # which decides the run id
+        raise UsageError(
+            f"config.train.init_fingerprint={train.init_fingerprint!r} names what to start from, and train.init_from "
+            "is empty: to start afresh, --config.train.init_fingerprint="
+        )
     if train.init_only:
         paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
         try:
@@ -201,6 +227,19 @@ def _check_train(config: ConfigDict) -> None:
     choose("config.run.attention", run.attention, ["auto", "plain", "splash", "cudnn"])
     if run.loss_chunks < 0:
         raise UsageError(f"config.run.loss_chunks={run.loss_chunks}: must not be negative (0: by size)")
+
+
+def _check_published(config: ConfigDict) -> None:
+    """Refuses published weights where none can be meant, before anything is read."""
+    where, model = f"config.train.init_from={config.train.init_from!r}", config.model
+    if not models.family(config.family).WEIGHTS:
+        raise UsageError(f"{where}: family {config.family!r} has no map of published names; start from a run's folder")
+    base = ("base_width", "width"), ("base_depth", "depth"), ("base_num_heads", "num_heads")
+    if model.get("parametrization", "standard") != "standard" and any(model[a] != model[b] for a, b in base):
+        raise UsageError(
+            f"{where}: published weights aren't scaled, as config.model.parametrization={model.parametrization!r} does "
+            f"from model.base_width={model.base_width}; use --config.model.parametrization=standard"
+        )
 
 
 def digest(path: str) -> str:
@@ -237,7 +276,6 @@ class Budget:
     flops_6nd: float  # 6 N D with N non-embedding (Kaplan et al. 2020)
     flops_per_step: float
     state_bytes: int  # float32 parameters, gradients, optimizer moments
-    bytes_per_unit: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -387,8 +425,6 @@ def derive(config: FrozenConfigDict) -> Budget:
         flops_6nd=6.0 * nonembedding * steps * per_step,
         flops_per_step=flops_per_step,
         state_bytes=state_bytes(config.family, config.model, config.optim),
-        # Of a masked objective no sum over a text is a likelihood of it.
-        bytes_per_unit=info.bytes_per_unit if family.likelihood(config.model) else 0.0,
     )
 
 

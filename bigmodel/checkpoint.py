@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bigmodel import tree
-from bigmodel.config import Retry, UsageError
+from bigmodel.config import Retry, UsageError, is_whole, note, sealed
 
 # orbax reports each file at INFO and WARNING, and at ERROR the traceback of what it raises anyway.
 for name in ("absl", "asyncio"):
@@ -57,24 +57,52 @@ class Checkpoints:
         """Starts writing; returns once the arrays are copied. Errors of an earlier save surface here."""
         # The next step is given these buffers to overwrite, and on a CPU the writer would share them.
         state = jax.tree.map(jnp.copy, state)
-        meta = {**meta, "crc32": _sums(state)}
+        meta = sealed({**meta, "arrays": _sums(state)})
         with _disk(self.folder):
             self.manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
             )
 
+    def restore_latest(self, shapes: Any, shardings: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, meta) of the newest step that is whole, laid out as `shardings` says; None where there is none.
+
+        Newer steps that are damaged are put aside, as `damaged-STEP` beside the others, and that is noted.
+
+        Raises:
+          UsageError: no step can be restored; or the newest is another model's, or can't be read.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        damaged: list[int] = []
+        for i, step in enumerate(steps):
+            try:
+                found = self._restore(step, shapes, shardings)
+            except _Damaged as e:
+                if i + 1 == len(steps) or jax.process_count() > 1:  # processes would have to agree
+                    raise
+                note(f"{e}; going on from the one of step {steps[i + 1]}")
+                damaged.append(step)
+                continue
+            for other in damaged:
+                epath.Path(self.folder, str(other)).rename(epath.Path(self.folder, f"damaged-{other}"))
+            if damaged:
+                self.manager.reload()
+            return step, *found
+        return None
+
     def restore(self, step: int, shapes: Any, shardings: Any) -> Any:
         """The state of `step`, laid out as `shardings` says, whatever mesh wrote it."""
+        return self._restore(step, shapes, shardings)[0]
+
+    def _restore(self, step: int, shapes: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
         try:
             out = self.manager.restore(step, args=args)
-            _verify(out["state"], out["meta"]["crc32"])
+            _verify(out["state"], out["meta"])
         except Exception as e:
-            reason = _difference(self.manager, step, shapes) or _first_line(e)
-            raise UsageError(f"checkpoint {self.folder}/{step} can't be restored: {reason}") from e
-        return out["state"]
+            raise _error(f"{self.folder}/{step}", _difference(self.manager, step, shapes), e) from e
+        return out["state"], out["meta"]
 
     def wait(self) -> None:
         with _disk(self.folder):
@@ -96,7 +124,11 @@ def _sums(state: Any) -> dict[str, int]:
     return {tree.path_of(p): zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data) for p, x in leaves}
 
 
-def _verify(state: Any, saved: dict[str, int]) -> None:
+def _verify(state: Any, meta: dict[str, Any]) -> None:
+    old = isinstance(meta["crc32"], dict)  # checkpoints of before had the arrays' sums there, and no seal
+    if not old and not is_whole(meta):
+        raise ValueError("what is noted beside it is damaged: its checksum differs")
+    saved = meta["crc32"] if old else meta["arrays"]
     for path, crc in _sums(state).items() if saved else ():
         if crc != saved[path]:
             raise ValueError(f"{path} is damaged: its checksum is {crc}, {saved[path]} was saved")
@@ -126,6 +158,21 @@ def _let_others_end_unheard() -> None:
         _uncaught, sys.excepthook = sys.excepthook, _show_uncaught
 
 
+class _Damaged(UsageError):
+    """A checkpoint whose bytes aren't those that were saved."""
+
+
+def _error(path: str, difference: str, e: Exception) -> UsageError:
+    """What to raise of a checkpoint that can't be restored. Another model, a device without room and a disk that can't
+    be read are no damage: the checkpoint stays as it is."""
+    text = f"checkpoint {path} can't be restored: {difference or _first_line(e)}"
+    first: BaseException = e
+    while first.__cause__ is not None:
+        first = first.__cause__
+    unread = isinstance(first, OSError) and not isinstance(first, FileNotFoundError)
+    return UsageError(text) if difference or unread or "RESOURCE_EXHAUSTED" in str(e) else _Damaged(text)
+
+
 def _first_line(e: BaseException) -> str:
     while e.__cause__ is not None:
         e = e.__cause__
@@ -147,6 +194,14 @@ def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any, part: bo
         if want.get(path) != have.get(path):
             return f"{path} is {have.get(path, 'absent')} there and {want.get(path, 'absent')} here"
     return ""
+
+
+def parameters(folder: str) -> list[str]:
+    """Paths of the parameters in the latest step under `folder`."""
+    where = folder if "://" in folder else str(epath.Path(folder).resolve())
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    manager = ocp.CheckpointManager(where, options=options, item_handlers={"state": ocp.PyTreeCheckpointHandler()})
+    return tree.paths(manager.item_metadata(manager.latest_step())["state"]["params"])
 
 
 def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
@@ -178,8 +233,7 @@ def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
                 ),
             ),
         )
-        _verify(out["state"], out["meta"]["crc32"])
+        _verify(out["state"], out["meta"])
     except Exception as e:
-        reason = _difference(manager, step, shapes, True) or _first_line(e)
-        raise UsageError(f"checkpoint {folder}/{step} can't be restored: {reason}") from e
+        raise _error(f"{folder}/{step}", _difference(manager, step, shapes, True), e) from e
     return out["state"]

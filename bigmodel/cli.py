@@ -73,7 +73,9 @@ def parser() -> Parser:
 
     p = verb("train", texts.TRAIN)
     with_config(p)
-    p.add_argument("--runs", default="runs", help="folder of runs, local or gs://")
+    p.add_argument(
+        "--runs", help="folder of runs, local or gs:// (default: runs; of a run's own config.json, where that run is)"
+    )
     p.add_argument("--name", default="", help="shown by W&B and the progress line")
     devices(p)
     several(p)
@@ -84,6 +86,7 @@ def parser() -> Parser:
     p.add_argument("--runs", default="runs")
     p.add_argument("--workers", type=int, default=1, help="processes that share the rows")
     p.add_argument("--retry-failed", action="store_true")
+    p.add_argument("--write", action="store_true", help="plan: add the rows to the folder's plan.jsonl")
     p.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     devices(p)
 
@@ -125,6 +128,9 @@ def parser() -> Parser:
         p.add_argument(f"--{name}", metavar="COLUMN", help=f"column of {meaning}")
     p.add_argument("--columns", default="", metavar="NAME=COLUMN,...", help="columns of other letters, U=unique_tokens")
     p.add_argument("--where", default="", metavar="COLUMN=VALUE,...", help="only the runs with these values")
+    p.add_argument("--drop", default="", metavar="ROW,...", help="leave out rows, by number in the table or run id")
+    p.add_argument("--run", default="", metavar="COLUMN", help="says which run a row is of; none: each row is a run")
+    p.add_argument("--earlier", action="store_true", help="also a sweep's runs of its earlier versions")
     p.add_argument("--count", default="", choices=["total", "nonembedding", "kaplan"], help="which parameters N counts")
     p.add_argument("--flops", default="", choices=["exact", "6nd"], help="what C is: of the modules, or 6 N D")
     p.add_argument("--delta", type=float, default=1e-3, help="Huber's, on log L")
@@ -143,6 +149,7 @@ def parser() -> Parser:
     p.add_argument("file", help="the sweep file, or a folder of runs")
     p.add_argument("--runs", default="runs")
     p.add_argument("--law", default="chinchilla")
+    p.add_argument("--earlier", action="store_true", help="also the runs of earlier versions of the sweep")
     p.add_argument("--out", help="folder to write (default: RUNS/<sweep>/report)")
 
     p = verb("plan", texts.PLAN)

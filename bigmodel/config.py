@@ -1,4 +1,4 @@
-"""Configs: load a file, apply strict overrides, freeze, hash, round-trip through JSON.
+"""Configs: load a file, apply strict overrides, round-trip through JSON; the error types, files, notes to the user.
 
 A config is an `ml_collections.ConfigDict` of six sections:
 
@@ -9,8 +9,8 @@ A config is an `ml_collections.ConfigDict` of six sections:
     train    how much: batch, tokens, seed            (defaults: budget.get_config())
     run      where and how it executes: mesh, checkpoints, logging, data folder
 
-The run id is the hash of everything but `run`: where a run executes doesn't change what it is, so
-the same id resumes on another mesh, machine or folder.
+The run id is the hash of everything but `run` (identity.py): where a run executes doesn't change what it is,
+so the same id resumes on another mesh, machine or folder.
 
 Layer 0: imports nothing of bigmodel, and no JAX, so that every wing can use it.
 """
@@ -21,11 +21,11 @@ import ast
 import contextlib
 import difflib
 import errno
-import hashlib
 import importlib.util
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import zlib
@@ -58,6 +58,16 @@ class Retry(Exception):
 
 class Busy(Retry):
     """Another process is at this very run: whoever goes through many runs passes on to the next."""
+
+
+_noted: set[str] = set()
+
+
+def note(text: str) -> None:
+    """Says one line on stderr, once a process: what was left out, replaced or not found, where work goes on."""
+    if text not in _noted:
+        _noted.add(text)
+        print(f"bigmodel: note: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -183,10 +193,9 @@ def without_code(config: ConfigDict, where: Any, overrides: Iterable[tuple[str, 
     run = config.get("run")
     if isinstance(run, ConfigDict) and run.get("executable"):
         if "run.executable" not in dict(overrides):
-            print(
-                f"bigmodel: {str(where)!r} names run.executable={run.executable!r}: ignored, because it can run code; "
-                "name it on the command line to use it",
-                file=sys.stderr,
+            note(
+                f"{str(where)!r} names run.executable={run.executable!r}: ignored, because it can run code; "
+                "name it on the command line to use it"
             )
         run.executable = ""
     return config
@@ -202,6 +211,39 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 def is_whole(record: dict[str, Any]) -> bool:
     """Whether a record has the "crc32" that `sealed` gave it. True where there is none: older files have no seal."""
     return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
+
+
+def read_plan(folder: Any) -> list[dict[str, Any]]:
+    """The rows of a sweep's plan.jsonl, with those that a later plan superseded.
+
+    Raises:
+      UsageError: there is no plan, or it is damaged or cut.
+    """
+    path = folder / "plan.jsonl"
+    again = "`bigmodel sweep plan FILE.py` writes it again"
+    try:
+        lines = path.read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan FILE.py` first") from e
+    except OSError as e:
+        raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            # Ids become names of folders, arguments of commands and parts of scripts.
+            whole = is_whole(row) and re.fullmatch(r"[A-Za-z0-9][\w-]*", row["run_id"], re.ASCII)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            whole = None
+        if not whole:
+            raise UsageError(f"{str(path)!r} line {number} is damaged; {again}")
+        rows.append(row)
+    total = max((n for row in rows if isinstance(n := row.get("rows"), int)), default=1)
+    if len(rows) < total:
+        raise UsageError(
+            f"{str(path)!r} holds {len(rows)} of {total} rows; {again}" if rows else f"{str(path)!r} is empty; {again}"
+        )
+    return rows
 
 
 def install(package: str) -> str:
@@ -320,7 +362,7 @@ def parse_flags(args: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     return pairs, rest
 
 
-# ------------------------------------------------------------------------------ JSON and hash
+# --------------------------------------------------------------------------------------- JSON
 
 
 def to_json(config: ConfigDict) -> str:
@@ -332,11 +374,25 @@ def from_json(text: str, path: str = "config") -> ConfigDict:
     """The config of `to_json`'s text. `path` is named in errors."""
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{path!r} is not JSON: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"{path!r} is not JSON: {e or type(e).__name__}") from e
     if not isinstance(tree, dict):
         raise UsageError(f"{path!r} is not a JSON object")
+    if not is_whole(tree):
+        raise UsageError(
+            f"{path!r} is damaged, or was edited: its checksum differs; to use it as it is, remove its line 'crc32'"
+        )
+    tree.pop("crc32", None)
+    if dotted := _dotted(tree):
+        raise UsageError(f"{path!r}: the key {dotted!r} has a dot: write sections within sections")
     return ConfigDict(_tuples(tree))
+
+
+def _dotted(tree: Any) -> str:
+    """A key with a dot in it, which would be taken for a path; "" if there is none."""
+    if not isinstance(tree, dict):
+        return ""
+    return next((found for key, value in tree.items() if (found := key if "." in key else _dotted(value))), "")
 
 
 def _tuples(value: Any) -> Any:
@@ -344,12 +400,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def run_id(config: ConfigDict) -> str:
-    """12 hex digits of the SHA-256 of everything but the `run` section, and but where a run to start from is, which its
-    fingerprint names."""
-    tree = {k: v for k, v in config.to_dict().items() if k != "run"}
-    if tree.get("train", {}).get("init_fingerprint"):
-        tree["train"] = {k: v for k, v in tree["train"].items() if k != "init_from"}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

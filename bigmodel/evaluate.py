@@ -44,7 +44,7 @@ def restore(folder: str, data_dir: str = "") -> Run:
       UsageError: no finished run there, or one whose data or checkpoint can't be read.
     """
     home = epath.Path(folder)
-    result = track.read_json(home / "result.json")
+    result = track.read_result(home)
     if result is None:
         raise UsageError(f"no finished run at {folder!r} (no result.json)")
     frozen = budget.finalize(config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else []))
@@ -61,7 +61,8 @@ def restore(folder: str, data_dir: str = "") -> Run:
 def _batches(examples: Any, size: int, limit: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """(batch, how many of it count) of the first `limit` examples, 0: of all."""
     for batch in loader.eval_batches(examples, size, limit, (0, size)):
-        yield batch, int(batch.pop("weight").sum())
+        counted = int(batch.pop("weight").sum())
+        yield batch, counted
 
 
 # ------------------------------------------------------------------------------- running text
@@ -112,10 +113,10 @@ def classes(run: Run, split: str = "test", limit: int = 0) -> tuple[np.ndarray, 
 
 
 def labels(run: Run) -> list[str]:
-    """The classes' names, where the data has such."""
-    home = epath.Path(run.config.run.data_dir) / str(run.config.data.name)
-    manifest = track.read_json(home / "manifest.json") or {}
-    return manifest.get("labels") or [str(k) for k in range(run.config.model.num_classes)]
+    """The classes' names: those of the data's manifest, and numbers where the source has none."""
+    if run.config.data.source == "tables":
+        return [str(k) for k in range(run.config.model.num_classes)]
+    return data.manifest(run.config.data, run.config.run.data_dir, "data", str(run.config.data.name))["labels"]
 
 
 # -------------------------------------------------------------------------------- translations

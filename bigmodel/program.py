@@ -19,6 +19,7 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import budget, config, models, optim, sharding
 from bigmodel.config import UsageError
+from bigmodel.models import losses
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Program:
     """The compiled side of a run. Runs whose static parts agree share one, and so its compilations."""
 
     init: Any  # key -> state
-    step: Any  # state, batch, rate, key -> state, metrics
-    evaluate: Any  # variables, batch -> metrics
+    step: Any  # state, batch, rate, key -> state, metrics as means
+    evaluate: Any  # variables, batch -> metrics, each as (sum, weight)
     shapes: Any
     shardings: Any
 
@@ -47,13 +48,14 @@ CACHED_TOKENS = 512  # by config.train.microbatch, widths 64 to 256: 256 and 204
 
 
 def _microbatch(cfg: Any, mesh: Mesh) -> int:
-    """Examples whose gradients are taken at once: as the config says, else the batch.
+    """Examples whose gradients are taken at once: as the config says, else the batch; of a loss that doesn't decompose
+    into its examples', always the batch.
 
     On one CPU device it is as few as make CACHED_TOKENS tokens: activations then stay in the caches between the
     forward and the backward pass, which takes a third off the time of a step. Elsewhere the batch is memory's to bound.
     """
     B = cfg.train.batch_size
-    if budget.carries(cfg.model):  # its rows have a state each
+    if not models.family(cfg.family).decomposes(cfg.model):
         return B
     if cfg.train.microbatch or mesh.size > 1 or mesh.devices.flat[0].platform != "cpu" or "seq_len" not in cfg.model:
         return cfg.train.microbatch or B
@@ -160,38 +162,37 @@ def build(static: str, mesh: Mesh) -> Program:
         return jax.tree.map(lambda g: g.astype(cfg.train.grad_dtype), grads), aux
 
     def accumulated(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        """Gradient and metrics of the whole batch, M examples at a time: means weighted by `weight`."""
+        """Gradient and metrics of the whole batch, M examples at a time: gradients of means by their loss's weight."""
         # Strided rows, so that every micro-batch lies over all devices as the batch does.
         micro = jax.tree.map(lambda x: x.reshape(M, B // M, *x.shape[1:]).swapaxes(0, 1), batch)
 
-        def body(carry: Any, xs: Any) -> Any:
+        def body(carry: Any, part: Any) -> Any:
             total, model_state = carry
-            i, part = xs
             part = {k: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)) for k, x in part.items()}
-            grads, (metrics, new_state) = gradient(params, model_state, part, jax.random.fold_in(key, i))
-            metrics = dict(metrics)
-            w = metrics.pop("weight")
+            grads, (metrics, new_state) = gradient(params, model_state, part, key)
+            w = metrics["loss"][1]
             if cfg.train.noise_scale:
-                metrics["micro_grad_square"] = jnp.square(optax.global_norm(grads))
-            weighted = jax.tree.map(lambda x: (x * w).astype(x.dtype), (grads, metrics))
-            return (jax.tree.map(jnp.add, total, (*weighted, w)), new_state or model_state), None
+                metrics = {**metrics, "micro_grad_square": (w * jnp.square(optax.global_norm(grads)), w)}
+            weighted = jax.tree.map(lambda x: (x * w).astype(x.dtype), grads)
+            return (jax.tree.map(jnp.add, total, (weighted, metrics)), new_state or model_state), None
 
         grad_shapes, (metric_shapes, _) = jax.eval_shape(
             gradient, params, model_state, jax.tree.map(lambda x: x[0], micro), key
         )
-        metric_shapes = {k: v for k, v in metric_shapes.items() if k != "weight"}
         if cfg.train.noise_scale:
-            metric_shapes["micro_grad_square"] = jax.ShapeDtypeStruct((), "float32")
+            metric_shapes["micro_grad_square"] = metric_shapes["loss"]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes))
-        carry = ((*zeros, jnp.zeros(())), model_state)
-        ((grads, metrics, weight), model_state), _ = jax.lax.scan(body, carry, (jnp.arange(B // M), micro))
-        grads, metrics = jax.tree.map(lambda x: (x / weight).astype(x.dtype), (grads, metrics))
-        return grads, ({**metrics, "weight": weight}, model_state)
+        ((grads, metrics), model_state), _ = jax.lax.scan(body, (zeros, model_state), micro)
+        grads = jax.tree.map(lambda x: (x / metrics["loss"][1]).astype(x.dtype), grads)
+        return grads, (metrics, model_state)
 
     def step(state: Any, batch: Any, rate: jax.Array, key: jax.Array) -> Any:
+        # What is random is a function of the step and of the example's row: no micro-batch or mesh changes it.
         key = jax.random.fold_in(key, state["step"])
+        batch = {**batch, "row": jnp.arange(B)}
         take = gradient if M == B else accumulated
         grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
+        report = {name: losses.mean(metric) for name, metric in metrics.items()}
         if mesh.devices.flat[0].platform == "tpu":
             parts = jax.tree.map(lambda placed: placed.spec, shardings["params"])
             grads = jax.shard_map(_as_stored, mesh=mesh, in_specs=(parts,), out_specs=parts, check_vma=False)(grads)
@@ -201,7 +202,7 @@ def build(static: str, mesh: Mesh) -> Program:
             norm = (1 + grad_norm) / (1 - cfg.optim.momentum)
         else:
             norm = optax.global_norm(updates)
-        loss, guard = metrics["loss"], state["guard"]
+        loss, guard = report["loss"], state["guard"]
         first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
         high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)
         # A step that isn't finite, or is one high loss too many, changes nothing, nor does any after it: the last
@@ -217,7 +218,6 @@ def build(static: str, mesh: Mesh) -> Program:
         }
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
         new["guard"]["ok"] = ok
-        report = {k: v for k, v in metrics.items() if k != "weight"}
         if cfg.train.noise_scale:
             report.update(_noise(report.pop("micro_grad_square"), jnp.square(grad_norm), M, B))
         return new, {**report, "grad_norm": grad_norm, "ok": ok}

@@ -84,6 +84,13 @@ class Line:
             sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
+    def say(self, text: str) -> None:
+        """A line that stays, above the live one."""
+        if not self.quiet:
+            self.close()
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
     def close(self) -> None:
         if self.drawn:
             sys.stderr.write("\r\x1b[K")

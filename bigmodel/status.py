@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import claims, track
+from bigmodel import claims, config, track
 from bigmodel.config import UsageError
 from bigmodel.words import human
 
@@ -18,23 +18,27 @@ def folder_of(path: str, runs: str) -> epath.Path:
     return epath.Path(runs) / Path(path).stem if path.endswith(".py") else epath.Path(path)
 
 
-def read_plan(folder: epath.Path) -> list[dict[str, Any]]:
-    plan = track.read_rows(folder / "plan.jsonl")
-    if not plan:
-        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan` or `sweep run` first")
-    return plan
-
-
 def status(folder: epath.Path) -> list[dict[str, Any]]:
     """One dict a planned row: its plan, 'state', and the result or the latest metrics.
 
     state: done, diverged, failed, running (a live process holds its claim), interrupted, pending.
+
+    Raises:
+      UsageError: there is no plan, or it is damaged.
     """
-    return [{**row, **state_of(folder / row["run_id"])} for row in read_plan(folder)]
+    plan = config.read_plan(folder)
+    for row in plan:
+        for key, kind in (("overrides", dict), ("params", int), ("tokens", int), ("steps", int)):
+            if not isinstance(row.get(key), kind):
+                raise UsageError(
+                    f"{str(folder / 'plan.jsonl')!r}: {key!r} of {row['run_id']} is {row.get(key)!r}; "
+                    "`bigmodel sweep plan FILE.py` writes it again"
+                )
+    return [{**row, **state_of(folder / row["run_id"])} for row in plan]
 
 
 def state_of(folder: epath.Path) -> dict[str, Any]:
-    result = track.read_json(folder / "result.json")
+    result = track.read_result(folder)
     if result:
         return {"state": result["status"], "result": result}
     if not folder.exists():
@@ -42,9 +46,8 @@ def state_of(folder: epath.Path) -> dict[str, Any]:
     if claims.held(folder):
         state = "running"
     else:
-        error = track.read_json(folder / "error.json")
-        if error:
-            return {"state": "failed", "error": error["error"]}
+        if error := track.read_error(folder):
+            return {"state": "failed", "error": error}
         state = "interrupted" if (folder / "config.json").exists() else "pending"
     return {"state": state, "last": track.last_row(folder / "metrics.jsonl")}
 

@@ -31,8 +31,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import budget, claims, config, models, recipes, track
-from bigmodel.config import Busy, Retry, UsageError
+from bigmodel import budget, claims, config, identity, models, recipes, track
+from bigmodel.config import Busy, NoData, Retry, Unavailable, UsageError, note
 from bigmodel.status import describe, folder_of, state_of
 from bigmodel.view import View
 
@@ -114,7 +114,7 @@ class Planned:
 
 def _planned(overrides: Row, unfrozen: Any) -> Planned:
     frozen = budget.finalize(unfrozen)
-    return Planned(config.run_id(frozen), overrides, frozen, budget.derive(frozen))
+    return Planned(identity.run_id(frozen), overrides, frozen, budget.derive(frozen))
 
 
 def load(path: str) -> Any:
@@ -182,10 +182,45 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
     return list(planned.values())
 
 
-def write_plan(folder: epath.Path, plan: Sequence[Planned]) -> None:
+def stored_plan(folder: epath.Path, path: str) -> list[Row]:
+    """The rows of the folder's plan.jsonl; [] where there is none, or none that can be read: that is noted.
+
+    Raises:
+      UsageError: the folder is another sweep file's.
+    """
+    if not (folder / "plan.jsonl").exists():
+        return []
+    try:
+        rows = config.read_plan(folder)
+    except UsageError as e:
+        note(f"{e.args[0].partition(';')[0]}: written again; runs of other flags stay in their folders")
+        return []
+    for other in {row["sweep"] for row in rows if isinstance(row.get("sweep"), str)} - {str(Path(path).resolve())}:
+        if Path(other).is_file():
+            raise UsageError(f"{str(folder)!r} has the runs of {other!r}: choose another --runs, or rename {path!r}")
+    return rows
+
+
+def write_plan(folder: epath.Path, plan: Sequence[Planned], path: str, overrides: Sequence[tuple[str, Any]]) -> None:
+    """Adds rows to the folder's plan.jsonl, so that no run gets out of reach.
+
+    Rows of other overrides stay. Those of the same overrides that the sweep file no longer has are superseded: `status`
+    tells of them, and fits leave them out; one that was never begun is forgotten.
+
+    Raises:
+      UsageError: the folder is another sweep file's, or can't be written.
+    """
+    own = [{**item.to_dict(), "sweep": str(Path(path).resolve()), "overridden": list(overrides)} for item in plan]
+    ids = {row["run_id"] for row in own}
+    rest = []
+    for row in (row for row in stored_plan(folder, path) if row["run_id"] not in ids):
+        row["superseded"] = row.get("superseded") or row.get("overridden", []) == [list(pair) for pair in overrides]
+        if not row["superseded"] or (folder / row["run_id"]).exists():
+            rest.append(row)
+    rows = [config.sealed(json.loads(json.dumps({**row, "rows": len(own) + len(rest)}))) for row in own + rest]
     with config.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        track.write_text(folder / "plan.jsonl", "".join(json.dumps(item.to_dict()) + "\n" for item in plan))
+        track.write_text(folder / "plan.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 # A CPU host's costs beside FLOPs, in seconds, and the fraction of a large matrix product's rate that a small
@@ -207,7 +242,7 @@ def expected_seconds(plan: Sequence[Planned], folder: epath.Path) -> list[float]
         static = program.static_part(p.config)
         compiling.append(0.0 if static in shapes else COMPILE)
         shapes.add(static)
-    done = [r for r in (track.read_json(folder / p.run_id / "result.json") for p in plan) if r]
+    done = [r for r in (track.read_result(folder / p.run_id) for p in plan) if r]
     if len(done) >= 3:
         rates = sorted(r["flops"] / max(1e-3, r["wall_seconds"] - RUN_OVERHEAD) for r in done)
         rate = rates[len(rates) // 2]
@@ -251,13 +286,13 @@ def run(
             item = plan[i]
             home = folder / item.run_id
             label = f"[{i + 1}/{len(plan)}] {item.run_id}  {describe(item.overrides)}"
-            if track.read_json(home / "result.json"):
+            if track.read_result(home):
                 tally["skipped"] += 1
                 continue
-            error = track.read_json(home / "error.json")
+            error = track.read_error(home)
             if error and not retry_failed:
                 tally["failed"] += 1
-                say(f"{label}  failed before: {error['error']}  (--retry-failed tries again)")
+                say(f"{label}  failed before: {error}  (--retry-failed tries again)")
                 continue
             began = time.time()
             try:
@@ -273,6 +308,9 @@ def run(
                 continue
             except Retry:
                 raise
+            except (Unavailable, NoData) as e:
+                # The plan has read it: it is no row's fault, and the next one would fail as this did.
+                raise Retry(f"{label}  {e}; the same command continues, once that is there again") from e
             except Exception as e:
                 text = f"{type(e).__name__}: {e}".splitlines()[0]
                 if _device_is_lost():  # perhaps no row's fault, and every one after it would fail as this did

@@ -8,6 +8,7 @@ A run's folder holds
     result.json      the outcome, written last and whole
     attempts.jsonl   a row each time that it was begun or continued
     error.json       instead, if the run failed
+    start.txt        what it took from another run or from published weights, where it didn't start afresh
 """
 
 from __future__ import annotations
@@ -20,17 +21,58 @@ import os
 import socket
 import subprocess
 import time
+import zlib
+from collections.abc import Sequence
 from typing import IO, Any
 
 from etils import epath
 
+from bigmodel.config import UsageError, is_whole, note, sealed
+
 
 def read_json(path: Any) -> Any:
-    """The parsed file, or None if there is none or it is not whole."""
+    """The parsed file. None if there is none, or none that is whole: that is noted, and the caller does without.
+
+    Raises:
+      UsageError: it is there and can't be read.
+    """
     try:
-        return json.loads(epath.Path(path).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        found = json.loads(epath.Path(path).read_bytes())
+        if not isinstance(found, dict) or is_whole(found):
+            return found
+        why = "its checksum differs"
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (ValueError, RecursionError) as e:
+        why = str(e) or type(e).__name__
+    except OSError as e:
+        raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
+    note(f"{str(path)!r} is damaged ({why}): taken as not there")
+    return None
+
+
+def read_record(path: Any, keys: Sequence[str]) -> dict[str, Any] | None:
+    """As `read_json`, of an object that has these keys."""
+    found = read_json(path)
+    if found is None:
+        return None
+    lacking = [key for key in keys if key not in found] if isinstance(found, dict) else keys
+    if lacking:
+        note(f"{str(path)!r} lacks {lacking[0]!r}: taken as not there")
+        return None
+    return found  # type: ignore[no-any-return]
+
+
+def read_result(folder: Any) -> dict[str, Any] | None:
+    """A finished run's result.json; None where there is none that is whole."""
+    keys = ("run_id", "status", "steps", "params", "tokens", "flops", "loss", "wall_seconds")
+    return read_record(epath.Path(folder) / "result.json", keys)
+
+
+def read_error(folder: Any) -> str:
+    """Why a run failed; "" where it didn't."""
+    found = read_record(epath.Path(folder) / "error.json", ("error",))
+    return str(found["error"]) if found else ""
 
 
 def write_text(path: Any, text: str) -> None:
@@ -50,25 +92,33 @@ def write_json(path: Any, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
+def write_record(path: Any, value: dict[str, Any]) -> None:
+    """`write_json` with a checksum, by which `read_json` tells a changed byte."""
+    write_json(path, sealed(json.loads(json.dumps(value))))
+
+
 def read_rows(path: Any) -> list[dict[str, Any]]:
-    """Rows of a .jsonl; a torn last line is left out."""
+    """Rows of a .jsonl up to the first line that is torn or damaged."""
     try:
-        lines = epath.Path(path).read_text().splitlines()
+        lines = epath.Path(path).read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return []
     rows = []
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 
 def fail(folder: Any, text: str) -> None:
     """Leaves error.json: the run failed, and isn't tried again unasked."""
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
-    write_json(epath.Path(folder) / "error.json", {"error": text, "date": now()})
+    write_record(epath.Path(folder) / "error.json", {"error": text, "date": now()})
 
 
 def add_attempt(folder: Any, step: int, processes: int, devices: int) -> None:
@@ -93,18 +143,36 @@ def last_row(path: Any) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            found: dict[str, Any] = json.loads(line)
-            return found
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(found := json.loads(line), dict) and isinstance(found.get("step"), int):
+                return found
     return None
 
 
 class Rows:
     """An append-only .jsonl that a resume cuts back to its step: row for row what no kill would have left."""
 
-    def __init__(self, path: Any, step: int):
+    def __init__(self, path: Any, step: int, claim: Sequence[int] | None = None, needed: bool = False):
+        """Args:
+          step: of the checkpoint that goes on.
+          claim: what `claim` told when it was saved; None: nothing.
+          needed: whether something is computed from these rows; else damage is noted, and the run goes on.
+
+        Raises:
+          UsageError: rows that are needed are damaged.
+        """
         self.path = epath.Path(path)
         kept = [r for r in read_rows(self.path) if r["step"] <= step]
+        self.step = self.count = self.crc32 = 0
+        for row in kept:
+            self._took(row["step"], json.dumps(row).encode())
+            if claim and self.count == claim[0] and self.crc32 == claim[1]:
+                claim = None  # rows after these, as of branches at that very step, are newer than the checkpoint
+        if claim and claim[0]:
+            text = f"{str(self.path)!r} is damaged: its rows to step {step} aren't those that the checkpoint has noted"
+            if needed:
+                raise UsageError(f"{text}, and the run's result depends on them; remove its folder to train it again")
+            note(f"{text}; the run goes on, and this record has holes")
         self.local = "://" not in str(path)
         self.lines = [json.dumps(r) for r in kept]
         self.file: IO[bytes] | None = None
@@ -113,13 +181,22 @@ class Rows:
             # Unbuffered: no row waits in memory for a disk that has become full.
             self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (kept open for the run)
 
+    def _took(self, step: int, data: bytes) -> None:
+        self.step, self.count, self.crc32 = step, self.count + 1, zlib.crc32(data, self.crc32)
+
+    def claim(self, step: int) -> list[int] | None:
+        """(rows, their CRC-32) until `step`, for its checkpoint; None where there are later ones."""
+        return [self.count, self.crc32] if self.step <= step else None
+
     def add(self, row: dict[str, Any]) -> None:
+        data = json.dumps(row, allow_nan=False).encode()
+        self._took(row["step"], data)
         if self.file is not None:
-            data = (json.dumps(row, allow_nan=False) + "\n").encode()
+            data += b"\n"
             while data:  # the last blocks of a disk may take a part, and the rest raises
                 data = data[self.file.write(data) :]
         else:
-            self.lines.append(json.dumps(row))
+            self.lines.append(data.decode())
 
     def last(self, key: str, default: float) -> float:
         """Of the rows that were there before: the latest value that isn't null."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -25,6 +26,7 @@ from bigmodel import (
     config,
     data,
     executables,
+    identity,
     models,
     optim,
     outcome,
@@ -35,7 +37,7 @@ from bigmodel import (
     tree,
     weights,
 )  # fmt: skip
-from bigmodel.config import Busy, Retry, UsageError
+from bigmodel.config import Busy, Retry, UsageError, note
 from bigmodel.data import loader
 from bigmodel.progress import Line, peak_flops
 from bigmodel.view import View, wandb_mode
@@ -126,9 +128,10 @@ def attempt(
     """
     frozen = budget.finalize(unfrozen)
     plan = budget.derive(frozen)
-    run_id = config.run_id(frozen)
+    run_id = identity.run_id(frozen)
     folder = epath.Path(root) / run_id
-    result = track.read_json(folder / "result.json")
+    identity.check(folder, frozen)
+    result = track.read_result(folder)
     if result is not None and jax.process_count() == 1:
         return result, False
     mesh = sharding.make_mesh(frozen.run.mesh)
@@ -170,7 +173,7 @@ def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
             with config.writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 claim = claims.claim(folder)
-            if track.read_json(folder / "result.json") is not None:  # whoever held it before may have finished
+            if track.read_result(folder) is not None:  # whoever held it before may have finished
                 claim.close()
                 verdict = 1
         except Exception as e:
@@ -179,25 +182,44 @@ def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
     if error:
         raise error
     if verdict == 1:
-        return None, track.read_json(folder / "result.json")
+        return None, track.read_result(folder)
     if verdict:
         raise (Busy if verdict == 2 else Retry)(f"{folder}: process 0 can't claim this run")
     return claim, None
 
 
-def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> Any:
-    """The parameters, `init_only` of them from `init_from`: a finished run, or published weights."""
+def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> tuple[Any, str]:
+    """(the parameters, `init_only` of them from `init_from`, a finished run or published weights; what was taken)."""
     source, only = frozen.train.init_from, frozen.train.init_only
     if source.endswith(weights.SUFFIX):
-        found = weights.convert(frozen.family, frozen.model, weights.read(source), start=fresh)
-        return tree.map_paths(
-            lambda path, x, own, placed: jax.device_put(x.astype(own.dtype), placed) if re.search(only, path) else own,
+        found, said = weights.load(source, frozen.family, frozen.model, fresh, only)
+        params = jax.tree.map(
+            lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
             found, fresh, compiled.shardings["params"],
         )  # fmt: skip
-    if track.read_json(epath.Path(source) / "result.json") is None:  # a plan may name a run that is yet to be trained
+        return params, f"{source}: {said}"
+    result = track.read_result(source)
+    if result is None:  # a plan may name a run that is yet to be trained
         raise UsageError(f"config.train.init_from={source!r}: no finished run there (no result.json)")
     wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
-    return tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+    params = tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+    own, taken = tree.paths(fresh), tree.paths(wanted[0]["params"])
+    unused = [p for p in checkpoint.parameters(f"{source}/checkpoints") if p not in own and re.search(only, p)]
+    body = [p for p in unused if not weights.HEADS.search(p)]
+    if body:
+        raise UsageError(f"config.train.init_from={source!r}: its {body[0]!r} is no parameter of this model")
+    said = weights.said(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
+    diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
+    return params, f"{source}: {said}{diverged}"
+
+
+def _text_bytes(frozen: Any, examples: Any) -> int | None:
+    """UTF-8 bytes of the text that `evaluate` predicts; 0 where its loss isn't a text's likelihood, None: unknown."""
+    places = models.family(frozen.family).likelihood(frozen.model)
+    if not places or not hasattr(examples, "text_bytes"):
+        return 0
+    count = min(len(examples), frozen.train.eval_examples or len(examples))
+    return examples.text_bytes(count, places.start, places.stop)
 
 
 def _saved_step(frozen: Any, compiled: program.Program, mesh: Mesh) -> Any:
@@ -234,35 +256,57 @@ def _train(
     examples = {s: source.open_split(frozen.data, frozen.run.data_dir, s) for s in ("train", "validation")}
     loader.check_examples(examples["train"][0], family.spec(frozen.model))
     rows = sharding.rows_here(mesh, B)
+    text_bytes = _text_bytes(frozen, examples["validation"])
+    if lead and text_bytes is None:
+        note(f"{name}: its tokenizer doesn't say how many bytes a token is: there are no bits per byte")
 
     # ---- state: own checkpoint, else init_from, else fresh
     compiled = program.build(program.static_part(frozen), mesh)
     train_step = _saved_step(frozen, compiled, mesh) if frozen.run.executable else compiled.step
     if lead:
         stored = frozen.to_dict()
-        track.write_json(folder / "config.json", {**stored, "run": {**stored["run"], "executable": ""}})
+        track.write_record(folder / "config.json", {**stored, "run": {**stored["run"], "executable": ""}})
     saves = checkpoint.Checkpoints(str(folder / "checkpoints"), frozen.run.keep)
     root_key = jax.random.key(seed)  # the seed tree: 0 parameters, 1 steps (dropout, masks), and data by number
-    start = saves.latest()
-    if start is not None:
-        state = saves.restore(start, compiled.shapes, compiled.shardings)
+    start, meta = 0, dict[str, Any]()
+    if (saved_before := saves.restore_latest(compiled.shapes, compiled.shardings)) is not None:
+        start, state, meta = saved_before
+        if meta.get("run_id", folder.name) != folder.name:
+            raise UsageError(f"{folder}/checkpoints are of run {meta['run_id']}: remove them, or choose another --runs")
     else:
         state = compiled.init(jax.random.fold_in(root_key, 0))
-        start = 0
+        lost = len(track.read_rows(folder / "metrics.jsonl")) if lead else 0
+        if lost:
+            line.say(f"{folder}: no checkpoint there; starts again at step 0, without the {lost} rows of metrics.jsonl")
         if frozen.train.init_from:
-            state["params"] = _initial(frozen, compiled, state["params"])
+            state["params"], said = _initial(frozen, compiled, state["params"])
+            line.say(said)
+            if lead:
+                track.write_text(folder / "start.txt", said + "\n")
     step_key = jax.random.fold_in(root_key, 1)
 
     # ---- record
     if lead:
         track.add_attempt(folder, start, jax.process_count(), mesh.size)
-    metrics_file = track.Rows(folder / "metrics.jsonl", start) if lead else None
-    speed_file = track.Rows(folder / "speed.jsonl", start) if lead else None
-    branch_file = track.Rows(folder / "branches.jsonl", start) if lead and frozen.optim.branches else None
+    # What a result is computed from has to be whole: checks (patience), noise, branches.
+    needed = {"metrics": bool(frozen.train.patience or frozen.train.noise_scale), "branches": True}
+    kept = ("metrics", "speed", *(["branches"] if frozen.optim.branches else []))
+    files = {
+        k: track.Rows(folder / f"{k}.jsonl", start, meta.get("rows", {}).get(k), needed.get(k, False))
+        for k in (kept if lead else ())
+    }
+    metrics_file, speed_file, branch_file = (files.get(k) for k in ("metrics", "speed", "branches"))
     if speed_file:
         began -= speed_file.last("seconds", 0.0)  # what earlier sessions of this run took
     if lead:
-        view.open(folder, wandb_mode(frozen.run.wandb), name, group, start)
+        mode = wandb_mode(frozen.run.wandb)
+        if frozen.run.wandb == "online" and "://" in str(folder):
+            line.say(f"config.run.wandb=online: W&B shows no run of an object store, as {folder} is")
+        elif mode != frozen.run.wandb and view.child is None:  # once, where many runs share a view
+            line.say(
+                f"W&B is offline, without WANDB_API_KEY or a key in ~/.netrc: `wandb sync {folder}/wandb/offline-*`"
+            )
+        view.open(folder, mode, name, group, start)
     in_order = budget.carries(frozen.model)
     batches = loader.train_batches(examples["train"], B, seed, start, steps, rows, in_order)
     peak = peak_flops(mesh)
@@ -276,18 +320,15 @@ def _train(
 
     def evaluate() -> dict[str, float]:
         variables = {"params": state["params"], **state["model_state"]}
-        total: dict[str, float] = {}
-        weight = 0.0
+        total: dict[str, np.ndarray] = {}
         for host in loader.eval_batches(examples["validation"], B, frozen.train.eval_examples, rows):
-            got = {k: float(v) for k, v in compiled.evaluate(variables, sharding.place(host, mesh, B)).items()}
+            got = compiled.evaluate(variables, sharding.place(host, mesh, B))
+            for k, (part, weight) in got.items():
+                total[k] = total.get(k, 0.0) + np.array([float(part), float(weight)])
             alive()
-            w = got.pop("weight")
-            weight += w
-            for k, v in got.items():
-                total[k] = total.get(k, 0.0) + v * w
-        out = {f"eval_{k}": v / weight for k, v in total.items()}
-        if plan.bytes_per_unit:
-            out["eval_bits_per_byte"] = out["eval_loss"] / math.log(2) / plan.bytes_per_unit
+        out = {f"eval_{k}": float(v / weight) for k, (v, weight) in total.items()}
+        if text_bytes:
+            out["eval_bits_per_byte"] = float(total["loss"][0]) / math.log(2) / text_bytes
         return out
 
     patience, every = frozen.train.patience, frozen.train.patience_steps
@@ -336,12 +377,10 @@ def _train(
         return "diverged" if over else ""
 
     def save(step: int) -> None:
-        if metrics_file and speed_file:
-            metrics_file.flush()  # the checkpoint claims these rows
-            speed_file.flush()
-            if branch_file:
-                branch_file.flush()
-        saves.save(step, state, {"step": step, "run_id": folder.name, "next_batch": step})
+        for file in files.values():
+            file.flush()  # the checkpoint claims these rows
+        noted = {k: file.claim(step) for k, file in files.items()}
+        saves.save(step, state, {"step": step, "run_id": folder.name, "next_batch": step, "rows": noted})
 
     # ---- loop: dispatch step t, then read step t-1, so that the device never waits for the host
     pending: tuple[int, Any] | None = None
@@ -387,17 +426,18 @@ def _train(
                 if due_check:
                     checks.append((step, evaluated["eval_loss"]))
             early = bool(due_check) and outcome.no_better([loss for _, loss in checks], patience)
-            if line.due() or due_save or step == steps:
+            done = step - (pending is not None)  # a step that was only dispatched has taken no time yet
+            if done > window and (line.due() or due_save or step == steps):
                 seconds = max(1e-9, time.time() - window_began)
-                per_second = (step - window) / seconds
+                per_second = (done - window) / seconds
                 speed = {
                     f"{plan.unit}_per_second": per_second * plan.tokens / steps,
                     "mfu": per_second * plan.flops_per_step / peak,
                 }
-                line.show(step, last_loss, speed)
+                line.show(done, last_loss, speed)
                 if speed_file:
-                    speed_file.add({"step": step, "seconds": time.time() - began, **speed})
-                window, window_began = step, time.time()
+                    speed_file.add({"step": done, "seconds": time.time() - began, **speed})
+                window, window_began = done, time.time()
             if status or early:
                 break
             if due_save or stopping:
@@ -428,7 +468,7 @@ def _train(
         "data": frozen.data.to_dict().get("name", frozen.data.source),
         "width": frozen.model.width,
         "depth": frozen.model.depth,
-        **{k: v for k, v in plan.to_dict().items() if k not in ("state_bytes", "bytes_per_unit", "flops_per_step")},
+        **{k: v for k, v in plan.to_dict().items() if k not in ("state_bytes", "flops_per_step")},
         **(plan.after(step) if status == "done" else {}),
         **({"best_step": min(checks, key=lambda c: c[1])[0], "best_loss": min(c[1] for c in checks)} if checks else {}),
         "loss": final.get("eval_loss"),
@@ -458,7 +498,7 @@ def _train(
         speed_file.close()
         if source_state["git_diff"]:
             (folder / "git.diff").write_text(source_state["git_diff"])
-        track.write_json(folder / "result.json", result)
+        track.write_record(folder / "result.json", result)
         (folder / "error.json").unlink(missing_ok=True)
         view.finish()
     return result

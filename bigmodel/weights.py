@@ -1,13 +1,15 @@
 """Published weights as a family's parameters: names and layouts, by the family's WEIGHTS. Layer 3.
 
 Checkpoints name a tensor per layer and keep a dense layer as (out, in); here layers are stacked, and a dense layer is
-(in, out), its sides perhaps split into heads.
+(in, out), its sides perhaps split into heads. Every tensor and every parameter is accounted for: a body that doesn't
+fit is an error, and one line says which heads start afresh and which tensors are left out.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,16 @@ from bigmodel import budget, models, tree
 from bigmodel.config import UsageError, nearest
 
 SUFFIX = ".safetensors"
+PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
+HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
+
+
+def load(path: str, family: str, cfg: Any, start: Any, only: str = "") -> tuple[Any, str]:
+    """As `convert`, of a file; errors name it."""
+    try:
+        return convert(family, cfg, read(path), start, only)
+    except UsageError as e:
+        raise UsageError(f"config.train.init_from={path!r}: {e}") from e
 
 
 def read(path: str) -> dict[str, np.ndarray]:
@@ -37,43 +49,141 @@ def read(path: str) -> dict[str, np.ndarray]:
         raise UsageError(f"{path!r} can't be read as safetensors: {e}") from e
 
 
-def convert(family: str, cfg: Any, tensors: Mapping[str, np.ndarray], prefix: str = "", start: Any = None) -> Any:
-    """Parameters of a model section from a checkpoint's tensors, in float32.
+def convert(
+    family: str, cfg: Any, tensors: Mapping[str, np.ndarray], start: Any = None, only: str = ""
+) -> tuple[Any, str]:
+    """(parameters of a model section from a checkpoint's tensors, in float32; what was taken and what not, in words).
+
+    Names are those of WEIGHTS after any of PREFIX, with TensorFlow's gamma and beta for weight and bias. Several names
+    of one parameter are added up, where the checkpoint has several.
 
     Args:
       family, cfg: as of `models.family(family).Model(cfg)`.
-      tensors: by the checkpoint's names, each after `prefix`; those that WEIGHTS doesn't name are left alone.
-      start: parameters to keep where the checkpoint has none, as a head that is yet to be trained; None: none may lack.
+      tensors: by the checkpoint's names.
+      start: parameters to keep for heads that the checkpoint lacks, and outside of `only`; None: no head may lack.
+      only: regex of the parameters' paths to take; "": all.
 
     Raises:
-      UsageError: a parameter without a tensor, or one of another size.
+      UsageError: a family whose WEIGHTS are empty; nothing to take; a parameter of the body without its tensor, or
+        with one of another shape; a tensor of the body without its parameter, as one of a further layer.
     """
     names = models.family(family).WEIGHTS
-    sources: dict[str, list[str]] = {}
-    for name, path in names.items():
-        sources.setdefault(path, []).append(name)
     shapes = budget.shapes(family, cfg)
-    named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    paths = tree.paths(shapes)
+    if not names:
+        raise UsageError(f"family {family!r} has no map of published names; start from a run's folder")
+    found, unused = _named(names, tensors)
+    if not found:
+        first, known = next(iter(tensors), "nothing"), next(iter(names))
+        raise UsageError(f"family {family!r} knows none of its {len(tensors)} tensors ({first}; a known one: {known})")
+    _check_unused(names, found, unused, paths, only)
+    unused += [theirs for name, layers in found.items() if names[name] not in paths for theirs in layers.values()]
+    taken: list[str] = []
+    fresh: list[str] = []
+    cut: list[str] = []
 
     def one(path: str, x: Any, kept: Any) -> Any:
-        for name in sources.get(path, ()):
-            parts = [name.replace("{}", str(i)) for i in range(x.shape[0])] if "{}" in name else [name]
-            found = [named[part] for part in parts if part in named]
-            if len(found) < len(parts):
-                continue
-            arrays = [_layout(path, np.asarray(part, np.float32)) for part in found]
-            whole = np.stack(arrays) if "{}" in name else arrays[0]
-            if path == "embed/positions":
-                whole = whole[: x.shape[0]]  # of a shorter window
-            if whole.size != np.prod(x.shape):
-                raise UsageError(f"weights {name!r}: {list(whole.shape)}, where {path!r} is {list(x.shape)}")
-            return jnp.asarray(whole.reshape(x.shape))
-        if kept is not None:
-            return kept
-        wanted = sources.get(path, [path])[0]
-        raise UsageError(f"the weights have no {prefix + wanted!r} for {path!r}{nearest(prefix + wanted, tensors)}")
+        sources = [name for name in names if names[name] == path]
+        there = [name for name in sources if name in found] if re.search(only, path) else []
+        if there:
+            taken.append(path)
+            parts = (_stacked(name, found[name], tensors, path, x, cut) for name in there)
+            return jnp.asarray(functools.reduce(np.add, parts))
+        if kept is None or (re.search(only, path) and not HEADS.search(path)):
+            wanted = f"no {sources[0]!r} for" if sources else "no known name of"
+            raise UsageError(f"{wanted} {path!r}{nearest(sources[0], tensors) if sources else ''}")
+        fresh.append(path)
+        return kept
 
-    return tree.map_paths(one, shapes, jax.tree.map(lambda _: None, shapes) if start is None else start)
+    params = tree.map_paths(one, shapes, jax.tree.map(lambda _: None, shapes) if start is None else start)
+    if not taken:
+        raise UsageError(f"nothing of it is in config.train.init_only={only!r}")
+    return params, "; ".join([said(len(taken), fresh, unused, "tensors"), *cut])
+
+
+def said(taken: int, fresh: Sequence[str], unused: Sequence[str], what: str) -> str:
+    """What a start takes, in words; `what` the unused ones are."""
+    parts = [f"{taken} of {taken + len(fresh)} parameters taken"]
+    parts += [f"fresh: {_few(fresh)}"] if fresh else []
+    return "; ".join([*parts, *([f"unused {what}: {_few(unused)}"] if unused else [])])
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shortened(name: str) -> Iterator[str]:
+    """A checkpoint's name as WEIGHTS may have it: by itself, then without one prefix after another."""
+    name = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+    yield name
+    while shorter := PREFIX.sub("", name):
+        if shorter == name:
+            return
+        yield (name := shorter)
+
+
+def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """({name of WEIGHTS: {layer: the checkpoint's name}}, the checkpoint's names that are none of WEIGHTS)."""
+    patterns = {name: re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")) for name in names}
+    found: dict[str, dict[int, str]] = {}
+    unknown = []
+    for theirs in tensors:
+        hits = ((n, m) for short in _shortened(theirs) for n, p in patterns.items() if (m := p.fullmatch(short)))
+        name, match = next(hits, ("", None))
+        if match is None:
+            unknown.append(theirs)
+            continue
+        before = found.setdefault(name, {}).setdefault(int(match[1]) if match.groups() else 0, theirs)
+        if before != theirs:
+            raise UsageError(f"{before!r} and {theirs!r} are both {name!r}")
+    return found, unknown
+
+
+def _check_unused(
+    names: Mapping[str, str], found: Any, unknown: Sequence[str], paths: Sequence[str], only: str
+) -> None:
+    """Refuses tensors of the body that no parameter takes."""
+    for name, layers in found.items():
+        path = names[name]
+        if path and path not in paths and re.search(only, path) and not HEADS.search(path):
+            raise UsageError(f"{layers[min(layers)]!r} is {path!r}, which this model lacks{nearest(path, paths)}")
+    stacks = {name.partition("{}")[0] for name, path in names.items() if "{}" in name and re.search(only, path)}
+    in_layer = re.compile("|".join(rf"{re.escape(stack)}\d" for stack in stacks) or r"(?!)")
+    for theirs in unknown:
+        if any(in_layer.match(short) for short in _shortened(theirs)):
+            raise UsageError(f"{theirs!r} is of a layer, and no parameter of this model{nearest(theirs, names)}")
+
+
+def _stacked(
+    name: str, layers: Mapping[int, str], tensors: Mapping[str, np.ndarray], path: str, x: Any, cut: list[str]
+) -> np.ndarray:
+    """The tensors of one name as the parameter `path`, of the shape of `x`; what is cut off is noted in `cut`."""
+    count, shape = (x.shape[0], x.shape[1:]) if "{}" in name else (1, x.shape)
+    lacking = sorted(set(range(count)) - set(layers))
+    if lacking:
+        raise UsageError(
+            f"no {name.replace('{}', str(lacking[0]))!r}: layers: {len(layers)} there, {count} in the model"
+        )
+    if len(layers) > count:
+        raise UsageError(f"{layers[max(layers)]!r}: layers: {max(layers) + 1} there, {count} in the model")
+    out = []
+    for layer in range(count):
+        tensor = tensors[layers[layer]]
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
+        part = _layout(path, np.asarray(tensor, np.float32))
+        if path == "embed/positions" and len(part) > shape[0]:
+            cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
+            part = part[: shape[0]]
+        # Sides may be split or joined, but not exchanged: an end of one of theirs is an end of one of ours.
+        ends = set(np.cumprod(shape).tolist())
+        if part.size != np.prod(shape) or not set(np.cumprod(part.shape).tolist()) <= ends:
+            raise UsageError(
+                f"{layers[layer]!r} is {list(tensor.shape)}, where {path!r} is {list(shape)}"
+                + (" a layer" if "{}" in name else "")
+            )
+        out.append(part.reshape(shape))
+    return np.stack(out) if "{}" in name else out[0]
 
 
 def _layout(path: str, tensor: np.ndarray) -> np.ndarray:

@@ -203,7 +203,7 @@ def test_the_reference_s_numbers(name):
             decoder_input_ids=torch.tensor(tokens),
         ).logits.numpy()
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    params = weights.convert("encdec", cfg, state)
+    params, _ = weights.convert("encdec", cfg, state)
     got = encdec.Model(cfg).apply({"params": params}, source, tokens, False, keys)
     print(name, "largest difference", np.abs(got - want).max(), "of", np.abs(want).max())
     np.testing.assert_allclose(got, want, atol=1e-4)

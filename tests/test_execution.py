@@ -45,6 +45,20 @@ def test_a_kernel_that_cannot_is_named():
         attention.attend(q, q, q)
 
 
+@pytest.mark.parametrize("view", [dict(prefix_B=jnp.array([2])), dict(keys_BS=jnp.ones((1, 128), bool))])
+def test_a_kernel_asked_for_is_not_replaced_unsaid(view):
+    """What is seen isn't causality's alone: auto goes the plain way there, and a named kernel is refused."""
+    q = jnp.ones((1, 2, 128, 128))
+    for name in ("splash", "cudnn"):
+        with (
+            sharding.use(ALONE, sharding.Execution(attention=name)),
+            pytest.raises(UsageError, match=f"'{name}' can't take attention with padding, a prefix .* auto uses it"),
+        ):
+            attention.attend(q, q, q, attention.View(**view))
+    with sharding.use(ALONE, sharding.Execution(attention="splash")):  # a step of decoding has no kernel to ask for
+        assert attention.attend(q[:, :, :1], q, q, attention.View(start=jnp.int32(5))).shape == (1, 2, 1, 128)
+
+
 def plain_and_chunked(V, chunks, z_loss=1e-3):
     B, L, E = 4, 16, 24
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ LAYERS = {
     "models": 1, "data": 1, "optim": 1, "parametrize": 1, "checkpoint": 1, "track": 1, "progress": 1,
     "hlo": 1, "claims": 1, "processes": 1, "executables": 1,
     "budget": 2, "generate": 2, "scores": 1, "recipes": 2, "view": 2, "status": 2, "weights": 3,
-    "program": 3, "rungs": 3, "outcome": 3,
+    "program": 3, "rungs": 3, "outcome": 3, "identity": 3,
     "train": 4, "evaluate": 4, "coordcheck": 4,
     "sweep": 5, "papers": 5, "pod": 5, "layout": 4,
     "cli": 6, "verbs": 6, "__main__": 6, "__init__": 0,

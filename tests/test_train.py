@@ -133,6 +133,29 @@ def test_sigterm_saves_and_exits_75(tiny, tmp_path):
     assert [r["step"] for r in rows] == list(range(1, step + 1))
 
 
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_again(tiny, tmp_path, capsys):
+    first, rows = run(tiny(), tmp_path)
+    home = tmp_path / first["run_id"]
+    (home / "result.json").unlink()
+    shutil.rmtree(home / "checkpoints")
+    train.train(tiny(), str(tmp_path))
+    said = f"{home}: no checkpoint there; starts again at step 0, without the {len(rows)} rows of metrics.jsonl"
+    assert said in capsys.readouterr().err.splitlines()
+    shutil.rmtree(home)
+    train.train(tiny(), str(tmp_path))
+    assert "starts again" not in capsys.readouterr().err
+
+
+def test_wandb_without_a_key_is_said_to_be_offline(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr(train.View, "_say", lambda *_, **__: None)  # no process of W&B's
+    train.train(tiny(run__wandb="online"), str(tmp_path))
+    assert "W&B is offline, without WANDB_API_KEY or a key in ~/.netrc: `wandb sync " in capsys.readouterr().err
+    train.train(tiny(run__wandb="offline", train__seed=1), str(tmp_path))
+    assert "W&B" not in capsys.readouterr().err
+
+
 def test_init_from_starts_at_those_parameters(tiny, tmp_path):
     first, _ = run(tiny(), tmp_path)
     cfg = tiny(train__init_from=str(tmp_path / first["run_id"]), train__seed=5, optim__lr=1e-9, optim__weight_decay=0.0)

@@ -27,7 +27,6 @@ class Info:
     train_examples: int
     validation_examples: int
     sizes: dict[str, int]  # model keys that the data decides, as vocab_size
-    bytes_per_unit: float = 0.0  # UTF-8 bytes of text per validation token; 0 where it has no meaning
 
 
 def folder(cfg: Any, root: str) -> epath.Path:

@@ -57,14 +57,15 @@ def train_batches(
 def eval_batches(examples: Any, batch_size: int, limit: int, rows: tuple[int, int]) -> Iterator[Batch]:
     """The first `limit` examples (0: all) in order, whole: the last batch is padded with weight 0.
 
-    So the evaluated set doesn't depend on the batch size.
+    So the evaluated set doesn't depend on the batch size; nor does what is drawn for an example, by `row`, its number.
     """
     n = min(len(examples), limit or len(examples))
     first, last = rows
     for begin in range(0, n, batch_size):
         index = np.arange(begin + first, begin + last)
-        batch = _stacked(examples, np.minimum(index, n - 1).tolist())
-        yield {**batch, "weight": (index < n).astype(np.float32)}
+        kept = np.minimum(index, n - 1)
+        batch = _stacked(examples, kept.tolist())
+        yield {**batch, "weight": (index < n).astype(np.float32), "row": kept.astype(np.int32)}
 
 
 def _stacked(examples: Any, indices: list[int]) -> Batch:

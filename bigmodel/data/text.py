@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import re
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from bigmodel.config import UsageError
 from bigmodel.data import Info, fingerprint, folder, manifest, reading
 
 FORMAT = 1  # of the manifest: prepare.FORMAT, which layers keep apart
+CHUNK = 2**20  # tokens counted at once
 
 
 def get_config() -> ConfigDict:
@@ -31,7 +36,8 @@ def _manifest(cfg: ConfigDict, root: str) -> dict[str, Any]:
     if found["format"] != FORMAT:
         raise UsageError(f"{str(path)!r} is of format {found['format']!r}, not {FORMAT}: prepare the data again")
     with reading(path):  # what is read from it, each in its type
-        want = {"hash": str, "dtype": str, "tokenizer.vocab_size": int}
+        want: dict[str, type] = {"hash": str, "dtype": str}
+        want |= {"tokenizer.kind": str, "tokenizer.file": str, "tokenizer.vocab_size": int, "tokenizer.separator": int}
         want |= {f"splits.{s}.{k}": int for s in ("train", "validation") for k in ("tokens", "bytes")}
         want |= {f"splits.{s}.shards": list for s in ("train", "validation")}
         for key, kind in want.items():
@@ -61,15 +67,58 @@ def describe(cfg: Any, root: str) -> Info:
                 f"config.data.seq_len={cfg.seq_len}: {str(folder(cfg, root))!r} has only "
                 f"{splits[split]['tokens']} {split} tokens"
             )
-    validation = splits["validation"]
     return Info(
         unit="tokens",
         units_per_example=cfg.seq_len,
         train_examples=examples["train"],
         validation_examples=examples["validation"],
         sizes={"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len},
-        bytes_per_unit=validation["bytes"] / validation["tokens"],
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _token_bytes(
+    path: str, kind: str, vocab_size: int, separator: int, of: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """How many UTF-8 bytes of text each token stands for, inside a document and as its first; None where its
+    tokenizer doesn't say. `of`, the data's hash, is there for the cache."""
+    inside = np.ones(vocab_size, np.int64)
+    first = inside
+    if kind != "bytes":
+        try:
+            import tokenizers
+
+            content = epath.Path(path).read_text()
+            tokenizer, parts = tokenizers.Tokenizer.from_str(content), json.loads(content)
+        except Exception:  # no such library or file, or not a tokenizer.json: the library raises bare Exception
+            return None
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        if max(vocabulary.values(), default=0) >= vocab_size:
+            return None
+        if _byte_level(parts.get("pre_tokenizer")):  # its alphabet has one character a byte
+            for token, i in vocabulary.items():
+                inside[i] = len(token)
+            for i, added in tokenizer.get_added_tokens_decoder().items():
+                inside[i] = len(added.content.encode())
+        else:  # a token's text may depend on whether another precedes it, as the space of a Metaspace
+            before = tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+            first = np.zeros_like(inside)
+            ids = list(vocabulary.values())
+            inside[ids] = [len(t.encode()) for t in tokenizer.decode_batch([[*before, i] for i in ids])]
+            inside -= len(tokenizer.decode(before).encode())
+            first[ids] = [len(t.encode()) for t in tokenizer.decode_batch([[i] for i in ids])]
+            for token, i in vocabulary.items():
+                if re.fullmatch("<0x[0-9A-F]{2}>", token) and parts["model"].get("byte_fallback"):
+                    inside[i] = first[i] = 1
+    inside[separator] = first[separator] = 0
+    return inside, first
+
+
+def _byte_level(step: Any) -> bool:
+    """Whether a tokenizer.json's pre-tokenizer, or a part of it, is ByteLevel."""
+    if not isinstance(step, dict):
+        return False
+    return step.get("type") == "ByteLevel" or any(map(_byte_level, step.get("pretokenizers", ())))
 
 
 class Windows:
@@ -77,7 +126,10 @@ class Windows:
 
     def __init__(self, cfg: Any, root: str, split: str):
         found, home = _manifest(cfg, root), folder(cfg, root)
-        self.seq_len = cfg.seq_len
+        self.seq_len, self.bytes = cfg.seq_len, found["splits"][split]["bytes"]
+        made = found["tokenizer"]
+        self.separator = made["separator"]
+        self.tokenizer = (str(home / made["file"]), made["kind"], made["vocab_size"], self.separator, found["hash"])
         dtype = np.dtype(found["dtype"]).newbyteorder("<")
         self.shards = []
         for shard in found["splits"][split]["shards"]:
@@ -97,7 +149,11 @@ class Windows:
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         """{'tokens': (seq_len + 1,) int32}"""
-        first, last = k * self.seq_len, k * self.seq_len + self.seq_len + 1
+        first = k * self.seq_len
+        return {"tokens": self.tokens(first, first + self.seq_len + 1).astype(np.int32)}
+
+    def tokens(self, first: int, last: int) -> np.ndarray:
+        """Tokens [first, last) of the split."""
         parts = []
         i = int(np.searchsorted(self.ends, first, side="right"))
         while first < last:
@@ -105,7 +161,43 @@ class Windows:
             stop = min(last, self.ends[i])
             parts.append(self.shards[i][first - begin : stop - begin])
             first, i = stop, i + 1
-        return {"tokens": np.concatenate(parts).astype(np.int32)}
+        return np.concatenate(parts)
+
+    def text_bytes(self, count: int, first: int, stop: int) -> int | None:
+        """UTF-8 bytes of text in the tokens at places [first, stop) of each of the first `count` windows.
+
+        Place 0 is a window's first token, seq_len its last target. A separator has no bytes. None where the tokenizer
+        doesn't say how many bytes a token is, or where the split's tokens don't add up to the manifest's bytes.
+        """
+        table = self._table
+        if table is None:
+            return None
+        total, rows = 0, max(1, CHUNK // self.seq_len)
+        for begin in range(0, count, rows):
+            end = min(count, begin + rows)
+            sizes = self._sizes(table, begin * self.seq_len, end * self.seq_len + 1)
+            total += int(sizes[:-1].reshape(end - begin, self.seq_len)[:, first:stop].sum())
+            if first <= self.seq_len < stop:  # the last place of each window is the first of the next
+                total += int(sizes[self.seq_len :: self.seq_len].sum())
+        return total
+
+    def _sizes(self, table: tuple[np.ndarray, np.ndarray], first: int, last: int) -> np.ndarray:
+        """Bytes of text of each of the tokens [first, last)."""
+        inside, starting = table
+        ids = self.tokens(max(0, first - 1), last)  # with the one before, which may end a document
+        if starting is inside:
+            return inside[ids[min(first, 1) :]]
+        starts = np.append(True, ids[:-1] == self.separator)
+        return np.where(starts, starting[ids], inside[ids])[min(first, 1) :]
+
+    @functools.cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Of `_token_bytes`, if by it the split has as many bytes as it was made of."""
+        table, length = _token_bytes(*self.tokenizer), int(self.ends[-1])
+        if table is None:
+            return None
+        chunks = (self._sizes(table, i, min(length, i + CHUNK)) for i in range(0, length, CHUNK))
+        return table if sum(int(sizes.sum()) for sizes in chunks) == self.bytes else None
 
 
 def open_split(cfg: Any, root: str, split: str) -> Windows:

@@ -61,46 +61,13 @@ def engine(name: str) -> ModuleType:
     return importlib.import_module(f"bigmodel.launch.{name}")
 
 
-def read_plan(folder: epath.Path) -> list[dict[str, Any]]:
-    """The rows of a sweep's plan.jsonl, with those that a later plan superseded.
-
-    Raises:
-      UsageError: there is no plan, or it is damaged or cut.
-    """
-    path = folder / "plan.jsonl"
-    again = "`bigmodel sweep plan FILE.py` writes it again"
-    try:
-        lines = path.read_bytes().splitlines()
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan FILE.py` first") from e
-    except OSError as e:
-        raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            # Ids become names of folders, arguments of commands and parts of scripts.
-            whole = config.is_whole(row) and re.fullmatch(r"[A-Za-z0-9][\w-]*", row["run_id"], re.ASCII)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            whole = None
-        if not whole:
-            raise UsageError(f"{str(path)!r} line {number} is damaged; {again}")
-        rows.append(row)
-    total = max((n for row in rows if isinstance(n := row.get("rows"), int)), default=1)
-    if len(rows) < total:
-        raise UsageError(
-            f"{str(path)!r} holds {len(rows)} of {total} rows; {again}" if rows else f"{str(path)!r} is empty; {again}"
-        )
-    return rows
-
-
 def row_of(folder: epath.Path, run_id: str = "", index: int = -1) -> dict[str, Any]:
     """The planned row of that id, or else of that number from 0, as scripts of earlier versions name it.
 
     Raises:
       UsageError: the plan has no such row, or can't be read.
     """
-    rows = read_plan(folder)
+    rows = config.read_plan(folder)
     where = repr(str(folder / "plan.jsonl"))
     if run_id:
         found = {row["run_id"]: row for row in rows}
@@ -128,7 +95,7 @@ def unfinished(folder: epath.Path) -> tuple[str, ...]:
             return False
 
     return tuple(
-        row["run_id"] for row in read_plan(folder) if not row.get("superseded") and not finished(row["run_id"])
+        row["run_id"] for row in config.read_plan(folder) if not row.get("superseded") and not finished(row["run_id"])
     )
 
 

@@ -34,6 +34,7 @@ class View(flax.struct.PyTreeNode):
       positions_BL: of the queries, where they aren't start, start + 1, ...
       keys_BS: True where a key counts; None: all do.
       memory_BSD: what cross-attention reads, where it isn't in the cache; of it, `memory_keys_BS` count.
+      rows_B: which row of the step's batch each example is, for dropout; None: 0, 1, ...
     """
 
     start: Any = 0
@@ -44,6 +45,7 @@ class View(flax.struct.PyTreeNode):
     keys_BS: jax.Array | None = None
     memory_BSD: jax.Array | None = None
     memory_keys_BS: jax.Array | None = None
+    rows_B: jax.Array | None = None
 
 
 CAUSAL = View()
@@ -133,8 +135,9 @@ def attend(
     q_BHLK = sharding.constrain(q_BHLK, "batch", heads, length, None)
     k_BGSK, v_BGSK = (sharding.constrain(x, "batch", heads, None, None) for x in (k_BGSK, v_BGSK))
     fresh = isinstance(view.start, int) and view.start == 0 and view.prefix_B is None and view.keys_BS is None
-    kernel = _kernel(q_BHLK, v_BGSK) if fresh and scores_BHLS is None else "plain"
-    if kernel == "splash" and L % (sharding.shards(length) * kernels.LANES if length else 1) == 0:
+    parts = sharding.shards(length) * kernels.LANES if length else 1  # of the queries, for splash
+    kernel = _kernel(q_BHLK, v_BGSK, parts, fresh and scores_BHLS is None, isinstance(view.start, int))
+    if kernel == "splash":
         return kernels.splash(q_BHLK, k_BGSK, v_BGSK, view.causal, heads, length)
     if kernel == "cudnn":
         return kernels.cudnn(q_BHLK, k_BGSK, v_BGSK, view.causal)
@@ -174,19 +177,32 @@ def _scan_blocks(q_BHLK: jax.Array, k_BGSK: jax.Array, v_BGSE: jax.Array, view: 
 KERNELS = {"tpu": "splash", "gpu": "cudnn", "cpu": "plain"}
 
 
-def _kernel(q_BHLK: jax.Array, v_BGSE: jax.Array) -> str:
-    """What the execution asks for, or else the platform's own where it takes these shapes; plain takes all."""
+def _kernel(q_BHLK: jax.Array, v_BGSE: jax.Array, parts: int, simple: bool, whole: bool) -> str:
+    """What the execution asks for, or else the platform's own where it takes these shapes; plain takes all.
+
+    Args:
+      parts: what the number of queries has to be a multiple of for splash.
+      simple: whether nothing but causality decides which keys are seen, and nothing is added to scores.
+      whole: whether a whole window attends; a step of decoding, which goes on from a cache, is always plain.
+
+    Raises:
+      UsageError: the execution names a kernel that can't do this.
+    """
     asked = sharding.execution().attention
     name = KERNELS[sharding.platform()] if asked == "auto" else asked
     L, S = q_BHLK.shape[2], v_BGSE.shape[2]
-    takes = {"splash": kernels.splash_takes(L, S), "cudnn": kernels.cudnn_takes(q_BHLK, v_BGSE), "plain": True}
+    takes = {
+        "splash": simple and kernels.splash_takes(L, S) and L % parts == 0,
+        "cudnn": simple and kernels.cudnn_takes(q_BHLK, v_BGSE),
+        "plain": True,
+    }
     if takes[name]:
         return name
-    if asked == "auto":
+    if asked == "auto" or not whole:
         return "plain"
-    raise UsageError(
-        f"config.run.attention={asked!r} can't take {L} queries of {q_BHLK.dtype} in heads of {q_BHLK.shape[3]}"
-    )
+    what = f"{L} queries of {q_BHLK.dtype} in heads of {q_BHLK.shape[3]}"
+    why = what if simple else "attention with padding, a prefix or added scores"
+    raise UsageError(f"config.run.attention={asked!r} can't take {why}; auto uses it where it can")
 
 
 QUERIES, MOST_BLOCKS = 64, 8  # 32 and 128 took 3 to 5 % longer when tried by hand at d128 of benchmarks/cpu_step.py

@@ -131,9 +131,14 @@ def inputs(cfg: Any, batch: Any) -> tuple[Any, ...]:
     return tokens, False, None, None, places
 
 
-def likelihood(cfg: Any) -> bool:
+def likelihood(cfg: Any) -> range:
     """Masked tokens' losses don't sum up to a text's: there are no bits per byte."""
-    return False
+    return range(0)
+
+
+def decomposes(cfg: Any) -> bool:
+    """Where the second halves of examples are each other's, they depend on the whole batch."""
+    return bool(cfg.objective != "masked_next")
 
 
 def flops(cfg: Any) -> float:
@@ -179,15 +184,17 @@ class Embed(nn.Module):
         if cfg.segments:
             self.segments = self.param("segments", start, (cfg.segments, cfg.width))
         self.norm = layers.Norm(cfg.norm, cfg.bias, cfg.norm_eps)
-        self.drop = nn.Dropout(cfg.dropout)
+        self.drop = layers.Dropout(cfg.dropout)
 
-    def __call__(self, tokens_BL: jax.Array, segments_BL: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(
+        self, tokens_BL: jax.Array, segments_BL: jax.Array | None, rows_B: jax.Array | None, train: bool
+    ) -> jax.Array:
         x_BLD = self.tokens[tokens_BL]
         if self.cfg.segments:
             x_BLD = x_BLD + (self.segments[0] if segments_BL is None else self.segments[segments_BL])
         if self.cfg.position == "learned":
             x_BLD = x_BLD + self.positions[: tokens_BL.shape[1]]
-        return self.drop(self.norm(x_BLD), deterministic=not train or not self.cfg.dropout)
+        return self.drop(self.norm(x_BLD), rows_B, train)
 
     def attend(self, x_BMD: jax.Array) -> jax.Array:
         scale = layers.tied_scale(self.cfg)
@@ -243,13 +250,14 @@ class Model(nn.Module):
         segments_BL: jax.Array | None = None,
         places_BM: jax.Array | None = None,
         whole: bool = True,
+        rows_B: jax.Array | None = None,
     ) -> Outputs:
         """See `Outputs`. keys: True where a token counts (None: all do); segments: 0 or 1 (None: all 0); places: whose
         tokens to predict (None: all); whole: False for what masked places' logits are made of in their stead: (BMD, the
-        head's matrix VD, its bias V)."""
+        head's matrix VD, its bias V); rows: see `attention.View`."""
         cfg = self.cfg
-        x_BLD = self.embed(tokens_BL, segments_BL, train).astype(cfg.dtype)
-        x_BLD, _ = self.blocks(x_BLD, None, View(causal=False, keys_BS=keys_BL), train)
+        x_BLD = self.embed(tokens_BL, segments_BL, rows_B, train).astype(cfg.dtype)
+        x_BLD, _ = self.blocks(x_BLD, None, View(causal=False, keys_BS=keys_BL, rows_B=rows_B), train)
         if cfg.norm_placement == "pre":
             x_BLD = self.norm(x_BLD)
         one_BD = x_BLD[:, 0] if cfg.pool == "cls" else mean(x_BLD, keys_BL)
@@ -298,12 +306,12 @@ def mask(cfg: Any, tokens_BL: jax.Array, rng: jax.Array, free_BL: jax.Array) -> 
     return jax.vmap(one)(tokens_BL, jnp.broadcast_to(free_BL, tokens_BL.shape))
 
 
-def pairs(cfg: Any, tokens_BL: jax.Array, rng: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def pairs(cfg: Any, tokens_BL: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(tokens, segments BL, whether the second part follows B): CLS, the first half, SEP, the second half, SEP; half of
     the second halves are of the batch's next example. The last tokens are left out that marks take the room of."""
     B, L = tokens_BL.shape
     half = (L - 3) // 2
-    follows_B = jax.random.bernoulli(rng, 0.5, (B,)) | (B == 1)
+    follows_B = jax.vmap(jax.random.bernoulli)(keys_B) | (B == 1)
     second = tokens_BL[:, half : L - 3]
     second = jnp.where(follows_B[:, None], second, jnp.roll(second, 1, axis=0))
 
@@ -320,28 +328,28 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     each token's; or the squared error."""
     cfg = model.cfg
     rng, rng_pairs, rng_dropout = jax.random.split(rng, 3)
-    rngs, weight = {"dropout": rng_dropout}, batch["weight"]
+    rngs, weight, rows_B = {"dropout": rng_dropout}, batch["weight"], layers.rows_of(batch)
     if cfg.objective.startswith("masked"):
         tokens, segments, follows, free = batch["tokens"][:, :-1], None, None, jnp.ones((), bool)
         if cfg.objective == "masked_next":
-            tokens, segments, follows = pairs(cfg, tokens, rng_pairs)
+            tokens, segments, follows = pairs(cfg, tokens, layers.example_keys(rng_pairs, rows_B))
             free = (tokens != mark(cfg, "cls")) & (tokens != mark(cfg, "sep"))
         hidden, places = mask(cfg, tokens, rng, free)
         labels = jnp.take_along_axis(tokens, places, axis=1)
 
         def read(whole: bool) -> tuple[Any, Any]:
-            out: Any = model.apply(variables, hidden, train, None, segments, places, whole, rngs=rngs)
+            out: Any = model.apply(variables, hidden, train, None, segments, places, whole, rows_B, rngs=rngs)
             return out.logits, out.next_B2
 
         scalar, metrics, next_B2 = losses.of_vocabulary(read, labels, weight, rows(cfg), with_accuracy=True)
         if follows is not None:
-            extra, _ = losses.cross_entropy(next_B2, follows.astype(jnp.int32), weight)
+            extra, found = losses.cross_entropy(next_B2, follows.astype(jnp.int32), weight)
             metrics["next_accuracy"] = losses.accuracy(next_B2, follows.astype(jnp.int32), weight)
-            metrics["next_loss"] = extra
+            metrics["next_loss"] = found["loss"]
             scalar = scalar + extra
         return scalar, (metrics, {})
     tokens, _, keys = inputs(cfg, batch)
-    out: Any = model.apply(variables, tokens, train, keys, rngs=rngs)
+    out: Any = model.apply(variables, tokens, train, keys, rows_B=rows_B, rngs=rngs)
     if cfg.objective == "regress":
         scalar, metrics = losses.mean_squared_error(out.logits, batch["label"], weight)
         return scalar, (metrics, {})

@@ -37,7 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     **_turc(),
 }
 
-# Checkpoint name -> our path; `{}` is the layer. Names before it differ: 'bert.' or nothing, as a checkpoint has heads.
+# Checkpoint name -> our path; `{}` is the layer.
 WEIGHTS: dict[str, str] = {
     "embeddings.word_embeddings.weight": "embed/tokens",
     "embeddings.position_embeddings.weight": "embed/positions",

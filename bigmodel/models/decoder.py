@@ -94,9 +94,13 @@ def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     return (batch["tokens"][:, :-1],)
 
 
-def likelihood(cfg: Any) -> bool:
-    """Whether the loss is that of a text's units, each given those before it: bits per byte follow from it."""
-    return bool(cfg.objective == "causal")
+def likelihood(cfg: Any) -> range:
+    """The places of a window's tokens that are predicted, each given those before it: bits per byte follow from it."""
+    return range(1, cfg.seq_len + 1) if cfg.objective == "causal" else range(0)
+
+
+def decomposes(cfg: Any) -> bool:
+    return True
 
 
 def flops(cfg: Any) -> float:
@@ -172,16 +176,17 @@ class Model(nn.Module):
         train: bool = False,
         prefix_B: jax.Array | None = None,
         positions_BL: jax.Array | None = None,
+        rows_B: jax.Array | None = None,
     ) -> jax.Array:
         """Logits BLV for the token after each; of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or
-        as given."""
-        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
+        as given. Rows: see `attention.View`."""
+        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
         return self.logits(self._forward(tokens_BL, None, view, train)[0])
 
     def features(self, *args: Any) -> tuple[jax.Array, jax.Array, None]:
         """As __call__, but what the head reads, BLE, and its matrix, VE, scales included; and no bias."""
-        tokens_BL, train, prefix_B, positions_BL = args
-        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL)
+        tokens_BL, train, prefix_B, positions_BL, rows_B = args
+        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
         x_BLE = self._forward(tokens_BL, None, view, train)[0]
         if self.cfg.tied_head:
             return x_BLE * layers.tied_scale(self.cfg), self.embed.tokens, None
@@ -218,25 +223,27 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     """Next-token cross entropy in nats per token; with the objective `prefix`, of the tokens after the prefix; with
     `infill`, of what blanks held and of where it ends.
 
-    A prefix's length is uniform in 1 .. L - 1; it and blanks are drawn from `rng`.
+    A prefix's length is uniform in 1 .. L - 1; it and blanks are drawn from `rng` and the example's row.
     """
-    cfg = model.cfg
+    cfg, rows_B = model.cfg, layers.rows_of(batch)
     tokens, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    B, L = tokens.shape
+    L = tokens.shape[1]
     weight, prefix_B, positions = batch["weight"], None, None
     rng_dropout, rng = jax.random.split(rng) if cfg.objective != "causal" else (rng, rng)
     if cfg.objective == "prefix":
-        prefix_B = jax.random.randint(rng, (B,), 1, L)
+        prefix_B = jax.vmap(lambda key: jax.random.randint(key, (), 1, L))(layers.example_keys(rng, rows_B))
         # Token i's target is token i + 1: the prefix's last token already predicts the first one after it.
         weight = weight[:, None] * (jnp.arange(L)[None, :] >= prefix_B[:, None] - 1)
     elif cfg.objective == "infill":
-        tokens, targets, counts, prefix_B, positions = infilling.infill(tokens, cfg.vocab_size, rng)
+        tokens, targets, counts, prefix_B, positions = infilling.infill(
+            tokens, cfg.vocab_size, layers.example_keys(rng, rows_B)
+        )
         weight = weight[:, None] * counts
     rngs = {"dropout": rng_dropout}
 
     def read(whole: bool) -> tuple[Any, None]:
         method = Model.__call__ if whole else Model.features
-        return model.apply(variables, tokens, train, prefix_B, positions, rngs=rngs, method=method), None
+        return model.apply(variables, tokens, train, prefix_B, positions, rows_B, rngs=rngs, method=method), None
 
     scalar, metrics, _ = losses.of_vocabulary(read, targets, weight, rows(cfg), z_loss=cfg.z_loss)
     return scalar, (metrics, {})

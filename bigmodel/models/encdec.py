@@ -135,7 +135,7 @@ class Pair(NamedTuple):
 
 
 def pair(cfg: Any, batch: Any, rng: jax.Array) -> Pair:
-    """What is read and what is predicted of a batch; spans are drawn from `rng`."""
+    """What is read and what is predicted of a batch; spans are drawn from `rng` and each example's row."""
     if cfg.objective == "translate":
         source, target = batch["source"], batch["target"]
         keys = jnp.arange(source.shape[1]) < batch["source_length"][:, None]
@@ -143,7 +143,8 @@ def pair(cfg: Any, batch: Any, rng: jax.Array) -> Pair:
     tokens = batch["tokens"][:, :-1]
     if cfg.objective == "prefix":
         return Pair(tokens[:, : cfg.source_len], tokens[:, cfg.source_len :])
-    return Pair(*jax.vmap(lambda row, key: corrupt(cfg, row, key))(tokens, jax.random.split(rng, len(tokens))))
+    keys_B = layers.example_keys(rng, layers.rows_of(batch))
+    return Pair(*jax.vmap(lambda row, key: corrupt(cfg, row, key))(tokens, keys_B))
 
 
 def corrupt(cfg: Any, tokens_T: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -190,9 +191,13 @@ def shifted(cfg: Any, target_BL: jax.Array) -> jax.Array:
     return jnp.concatenate([first, target_BL[:, :-1]], axis=1)
 
 
-def likelihood(cfg: Any) -> bool:
-    """Whether the loss is that of a text's units, each given those before it: bits per byte follow from it."""
-    return bool(cfg.objective == "prefix")
+def likelihood(cfg: Any) -> range:
+    """The places of a window's tokens that are predicted, each given those before it: bits per byte follow from it."""
+    return range(cfg.source_len, cfg.seq_len) if cfg.objective == "prefix" else range(0)
+
+
+def decomposes(cfg: Any) -> bool:
+    return True
 
 
 def flops(cfg: Any) -> float:
@@ -257,13 +262,19 @@ class Model(nn.Module):
             self.head = self.param("head", layers.normal(cfg.init_std, cfg.width), (cfg.width, rows(cfg)))
         if cfg.output_bias:
             self.output_bias = self.param("output_bias", nn.initializers.zeros, (rows(cfg),))
-        self.drop = nn.Dropout(cfg.dropout)
+        self.drop = layers.Dropout(cfg.dropout)
 
     def __call__(
-        self, source_BS: jax.Array, tokens_BL: jax.Array, train: bool = False, keys_BS: jax.Array | None = None
+        self,
+        source_BS: jax.Array,
+        tokens_BL: jax.Array,
+        train: bool = False,
+        keys_BS: jax.Array | None = None,
+        rows_B: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits BLV for the token after each. keys: True where a source token counts; None: all do."""
-        return self._logits(self._given(source_BS, tokens_BL, train, keys_BS))
+        """Logits BLV for the token after each. keys: True where a source token counts; None: all do. Rows: see
+        `attention.View`."""
+        return self._logits(self._given(source_BS, tokens_BL, train, keys_BS, rows_B))
 
     def features(self, *args: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """As __call__, but what the head reads, BLD, and its matrix, VD, scales included; and its bias, V, if any."""
@@ -275,18 +286,23 @@ class Model(nn.Module):
             else (x_BLD, self.head.T, bias_V)
         )
 
-    def _given(self, source_BS: jax.Array, tokens_BL: jax.Array, train: bool, keys_BS: jax.Array | None) -> jax.Array:
-        memory = self.encode(source_BS, keys_BS, train)
-        return self._decode(tokens_BL, None, View(memory_BSD=memory, memory_keys_BS=keys_BS), train)[0]
+    def _given(
+        self, source_BS: jax.Array, tokens_BL: jax.Array, train: bool, keys_BS: jax.Array | None, rows_B: Any
+    ) -> jax.Array:
+        memory = self.encode(source_BS, keys_BS, train, rows_B)
+        return self._decode(tokens_BL, None, View(memory_BSD=memory, memory_keys_BS=keys_BS, rows_B=rows_B), train)[0]
 
-    def encode(self, source_BS: jax.Array, keys_BS: jax.Array | None = None, train: bool = False) -> jax.Array:
+    def encode(
+        self, source_BS: jax.Array, keys_BS: jax.Array | None = None, train: bool = False, rows_B: Any = None
+    ) -> jax.Array:
         """What the decoder reads, BSD."""
         bias, S = None, source_BS.shape[1]
         if self.cfg.position == "relative_bias":
             bias = attention.relative_bias(self.embed.encoder_bias, S, S, 0, causal=False)
-        x_BSD = self._drop(self.embed(source_BS, source=True), train)
-        x_BSD, _ = self.encoder(x_BSD, None, View(causal=False, keys_BS=keys_BS, bias_HLS=bias), train)
-        return self._drop(self.encoder_norm(x_BSD), train) if self.cfg.norm_placement == "pre" else x_BSD
+        x_BSD = self.drop(self.embed(source_BS, source=True), rows_B, train)
+        view = View(causal=False, keys_BS=keys_BS, bias_HLS=bias, rows_B=rows_B)
+        x_BSD, _ = self.encoder(x_BSD, None, view, train)
+        return self.drop(self.encoder_norm(x_BSD), rows_B, train) if self.cfg.norm_placement == "pre" else x_BSD
 
     def step(
         self, tokens_BL: jax.Array, cache: Any, source_BS: jax.Array | None = None, keys_BS: jax.Array | None = None
@@ -301,18 +317,15 @@ class Model(nn.Module):
         x_BLD, held = self._decode(tokens_BL, cache["layers"], view, False)
         return self._logits(x_BLD), {**cache, "layers": held, "length": cache["length"] + tokens_BL.shape[1]}
 
-    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
-        return self.drop(x, deterministic=not train or not self.cfg.dropout)
-
     def _decode(self, tokens_BL: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
         cfg, L = self.cfg, tokens_BL.shape[1]
         if cfg.position == "relative_bias":
             size = L if cache is None else cache["own"]["key"].shape[-2]
             view = view.replace(bias_HLS=attention.relative_bias(self.embed.decoder_bias, L, size, view.start))
-        x_BLD = self._drop(self.embed(tokens_BL, view.start), train)
+        x_BLD = self.drop(self.embed(tokens_BL, view.start), view.rows_B, train)
         x_BLD, cache = self.decoder(x_BLD, cache, view, train)
         if cfg.norm_placement == "pre":
-            x_BLD = self._drop(self.decoder_norm(x_BLD), train)
+            x_BLD = self.drop(self.decoder_norm(x_BLD), view.rows_B, train)
         return x_BLD, cache
 
     def _logits(self, x_BLD: jax.Array) -> jax.Array:
@@ -338,11 +351,11 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     rng_dropout, rng = jax.random.split(rng)
     source, target, keys, counts = pair(cfg, batch, rng)
     weight = batch["weight"] if counts is None else batch["weight"][:, None] * counts
-    rngs = {"dropout": rng_dropout}
+    given = (source, shifted(cfg, target), train, keys, layers.rows_of(batch))
 
     def read(whole: bool) -> tuple[Any, None]:
         method = Model.__call__ if whole else Model.features
-        return model.apply(variables, source, shifted(cfg, target), train, keys, rngs=rngs, method=method), None
+        return model.apply(variables, *given, rngs={"dropout": rng_dropout}, method=method), None
 
     scalar, metrics, _ = losses.of_vocabulary(
         read, target, weight, rows(cfg), smoothing=cfg.smoothing, with_accuracy=True

@@ -59,7 +59,9 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def _t5_names() -> dict[str, str]:
-    names = {"shared.weight": "embed/tokens"}
+    # Published files hold a table of positions for attention to the encoder, too, which T5 doesn't use.
+    unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    names = {"shared.weight": "embed/tokens", "lm_head.weight": "head", unused: ""}
     for side in ("encoder", "decoder"):
         layers = [("SelfAttention", "attention"), ("EncDecAttention", "cross_attention")][: 1 + (side == "decoder")]
         names[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = f"embed/{side}_bias"
@@ -79,21 +81,21 @@ def _t5_names() -> dict[str, str]:
 
 
 def _marian_names() -> dict[str, str]:
-    names = {"model.shared.weight": "embed/tokens", "final_logits_bias": "output_bias"}
+    names = {"final_logits_bias": "output_bias"}
     for side in ("encoder", "decoder"):
         layers = [("self_attn", "attention", "norm_attention"), ("encoder_attn", "cross_attention", "norm_cross")]
         for theirs, ours, norm in layers[: 1 + (side == "decoder")]:
-            start = f"model.{side}.layers.{{}}.{theirs}"
+            start = f"{side}.layers.{{}}.{theirs}"
             for proj, name in dict(q_proj="query", k_proj="key", v_proj="value", out_proj="out").items():
                 names[f"{start}.{proj}.weight"] = f"{side}/{ours}/{name}"
                 names[f"{start}.{proj}.bias"] = f"{side}/{ours}/{name}_bias"
             names[f"{start}_layer_norm.weight"] = f"{side}/{norm}/scale"
             names[f"{start}_layer_norm.bias"] = f"{side}/{norm}/bias"
         for theirs, ours in dict(fc1="up", fc2="down").items():
-            names[f"model.{side}.layers.{{}}.{theirs}.weight"] = f"{side}/mlp/{ours}"
-            names[f"model.{side}.layers.{{}}.{theirs}.bias"] = f"{side}/mlp/{ours}_bias"
-        names[f"model.{side}.layers.{{}}.final_layer_norm.weight"] = f"{side}/norm_mlp/scale"
-        names[f"model.{side}.layers.{{}}.final_layer_norm.bias"] = f"{side}/norm_mlp/bias"
+            names[f"{side}.layers.{{}}.{theirs}.weight"] = f"{side}/mlp/{ours}"
+            names[f"{side}.layers.{{}}.{theirs}.bias"] = f"{side}/mlp/{ours}_bias"
+        names[f"{side}.layers.{{}}.final_layer_norm.weight"] = f"{side}/norm_mlp/scale"
+        names[f"{side}.layers.{{}}.final_layer_norm.bias"] = f"{side}/norm_mlp/bias"
     return names
 
 

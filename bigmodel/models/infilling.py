@@ -40,10 +40,9 @@ def blanks(length: int) -> int:
     return max(1, round(MASKED * length / (MEAN_LENGTH + 2 * MASKED)))
 
 
-def infill(tokens_BL: jax.Array, vocab_size: int, rng: jax.Array) -> Infilling:
-    """Blanks drawn from `rng`. Of each row the last tokens are left out that marks take the room of."""
-    keys = jax.random.split(rng, len(tokens_BL))
-    return Infilling(*jax.vmap(lambda row, key: _one(row, vocab_size, key))(tokens_BL, keys))
+def infill(tokens_BL: jax.Array, vocab_size: int, keys_B: jax.Array) -> Infilling:
+    """Blanks drawn from each example's key. Of each row the last tokens are left out that marks take the room of."""
+    return Infilling(*jax.vmap(lambda row, key: _one(row, vocab_size, key))(tokens_BL, keys_B))
 
 
 def _one(tokens_L: jax.Array, vocab_size: int, key: jax.Array) -> Infilling:

@@ -53,6 +53,34 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
+def example_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
+    """A key for each example, B, from a step's key and the example's row in the step's batch.
+
+    What is drawn from it doesn't depend on which micro-batch or device has the example.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+
+
+def rows_of(batch: Any) -> jax.Array:
+    """Which row of a step's batch (or of an evaluated split) each example is, B: as the program says, or 0, 1, ..."""
+    return batch["row"] if "row" in batch else jnp.arange(len(next(iter(batch.values()))))
+
+
+class Dropout(nn.Module):
+    """Zeros a part `rate` of an example's values and divides the others by 1 - rate, in training (Srivastava et al.
+    2014, JMLR 15). Flax's own draws for a batch whole, so that an example's zeros would depend on its micro-batch."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x_Bx: jax.Array, rows_B: jax.Array | None, train: bool) -> jax.Array:
+        if not train or not self.rate:
+            return x_Bx
+        keys_B = example_keys(self.make_rng("dropout"), jnp.arange(len(x_Bx)) if rows_B is None else rows_B)
+        keep_Bx = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x_Bx.shape[1:]))(keys_B)
+        return jnp.where(keep_Bx, x_Bx / (1 - self.rate), jnp.zeros_like(x_Bx))
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167), in float32.
 

@@ -1,4 +1,4 @@
-"""Losses. Each returns (loss, metrics); metrics are weighted means, with their total `weight`.
+"""Losses. Each returns (loss, metrics): the loss is a mean, a metric is a sum and the weight it is a sum over.
 
 B batch, L length, V classes. A batch may carry `weight_B` (1 = counts, 0 = padding), so that an
 evaluation set needs no whole number of batches.
@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from bigmodel import sharding
 
-Metrics = dict[str, jax.Array]
+# name -> (sum, its weight). Sums of several batches add up to those of all their examples; means would not, where the
+# weights of batches differ. The weight of "loss" is that of the loss that is trained on, too.
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def mean(metric: tuple[Any, Any]) -> Any:
+    """A metric's sum over its weight; 0 where nothing counts."""
+    return metric[0] / jnp.maximum(metric[1], 1e-9)
 
 
 def of_vocabulary(
@@ -59,7 +66,7 @@ def cross_entropy(
     smoothing: float = 0.0,
     class_weights: Sequence[float] = (),
 ) -> tuple[jax.Array, Metrics]:
-    """Mean -log softmax(logits)[label] in nats, in float32. The metric `loss` is without z-loss and smoothing.
+    """Mean -log softmax(logits)[label] in nats, in float32. The metric `loss` leaves out z-loss and smoothing.
 
     Args:
       logits_xV: any leading dimensions.
@@ -75,7 +82,7 @@ def cross_entropy(
     loss, metrics = _mean(nll_x, log_z_x, weight_x, z_loss)
     if smoothing:
         uniform_x = log_z_x - jnp.mean(logits_xV.astype(jnp.float32), axis=-1)
-        loss = _smoothed(loss, uniform_x, weight_x, metrics, smoothing)
+        loss = _smoothed(loss, uniform_x, weight_x, smoothing)
     return loss, metrics
 
 
@@ -98,34 +105,31 @@ def head_cross_entropy(
     weight_BL = _weights(weight_x, labels_BL)
     loss, metrics = _mean(nll_BL, log_z_BL, weight_BL, z_loss)
     if smoothing:
-        loss = _smoothed(loss, log_z_BL - more[0], weight_BL, metrics, smoothing)
+        loss = _smoothed(loss, log_z_BL - more[0], weight_BL, smoothing)
     if accuracy:
-        metrics["accuracy"] = jnp.sum(more[1] * weight_BL) / jnp.maximum(metrics["weight"], 1e-9)
+        metrics["accuracy"] = jnp.sum(more[1] * weight_BL), jnp.sum(weight_BL)
     return loss, metrics
 
 
-def _smoothed(loss: jax.Array, uniform_x: jax.Array, weight_x: jax.Array, metrics: Metrics, smoothing: float) -> Any:
-    safe = jnp.maximum(metrics["weight"], 1e-9)
-    return (1 - smoothing) * loss + smoothing * jnp.sum(uniform_x * weight_x) / safe
+def _smoothed(loss: jax.Array, uniform_x: jax.Array, weight_x: jax.Array, smoothing: float) -> jax.Array:
+    return (1 - smoothing) * loss + smoothing * mean((jnp.sum(uniform_x * weight_x), jnp.sum(weight_x)))
 
 
 def _mean(nll_x: jax.Array, log_z_x: jax.Array, weight_x: jax.Array, z_loss: float) -> tuple[jax.Array, Metrics]:
-    total = jnp.sum(weight_x)
-    safe = jnp.maximum(total, 1e-9)
-    loss = jnp.sum(nll_x * weight_x) / safe
-    metrics = {"loss": loss, "weight": total}
+    weight = jnp.sum(weight_x)
+    metrics = {"loss": (jnp.sum(nll_x * weight_x), weight)}
+    loss = mean(metrics["loss"])
     if z_loss:
-        loss = loss + z_loss * jnp.sum(jnp.square(log_z_x) * weight_x) / safe
+        loss = loss + z_loss * mean((jnp.sum(jnp.square(log_z_x) * weight_x), weight))
     return loss, metrics
 
 
 def mean_squared_error(values_x: jax.Array, labels_x: jax.Array, weight_x: jax.Array) -> tuple[jax.Array, Metrics]:
     """Mean of (value - label)^2, in float32; weights as in `cross_entropy`."""
     weight_x = _weights(weight_x, labels_x)
-    total = jnp.sum(weight_x)
     square_x = jnp.square(values_x.astype(jnp.float32) - labels_x)
-    loss = jnp.sum(square_x * weight_x) / jnp.maximum(total, 1e-9)
-    return loss, {"loss": loss, "weight": total}
+    found = jnp.sum(square_x * weight_x), jnp.sum(weight_x)
+    return mean(found), {"loss": found}
 
 
 def _weights(weight_x: jax.Array, labels_x: jax.Array) -> jax.Array:
@@ -307,8 +311,8 @@ def _chunked_backward(chunks: int, more: bool, saved: Any, gradients: Any) -> An
 chunked_likelihood.defvjp(_chunked_forward, _chunked_backward)
 
 
-def accuracy(logits_xV: jax.Array, labels_x: jax.Array, weight_x: jax.Array) -> jax.Array:
-    """Weighted fraction of labels that are the argmax."""
+def accuracy(logits_xV: jax.Array, labels_x: jax.Array, weight_x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A metric: the weight of the labels that are the argmax, and of all."""
     hits_x = (jnp.argmax(logits_xV, axis=-1) == labels_x).astype(jnp.float32)
     weight_x = _weights(weight_x, labels_x)
-    return jnp.sum(hits_x * weight_x) / jnp.maximum(jnp.sum(weight_x), 1e-9)
+    return jnp.sum(hits_x * weight_x), jnp.sum(weight_x)

@@ -83,8 +83,13 @@ def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     return (batch["features"],)
 
 
-def likelihood(cfg: Any) -> bool:
-    return False
+def likelihood(cfg: Any) -> range:
+    return range(0)
+
+
+def decomposes(cfg: Any) -> bool:
+    """Batch normalisation reads the whole batch."""
+    return bool(cfg.norm != "batchnorm")
 
 
 def flops(cfg: Any) -> float:
@@ -95,7 +100,7 @@ def flops(cfg: Any) -> float:
     return 2.0 * (cfg.num_features * cfg.width + (cfg.depth - 1) * cfg.width**2 + cfg.width * outputs)
 
 
-def _finish(module: nn.Module, x_BD: jax.Array, train: bool, name: str) -> jax.Array:
+def _finish(module: nn.Module, x_BD: jax.Array, rows_B: Any, train: bool, name: str) -> jax.Array:
     """Norm, activation and dropout of a hidden layer."""
     cfg: Any = module.cfg
     if cfg.norm == "batchnorm":
@@ -103,27 +108,27 @@ def _finish(module: nn.Module, x_BD: jax.Array, train: bool, name: str) -> jax.A
     elif cfg.norm != "none":
         x_BD = layers.Norm(cfg.norm, cfg.bias, name=name)(x_BD)
     x_BD = layers.ACTIVATIONS[cfg.activation](x_BD)
-    return nn.Dropout(cfg.dropout, deterministic=not train)(x_BD) if cfg.dropout else x_BD
+    return layers.Dropout(cfg.dropout)(x_BD, rows_B, train) if cfg.dropout else x_BD
 
 
 class Hidden(nn.Module):
     cfg: Any
 
     @nn.compact
-    def __call__(self, x_BD: jax.Array, _: None, __: None, train: bool) -> tuple[jax.Array, None]:
+    def __call__(self, x_BD: jax.Array, _: None, rows_B: Any, train: bool) -> tuple[jax.Array, None]:
         D = self.cfg.width
         x_BD = x_BD @ self.param("kernel", layers.normal(self.cfg.init_std, D), (D, D))
         if self.cfg.bias:
             x_BD = x_BD + self.param("bias", nn.initializers.zeros, (D,))
-        return _finish(self, x_BD, train, "norm"), None
+        return _finish(self, x_BD, rows_B, train, "norm"), None
 
 
 class Model(nn.Module):
     cfg: Any
 
     @nn.compact
-    def __call__(self, x_BI: jax.Array, train: bool = False) -> jax.Array:
-        """Logits BV, or values B."""
+    def __call__(self, x_BI: jax.Array, train: bool = False, rows_B: jax.Array | None = None) -> jax.Array:
+        """Logits BV, or values B. rows: which row of the step's batch each example is, for dropout."""
         cfg = self.cfg
 
         def dense(name: str, x: jax.Array, out: int) -> jax.Array:
@@ -133,19 +138,18 @@ class Model(nn.Module):
 
         x_BD = x_BI
         if cfg.depth:
-            x_BD = _finish(self, dense("first", x_BI, cfg.width), train, "first_norm")
+            x_BD = _finish(self, dense("first", x_BI, cfg.width), rows_B, train, "first_norm")
         if cfg.depth > 1:
             hidden = layers.stack(Hidden, cfg.depth - 1, scan=cfg.depth > 8)
-            x_BD, _ = hidden(cfg, name="hidden")(x_BD, None, None, train)
+            x_BD, _ = hidden(cfg, name="hidden")(x_BD, None, rows_B, train)
         return dense("last", x_BD, cfg.num_classes) if cfg.objective == "classify" else dense("last", x_BD, 1)[:, 0]
 
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
     """Cross entropy in nats per example, with accuracy; or the squared error."""
     cfg = model.cfg
-    out, state = model.apply(
-        variables, *inputs(cfg, batch), train, rngs={"dropout": rng}, mutable=["batch_stats"] if train else []
-    )
+    given = (*inputs(cfg, batch), train, layers.rows_of(batch))
+    out, state = model.apply(variables, *given, rngs={"dropout": rng}, mutable=["batch_stats"] if train else [])
     if cfg.objective == "regress":
         scalar, metrics = losses.mean_squared_error(out, batch["label"], batch["weight"])
         return scalar, (metrics, dict(state))

@@ -57,12 +57,12 @@ def rung(width: int, depth: int) -> dict[str, Any]:
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {}
-# torch's nn.LSTM or nn.RNN; its second bias, which adds to the first, is left out.
+# torch's nn.LSTM or nn.RNN, whose two biases add up to the one here.
 WEIGHTS = {
     "embedding.weight": "embed/tokens",
-    "lstm.weight_ih_l{}": "blocks/input",
-    "lstm.weight_hh_l{}": "blocks/recurrent",
-    "lstm.bias_ih_l{}": "blocks/bias",
+    **{f"{cell}.weight_ih_l{{}}": "blocks/input" for cell in GATES},
+    **{f"{cell}.weight_hh_l{{}}": "blocks/recurrent" for cell in GATES},
+    **{f"{cell}.bias_{side}_l{{}}": "blocks/bias" for cell in GATES for side in ("ih", "hh")},
     "head.weight": "head",
     "head.bias": "head_bias",
 }
@@ -85,9 +85,14 @@ def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     return (batch["tokens"][:, :-1],)
 
 
-def likelihood(cfg: Any) -> bool:
-    """The loss is that of a text's units, each given those before it: bits per byte follow from it."""
-    return True
+def likelihood(cfg: Any) -> range:
+    """The places of a window's tokens that are predicted, each given those before it: bits per byte follow from it."""
+    return range(1, cfg.seq_len + 1)
+
+
+def decomposes(cfg: Any) -> bool:
+    """A carried state is of a row of the batch: the batch stays whole."""
+    return not cfg.carry
 
 
 def flops(cfg: Any) -> float:
@@ -151,7 +156,7 @@ class Block(nn.Module):
     cfg: Any
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, state: Any, _: None, train: bool) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BLD: jax.Array, state: Any, rows_B: Any, train: bool) -> tuple[jax.Array, Any]:
         cfg, dtype = self.cfg, x_BLD.dtype
         D, U = cfg.width, GATES[cfg.cell]
         start = layers.normal(cfg.init_std, D)
@@ -165,7 +170,7 @@ class Block(nn.Module):
         state, y_LBD = _recur(CELLS[cfg.cell], state, x_BLUD.swapaxes(0, 1), w_DUD)
         y_BLD = sharding.constrain(y_LBD.swapaxes(0, 1), "batch", None, None)
         if cfg.dropout:
-            y_BLD = nn.Dropout(cfg.dropout, deterministic=not train)(y_BLD)
+            y_BLD = layers.Dropout(cfg.dropout)(y_BLD, rows_B, train)
         return y_BLD, state
 
 
@@ -191,19 +196,19 @@ class Model(nn.Module):
             self.head = self.param("head", layers.normal(cfg.init_std, cfg.width), (cfg.width, cfg.vocab_size))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (cfg.vocab_size,))
 
-    def __call__(self, tokens_BL: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, tokens_BL: jax.Array, train: bool = False, rows_B: jax.Array | None = None) -> jax.Array:
         """Logits BLV for the token after each. In training a carried state is read and, where 'carry' is mutable, kept;
-        else a window starts from zeros."""
-        return self.logits(self._window(tokens_BL, train))
+        else a window starts from zeros. rows: which row of the step's batch each example is, for dropout."""
+        return self.logits(self._window(tokens_BL, train, rows_B))
 
-    def features(self, tokens_BL: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def features(self, tokens_BL: jax.Array, train: bool, rows_B: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         """As __call__, but what the head reads, BLD, its matrix, VD, and its bias, V."""
-        x_BLD = self._window(tokens_BL, train)
+        x_BLD = self._window(tokens_BL, train, rows_B)
         return x_BLD, self.embed.tokens if self.cfg.tied_head else self.head.T, self.head_bias
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Goes on from `cache` (see `init_cache`): (logits BLV, the cache after them)."""
-        x_BLD, state = self._forward(tokens_BL, cache["layers"], False)
+        x_BLD, state = self._forward(tokens_BL, cache["layers"], None, False)
         return self.logits(x_BLD), {"layers": state, "length": cache["length"] + tokens_BL.shape[1]}
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
@@ -211,19 +216,19 @@ class Model(nn.Module):
         logits_BLV = layers.linear(x_BLD, head_DV) + self.head_bias.astype(x_BLD.dtype)
         return sharding.constrain(logits_BLV, "batch", None, "vocab")
 
-    def _window(self, tokens_BL: jax.Array, train: bool) -> jax.Array:
+    def _window(self, tokens_BL: jax.Array, train: bool, rows_B: Any) -> jax.Array:
         zeros = init_cache(self.cfg, len(tokens_BL))["layers"]
         if not self.cfg.carry or not (train or self.is_initializing()):
-            return self._forward(tokens_BL, zeros, train)[0]
+            return self._forward(tokens_BL, zeros, rows_B, train)[0]
         state = zeros if self.is_initializing() else self.get_variable("carry", "layers")
-        x_BLD, after = self._forward(tokens_BL, state, train)
+        x_BLD, after = self._forward(tokens_BL, state, rows_B, train)
         if self.is_mutable_collection("carry"):
             self.put_variable("carry", "layers", jax.lax.stop_gradient(after) if train else zeros)
         return x_BLD
 
-    def _forward(self, tokens_BL: jax.Array, state: Any, train: bool) -> tuple[jax.Array, Any]:
+    def _forward(self, tokens_BL: jax.Array, state: Any, rows_B: Any, train: bool) -> tuple[jax.Array, Any]:
         x_BLD = self.embed(tokens_BL).astype(self.cfg.dtype)
-        return self.blocks(x_BLD, state, None, train)
+        return self.blocks(x_BLD, state, rows_B, train)
 
 
 def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
@@ -235,12 +240,12 @@ def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:
     """Next-token cross entropy in nats per token; the state at the end of the windows where it is carried."""
-    tokens = batch["tokens"]
+    tokens, rows_B = batch["tokens"], layers.rows_of(batch)
     mutable = ["carry"] if train and model.cfg.carry else []
 
     def read(whole: bool) -> tuple[Any, Any]:
         method, rngs = Model.__call__ if whole else Model.features, {"dropout": rng}
-        return model.apply(variables, tokens[:, :-1], train, rngs=rngs, mutable=mutable, method=method)
+        return model.apply(variables, tokens[:, :-1], train, rows_B, rngs=rngs, mutable=mutable, method=method)
 
     scalar, metrics, new_state = losses.of_vocabulary(read, tokens[:, 1:], batch["weight"], model.cfg.vocab_size)
     return scalar, (metrics, dict(new_state))

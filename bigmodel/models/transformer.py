@@ -165,7 +165,7 @@ class Block(nn.Module):
             y_BLD = sharding.constrain(y_BLD, "batch", "residual", None)
             y_BLD = y_BLD * scale if scale != 1 else y_BLD
             if cfg.dropout:
-                y_BLD = nn.Dropout(cfg.dropout, deterministic=not train)(y_BLD)
+                y_BLD = layers.Dropout(cfg.dropout)(y_BLD, view.rows_B, train)
             return (x_BLD + y_BLD if cfg.norm_placement == "pre" else norm(alpha * x_BLD + y_BLD)), out
 
         x_BLD = ad_checkpoint.checkpoint_name(sharding.constrain(x_BLD, "batch", "residual", None), layers.RESIDUAL)

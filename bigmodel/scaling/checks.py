@@ -62,7 +62,9 @@ def design_warnings(data: Mapping[str, np.ndarray], model: Law) -> list[str]:
         ratio = float(np.median(data["C"] / (FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"])))
         if not 0.1 < ratio < 10:
             unit = "; a PF-day is 8.64e19 FLOPs" if ratio < 1e-18 else ""
-            out.append(f"C is {ratio:.3g} times 6 N D: is it in FLOPs{unit}?")
+            units = [(10.0**k, word) for k, word in ((6, "millions"), (9, "billions")) if 0.2 < ratio / 10**k < 5]
+            other = f", or N or D in {units[0][1]}" if units else ""
+            out.append(f"C is {ratio:.3g} times 6 N D: is it in FLOPs{unit}{other}?")
     if "U" in model.columns and (data["D"] <= data["U"]).all():
         out.append("no run repeats its data (D > U): R_D isn't determined")
     for i, x in enumerate(names):

@@ -24,7 +24,7 @@ import numpy as np
 from bigmodel.config import UsageError
 from bigmodel.scaling.fitted import Fitted, is_number
 from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
-from bigmodel.scaling.plan import Ask, allocate, log_loss, si
+from bigmodel.scaling.plan import LOOSE, Ask, allocate, log_loss, remedy, si
 
 GRID = 32  # sizes and data sizes of the candidates, each
 SLOPE_STEP, TARGET_STEP = 1e-6, 1e-3  # of theta; a target is found by search, to 1e-7
@@ -33,6 +33,8 @@ POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXCHANGES = 10
 UNKNOWN = 10.0  # standard deviation of theta before any run: a factor e^10, or an exponent of 10
 UNEQUAL = 1.75  # between stored and expected width: of 30 planted laws, 9 in 10 give 0.77 to 1.56
+# Wider, a target isn't determined, and linear theory has nothing to say of it.
+WIDEST = {"N": math.log(LOOSE), "loss": math.log(10.0), "a": 1.0}
 TARGETS = {"N": "ln N_opt", "loss": "ln L", "a": "the exponent a of N_opt ~ C^a"}
 
 
@@ -147,6 +149,9 @@ def advise(
     expected = z * math.sqrt(design.variance(covariance))
     stored = _stored_width(fitted, plan, ask, target, budget)
     start = stored if stored is not None else expected
+    if not start < WIDEST[target]:
+        wide = f"its interval of {TARGETS[target]} is {start:.3g} wide"
+        raise UsageError(f"plan: no advice on the next runs: the fit doesn't determine it, {wide}; {remedy(fitted)}")
     narrowing = {}
     for name, other in designs.items():
         narrowing[name] = math.sqrt(after(name, order) / max(other.variance(covariance), 1e-300))
@@ -225,7 +230,10 @@ def _covariance(fitted: Fitted) -> tuple[np.ndarray, float, str]:
     if fitted.points:
         slopes = _slopes(fitted, fitted.thetas[0], fitted.points["N"], fitted.points["D"])
         slopes = slopes[np.isfinite(slopes).all(axis=1)]
-        matrix = slopes.T @ slopes / sigma**2
+        # Points of one run tell little more than one of them: they weigh as that many runs.
+        points, runs = len(fitted.points["N"]), fitted.result.get("n_runs")
+        share = min(float(runs) / points, 1.0) if runs is not None and is_number(runs) else 1.0
+        matrix = share * slopes.T @ slopes / sigma**2
         basis = f"the slopes of the law at the {len(slopes)} fitted runs"
     elif len(fitted.thetas) > 2 * len(names) + 1:
         samples = fitted.thetas[1:]

@@ -39,20 +39,27 @@ def holdout(
     rungs: int,
     bootstrap: int,
     seed: int,
+    runs: np.ndarray | None = None,
+    whole: bool = False,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Refits without the 1 ... `rungs` largest rungs of compute (of the law's first column, where there is no C), and
-    their errors on what they haven't seen: the entries that `fit.fit` describes, and warnings."""
+    their errors on what they haven't seen: the entries that `fit.fit` describes, and warnings.
+
+    `runs` (n,): which run each point is of; `whole`: a run is held out with all of its points, by the furthest.
+    """
     scale, factor = rung_scale(data, model)[1:]
+    order = furthest(scale, runs) if whole and runs is not None else scale
     left = np.ones(len(scale), dtype=bool)
     out: list[dict[str, Any]] = []
+    warned: list[str] = []
     rng = np.random.default_rng(seed)
     for rung in range(1, rungs + 1):
-        left &= scale < scale[left].max() / factor
+        left &= order < order[left].max() / factor
         inside = {name: column[left] for name, column in data.items()}
         try:
             checks.enough(inside, model, "refit")
         except UsageError as e:
-            return out, [f"no held-out error for {rung} {'rung' if rung == 1 else 'rungs'}: {e}"]
+            return out, [*warned, f"no held-out error for {rung} {'rung' if rung == 1 else 'rungs'}: {e}"]
         if left.sum() > REFIT_RUNS:
             part = np.sort(rng.choice(int(left.sum()), REFIT_RUNS, replace=False))
             inside = {name: column[part] for name, column in inside.items()}
@@ -62,24 +69,38 @@ def holdout(
         params = model.named(found.theta)
         error = model.predict(params, outside) / outside[model.target] - 1
         few = min(bootstrap, RESAMPLES) if len(problem.log_loss) <= uncertainty.SUBSET_RUNS else 0
-        samples, _ = uncertainty.resample(problem, found, few, seed + rung, estimator)
+        own = runs[left] if runs is not None and len(problem.log_loss) == left.sum() else None
+        samples, _ = uncertainty.resample(problem, found, few, seed + rung, estimator, runs=own)
         predicted = np.exp(model.form(samples.T[:, :, None], {k: outside[k] for k in model.columns}))
         spread = np.abs(predicted / outside[model.target] - 1).mean(axis=1, keepdims=True)
-        ends = uncertainty.percentile(spread)[:, 0] if len(spread) else np.full(2, np.nan)
+        mean, ends = float(np.abs(error).mean()), np.full(2, np.nan)
+        if uncertainty.enough(len(samples), few):
+            ends = uncertainty.percentile(spread)[:, 0]
+        if few and mean > search.SAME_RESIDUAL and (why := uncertainty.doubt(ends, mean)):
+            why = f"{len(samples)} of {few} resamples could be fitted" if np.isnan(ends).any() else why
+            warned.append(f"no interval of the held-out error for {rung} {'rung' if rung == 1 else 'rungs'}: {why}")
         out.append(
             {
                 "rungs": rung,
                 "n_held_out": int((~left).sum()),
                 "flops_gap": float(scale[~left].max() / scale[left].max()),
-                "mean_abs_rel_error": float(np.abs(error).mean()),
-                "mean_abs_rel_error_ci": None if np.isnan(ends).any() else [float(v) for v in ends],
+                "mean_abs_rel_error": mean,
+                "mean_abs_rel_error_ci": uncertainty.pair(ends, mean),
                 "max_abs_rel_error": float(np.abs(error).max()),
                 "mean_rel_error": float(error.mean()),
                 "params": params,
                 "held_out": [int(i) for i in np.flatnonzero(~left)],
             }
         )
-    return out, []
+    return out, warned
+
+
+def furthest(scale: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """The largest `scale` of each point's run, (n,)."""
+    own = np.unique(runs, return_inverse=True)[1]
+    most = np.zeros(own.max() + 1)
+    np.maximum.at(most, own, scale)
+    return most[own]
 
 
 def compare(
@@ -87,6 +108,8 @@ def compare(
     frame: Any,
     against: Sequence[str],
     rungs: int,
+    runs: np.ndarray | None = None,
+    whole: bool = False,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Other laws, fitted as `result` was: every law, the best extrapolation first, and warnings.
 
@@ -107,7 +130,7 @@ def compare(
         checks.enough(data, model, "fit")
         problem = search.problem_of(model, data, *how[:2])
         found = search.search(problem, estimator=how[2])
-        held, lines = holdout(data, model, *how, rungs, 0, 0)
+        held, lines = holdout(data, model, *how, rungs, 0, 0, runs, whole)
         lines = [*checks.design_warnings(data, model), *checks.search_warnings(problem, found), *lines]
         entry = {"law": name, "objective": found.objective, "n_points": len(problem.log_loss), "holdout": held}
         entries.append({**entry, "warnings": lines, "num_params": len(model.names)})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.config import UsageError, nearest
-from bigmodel.scaling import checks, extrapolate, frontier, laws, search, uncertainty
+from bigmodel.scaling import checks, extrapolate, frontier, laws, outliers, search, uncertainty
 from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law
 from bigmodel.scaling.search import Found
 from bigmodel.scaling.solve import Problem
@@ -24,6 +24,7 @@ SAVED_SAMPLES, FEW_RESAMPLES = 1000, 100
 DEFAULT_INTERVAL = "bias-corrected"
 
 
+@np.errstate(all="ignore")  # starts and resamples may be where a law overflows: those lose
 def fit(
     frame: pd.DataFrame,
     law: str = "chinchilla",
@@ -36,6 +37,7 @@ def fit(
     against: Sequence[str] = (),
     full_grid: bool = False,
     budgets: Sequence[float] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Fits a law by Huber loss on ln L, summed over runs (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 
@@ -53,14 +55,19 @@ def fit(
       against: further laws, compared by their error on the same held-out runs.
       full_grid: every resample gets the whole grid of starts, in place of the optima of the runs: minutes on all cores.
       budgets: of "isoflop", in FLOPs, where the runs' C have no gaps between them.
+      say: is told what the fit is at.
 
     Returns:
       A dict. Everything but "bootstrap_samples" is JSON (see `to_json`):
         law, target, columns, params (by name), objective, delta, estimator, above, scale (of the likelihood), n_points;
+        n_runs: how many runs the points are of; resamples: {"asked", "fitted"};
         ci: name -> [2.5 %, 97.5 %], also for the exponents "a" and "b" of N_opt ~ C^a, D_opt ~ C^b; interval: how;
-        se: name -> standard deviation over the resamples; intervals: method -> name -> [low, high];
+          None where too few resamples could be fitted, or where they leave out the estimate or all agree;
+        at_bound: name -> which of "low", "high" (ends of its interval), "value" are at the parameter's bound;
+        se: name -> standard deviation over the resamples, None where it says nothing (beyond the value of a
+          coefficient, which is positive); intervals: method -> name -> [low, high];
         optimal: a, b, tokens_per_param_at (compute in FLOPs as text -> D_opt / N_opt) at 1, 10 and 100 times the
-          largest C fitted, and its intervals, tokens_per_param_ci;
+          largest C fitted, and its intervals, tokens_per_param_ci; tokens_per_param_runs, [least, most] of the runs;
         holdout: one entry per refit: rungs, n_held_out, flops_gap (largest C held out / largest C fitted), and
           mean_abs_rel_error and its interval, max_abs_rel_error, mean_rel_error of the prediction (0.01 is 1 %;
           positive: too high), params of the refit, held_out (the index of each such run in frame);
@@ -85,7 +92,8 @@ def fit(
             raise UsageError(
                 f"law {law!r} fits optima by least squares: against, full_grid, estimator, above, delta are not for it"
             )
-        return frontier.fit(frame, law, bootstrap, seed, budgets)
+        say(f"finding the frontier of {len(frame)} points by {law}")
+        return frontier.fit(frame, law, bootstrap, seed, budgets) | {"n_runs": _runs(frame, ("N", "D", "L"))[1]}
     if budgets is not None:
         raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
     model = laws.get(law)
@@ -93,24 +101,39 @@ def fit(
     checks.enough(data, model, "fit")
     warnings: list[str] = [*frame.attrs.get("warnings", []), *checks.design_warnings(data, model)]
     problem = search.problem_of(model, data, delta, above)
+    say(f"searching for the best {law} of {len(frame)} points")
     found = search.search(problem, estimator=estimator)
     warnings += checks.search_warnings(problem, found)
+    warnings += outliers.warnings(problem, found, frame)
     params = model.named(found.theta)
-    of_runs, run_warnings = _runs(frame)
+    of_runs, n_runs, run_warnings = _runs(frame, (*model.columns, model.target))
+    whole = bool(frame.attrs.get("checkpoints"))
     warnings += run_warnings
+    say(f"refitting {bootstrap} resamples")
     samples, failed = uncertainty.resample(problem, found, bootstrap, seed, estimator, None, full_grid, of_runs)
+    fitted = len(samples)
     if failed:
         warnings.append(f"{failed} of {bootstrap} resamples couldn't be fitted (too few distinct runs, or no optimum)")
-    if failed > bootstrap / 2:
+    if bootstrap and not uncertainty.enough(fitted, bootstrap):
         warnings.append("most resamples couldn't be fitted: no intervals; run more")
         samples = samples[:0]
     elif 0 < bootstrap < FEW_RESAMPLES:
         warnings.append(f"{bootstrap} resamples: the ends of the intervals are rough")
-    held, held_warnings = extrapolate.holdout(data, model, delta, above, estimator, holdout, bootstrap, seed)
+    say("refitting without the largest runs")
+    held, held_warnings = extrapolate.holdout(
+        data, model, delta, above, estimator, holdout, bootstrap, seed, of_runs, whole
+    )
     # Laws count C = 6 N D, whatever the runs' own C counts.
     known = {"N", "D"} <= data.keys()
     largest = float((FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"]).max()) if known else laws.REFERENCE_FLOPS
     values = model.values(samples)
+    intervals, interval_warnings = _intervals(
+        model, problem, found, values, frame, largest, bootstrap, seed, estimator, n_runs
+    )
+    best = _optimal(model, params, values, largest)
+    if known:
+        ratio = data["D"] / data["N"]
+        best["tokens_per_param_runs"] = [float(ratio.min()), float(ratio.max())]
     result = {
         "law": law,
         "target": model.target,
@@ -122,23 +145,26 @@ def fit(
         "above": float(above),
         "scale": found.scale,
         "n_points": len(problem.log_loss),
-        **_intervals(model, problem, found, values, frame, largest, bootstrap, seed, estimator),
-        "optimal": _optimal(model, params, values, largest),
+        "n_runs": n_runs,
+        "resamples": {"asked": bootstrap, "fitted": fitted},
+        **intervals,
+        "optimal": best,
         "holdout": held,
         "rungs_of": extrapolate.rung_scale(data, model)[0],
-        "leave_one_out": _leave_one_out(model, problem, found, data, estimator, largest),
+        "leave_one_out": _leave_one_out(model, problem, found, data, estimator, largest, of_runs if whole else None),
         "compared": [],
         "range": {k: [float(v.min()), float(v.max())] for k, v in data.items()},
         "family": _only(frame, "family"),
         "conventions": dict(frame.attrs.get("conventions", {})),
         "source": str(frame.attrs.get("source", "")),
-        "warnings": warnings + held_warnings,
+        "warnings": [*warnings, *interval_warnings, *held_warnings],
         "points": _points(frame),
         "residuals": [float(-r) for r in problem.residuals(found.theta[None])[0][0]],
         "bootstrap_samples": values,
     }
     if against:
-        result["compared"], lines = extrapolate.compare(result, frame, against, holdout)
+        say(f"fitting {', '.join(against)} to compare")
+        result["compared"], lines = extrapolate.compare(result, frame, against, holdout, of_runs, whole)
         result["warnings"] += lines
     return result
 
@@ -262,7 +288,9 @@ def _intervals(
     bootstrap: int,
     seed: int,
     estimator: str,
-) -> dict[str, Any]:
+    n_runs: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """The parts of a fit's dict that come from `values` (R, P), of resamples; and warnings."""
     names = list(model.names)
     estimate = model.values(found.theta)
     extra = uncertainty.exponent_samples(model, values, largest)
@@ -272,40 +300,87 @@ def _intervals(
         estimate = np.append(estimate, [best["a"], best["b"]])
         values = np.column_stack([values, extra["a"], extra["b"]])
     n, p = len(problem.log_loss), len(model.names)
+    ends = uncertainty.bias_corrected(values, estimate)
     intervals = {
-        "bias-corrected": uncertainty.columns(uncertainty.bias_corrected(values, estimate), names),
-        "percentile": uncertainty.columns(uncertainty.percentile(values), names),
-        "expanded": uncertainty.columns(uncertainty.expanded(values, n, p), names),
+        "bias-corrected": uncertainty.columns(ends, names, estimate),
+        "percentile": uncertainty.columns(uncertainty.percentile(values), names, estimate),
+        "expanded": uncertainty.columns(uncertainty.expanded(values, n_runs, p), names, estimate),
     }
-    seeds = _seed_cells(frame, model, n)
+    seeds = _seed_cells(frame, model, n) if n_runs == n else None
     if seeds is not None and bootstrap:
         theta, _ = uncertainty.resample(problem, found, bootstrap, seed, estimator, seeds)
         own = model.values(theta)
         more = uncertainty.exponent_samples(model, own, largest)
         own = np.column_stack([own, *more.values()]) if more else own
-        intervals["seeds"] = uncertainty.columns(uncertainty.percentile(own), names)
-    if estimator == "huber":
+        intervals["seeds"] = uncertainty.columns(uncertainty.percentile(own), names, estimate)
+    if estimator == "huber" and n_runs == n:  # both take points as independent
         cov = uncertainty.covariance(problem, found.theta)
-        intervals["delta"] = uncertainty.named(model, uncertainty.delta_method(problem, found.theta, cov))
+        theta = found.theta
+        intervals["delta"] = uncertainty.named(model, uncertainty.delta_method(problem, theta, cov), estimate)
         if n <= uncertainty.SUBSET_RUNS:
-            intervals["profile"] = uncertainty.named(model, uncertainty.profile(problem, found.theta, cov))
-    finite = np.isfinite(values).sum(axis=0) > 1
+            intervals["profile"] = uncertainty.named(model, uncertainty.profile(problem, theta, cov), estimate)
+    # A positive coefficient whose deviation is beyond it: the resamples spread over powers of ten.
+    log = [parameter.log for parameter in model.parameters] + [False] * (len(names) - p)
+    se = {}
+    for i, name in enumerate(names):
+        spread = float(np.std(values[:, i])) if np.isfinite(values[:, i]).sum() > 1 else math.nan
+        se[name] = spread if math.isfinite(spread) and not (log[i] and spread > estimate[i]) else None
+    why: dict[str, list[str]] = {}
+    exact = bool(np.abs(problem.residuals(found.theta[None])[0]).max() < search.SAME_RESIDUAL)
+    for i, name in enumerate(names if len(values) else ()):
+        reason = uncertainty.doubt(ends[:, i], estimate[i])
+        if reason and not (exact and reason == uncertainty.AGREE):  # runs on the law itself have no scatter to show
+            why.setdefault(reason, []).append(name)
+    bounds = _at_bound(model, problem, found.theta, intervals[DEFAULT_INTERVAL])
+    warnings = [f"no interval of {', '.join(which)}: {reason}" for reason, which in why.items()]
+    if loose := [name for name, which in bounds.items() if {"low", "high"} & set(which)]:
+        warnings.append(f"†: intervals of {', '.join(loose)} end at a bound of the search: the runs don't limit them")
     return {
         "ci": intervals[DEFAULT_INTERVAL],
         "interval": {"method": DEFAULT_INTERVAL, "level": uncertainty.LEVEL},
-        "se": {k: float(np.nanstd(values[:, i])) if finite[i] else None for i, k in enumerate(names)},
+        "at_bound": bounds,
+        "se": se,
         "intervals": intervals,
-    }
+    }, warnings
 
 
-def _runs(frame: pd.DataFrame) -> tuple[np.ndarray | None, list[str]]:
-    """Which run each point is of, if some runs have several points; what to say where they are too few to draw from."""
-    if "run_id" not in frame or not frame["run_id"].dropna().duplicated().any():
-        return None, []
-    labels = frame["run_id"].fillna(pd.Series(frame.index.astype(str), index=frame.index)).to_numpy(str)
+def _at_bound(model: Law, problem: Problem, theta: np.ndarray, ci: Mapping[str, Any]) -> dict[str, list[str]]:
+    """name -> which of the value and the ends of its interval are at the bounds of the search."""
+    out: dict[str, list[str]] = {}
+    bounds = np.array([problem.low, problem.high])
+    near = 1e-6 * (bounds[1] - bounds[0])
+    for i, parameter in enumerate(model.parameters):
+        places = {"value": float(theta[i])}
+        for end, number in zip(("low", "high"), ci[parameter.name] or (), strict=False):
+            places[end] = math.log(number) if parameter.log and number > 0 else -math.inf if parameter.log else number
+        held = [k for k, at in places.items() if at <= bounds[0, i] + near[i] or at >= bounds[1, i] - near[i]]
+        if held:
+            out[parameter.name] = held
+    return out
+
+
+def _runs(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray | None, int, list[str]]:
+    """(which run each point is of, if some runs have several points; how many runs; what to say).
+
+    Rows that are alike in all that the law reads and predicts, and in their seed, are one run that is there twice.
+    """
+    n = len(frame)
+    same = [c for c in (*columns, "seed") if c in frame]
+    twins = frame.groupby(same, sort=False, dropna=False).ngroup().to_numpy() if frame.duplicated(same).any() else None
+    named = "run_id" in frame and frame["run_id"].dropna().duplicated().any()
+    if not named and twins is None:
+        return None, n, []
+    labels = np.arange(n).astype(str)
+    if named:
+        own = frame["run_id"].fillna(pd.Series(labels, index=frame.index)).to_numpy(str)
+        if twins is not None:  # a run that is there twice is one, under whichever name
+            own = pd.Series(own).groupby(twins).transform("first").to_numpy(str)
+        labels = own
+    elif twins is not None:
+        labels = twins.astype(str)
     if (number := len(np.unique(labels))) < uncertainty.MIN_POINTS:
-        return None, [f"{len(frame)} points of {number} runs: intervals take them as independent, and are too narrow"]
-    return labels, []
+        return None, n, [f"{n} points of {number} runs: intervals take them as independent, and are too narrow"]
+    return labels, number, []
 
 
 def _seed_cells(frame: pd.DataFrame, model: Law, n: int) -> np.ndarray | None:
@@ -332,18 +407,28 @@ def _optimal(model: Law, params: Mapping[str, float], values: np.ndarray, larges
         ratios[text] = float(d / n) if n > 0 else math.nan
         drawn = [model.optimum(dict(zip(model.names, map(float, v), strict=True)), factor * largest) for v in values]
         spread = np.array([[d / n if n > 0 else math.nan] for n, d in drawn]).reshape(-1, 1)
-        pair = uncertainty.bias_corrected(spread, np.array([ratios[text]]))[:, 0]
-        ends[text] = None if np.isnan(pair).any() else [float(v) for v in pair]
-    return out | {"tokens_per_param_at": ratios, "tokens_per_param_ci": ends}
+        if uncertainty.enough(int(np.isfinite(spread).sum()), len(values)):
+            ends[text] = uncertainty.pair(
+                uncertainty.bias_corrected(spread, np.array([ratios[text]]))[:, 0], ratios[text]
+            )
+    return out | {"tokens_per_param_at": ratios, "tokens_per_param_ci": ends, "tokens_per_param_runs": None}
 
 
 def _leave_one_out(
-    model: Law, problem: Problem, found: Found, data: Mapping[str, np.ndarray], estimator: str, largest: float
+    model: Law,
+    problem: Problem,
+    found: Found,
+    data: Mapping[str, np.ndarray],
+    estimator: str,
+    largest: float,
+    runs: np.ndarray | None,
 ) -> list[dict[str, Any]]:
+    """Refits without each rung; with `runs` (n,) a rung is of whole runs, by the furthest point of each."""
     n = len(problem.log_loss)
     if n > extrapolate.REFIT_RUNS:
         return []
     name, order, factor = extrapolate.rung_scale(data, model)
+    order = order if runs is None else extrapolate.furthest(order, runs)
     scale, groups = data[name], uncertainty.rungs(order, factor)
     out = []
     for group, refit in zip(groups, uncertainty.leave_one_out(problem, found, groups, estimator), strict=True):

@@ -40,15 +40,19 @@ class Fitted:
     result: dict[str, Any]
 
     def ends(self, values: np.ndarray) -> tuple[float, float] | None:
-        """The interval of what each parameter set gives, values (S,), by the fit's own method; None: under 2 resamples.
+        """The interval of what each parameter set gives, values (S,), by the fit's own method; None where under half of
+        the resamples give a value, or they leave out the fitted one.
 
         What is infinite counts as 1e300, so that an end which falls among such is unbounded; nan is left out.
         """
         samples = np.minimum(values[1:][~np.isnan(values[1:])], 1e300)
-        if len(samples) < 2 or np.isnan(values[0]):
+        if not uncertainty.enough(len(samples), len(values) - 1) or np.isnan(values[0]):
             return None
-        low, high = uncertainty.bias_corrected(samples[:, None], np.minimum(values[:1], 1e300), self.level)[:, 0]
-        return float(low), float(high)
+        estimate = np.minimum(values[:1], 1e300)
+        low, high = uncertainty.bias_corrected(samples[:, None], estimate, self.level)[:, 0]
+        # One as narrow as rounding is of a number that was asked for: the same in every resample.
+        slack = 1e-9 * abs(float(estimate[0]))
+        return (float(low), float(high)) if low - slack <= estimate[0] <= high + slack else None
 
     @property
     def family(self) -> str:

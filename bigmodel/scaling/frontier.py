@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import Akima1DInterpolator
 
 from bigmodel.config import UsageError, choose, nearest
 from bigmodel.scaling import uncertainty
@@ -141,7 +140,9 @@ def isoflop(
                 "N_opt": float(np.exp(x)),
                 "D_opt": flops / ratio / float(np.exp(x)),
                 "L_opt": float(np.exp(y)),
-                "N_ci": [float(np.exp(v)) for v in np.percentile(drawn, [2.5, 97.5])] if len(drawn) > 1 else None,
+                "N_ci": uncertainty.pair(np.exp(uncertainty.percentile(drawn[:, None])[:, 0]), float(np.exp(x)))
+                if uncertainty.enough(len(drawn), bootstrap)
+                else None,
                 "parabola": coefficients,
                 "N": [float(v) for v in best["N"]],
                 "L": [float(v) for v in best["L"]],
@@ -181,7 +182,7 @@ def isoflop(
     for _ in range(bootstrap):
         moved = np.array([rng.choice(draws[i]) for i in inside])
         samples.append(_frontier(at, np.exp(moved), d_opt * n_opt / np.exp(moved), std))
-    return _result("isoflop", params, np.array(samples).reshape(-1, 4), len(frame), budgets, warnings)
+    return _result("isoflop", params, np.array(samples).reshape(-1, 4), bootstrap, frame, budgets, warnings)
 
 
 def _groups(frame: pd.DataFrame, budgets_at: Sequence[float] | None) -> list[pd.DataFrame]:
@@ -210,6 +211,8 @@ def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
 
 
 def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
+    from scipy.interpolate import Akima1DInterpolator  # a quarter of a second to import, and seldom asked for
+
     fine = np.linspace(log_n[0], log_n[-1], FINE * (len(log_n) - 1) + 1)
     loss = Akima1DInterpolator(log_n, log_l)(fine)
     best = int(np.argmin(loss))
@@ -314,7 +317,9 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
                 "edge": False,
             }
         )
-    return _result("envelope", frontier(at, winner), np.array(samples).reshape(-1, 4), len(frame), budgets, warnings)
+    return _result(
+        "envelope", frontier(at, winner), np.array(samples).reshape(-1, 4), bootstrap, frame, budgets, warnings
+    )
 
 
 # --------------------------------------------------------------------------------------- parts
@@ -332,15 +337,34 @@ def _frontier(flops: np.ndarray, n: np.ndarray, d: np.ndarray, std: np.ndarray |
 
 
 def _result(
-    law: str, params: list[float], samples: np.ndarray, n: int, budgets: list[dict[str, Any]], warnings: list[str]
+    law: str,
+    params: list[float],
+    samples: np.ndarray,
+    asked: int,
+    frame: pd.DataFrame,
+    budgets: list[dict[str, Any]],
+    warnings: list[str],
 ) -> dict[str, Any]:
+    """`samples` (R, 4) are of `asked` resamples."""
     names = ("a", "N0", "b", "D0")
+    runs = frame["D"] / frame["N"]
+    ratio = [float(runs.min()), float(runs.max())]
+    if not uncertainty.enough(len(samples), asked):
+        if asked:
+            warnings.append(f"no intervals: {len(samples)} of {asked} resamples have a frontier")
+        samples = samples[:0]
     return {
         "law": law,
         "params": dict(zip(names, params, strict=True)),
-        "ci": uncertainty.columns(uncertainty.percentile(samples), names),
-        "n_points": n,
-        "optimal": {"a": params[0], "b": params[2], **_ratios(params, samples, budgets)},
+        "ci": uncertainty.columns(uncertainty.percentile(samples), names, np.array(params)),
+        "resamples": {"asked": asked, "fitted": len(samples)},
+        "n_points": len(frame),
+        "optimal": {
+            "a": params[0],
+            "b": params[2],
+            **_ratios(params, samples, budgets),
+            "tokens_per_param_runs": ratio,
+        },
         "budgets": budgets,
         "warnings": warnings,
         "samples": samples,
@@ -357,5 +381,5 @@ def _ratios(params: list[float], samples: np.ndarray, budgets: list[dict[str, An
         a, n0, b, d0 = sets
         ratio = d0 / n0 * flops ** (b - a)
         at[f"{flops:.3g}"] = float(ratio[0])
-        ends |= uncertainty.columns(uncertainty.percentile(ratio[1:, None]), [f"{flops:.3g}"])
+        ends |= uncertainty.columns(uncertainty.percentile(ratio[1:, None]), [f"{flops:.3g}"], ratio[:1])
     return {"tokens_per_param_at": at, "tokens_per_param_ci": ends}

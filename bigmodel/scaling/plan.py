@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.config import UsageError
+from bigmodel.scaling import uncertainty
 from bigmodel.scaling.fitted import Fitted, is_number
 from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law
 
@@ -29,6 +30,9 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 BUDGETS = (1.0, 1e45)  # FLOPs searched
 BASINS = (0.001, 0.01)  # the IsoFLOP basin: sizes within these fractions of the best loss
 FAR, VERY_FAR = 10.0, 1000.0
+NONSENSE = 1e8  # a plan so many times beyond the fitted runs is an error of units, or of the law
+RATIOS = (1e-4, 1e6)  # tokens per parameter of a plan that anyone means
+LOOSE = 1e6  # an interval of N that spans such a factor determines nothing
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,10 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
       no_optimum: share of the resamples without an answer; warnings: one line each.
 
     Raises:
-      UsageError: the law has no answer.
+      UsageError: the law has no answer, the runs don't determine it, or it is nonsense.
     """
     law, thetas = fitted.law, fitted.thetas
+    _resampled(fitted)
     budget = budget_for(law, thetas, ask)
     if not math.isfinite(budget[0]):
         raise UsageError(_no_answer(fitted, ask))
@@ -200,6 +205,7 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
         beyond = np.inf if name in ("N", "D", "C", "total") else np.nan
         out[name] = _with_interval(np.where(never, beyond, column) if name != "loss" else column, fitted)
     out["beyond"] = {k: _beyond(out[k]["value"], fitted.range[k]) for k in ("N", "D", "C") if k in fitted.range}
+    _sane(fitted, ask, out)
     out["holdout"] = _holdout(fitted.result)
     along = _along(law, thetas[:1], float(budget[0]), ask)
     top = math.log(min(ask.max_params, float(budget[0])))
@@ -218,6 +224,49 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
     out["never"] = float(np.mean(never[1:])) if len(samples) else 0.0
     out["warnings"] = _warnings(fitted, ask, out)
     return out
+
+
+def _resampled(fitted: Fitted) -> None:
+    """Refuses a fit of which most resamples couldn't be fitted: its parameters are one of many."""
+    said = fitted.result.get("resamples")
+    asked, done = (said.get(k, 0) if isinstance(said, dict) else 0 for k in ("asked", "fitted"))
+    if is_number(asked) and is_number(done) and asked and not uncertainty.enough(int(done), int(asked)):
+        failed = f"{int(asked - done)} of {int(asked)} resamples of the runs couldn't be fitted"
+        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine a law: {failed}; {remedy(fitted)}")
+
+
+def _sane(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> None:
+    n = out["N"]
+    if ask.kind != "params" and n["low"] is not None and n["high"] is not None and n["high"] > LOOSE * n["low"]:
+        ends = f"{n['low']:.3g} to {n['high']:.3g}"
+        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine N_opt: {ends}; {remedy(fitted)}")
+    ratio = out["D"]["value"] / n["value"]
+    free = ask.kind in ("flops", "loss") and ask.max_params == ask.max_tokens == math.inf
+    if free and not RATIOS[0] < ratio < RATIOS[1]:
+        raise UsageError(
+            f"plan: the law's best is {si(n['value'])} parameters on {si(out['D']['value'])} tokens, {ratio:.3g} tokens per "
+            "parameter: are the runs' N and D in plain numbers, not in millions?"
+        )
+    for name in ("N", "D"):
+        if (factor := out["beyond"].get(name, 1.0)) > NONSENSE:
+            low, high = fitted.range[name]
+            raise UsageError(
+                f"plan: {name} = {out[name]['value']:.3g} is {factor:.1g}x outside the fitted runs ({low:.3g} to "
+                f"{high:.3g}), where the law says nothing: are N and D in plain numbers, not in millions?"
+            )
+
+
+def remedy(fitted: Fitted) -> str:
+    """What runs would determine the law, beside those that there are."""
+    has = ""
+    if fitted.points:
+        n, d = fitted.points["N"], fitted.points["D"]
+        ratio = f"D/N {(d / n).min():.3g} to {(d / n).max():.3g}"
+        has = f" (these {len(n)} runs have {len(np.unique(n))} N, {len(np.unique(d))} D and {ratio})"
+    return (
+        "it takes 4 or more sizes N over a factor of 30, each at 3 or more D over a factor of 30, so that D/N lies on "
+        f"both sides of the best{has}"
+    )
 
 
 def _along(law: Law, theta: np.ndarray, budget: float, ask: Ask) -> Callable[[float], float]:
@@ -263,7 +312,8 @@ def _holdout(result: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(stored, list):
         return None
     good = [e for e in stored if isinstance(e, dict) and all(k in e and is_number(e[k]) for k in keys)]
-    return {k: max(good, key=lambda e: e["flops_gap"])[k] for k in keys} if good else None
+    what = "runs" if result.get("n_runs") == result.get("n_points") else "points"
+    return {k: max(good, key=lambda e: e["flops_gap"])[k] for k in keys} | {"of": what} if good else None
 
 
 def _floor(fitted: Fitted) -> tuple[float, str]:
@@ -328,6 +378,10 @@ def si(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def percent(part: float) -> str:
+    return f"{100 * part:.2f} %" if part <= 10 else ">1000 %"
+
+
 def text(plan: Mapping[str, Any], unit: str = "tokens") -> str:
     """The plan in lines for a terminal."""
 
@@ -373,8 +427,8 @@ def text(plan: Mapping[str, Any], unit: str = "tokens") -> str:
         lines.append(f"  beyond the fitted runs: {far or 'no, within their N, D and C'}")
     held = plan["holdout"]
     if held:
-        runs = f"{held['n_held_out']} runs of up to {held['flops_gap']:.3g}x the compute of those fitted"
-        error = f"mean |error| {100 * held['mean_abs_rel_error']:.2f} %, max {100 * held['max_abs_rel_error']:.2f} %"
+        runs = f"{held['n_held_out']} {held['of']} of up to {held['flops_gap']:.3g}x the compute of those fitted"
+        error = f"mean |error| {percent(held['mean_abs_rel_error'])}, max {percent(held['max_abs_rel_error'])}"
         lines.append(f"  held-out error of the law, on {runs}: {error}")
     lines += [f"  warning: {line}" for line in plan["warnings"]]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +156,12 @@ def _parquet(data: bytes, name: str) -> pd.DataFrame:
     except (OSError, ValueError, ImportError) as e:
         line = (str(e).splitlines() or [""])[0]
         raise UsageError(f"can't read {name}: {type(e).__name__}: {line}") from e
+    # pandas writes an index beside the columns: one with a name holds a column of the table's.
+    named = [i for i, level in enumerate(cells.index.names) if level is not None and level not in cells.columns]
+    cells = cells.reset_index(level=named).reset_index(drop=True) if named else cells
     cells.columns = [str(column).strip() for column in cells.columns]
+    for column in cells.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in cells.dtypes]]:
+        cells[column] = cells[column].astype(object)  # categories, and pandas' and Arrow's own kinds of text
     return cells.set_axis(range(1, len(cells) + 1))
 
 
@@ -164,7 +170,8 @@ def _records(text: str, name: str) -> list[Mapping[str, Any]]:
     try:
         value = json.loads(text)
     except ValueError as whole:
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        # JSON's strings may hold U+2028 or U+0085, at which str.splitlines would cut.
+        lines = [(i, line) for i, line in enumerate(re.split("\r\n|\r|\n", text), start=1) if line.strip()]
         if len(lines) == 1 or not lines[0][1].rstrip().endswith("}"):
             raise UsageError(f"can't read {name}: it isn't JSON: {whole}") from whole
         value = []
@@ -177,7 +184,11 @@ def _records(text: str, name: str) -> list[Mapping[str, Any]]:
         inner = list(value.values())
         if len(inner) == 1 and isinstance(inner[0], list):  # {"runs": [...]}
             value = inner[0]
-        elif all(isinstance(v, dict) and all(k.isdigit() for k in v) for v in inner):  # pandas' to_json()
+        elif value.keys() == {"columns", "index", "data"}:  # pandas' to_json(orient="split")
+            value = [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
+        elif value.keys() == {"schema", "data"}:  # and of orient="table"
+            value = value["data"]
+        elif all(isinstance(v, dict) and all(k.isdigit() for k in v) for v in inner):  # and without
             rows = dict.fromkeys(row for v in inner for row in v)
             value = [{c: v[row] for c, v in value.items() if row in v} for row in rows]
         elif all(isinstance(v, dict) for v in inner) and not {"config", *SUMMARIES} & value.keys():
@@ -334,7 +345,7 @@ def _number(cell: Any, found: Mapping[str, str], units: bool) -> float | str:
     """The number, or what is wrong. `found`: kind of comma -> a cell of this column that has it."""
     if cell is None or cell is pd.NA or isinstance(cell, float):
         return float(cell) if isinstance(cell, float) else np.nan
-    if isinstance(cell, (int, np.number)) and not isinstance(cell, bool):
+    if isinstance(cell, (int, np.number, Decimal)) and not isinstance(cell, bool):
         try:
             return float(cell)
         except OverflowError:

@@ -21,7 +21,19 @@ from bigmodel.scaling import fit as fits
 from bigmodel.scaling import frontier as methods
 from bigmodel.scaling.figures import Study
 from bigmodel.scaling.page import TEMPLATE
-from bigmodel.scaling.tables import Table, count, interval, known, number, percent
+from bigmodel.scaling.tables import Table
+from bigmodel.scaling.texts import (
+    above,
+    ci,
+    extrapolated,
+    interval,
+    known,
+    law_formula,
+    law_text,
+    level,
+    number,
+    percent,
+)
 
 CAPTIONS = {
     "compute": "Loss against training compute. Dots are runs, thin curves the law at one size, the dashed line the "
@@ -33,11 +45,12 @@ CAPTIONS = {
     "contours": "Lines of equal loss by the law. Dots are runs, coloured by their observed loss on the same scale.",
     "isoflop": "Loss against size at each compute budget, with a parabola in ln N through each budget's runs.",
     "frontier": "The best size and data for each budget. Grey dots are the runs. Shaded: 95 % of resamples for the "
-    "law; for the other methods, the exponent's interval turned about the middle budget.",
+    "law; for the other methods, the exponent's interval turned about the middle budget. "
+    "Beyond the dotted lines, the ends of the runs, it is extrapolated.",
     "fan": "The law refitted without its largest runs: its curves, from the marked largest run fitted onwards an "
     "extrapolation, and the error of each run left out.",
     "clouds": "Refits of resampled runs. Red: the estimate and its interval; shaded in the histograms: the interval. "
-    "The outermost 1 % of resamples lie outside.",
+    "The outermost 1 % of resamples lie outside. †: ends at a bound of the search.",
     "forest": "How the best size grows with compute, here and as published. The kinds of interval differ.",
     "comparison": "Laws fitted to the same runs: error on the runs left out. Lower and flatter is better.",
     "heatmap": "Best loss of each shape, at the most data that the shape was trained on.",
@@ -90,7 +103,8 @@ def write(
     table.to_csv(out / "rows.csv", index=False)
     found = tables.of(result, frontiers)
     tables.write(found, out / "tables")
-    content = {**fits.to_json(result), "title": title, "command": command, "rows": dict(frame.attrs)}
+    attrs = {k: v for k, v in frame.attrs.items() if k != "row_numbers"}
+    content = {**fits.to_json(result), "title": title, "command": command, "rows": attrs}
     content["frontiers"] = [fits.to_json(method) for method in frontiers]
     (out / "fit.json").write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
     (out / "law.md").write_text(_markdown(result, found, title, command), encoding="utf-8")
@@ -126,73 +140,7 @@ def frontiers(
     return found
 
 
-def law_text(result: Mapping[str, Any]) -> str:
-    """The fit in a few lines for a terminal: law, intervals, exponents, held-out error, compared laws, warnings."""
-    if result["law"] in methods.METHODS:
-        return _frontier_text(result)
-    model, params = laws.get(result["law"]), result["params"]
-    lines = [f"{model.target}({', '.join(model.columns)}) = {tables.law_formula(result)}"]
-    how = "Huber delta {:g}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, delta {{:g}}"
-    how = how.format(result["delta"]) + _above(result)
-    lines.append(f"  {result['n_points']} runs, objective {result['objective']:.6g} ({how})")
-    intervals = [f"{name} {number(params[name])} {_interval(result, name)}" for name in model.names]
-    lines += ["  " + ", ".join(intervals[i : i + 3]) for i in range(0, len(intervals), 3)]
-    best = result["optimal"]
-    if best["a"] is not None:
-        size = f"N_opt ~ C^{number(best['a'])} {_interval(result, 'a')}"
-        lines.append(f"  {size}, D_opt ~ C^{number(best['b'])} {_interval(result, 'b')}")
-        ratios = _ratios(best)
-        if ratios:
-            lines.append("  D/N at the optimum: " + ", ".join(ratios))
-    for entry in result["holdout"]:
-        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()])
-        mean = percent(entry["mean_abs_rel_error"]) + ("" if ends == "n/a" else f" {ends}")
-        of = tables.rung_name(result)
-        lines.append(
-            f"  held out the largest {count(entry['n_held_out'], 'run')} ({count(entry['rungs'], 'rung')}, "
-            f"{entry['flops_gap']:.3g}x the {of}): mean |error| {mean}, max {percent(entry['max_abs_rel_error'])}, "
-            f"mean {percent(entry['mean_rel_error'], sign=True)}"
-        )
-    for entry in result["compared"]:
-        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["holdout"]]
-        lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
-    lines += [f"  warning: {text}" for text in result["warnings"]]
-    return "\n".join(lines)
-
-
-def _above(result: Mapping[str, Any]) -> str:
-    """Said where runs above the law weigh less: a choice that moves the law."""
-    return "" if result["above"] == 1 else f", runs above the law weighing {result['above']:g}"
-
-
-def _ratios(best: Mapping[str, Any]) -> list[str]:
-    """Tokens per parameter at each budget, with its interval."""
-    out = []
-    for flops, ratio in best["tokens_per_param_at"].items():
-        ends = interval(best["tokens_per_param_ci"][flops])
-        out += [f"{number(ratio)}{'' if ends == 'n/a' else ' ' + ends} at {flops} FLOPs"] if known(ratio) else []
-    return out
-
-
-def _frontier_text(result: Mapping[str, Any]) -> str:
-    params = result["params"]
-    used = [b for b in result["budgets"] if not b["edge"]]
-    a, b = number(params["a"]), number(params["b"])
-    lines = [f"N_opt = {params['N0']:.4g} C^{a}, D_opt = {params['D0']:.4g} C^{b}"]
-    lines.append(f"  {count(len(used), 'budget')} of {result['n_points']} runs, by {result['law']}")
-    lines.append(
-        f"  a {number(params['a'])} {_interval(result, 'a')}, b {number(params['b'])} {_interval(result, 'b')}"
-    )
-    lines.append("  D/N at the optimum: " + ", ".join(_ratios(result["optimal"])))
-    return "\n".join([*lines, *(f"  warning: {text}" for text in result["warnings"])])
-
-
 # -------------------------------------------------------------------------------------- parts
-
-
-def _interval(result: Mapping[str, Any], name: str) -> str:
-    text = interval(result["ci"].get(name))
-    return "[no interval]" if text == "n/a" else text
 
 
 def _section(table: Table) -> str:
@@ -210,14 +158,15 @@ def _section(table: Table) -> str:
 
 def _law_html(result: Mapping[str, Any]) -> str:
     model = laws.get(result["law"])
-    text = re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", html.escape(tables.law_formula(result)))
+    text = re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", html.escape(law_formula(result)))
     arguments = ", ".join(f"<i>{html.escape(c)}</i>" for c in model.columns)
     return f"<i>{html.escape(model.target)}</i>({arguments}) = {text}"
 
 
 def _facts(study: Study) -> str:
     result, best = study.result, study.result["optimal"]
-    facts = [("runs", str(result["n_points"]))]
+    runs = result.get("n_runs", result["n_points"])
+    facts = [("runs" if runs == result["n_points"] else f"runs, {result['n_points']} points", str(runs))]
     short = {"N": "sizes N", "D": f"{study.unit} D", "C": "FLOPs C"}
     ranged = ["N", "D"] if study.plane else list(study.law.columns)
     for column in ranged[:3]:
@@ -225,12 +174,20 @@ def _facts(study: Study) -> str:
         text = [f"{v:.3g}" if column == "C" else figures.short(v, 3) for v in (low, high)]
         facts.append((short.get(column, column), " – ".join(text)))
     if known(best["a"]):
-        facts.append(("best size grows as", f"C^{best['a']:.3f}"))
+        facts.append(("best size grows as", f"C^{best['a']:.3f} {ci(result, 'a')}"))
     for compute, ratio in list(best["tokens_per_param_at"].items())[:1]:
         if known(ratio):
-            facts.append((f"best D/N at {compute} FLOPs", number(ratio)))
+            ends = interval(best["tokens_per_param_ci"][compute]).replace("n/a", "[no interval]")
+            low, high = best.get("tokens_per_param_runs") or (None, None)
+            far = (
+                f"; extrapolated*: the runs have {number(low)} to {number(high)}" if extrapolated(best, compute) else ""
+            )
+            facts.append((f"best D/N at {compute} FLOPs{far}", f"{number(ratio)}{'*' if far else ''} {ends}"))
     for entry in result["holdout"][:1]:
-        facts.append((f"error at {entry['flops_gap']:.3g}× the compute", percent(entry["mean_abs_rel_error"])))
+        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()]).replace("n/a", "[no interval]")
+        facts.append(
+            (f"error at {entry['flops_gap']:.3g}× the compute", f"{percent(entry['mean_abs_rel_error'])} {ends}")
+        )
     cells = (f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>" for name, value in facts)
     return "".join(re.sub(r"\^(-?[\d.]+)", r"<sup>\1</sup>", cell) for cell in cells)
 
@@ -303,7 +260,7 @@ def _source(study: Study) -> str:
     if "conventions" in attrs:
         texts.append("Columns: " + ", ".join(f"{k} = {v}" for k, v in attrs["conventions"].items()) + ".")
     how = ESTIMATORS[result["estimator"]].format(target=study.target, delta=result["delta"])
-    texts.append(f"Fit: {how}{_above(result)}; {tables.level(result)} intervals: {result['interval']['method']}.")
+    texts.append(f"Fit: {how}{above(result)}; {level(result)} intervals: {result['interval']['method']}.")
     texts.append("Figures as PNG, SVG and PDF under figures/, for a paper's column under figures/column/.")
     return "<br>".join(html.escape(text) for text in texts)
 

@@ -32,6 +32,9 @@ DEFAULTS = {
 }
 COUNTS = {"total": "params", "nonembedding": "params_nonembedding", "kaplan": "params_kaplan"}
 FLOPS = ("exact", "6nd")
+# Tokens or examples per parameter of runs as people do them; a unit of a thousand or more leads outside.
+LEAST_RATIO, MOST_RATIO = 1e-3, 1e5
+MOST_NUMBERED = 20_000  # rows whose numbers in their table are kept
 OLD = "an earlier version wrote them; choose another --count, or run them anew in another folder"
 # What others call these columns: named in errors, never taken unasked. Compared without case, spaces and signs.
 SYNONYMS = {
@@ -61,6 +64,9 @@ def load(
     where: str | Mapping[str, str] = "",
     target: str = "L",
     needed: Sequence[str] = (),
+    run: str = "",
+    drop: str = "",
+    earlier: bool = False,
 ) -> pd.DataFrame:
     """Reads runs.
 
@@ -78,12 +84,17 @@ def load(
       target: the column that is to be predicted; needed: those that the law reads ((): N and D). Their values must be
         positive and finite. Of N, D and C, one that is missing follows from C = 6 N D (Hoffmann et al. 2022,
         arXiv:2203.15556, section 3.3).
+      run: the column that says which run a row is of, "" to look for one by its usual names, "none" where every row
+        is a run. Rows of one run are resampled together.
+      drop: rows to leave out, by row number (in a sweep by run id), separated by commas.
+      earlier: of a sweep, also the runs of its earlier versions.
 
     Returns:
       A frame, sorted by C, with float columns N (parameters), D (tokens or examples), C (FLOPs), L (the loss's unit)
       as far as they are known, the other columns asked for, run_id, seed, width, depth, family, status where known,
-      and every other column of numbers under its own name. Its attrs: "source"; "conventions", letter -> the column
-      or formula it came from and what that counts; "counts"; "warnings", one line each.
+      every other column of numbers under its own name, and columns of a few texts. Its attrs: "source";
+      "conventions", letter -> the column or formula it came from and what that counts; "counts"; "warnings", one line
+      each; "checkpoints", whether runs have several rows that precede their end; "row_numbers", of a table's rows.
 
     Raises:
       UsageError: no such source or column; no run left; in a table, a value that isn't a positive finite number.
@@ -95,13 +106,15 @@ def load(
         choose("count", count, COUNTS)
     if flops:
         choose("flops", flops, FLOPS)
-    found = sources.read(path)
+    found = sources.read(path, earlier)
     found.counts["rows"] += len(found.cells)
     sources.choose_rows(found, where)
+    sources.drop_rows(found, drop) if drop else None
     sources.only_done(found)
     taken = _choose(found, asked, needed, count, flops)
     frame, conventions = _take(found, taken, asked, needed, flops)
     conventions = _conventions(found, conventions, asked, count, flops)
+    checkpoints = _label(found, frame, run)
     if drop_highest:
         if not 0 < drop_highest < len(frame):
             raise UsageError(f"drop_highest={drop_highest}: expected 0 to {len(frame) - 1}, of {len(frame)} runs")
@@ -110,14 +123,56 @@ def load(
         frame = frame[below]
     _suspect(found, frame, target, needed)
     found.counts["used"] = len(frame)
-    frame = frame.sort_values("C" if "C" in frame else needed[0], kind="stable").reset_index(drop=True)
+    frame = frame.sort_values("C" if "C" in frame else needed[0], kind="stable")
+    numbers = frame.index.tolist() if found.kind != "sweep" and len(frame) <= MOST_NUMBERED else []
+    frame = frame.reset_index(drop=True)
     frame.attrs = {
         "source": str(source),
         "conventions": conventions,
         "counts": {k: int(v) for k, v in found.counts.items()},
         "warnings": found.warnings,
+        "checkpoints": checkpoints,
+        "row_numbers": numbers,
     }
     return frame
+
+
+def _label(source: Source, frame: pd.DataFrame, run: str) -> bool:
+    """Sets frame's run_id, says what it does to the intervals; whether rows of a run precede its end.
+
+    Losses along one run share its start, its order of data and most of its steps: they are no independent runs.
+    """
+    column, labels = sources.run_labels(source, frame.get("N"), run)
+    if column:
+        frame["run_id"] = (source.cells[column] if labels is None else labels).to_numpy()
+    elif run:
+        frame["run_id"] = frame.index.astype(str)
+    if labels is None:
+        steps = _even_steps(frame) if not (source.ours or source.kind == "wandb" or run) else ""
+        if steps:
+            source.warnings.append(f"{steps}: checkpoints of one run? --run=COLUMN names the column that tells runs")
+        return False
+    number = labels.nunique()
+    if source.kind == "sweep" or number == len(labels):
+        return False
+    source.warnings.append(
+        f"{len(labels)} rows of {number} runs by column {column!r}: intervals are over runs (--run=none: over rows)"
+    )
+    if "D" not in frame or not (frame.groupby(labels.to_numpy())["D"].nunique() > 1).any():
+        return False
+    source.warnings.append(
+        "losses before a run's end are of a learning rate that has not decayed: finished runs may have another law"
+    )
+    return True
+
+
+def _even_steps(frame: pd.DataFrame) -> str:
+    """What is said where at each of several sizes the data grow by equal steps, as checkpoints do; "" otherwise."""
+    if not {"N", "D"} <= set(frame.columns):
+        return ""
+    groups = [np.sort(d.to_numpy()) for _, d in frame.groupby("N")["D"] if len(d) >= sources.CHECKPOINTS]
+    even = sum(bool(np.ptp(np.diff(d)) < 0.02 * np.diff(d).mean()) for d in groups if np.ptp(d) > 0)
+    return f"at {even} sizes N the data D grow by equal steps" if even > frame["N"].nunique() / 2 else ""
 
 
 # ------------------------------------------------------------------------------------- columns
@@ -228,10 +283,18 @@ def _take(
     letters = {column: letter for letter, column in taken.items() if letter in data}
     for name in source.cells.columns:
         if name not in columns and name not in LETTERS:
-            found = readers.Numbers(data[letters[name]]) if name in letters else readers.numbers(source.cells[name])
+            cells = source.cells[name]
+            found = readers.Numbers(data[letters[name]]) if name in letters else readers.numbers(cells)
             if (known := _whole(found)) is not None:
                 columns[name] = known
-    return pd.DataFrame(columns), conventions
+            elif source.kind == "table" and found.bad >= 0 and 2 <= _kinds(cells) <= len(cells) / 3:
+                columns[name] = cells.to_numpy(dtype=object)
+    return pd.DataFrame(columns, source.cells.index), conventions
+
+
+def _kinds(cells: pd.Series) -> int:
+    """How many texts a column is of; 0 where some cells are no text."""
+    return cells.nunique() if all(isinstance(cell, str) for cell in cells) else 0
 
 
 def _whole(read: readers.Numbers) -> np.ndarray | None:
@@ -337,11 +400,20 @@ def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[
     values = frame[target].to_numpy()
     if len(values) > 1 and (values == values[0]).all():
         raise UsageError(f"every run of {source.name} has {target} = {values[0]:.6g}: there is nothing to fit")
+    small = False
     for letter, what in (("N", "parameters"), ("D", "tokens or examples")):
         if letter in needed and frame[letter].median() < 1000:
-            middle = frame[letter].median()
+            small, middle = True, frame[letter].median()
             source.warnings.append(
                 f"{letter} is {middle:.4g} at the median, little for {what}: in millions, or swapped?"
+            )
+    if not small and not source.ours and {"N", "D"} <= set(needed):
+        ratio, n, d = (float(v.median()) for v in (frame["D"] / frame["N"], frame["N"], frame["D"]))
+        few, many = (("N", n), ("D", d)) if ratio > MOST_RATIO else (("D", d), ("N", n))
+        if ratio > MOST_RATIO or ratio < LEAST_RATIO:
+            source.warnings.append(
+                f"{few[0]} is {few[1]:.4g} at the median beside {many[0]} of {many[1]:.4g}, {ratio:.3g} tokens per "
+                f"parameter: is {few[0]} in thousands, millions or billions? A law and its plans need plain numbers"
             )
     if target == "L" and "N" in needed and frame["L"].median() > 1e4:
         middle = frame["L"].median()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bigmodel import config
 from bigmodel.config import UsageError, nearest
 from bigmodel.scaling import readers
 
@@ -27,6 +29,37 @@ KEPT = {
     "status": (),
 }
 SHOWN = 24  # column names that an error lists
+# What runs that ended well, and runs that didn't, are called in a column `status` or `state`; without case.
+DONE = set(
+    [
+        "done",
+        "finished",
+        "finish",
+        "complete",
+        "completed",
+        "success",
+        "successful",
+        "succeeded",
+        "ok",
+        "okay",
+        "passed",
+        "ended",
+    ]
+)
+NOT_DONE = {"done", "finished", "finish", "complete", "completed", "success", "successful", "succeeded", "ok", "okay",
+        "passed", "ended"}  # fmt: skip
+NOT_DONE = {w.lower() for w in readers.WANDB_STATES} - DONE | {
+    "diverged", "error", "errored", "fail", "cancelled", "canceled", "aborted", "timeout", "oom", "out_of_memory",
+    "node_fail", "interrupted", "stopped", "queued", "waiting", "unfinished", "incomplete", "nan", "started", "busy",
+    "todo",
+}  # fmt: skip
+# Columns that may say which run a row is of, the likeliest first; compared without case, spaces and signs.
+RUN_IDS = ["runid", "runuuid", "uuid", "wandbid", "wandbrunid"]  # one value a row: each row is a run
+RUN_NAMES = [*RUN_IDS, "run", "runname", "runnumber", "id", "trial", "trialid", "trunk", "jobid", "job", "name",
+             "expid", "expname"]  # fmt: skip
+# Names of a run, or of a kind of run: believed where a value has as many rows as a run has checkpoints.
+KIND_NAMES = ["experiment", "experimentid", "experimentname", "exp", "modelname", "modelid", "model"]
+CHECKPOINTS = 10
 
 
 @dataclass
@@ -56,12 +89,12 @@ class Source:
         return self.kind == "sweep" or {"params", "params_nonembedding"} <= set(self.cells.columns)
 
 
-def read(path: Path) -> Source:
-    """A folder of runs, or a table."""
-    return read_runs(path) if path.is_dir() else read_table(path)
+def read(path: Path, earlier: bool = False) -> Source:
+    """A folder of runs, or a table. `earlier`: also the runs of earlier versions of the sweep."""
+    return read_runs(path, earlier) if path.is_dir() else read_table(path)
 
 
-def read_runs(folder: Path) -> Source:
+def read_runs(folder: Path, earlier: bool = False) -> Source:
     name = repr(str(folder))
     files = sorted(folder.glob("*/result.json"))
     if not files:
@@ -75,20 +108,27 @@ def read_runs(folder: Path) -> Source:
         raise UsageError(f"no result.json in the run directories of {name} (looked for */result.json){hint}")
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
-    kept = planned(folder, files)
-    counts["unplanned"] = len(files) - len(kept)
-    files = kept
+    warnings: list[str] = []
+    files, left_out = planned(folder, files, earlier)
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             for one in content if isinstance(content, list) else [content]:
+                if not config.is_whole(one):
+                    counts["damaged"] += 1
+                    continue
+                one.pop("crc32", None)
                 branches = one.pop("branches", [])  # decays of one trunk: each is a point of its own
                 rows += [{"run_id": file.parent.name, **one, **branch} for branch in (*branches, {})]
-        except (OSError, ValueError, TypeError):  # half-written by a run that was killed
+        except UNREADABLE:  # half-written by a run that was killed
             counts["unreadable"] += 1
-    warnings = [f"{counts['unreadable']} result.json can't be read: left out"] if counts["unreadable"] else []
-    if counts["unplanned"]:
-        warnings.append(f"{counts['unplanned']} runs aren't in the sweep's plan: left out")
+    if counts["unreadable"]:
+        warnings.append(f"{counts['unreadable']} result.json can't be read: left out")
+    if counts["damaged"]:
+        warnings.append(f"{counts['damaged']} result.json is damaged (its checksum differs): left out")
+    for kind, (number, why) in left_out.items():
+        counts[kind] = number
+        warnings.append(f"{number} runs {why}")
     # Runs without a result yet: the sweep may still be going, and a law of half a sweep should say so.
     started = {f.parent for f in folder.glob("*/config.json")} - {f.parent for f in files}
     if started:
@@ -99,28 +139,60 @@ def read_runs(folder: Path) -> Source:
     return Source(name, pd.DataFrame(rows), "sweep", warnings=warnings, counts=counts)
 
 
-def planned(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Those of a sweep's result files that are in its plan: runs of an earlier version may lie beside today's."""
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)  # of a damaged JSON file
+
+
+def planned(
+    folder: Path, files: Sequence[Path], earlier: bool = False
+) -> tuple[list[Path], dict[str, tuple[int, str]]]:
+    """Those of a sweep's result files that are in its plan, and kind -> (how many aren't, why).
+
+    Runs of earlier versions of the sweep may lie beside today's: `earlier` takes those too.
+
+    Raises:
+      UsageError: the plan is cut or damaged; which line, and what writes it again.
+    """
     plan = folder / "plan.jsonl"
     if not plan.is_file():
-        return list(files)
+        return list(files), {}
+    ids = {row["run_id"]: bool(row.get("superseded")) for row in config.read_plan(folder)}  # -> of an earlier version
+    kept = [f for f in files if f.parent.name in ids and (earlier or not ids[f.parent.name])]
+    unplanned = sum(f.parent.name not in ids for f in files)
+    old = len(files) - len(kept) - unplanned
+    out = {"unplanned": (unplanned, "aren't in the sweep's plan: left out")} if unplanned else {}
+    return kept, out | (
+        {"superseded": (old, "of an earlier version of the sweep: left out (--earlier takes them)")} if old else {}
+    )
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object of a run's folder; None where it can't be read, isn't one, or its checksum differs."""
     try:
-        ids = {json.loads(line)["run_id"] for line in plan.read_text(encoding="utf-8").splitlines()}
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise UsageError(f"can't read {str(plan)!r}: {e}; `bigmodel sweep plan` writes it anew") from e
-    return [f for f in files if f.parent.name in ids]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) and config.is_whole(content) else None
+    except UNREADABLE:
+        return None
 
 
 def runs(folder: str | Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(result, config) of a sweep's finished runs. A loss of None is NaN: that run diverged.
 
+    What can't be read, or holds no loss or status, is left out and counted on stderr.
+
     Raises:
       UsageError: there are none.
     """
-    found = []
-    for path in planned(Path(folder), sorted(Path(folder).glob("*/result.json"))):
-        result, config = (json.loads((path.parent / name).read_text()) for name in ("result.json", "config.json"))
-        found.append(({**result, "loss": math.nan if result["loss"] is None else result["loss"]}, config))
+    found, bad = [], []
+    for path in planned(Path(folder), sorted(Path(folder).glob("*/result.json")))[0]:
+        result, own = read_object(path), read_object(path.parent / "config.json")
+        loss = result.get("loss", "") if result else ""
+        if result is None or own is None or "status" not in result or not isinstance(loss, int | float | None):
+            bad.append(path.parent.name)
+            continue
+        found.append(({**result, "loss": math.nan if loss is None else loss}, own))
+    if bad:
+        line = f"{len(bad)} runs of {str(folder)!r} without a whole result.json and config.json: left out, as {bad[0]}"
+        print(f"bigmodel: {line}", file=sys.stderr)
     if not found:
         raise UsageError(f"no finished runs in {str(folder)!r}")
     return found
@@ -164,17 +236,83 @@ def is_empty(cell: Any) -> bool:
 
 
 def only_done(source: Source) -> None:
-    """Leaves out runs that didn't end well, and counts them."""
-    for column, done in ((source.state, "finished"), ("status" if "status" in source.cells else "", "done")):
-        if not column:
+    """Leaves out runs that didn't end well, and counts them; says which words were taken for the end."""
+    columns = [c for c in source.cells if str(c).lower() in ("status", "state") and c != source.state]
+    for column in [*([source.state] if source.state else []), *columns]:
+        words = source.cells[column].map(lambda cell: "" if is_empty(cell) else str(cell).strip()).astype(object)
+        known = words.str.lower().isin(DONE)
+        if column in columns and source.state:  # W&B's own word is enough for runs of others
+            known |= words == ""
+        elif not known.any() and not words.str.lower().isin(NOT_DONE).any():
+            some = names_of(list(words[words != ""].unique()))
+            source.warnings += [f"no {column} ({some}) is a word for a finished run: every row is taken"] * bool(some)
             continue
-        words = source.cells[column].map(lambda cell: "" if is_empty(cell) else str(cell).strip())
-        if column == "status" and source.state:  # W&B's own word is enough for runs of others
-            words = words.mask(words == "", done)
-        for word, number in words[words != done].value_counts().items():
+        usual = ("done", "") if column in columns else ("finished",)
+        taken = [f"{n} with {w!r}" for w, n in words[known & ~words.isin(usual)].value_counts().items()]
+        if taken:
+            source.warnings.append(f"{column}: {', '.join(taken)} taken as done")
+        for word, number in words[~known].value_counts().items():
             source.counts["diverged" if word == "diverged" else "unfinished"] += int(number)
             source.warnings.append(f"{number} runs with {column} {word or 'unknown'!r}: left out")
-        source.cells = source.cells[(words == done).to_numpy()]
+        source.cells = source.cells[known.to_numpy()]
+
+
+def drop_rows(source: Source, drop: str) -> None:
+    """Leaves out the rows that `drop` names: row numbers of a table or run ids, several separated by commas."""
+    ids = source.cells["run_id"].astype(str) if "run_id" in source.cells else pd.Series(dtype=str)
+    gone = np.zeros(len(source.cells), dtype=bool)
+    for name in filter(None, (part.strip() for part in drop.split(","))):
+        own = np.asarray(source.cells.index.astype(str) == name) if source.kind != "sweep" else gone & False
+        if not own.any() and len(ids):
+            own = (ids == name).to_numpy()
+        if not own.any():
+            raise UsageError(f"drop: {source.name} has no row {name!r}{nearest(name, ids)}")
+        gone |= own
+    source.counts["dropped"] += int(gone.sum())
+    source.warnings.append(f"left out {gone.sum()} rows, as asked: {drop}")
+    source.cells = source.cells[~gone]
+
+
+def run_labels(source: Source, sizes: pd.Series | None, asked: str) -> tuple[str, pd.Series | None]:
+    """(column, which run each row is of): the column asked for, or one that by its name and values says so.
+
+    A run has one size: a column of which a value has several `sizes` (n,) names something else, as a data set. Of runs
+    that share a name, the seed tells them apart. (column, None): every row is a run, and the column names it.
+    """
+    cells = source.cells
+    if asked == "none":
+        return "", None
+    if asked:
+        column = source.find(asked)
+        if not column:
+            raise UsageError(f"run: {source.name} has no column {asked!r}{listed(asked, cells.columns)}")
+        return column, cells[column].astype(str)
+    plain = {c: re.sub(r"[^a-z0-9]", "", str(c).lower()) for c in cells.columns}
+    order = [*RUN_NAMES, *KIND_NAMES]
+    found = sorted((c for c in plain if plain[c] in order), key=lambda c: order.index(plain[c]))
+    unique = ""
+    for column in found:
+        labels = cells[column].map(lambda cell: "" if is_empty(cell) else str(cell).strip()).astype(object)
+        if source.kind == "sweep" and column == "run_id":
+            return column, labels
+        distinct = labels.nunique()
+        if (labels == "").any() or distinct < 2:
+            continue
+        if distinct == len(labels):
+            unique = unique or column
+            if plain[column] in RUN_IDS or source.kind == "wandb":
+                return column, None
+            continue
+        if plain[column] not in RUN_IDS and "seed" in cells:
+            labels = labels + " " + cells["seed"].astype(str)
+        own = pd.DataFrame({"run": labels.to_numpy()}) if sizes is None else sizes.groupby(labels.to_numpy())
+        if sizes is not None and (own.nunique() > 1).any():
+            continue
+        if plain[column] in KIND_NAMES and labels.value_counts().median() < CHECKPOINTS:
+            continue
+        if labels.nunique() < len(labels):
+            return column, labels
+    return unique, None
 
 
 def pairs(what: str, text: str) -> dict[str, str]:

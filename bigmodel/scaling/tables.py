@@ -6,19 +6,30 @@ Legend: N parameters, D examples or tokens, C training FLOPs, L loss; N_opt ~ C^
 from __future__ import annotations
 
 import html
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel.scaling import laws
-from bigmodel.scaling.figures.style import law_name, short, symbol
+from bigmodel.scaling.texts import (
+    ci,
+    interval,
+    law_name,
+    level,
+    number,
+    percent,
+    point,
+    ratios,
+    rung_name,
+    runs_of,
+    size,
+    symbol,
+)
 
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "|": r"$|$", "<": "$<$", ">": "$>$",
-         "–": "--", "−": "$-$", "±": r"$\pm$"}  # fmt: skip
+         "–": "--", "−": "$-$", "±": r"$\pm$", "†": r"$^\dagger$"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,10 +135,19 @@ def _where(result: Mapping[str, Any]) -> str:
 def _parameters(result: Mapping[str, Any]) -> Table:
     kind = result["interval"]
     rows = tuple(
-        (name, number(_value(result, name)), number(result["se"].get(name)), interval(result["ci"].get(name)))
+        (
+            name,
+            number(_value(result, name)),
+            number(result["se"].get(name)),
+            ci(result, name).replace("[no interval]", "n/a"),
+        )
         for name in _names(result)
     )
-    caption = f"Law {law_name(result['law'])}, fitted to {count(result['n_points'], 'run')}.{_where(result)}"
+    caption = f"Law {law_name(result['law'])}, fitted to {runs_of(result)}.{_where(result)}"
+    if found := ratios(result["optimal"]):
+        caption += f" D/N at the optimum: {found}."
+    if any("†" in row[-1] for row in rows):
+        caption += " †: at a bound of the search, so that the runs don't limit it."
     head = ("", "value", "standard error", f"{level(result)} interval ({kind['method']})")
     return Table("parameters", caption, head, rows, _symbols(result))
 
@@ -137,11 +157,6 @@ def _intervals(result: Mapping[str, Any]) -> Table:
     rows = tuple((name, *(interval(m.get(name)) for m in methods.values())) for name in _names(result) if methods)
     caption = f"{level(result)} intervals of law {law_name(result['law'])}, by each method."
     return Table("intervals", caption, ("", *methods), rows, _symbols(result))
-
-
-def rung_name(result: Mapping[str, Any]) -> str:
-    """What the rungs held out are ordered by: compute, or a column; of losses the lowest are the furthest."""
-    return {"C": "compute", "L": "1/L"}.get(result["rungs_of"], result["rungs_of"])
 
 
 def _holdout(result: Mapping[str, Any]) -> Table:
@@ -162,7 +177,7 @@ def _holdout(result: Mapping[str, Any]) -> Table:
         f"Law {law_name(result['law'])} refitted without the largest rungs of {of}: error for the runs left "
         f"out. Gap: the largest {of} left out over the largest fitted."
     )
-    head = ("rungs left out", "runs", "gap", "mean |error|", f"{level(result)} interval", "max", "mean")
+    head = ("rungs left out", point(result) + "s", "gap", "mean |error|", f"{level(result)} interval", "max", "mean")
     return Table("holdout", caption, head, rows)
 
 
@@ -212,46 +227,3 @@ def _budgets(method: Mapping[str, Any]) -> Table:
     text = f"N_opt = {method['params']['N0']:.3g} × C^{number(a)}, D_opt = {method['params']['D0']:.3g} × C^{number(b)}"
     caption = f"Least loss of each compute budget by a parabola in ln N. {text}."
     return Table(f"budgets_{method['law']}", caption, ("C", "runs", "N_opt", "95 % interval", "D_opt", "L_opt"), rows)
-
-
-# ------------------------------------------------------------------------------------- numbers
-
-
-def known(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return value is not None and math.isfinite(value)
-
-
-def number(value: float | None) -> str:
-    """About four digits, or n/a."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"
-
-
-def size(value: float | None) -> str:
-    """1.23B, or n/a."""
-    return short(value, 3) if value is not None and known(value) else "n/a"
-
-
-def interval(ends: Sequence[float | None] | None, text: Any = number) -> str:
-    return f"[{text(ends[0])}, {text(ends[1])}]" if ends and all(map(known, ends)) else "n/a"
-
-
-def level(result: Mapping[str, Any]) -> str:
-    return f"{100 * result['interval']['level']:g} %"
-
-
-def count(value: int, noun: str) -> str:
-    return f"{value} {noun}" + ("" if value == 1 else "s")
-
-
-def percent(value: float | None, sign: bool = False) -> str:
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    return f"{100 * value:+.3g} %" if sign else f"{100 * value:.3g} %"
-
-
-def law_formula(result: Mapping[str, Any]) -> str:
-    """The law's right-hand side with its numbers."""
-    return laws.get(result["law"]).formula.format(**{k: number(v) for k, v in result["params"].items()})

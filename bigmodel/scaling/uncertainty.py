@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from bigmodel.config import UsageError
 from bigmodel.scaling.checks import MIN_POINTS
@@ -30,6 +30,8 @@ SUBSET_RUNS = 5000  # beyond, resamples are drawn by the bag of little bootstrap
 SUBSETS = 10
 PROFILE_POINTS = 12  # each way from the estimate
 TIE = 1e-6  # objectives that close are the same optimum
+AGREE = "all resamples agree"
+WIDTH = 1e-6  # relative; an interval as narrow is none: what it measures isn't in the resamples
 
 # ------------------------------------------------------------------------------------ resamples
 
@@ -65,6 +67,8 @@ def resample(
     rng = np.random.default_rng(seed)
     if n > SUBSET_RUNS and full_grid:
         raise UsageError(f"full_grid: of {n} runs, over {SUBSET_RUNS}, resamples are of subsets; leave it out")
+    if n > SUBSET_RUNS and cells is None and runs is not None:
+        return _thinned(problem, found, resamples, seed, estimator, runs)
     if n > SUBSET_RUNS and cells is None:
         return _little_bootstraps(problem, found, resamples, rng, estimator)
     if cells is None and runs is not None:
@@ -141,6 +145,19 @@ def _little_bootstraps(
     return np.concatenate(kept), failed
 
 
+def _thinned(
+    problem: Problem, found: Found, resamples: int, seed: int, estimator: str, runs: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Of very many points, SUBSET_RUNS spread over all of them: what differs between runs shows in a part of each."""
+    part = np.linspace(0, len(runs) - 1, SUBSET_RUNS).round().astype(int)
+    row = {name: column[part] for name, column in problem.row.items()}
+    own = replace(problem, row=row, log_loss=problem.log_loss[part])
+    centre, _, _ = descend(own, found.theta[None], np.ones(len(part)), 300, "newton")
+    near = replace(found, basins=centre)
+    theta, failed = resample(own, near, resamples, seed, estimator, runs=runs[part])
+    return theta - centre + found.theta, failed
+
+
 # ------------------------------------------------------------------------------------ intervals
 
 
@@ -162,8 +179,9 @@ def bias_corrected(samples: np.ndarray, estimate: np.ndarray, level: float = LEV
             continue
         # Ties count half; an estimate outside all samples counts as half a sample inside.
         share = ((finite < estimate[i]).sum() + 0.5 * (finite == estimate[i]).sum()) / len(finite)
-        z = stats.norm.ppf(np.clip(share, 0.5 / len(finite), 1 - 0.5 / len(finite)))
-        out[:, i] = np.quantile(finite, stats.norm.cdf(2 * z + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])))
+        z = special.ndtri(np.clip(share, 0.5 / len(finite), 1 - 0.5 / len(finite)))
+        tails = special.ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
+        out[:, i] = np.quantile(finite, special.ndtr(2 * z + tails))
     return out
 
 
@@ -173,7 +191,7 @@ def expanded(samples: np.ndarray, n: int, parameters: int, level: float = LEVEL)
     Hesterberg 2015 (The American Statistician 69:4), section 3.4: at the quantile Phi(-sqrt(n/(n-P)) t), t of n-P.
     """
     free = max(n - parameters, 1)
-    tail = stats.norm.cdf(-np.sqrt(n / free) * stats.t.ppf(0.5 + level / 2, free))
+    tail = special.ndtr(-np.sqrt(n / free) * special.stdtrit(free, 0.5 + level / 2))
     return _quantiles(samples, float(tail))
 
 
@@ -213,7 +231,8 @@ def covariance(problem: Problem, theta: np.ndarray) -> np.ndarray:
 
 def delta_method(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """theta -+ t standard errors, (2, P), in theta: a logarithm's interval is multiplicative."""
-    reach = stats.t.ppf(0.5 + level / 2, max(len(problem.log_loss) - len(theta), 1)) * np.sqrt(np.diag(cov))
+    free = max(len(problem.log_loss) - len(theta), 1)
+    reach = special.stdtrit(free, 0.5 + level / 2) * np.sqrt(np.diag(cov))
     return np.array([theta - reach, theta + reach])
 
 
@@ -240,7 +259,7 @@ def profile(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float =
     weight = problem.weights(residual, ones)
     pull = float(((weight * np.clip(residual, -delta, delta)) ** 2).mean()) * n / (n - p)
     unit = np.sqrt(pull * ratio)  # pull / bend
-    threshold = 0.5 * unit * stats.f.ppf(level, 1, max(n - p, 1))
+    threshold = 0.5 * unit * special.fdtri(1, max(n - p, 1), level)
     reach = np.geomspace(0.25, 8, PROFILE_POINTS)
     for i in range(p):
         if not se[i] > 0:
@@ -300,19 +319,35 @@ def leave_one_out(
     return [(len(group), theta[at[k]]) if usable[k] and settled[at[k]] else None for k, group in enumerate(groups)]
 
 
-def named(law: Law, ends: np.ndarray) -> dict[str, Any]:
-    """(2, P) in theta -> {name: [low, high]} in the law's own units, None where it isn't a number."""
-    values = law.values(ends)
-    return {name: _pair(values[:, i]) for i, name in enumerate(law.names)}
+def named(law: Law, ends: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
+    """(2, P) in theta -> {name: [low, high]} in the law's own units, None where it isn't one of `estimate` (P,)."""
+    return columns(law.values(ends), law.names, estimate)
 
 
-def _pair(ends: np.ndarray) -> list[float] | None:
-    return None if np.isnan(ends).any() else [float(ends[0]), float(ends[1])]
+def columns(ends: np.ndarray, names: Sequence[str], estimate: np.ndarray) -> dict[str, Any]:
+    """(2, K) -> {name: [low, high]}, None where it isn't an interval of `estimate` (K,)."""
+    return {name: pair(ends[:, i], float(estimate[i])) for i, name in enumerate(names)}
 
 
-def columns(ends: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """(2, K) -> {name: [low, high]}, None where it isn't a number."""
-    return {name: _pair(ends[:, i]) for i, name in enumerate(names)}
+def pair(ends: np.ndarray, estimate: float) -> list[float] | None:
+    return None if doubt(ends, estimate) else [float(ends[0]), float(ends[1])]
+
+
+def doubt(ends: np.ndarray, estimate: float) -> str:
+    """Why two ends are no interval of an estimate; "" where they are."""
+    low, high = float(ends[0]), float(ends[1])
+    if np.isnan([low, high, estimate]).any():
+        return "too few resamples could be fitted"
+    if high - low <= WIDTH * max(abs(low), abs(high)):
+        return AGREE
+    if not low - WIDTH * abs(low) <= estimate <= high + WIDTH * abs(high):
+        return "the resamples leave out the estimate"
+    return ""
+
+
+def enough(fitted: int, asked: int) -> bool:
+    """Whether so many of the resamples asked for could be fitted that their spread means something."""
+    return fitted >= max(2, asked / 2)
 
 
 def exponent_samples(law: Law, samples: np.ndarray, flops: float) -> dict[str, np.ndarray]:

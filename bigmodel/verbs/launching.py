@@ -83,7 +83,7 @@ def upload(args: argparse.Namespace, _: Any) -> int:
     source = Path(args.folder)
     target = epath.Path(args.target) / source.resolve().name
     if (source / "plan.jsonl").is_file():
-        launch.read_plan(epath.Path(source))  # whole?
+        config.read_plan(epath.Path(source))  # whole?
         last, files = source / "plan.jsonl", []
     elif (source / "manifest.json").is_file():
         last = source / "manifest.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ def _needs(law: str, against: list[str]) -> tuple[str, tuple[str, ...]]:
         return "L", ("N", "D")
     models = [laws.get(name) for name in (law, *against)]
     return models[0].target, tuple(dict.fromkeys(c for model in models for c in model.columns))
+
+
+def _there(path: Path) -> None:
+    """Told before seconds of imports."""
+    if not path.exists():
+        siblings = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UsageError(f"no file or directory {str(path)!r}{config.nearest(str(path), siblings)}")
+
+
+def _say(text: str) -> None:
+    """What the verb is at, on one line of a terminal; "" wipes it. Nothing where stderr is a file or a pipe."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text and text + ' ...'}", end="", file=sys.stderr, flush=True)
 
 
 def _writable(path: Path, folder: bool) -> None:
@@ -43,9 +57,20 @@ def _budgets(text: str) -> list[float] | None:
 
 
 def fit(args: argparse.Namespace, _: Any) -> int:
+    _there(Path(args.points))
+    _say(f"reading {args.points}")
+    try:
+        out, text = _fit(args)
+    finally:
+        _say("")
+    print_json(out) if args.json else print(text)
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """(the fit as JSON, as text), with all files written."""
     from bigmodel.scaling import fit as fits
-    from bigmodel.scaling import frontier, rows, sources
-    from bigmodel.scaling import report as reports
+    from bigmodel.scaling import frontier, rows, sources, texts
 
     columns = {k: getattr(args, k) for k in ("N", "D", "L", "C") if getattr(args, k)}
     columns |= sources.pairs("--columns", args.columns)
@@ -65,6 +90,9 @@ def fit(args: argparse.Namespace, _: Any) -> int:
         where=args.where,
         target=target,
         needed=needed,
+        run=args.run,
+        drop=args.drop,
+        earlier=args.earlier,
     )
     result = fits.fit(
         frame,
@@ -78,6 +106,7 @@ def fit(args: argparse.Namespace, _: Any) -> int:
         against=args.against,
         full_grid=args.full_grid,
         budgets=budgets,
+        say=_say,
     )
     out = fits.to_json(result)
     if args.out:
@@ -85,20 +114,28 @@ def fit(args: argparse.Namespace, _: Any) -> int:
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
             Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
     if args.report:
+        from bigmodel.scaling import report as reports  # matplotlib takes a second to import
+
+        _say("drawing the report")
         with config.writing(args.report):
             beside = reports.frontiers(frame, result)
             reports.write(frame, result, args.report, Path(args.points).stem, args.command, frontiers=beside)
-    if args.json:
-        print_json(out)
-    else:
-        print(reports.law_text(result))
-    return 0
+    return out, texts.law_text(result)
 
 
 def report(args: argparse.Namespace, _: Any) -> int:
-    from bigmodel import track, view
+    _there(Path(args.file))
+    _say("reading the runs")
+    try:
+        return _report(args)
+    finally:
+        _say("")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from bigmodel import view
     from bigmodel.scaling import fit as fits
-    from bigmodel.scaling import frontier, rows
+    from bigmodel.scaling import frontier, rows, sources
     from bigmodel.scaling import report as reports
 
     if args.law in frontier.METHODS:
@@ -106,18 +143,21 @@ def report(args: argparse.Namespace, _: Any) -> int:
     is_sweep = args.file.endswith(".py")
     folder = Path(args.runs) / Path(args.file).stem if is_sweep else Path(args.file)
     module = config.load_module(args.file, "sweep") if is_sweep else None
-    results = [r for r in map(track.read_json, sorted(folder.glob("*/result.json"))) if r]
-    if not results:
+    files = sorted(folder.glob("*/result.json"))
+    if not files:
         raise UsageError(f"no finished runs under {str(folder)!r}: `bigmodel sweep run {args.file}` first")
     out = Path(args.out or folder / "report")
     if module and getattr(module, "LAW", args.law) is None:  # a study of something else than sizes and data
         with config.user_code(args.file, "sweep", "report()"), config.writing(out):
             said = module.report(folder, out)
-        print_json({"lines": said.splitlines(), "report": str(out)}) if args.json else print(said)
+        print_json({"lines": said.split("\n"), "report": str(out)}) if args.json else print(said)
         return 0
     target, needed = _needs(args.law, [])
-    frame = rows.load(folder, target=target, needed=needed)
-    result = fits.fit(frame, law=args.law)
+    frame = rows.load(folder, target=target, needed=needed, earlier=args.earlier)
+    result = fits.fit(frame, law=args.law, say=_say)
+    results = [r for r in map(sources.read_object, files) if r]
+    unit = next((str(r["unit"]) for r in results if r.get("unit")), "tokens")
+    _say("drawing")
     with config.writing(out):
         path = reports.write(
             frame,
@@ -125,21 +165,22 @@ def report(args: argparse.Namespace, _: Any) -> int:
             out,
             title=(module.__doc__ or "").strip().split("\n")[0] if module else folder.name,
             command=f"bigmodel report {args.file}",
-            unit=results[0]["unit"],
-            loss=f"loss (nats per {results[0]['unit'].removesuffix('s')})",
+            unit=unit,
+            loss=f"loss (nats per {unit.removesuffix('s')})",
             frontiers=reports.frontiers(frame, result),
         )
     own = None
     if module and hasattr(module, "report"):
         with config.user_code(args.file, "sweep", "report()"), config.full_disk(out):
             own = module.report(folder, out)  # the sweep's own figures and tables, beside the common ones
-    configs = [c for c in (track.read_json(folder / r["run_id"] / "config.json") for r in results) if c]
-    mode = {c["run"]["wandb"] for c in configs}
+    configs = [c for c in (sources.read_object(file.parent / "config.json") for file in files) if c]
+    mode = {c["run"].get("wandb") for c in configs if isinstance(c.get("run"), dict)}
     wandb = view.View()
     wandb.summary(
         out, view.wandb_mode("online" if "online" in mode else "offline" if "offline" in mode else "off"), folder.name
     )
     wandb.close(seconds=5.0)
+    _say("")
     if args.json:
         print_json({**fits.to_json(result), "report": str(path)})
     else:

@@ -161,6 +161,8 @@ def _show(r: dict[str, Any]) -> None:
         f"peak {b['peak'] / G:.2f} of {r['hbm_bytes'] / G:.0f} GiB: fits"
         + (f" ({b['host'] / G:.2f} GiB in the host)" if b["host"] else "")
     )
+    if b["peak"] < b["arguments"] + b["temporaries"]:
+        print("                    (the peak is XLA's: room that temporaries share, and donated arguments, count once)")
     print(
         f"  FLOPs a step      {r['flops']['model']:.4g} of the model, {r['flops']['with_recomputation']:.4g} with "
         f"what is computed again; N {human(r['params'])}, {r['batch_size']} x {r['units_per_example']} tokens"

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from bigmodel import config
 from bigmodel.config import EXIT_RETRY, Retry, UsageError
 from bigmodel.verbs import print_json, print_table
@@ -93,10 +95,16 @@ def _load(args: argparse.Namespace, overrides: Any) -> Any:
 def train(args: argparse.Namespace, overrides: Any) -> int:
     unfrozen = _load(args, overrides)
     start_jax(args)
+    from bigmodel import budget, identity
     from bigmodel import train as trainer
 
-    result = trainer.train(unfrozen, args.runs, name=args.name)
-    home = f"{args.runs}/{result['run_id']}"
+    runs = args.runs or "runs"
+    if args.path and not args.runs:  # the config.json of a run goes on in that run's folder
+        own = epath.Path(args.path).parent
+        if own.name == identity.run_id(budget.finalize(unfrozen)):
+            runs = str(own.parent)
+    result = trainer.train(unfrozen, runs, name=args.name)
+    home = f"{runs}/{result['run_id']}"
     if args.json:
         print_json(result)
     elif result["status"] == "diverged":
@@ -186,7 +194,14 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
     seconds = sweeps.expected_seconds(plan, folder)
     worker = args.first > 0 or os.environ.get("BIGMODEL_WORKER")
     if not worker:
-        sweeps.write_plan(folder, plan)
+        known = {row["run_id"] for row in sweeps.stored_plan(folder, args.file)}
+        if args.action == "run" or args.write or not known:
+            sweeps.write_plan(folder, plan, args.file, overrides)
+        elif new := sum(p.run_id not in known for p in plan):
+            config.note(
+                f"{folder}/plan.jsonl stays as it is: {new} of these {len(plan)} rows aren't in it; "
+                "`bigmodel sweep run`, or `sweep plan --write`, adds them"
+            )
         if args.json:
             print_json([{**p.to_dict(), "expected_seconds": s} for p, s in zip(plan, seconds, strict=True)])
         else:

@@ -103,7 +103,8 @@ Fits a scaling law to points: a sweep's folder, a .csv, .tsv, .json, .jsonl or .
   bigmodel fit points.csv --N=params --D=tokens --L=loss --law=chinchilla
 
 Huber loss on log L over a full grid of starts; intervals by bootstrap over runs; the error on the held-out
-runs of the 1, 2, 3 largest compute rungs. Laws:
+runs of the 1, 2, 3 largest compute rungs. Rows that share a run (run_id, name ... or --run=COLUMN), as its checkpoints
+do, are resampled together. Laws:
 
   loss of N and D      chinchilla, gadre, kaplan_nd, muennighoff (+ U unique tokens), kaplan_ns (N, S steps),
                        width_depth (width, depth, D)

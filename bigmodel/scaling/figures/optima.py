@@ -97,6 +97,10 @@ def frontier(study: Study, size: style.Size, marks: Marks) -> Figure | None:
             seen.append(_method(axes, method, column, exponent, compute, ink, mark, size))
         axes.set(xlabel=study.label("C"), ylabel="best " + study.label(column))
         values = np.concatenate(seen)
+        # Beyond the largest run in compute, and beyond every run's N or D, the curves are extrapolated.
+        axes.axvline(flops.max(), color=style.GREY, lw=0.8, ls=":", zorder=1, label="end of the runs")
+        for end in (study.column(column).min(), study.column(column).max()):
+            axes.axhline(end, color=style.GREY, lw=0.8, ls=":", zorder=1)
         style.log_axis(axes, "x", low, high, style.power)
         style.log_axis(axes, "y", float(values.min()) / 1.5, float(values.max()) * 1.5)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)

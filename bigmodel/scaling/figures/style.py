@@ -24,6 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 
+from bigmodel.scaling.texts import law_name as law_name
+from bigmodel.scaling.texts import short as short
+from bigmodel.scaling.texts import symbol as symbol
+
 # Okabe & Ito 2008, "Color universal design": told apart by every common kind of colour vision.
 INK, BLUE, ORANGE, VERMILLION = "#222222", "#0072B2", "#E69F00", "#D55E00"
 GREEN, SKY, PURPLE, GREY = "#009E73", "#56B4E9", "#CC79A7", "#8a8a8a"
@@ -125,23 +129,6 @@ def save(figure: Figure, stem: Path, marks: Mapping[str, Sequence[int]]) -> None
 
     text = re.sub(r'\bid="(image[0-9a-f]+)"', number, text)
     stem.with_name(stem.name + ".svg").write_text(text, encoding="utf-8")
-
-
-def law_name(name: str) -> str:
-    """A law's name, short: of a user's file its own name."""
-    return Path(name).stem if name.endswith(".py") else name
-
-
-GREEK = {"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "mu", "nu", "sigma", "phi"}
-
-
-def symbol(name: str) -> str:
-    """A parameter's name as mathematics: alpha, N0, R_d, c1; other words as they are."""
-    match = re.fullmatch(r"([A-Za-z]+?)_?(\d+|(?<=_)[A-Za-z]+)?", name)
-    stem, index = (match[1], match[2]) if match else (name, None)
-    if stem not in GREEK and len(stem) > 1:
-        return name
-    return f"${chr(92) if stem in GREEK else ''}{stem}" + (f"_{{{index}}}$" if index else "$")
 
 
 # ------------------------------------------------------------------------------------- colours
@@ -272,11 +259,3 @@ def power(value: float, digits: int = 3) -> str:
 def times(value: float, digits: int = 3) -> str:
     """2.5×, for ratios."""
     return f"{value:.{digits}g}×"
-
-
-def short(value: float, digits: int = 4) -> str:
-    """1.5M, 20B, 2.75: short enough for a tick."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size * (1 - 1e-9):
-            return f"{value / size:.{digits}g}{letter}"
-    return f"{value:.{digits}g}"

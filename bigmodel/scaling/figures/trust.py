@@ -81,11 +81,16 @@ def clouds(study: Study, size: style.Size, marks: Marks) -> Figure | None:
                 _few_ticks(axes.yaxis, *scales[i], labels=j == 0)
             _few_ticks(axes.xaxis, *scales[j], labels=i == count - 1)
             if i == count - 1:
-                axes.set_xlabel(style.symbol(x))
+                axes.set_xlabel(_marked(study, x))
                 axes.tick_params(axis="x", labelrotation=40 if not log else 0)
             if j == 0 and i > 0:
-                axes.set_ylabel(style.symbol(y))
+                axes.set_ylabel(_marked(study, y))
     return figure
+
+
+def _marked(study: Study, name: str) -> str:
+    """A parameter's symbol; † where its value or its interval ends at a bound of the search."""
+    return style.symbol(name) + ("†" if study.result.get("at_bound", {}).get(name) else "")
 
 
 def _telling(study: Study, names: list[str], most: int) -> list[str]:
