@@ -411,6 +411,7 @@ def run_workers(args: Sequence[str], workers: int, folder: epath.Path, rows: int
         children.append(subprocess.Popen(command, env=pinned, stdout=log, stderr=log))
 
     def interrupted(*_: Any) -> None:
+        print("bigmodel: the workers save after their steps; again to quit now", file=sys.stderr, flush=True)
         raise Retry("interrupted; the same command continues")
 
     old = signal.signal(signal.SIGTERM, interrupted)

@@ -101,6 +101,15 @@ def test_the_text_for_an_engine(engine, more):
         assert text == (GOLDEN / name).read_text(), name
 
 
+def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_path):
+    rows = [{"run_id": f"{i}", "config": {}, "overrides": {}, "superseded": i == 3} for i in range(5)]
+    (tmp_path / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i, text in ((0, b'{"loss": 1}'), (1, b'{"loss'), (2, b"\xff\xfe")):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "result.json").write_bytes(text)
+    assert launch.unfinished(tmp_path) == ("1", "2", "4")
+
+
 def test_sky_refuses_what_it_can_t_do():
     sky = launch.engine("sky")
     for more, text in (
@@ -272,3 +281,16 @@ def test_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, stubs, c
     assert cli.main(["launch", str(folder), "--engine=local", "--print"]) == 2
     err = capfd.readouterr().err
     assert "isn't UTF-8" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_printed_flags_can_be_pasted_into_a_shell(name, tmp_path, monkeypatch):
+    from bigmodel.verbs import pods
+
+    monkeypatch.chdir(tmp_path)
+    report = {"mesh": {"data": 4}, "execution": {"remat": "full"}}
+    flags = pods._flags(report, [("run.data_dir", name)], f"{name}.executable")
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {flags}"], capture_output=True, check=True).stdout
+    found = dict(word.split("=", 1) for word in words.decode().split("\0")[:-1])
+    assert found["--config.run.data_dir"] == name and found["--config.run.executable"] == f"{name}.executable"
+    assert not list(tmp_path.iterdir())

@@ -113,7 +113,9 @@ def refuse_unprintable(engine: str, *texts: str, more: str = "") -> None:
     for text in texts:
         for c in text:
             if not c.isprintable() or c in more:
-                raise UsageError(f"launch --engine={engine}: {text!r} has {c!r}, which its files can't have: rename it")
+                raise UsageError(
+                    f"launch --engine={engine}: {text!r} has {c!r}, which its files can't have: choose another"
+                )
 
 
 def quoted(text: str) -> str:

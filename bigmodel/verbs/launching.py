@@ -26,15 +26,15 @@ def launch_sweep(args: argparse.Namespace, overrides: Any) -> int:
     for name in ("max", "processes", "cpus", "notice"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name}={getattr(args, name)}: must be at least 1")
-    folder = status.folder_of(args.folder, args.runs)
+    folder: Any = status.folder_of(args.folder, args.runs)
     ids = launch.unfinished(folder)
     if not ids:
         print(f"{folder}: every row is finished")
         return 0
     stored = "://" in str(folder)
-    folder = folder if stored else folder.resolve()
+    folder = folder if stored else Path(folder).resolve()
     # Scripts and logs lie on a disk, whatever holds the runs.
-    home = Path("runs", folder.name, "launch").resolve() if stored else Path(folder) / "launch"
+    home = Path("runs", folder.name, "launch").resolve() if stored else folder / "launch"
     where = args.bucket.rstrip("/") or str(folder)
     try:
         f"{where}{home}".encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _flags(report: dict[str, Any], overrides: Any, save: str) -> str:
 
     run = {f"run.mesh.{axis}": report["mesh"].get(axis, 1) for axis in AXES}
     run |= {f"run.{k}": v for k, v in report["execution"].items()} | {"run.executable": save}
-    return " ".join(f"--config.{k}={v}" for k, v in {**dict(overrides), **run}.items())
+    return shlex.join(f"--config.{k}={v}" for k, v in {**dict(overrides), **run}.items())
 
 
 def _slices(topology: Any) -> str:

@@ -137,9 +137,7 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     if not args.run and index < 0:
         task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
         if not task.isdecimal():
-            raise UsageError(
-                "worker: give --run=ID, the run id of a row of the plan, as `bigmodel sweep status` shows it"
-            )
+            raise UsageError(f"worker: give --run=ID, a run id that `bigmodel sweep status {args.folder}` shows")
         index = int(task)
     row = launch.row_of(folder, args.run, index)
     home, label = folder / row["run_id"], f"{row['run_id']}  {status.describe(row['overrides'])}"

@@ -16,7 +16,7 @@ A study from text to law:
   bigmodel paper gpt3                             what papers print, beside what our modules and fits compute
 
 `bigmodel VERB --help` explains a verb with an example. Exit codes: 0 done, 2 a mistake in what was asked,
-75 interrupted (the same command continues), 1 a fault of ours.
+75 not all is done and the same command continues, 1 a failed row or check, or a fault of ours.
 """
 
 PREPARE = """\
