@@ -184,7 +184,7 @@ def test_heads_start_afresh_and_those_left_over_are_named():
     assert re.fullmatch(
         r"\d+ of \d+ parameters taken; fresh: head, head_bias; unused tensors: cls\.predictions\..* and 2 more", said
     )
-    with pytest.raises(UsageError, match="no known name of 'head'"):
+    with pytest.raises(UsageError, match="no published name is known for 'head'"):
         weights.convert("bert", of["classify"], published("bert", theirs))
 
 
@@ -322,6 +322,12 @@ def test_a_parameter_of_the_other_runs_body_is_not_dropped_unsaid(trained, pretr
     code, (line,), _ = trained(pretrained, ("model.segments", 0))
     assert code == 2 and f"init_from={str(pretrained)!r}: its 'embed/segments' is no parameter of this model" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_scales_its_weights_otherwise_is_refused(trained, pretrained):
+    scaled = [("model.parametrization", "ntk"), ("model.base_width", 8), ("model.base_num_heads", 1)]
+    code, (line,), _ = trained(pretrained, ("model.objective", "masked_next"), *scaled)
+    assert code == 2 and "its model.parametrization is 'standard', here it is 'ntk'" in line
 
 
 def test_a_start_from_a_run_that_diverged_says_so(trained, pretrained, tmp_path):
