@@ -24,14 +24,7 @@ from bigmodel.config import UsageError, nearest
 SUFFIX = ".safetensors"
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
 HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
-
-
-SCALING = (
-    "parametrization",
-    "base_width",
-    "base_depth",
-    "base_num_heads",
-)  # of `model`: what weights are multiplied by
+SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # what weights in use are multiplied by
 
 
 def start(frozen: Any, compiled: Any, fresh: Any) -> tuple[Any, str]:
@@ -72,15 +65,16 @@ def start(frozen: Any, compiled: Any, fresh: Any) -> tuple[Any, str]:
     body = [p for p in unused if not HEADS.search(p)]
     if body:
         raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
-    line = said_of(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
+    line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
     diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
     return params, f"{source}: {line}{diverged}"
 
 
 def load(path: str, family: str, cfg: Any, start: Any, only: str = "") -> tuple[Any, str]:
     """As `convert`, of a file; errors name it."""
+    tensors = read(path)
     try:
-        return convert(family, cfg, read(path), start, only)
+        return convert(family, cfg, tensors, start, only)
     except UsageError as e:
         raise UsageError(f"config.train.init_from={path!r}: {e}") from e
 
@@ -150,10 +144,10 @@ def convert(
     params = tree.map_paths(one, shapes, jax.tree.map(lambda _: None, shapes) if start is None else start)
     if not taken:
         raise UsageError(f"nothing of it is in config.train.init_only={only!r}")
-    return params, "; ".join([said_of(len(taken), fresh, unused, "tensors"), *cut])
+    return params, "; ".join([_line(len(taken), fresh, unused, "tensors"), *cut])
 
 
-def said_of(taken: int, fresh: Sequence[str], unused: Sequence[str], what: str) -> str:
+def _line(taken: int, fresh: Sequence[str], unused: Sequence[str], what: str) -> str:
     """What a start takes, in words; `what` the unused ones are."""
     parts = [f"{taken} of {taken + len(fresh)} parameters taken"]
     parts += [f"fresh: {_few(fresh)}"] if fresh else []
@@ -167,11 +161,10 @@ def _few(names: Sequence[str], most: int = 5) -> str:
 def _shortened(name: str) -> Iterator[str]:
     """A checkpoint's name as WEIGHTS may have it: by itself, then without one prefix after another."""
     name = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-    yield name
-    while shorter := PREFIX.sub("", name):
-        if shorter == name:
-            return
-        yield (name := shorter)
+    last = ""
+    while name != last:
+        yield name
+        last, name = name, PREFIX.sub("", name)
 
 
 def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[str, dict[int, str]], list[str]]:
@@ -213,18 +206,17 @@ def _stacked(
     count, shape = (x.shape[0], x.shape[1:]) if "{}" in name else (1, x.shape)
     lacking = sorted(set(range(count)) - set(layers))
     if lacking:
-        raise UsageError(
-            f"no {name.replace('{}', str(lacking[0]))!r}: layers: {len(layers)} there, {count} in the model"
-        )
+        wanted = name.replace("{}", str(lacking[0]))
+        raise UsageError(f"no {wanted!r} for {path!r}: the file has {len(layers)} of the model's {count} layers")
     if len(layers) > count:
-        raise UsageError(f"{layers[max(layers)]!r}: layers: {max(layers) + 1} there, {count} in the model")
+        raise UsageError(f"{layers[max(layers)]!r}: the file has {max(layers) + 1} layers, the model {count}")
     out = []
     for layer in range(count):
         tensor = tensors[layers[layer]]
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
         part = _layout(path, np.asarray(tensor, np.float32))
-        if path == "embed/positions" and len(part) > shape[0]:
+        if path == "embed/positions" and part.ndim and len(part) > shape[0]:
             cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
             part = part[: shape[0]]
         # Sides may be split or joined, but not exchanged: an end of one of theirs is an end of one of ours.
