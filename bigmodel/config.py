@@ -21,6 +21,7 @@ import ast
 import contextlib
 import difflib
 import errno
+import hashlib
 import importlib.util
 import json
 import math

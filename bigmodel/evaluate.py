@@ -116,7 +116,7 @@ def labels(run: Run) -> list[str]:
     """The classes' names: those of the data's manifest, and numbers where the source has none."""
     if run.config.data.source == "tables":
         return [str(k) for k in range(run.config.model.num_classes)]
-    return data.manifest(run.config.data, run.config.run.data_dir, "data", str(run.config.data.name))["labels"]
+    return data.manifest(run.config.data, run.config.run.data_dir, "data")["labels"]
 
 
 # -------------------------------------------------------------------------------- translations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -33,7 +32,6 @@ from bigmodel import (
     program,
     sharding,
     track,
-    tree,
     weights,
 )  # fmt: skip
 from bigmodel.config import Busy, Retry, UsageError, note
@@ -187,31 +185,6 @@ def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
     return claim, None
 
 
-def _initial(frozen: Any, compiled: program.Program, fresh: Any) -> tuple[Any, str]:
-    """(the parameters, `init_only` of them from `init_from`, a finished run or published weights; what was taken)."""
-    source, only = frozen.train.init_from, frozen.train.init_only
-    if source.endswith(weights.SUFFIX):
-        found, said = weights.load(source, frozen.family, frozen.model, fresh, only)
-        params = jax.tree.map(
-            lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
-            found, fresh, compiled.shardings["params"],
-        )  # fmt: skip
-        return params, f"{source}: {said}"
-    result = track.read_result(source)
-    if result is None:  # a plan may name a run that is yet to be trained
-        raise UsageError(f"config.train.init_from={source!r}: no finished run there (no result.json)")
-    wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
-    params = tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
-    own, taken = tree.paths(fresh), tree.paths(wanted[0]["params"])
-    unused = [p for p in checkpoint.parameters(f"{source}/checkpoints") if p not in own and re.search(only, p)]
-    body = [p for p in unused if not weights.HEADS.search(p)]
-    if body:
-        raise UsageError(f"config.train.init_from={source!r}: its {body[0]!r} is no parameter of this model")
-    said = weights.said(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
-    diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
-    return params, f"{source}: {said}{diverged}"
-
-
 def _text_bytes(frozen: Any, examples: Any) -> int | None:
     """UTF-8 bytes of the text that `evaluate` predicts; 0 where its loss isn't a text's likelihood, None: unknown."""
     places = models.family(frozen.family).likelihood(frozen.model)
@@ -278,7 +251,7 @@ def _train(
         if lost:
             line.say(f"{folder}: no checkpoint there; starts again at step 0, without the {lost} rows of metrics.jsonl")
         if frozen.train.init_from:
-            state["params"], said = _initial(frozen, compiled, state["params"])
+            state["params"], said = weights.start(frozen, compiled, state["params"])
             line.say(said)
             if lead:
                 track.write_text(folder / "start.txt", said + "\n")

@@ -1,8 +1,8 @@
-"""Published weights as a family's parameters: names and layouts, by the family's WEIGHTS. Layer 3.
+"""Parameters to start from: another run's, or published ones by the family's WEIGHTS. Layer 3.
 
-Checkpoints name a tensor per layer and keep a dense layer as (out, in); here layers are stacked, and a dense layer is
-(in, out), its sides perhaps split into heads. Every tensor and every parameter is accounted for: a body that doesn't
-fit is an error, and one line says which heads start afresh and which tensors are left out.
+Published checkpoints name a tensor per layer and keep a dense layer as (out, in); here layers are stacked, and a dense
+layer is (in, out), its sides perhaps split into heads. Every tensor and every parameter is accounted for: a body that
+doesn't fit is an error, and one line says which heads start afresh and which tensors are left out.
 """
 
 from __future__ import annotations
@@ -16,19 +16,65 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from bigmodel import budget, models, tree
+from bigmodel import budget, checkpoint, models, track, tree
 from bigmodel.config import UsageError, nearest
 
 SUFFIX = ".safetensors"
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
 HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
+SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # what weights in use are multiplied by
+
+
+def start(frozen: Any, compiled: Any, fresh: Any) -> tuple[Any, str]:
+    """(the parameters of a run before its first step, a line that says which were taken from where).
+
+    Args:
+      frozen: the finalised config: `train.init_only` (a regex of paths; "": all) is taken of `train.init_from`.
+      compiled: its program, for the parameters' shapes and placements.
+      fresh: parameters to start with otherwise.
+
+    Raises:
+      UsageError: no finished run or weights there, or none of this model.
+    """
+    source, only = frozen.train.init_from, frozen.train.init_only
+    if source.endswith(SUFFIX):
+        found, said = load(source, frozen.family, frozen.model, fresh, only)
+        params = jax.tree.map(
+            lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
+            found, fresh, compiled.shardings["params"],
+        )  # fmt: skip
+        return params, f"{source}: {said}"
+    where, home = f"config.train.init_from={source!r}", epath.Path(source)
+    result = track.read_result(home)
+    if result is None:  # a plan may name a run that is yet to be trained
+        raise UsageError(f"{where}: no finished run there (no result.json)")
+    theirs, ours = (track.read_json(home / "config.json") or {}).get("model", {}), frozen.model
+    differ = [key for key in SCALING if theirs.get(key) != ours.get(key)]
+    if differ and {model.get("parametrization", "standard") for model in (theirs, ours)} != {"standard"}:
+        key = differ[0]
+        raise UsageError(
+            f"{where}: its model.{key} is {theirs.get(key)!r}, here it is {ours.get(key)!r}, and weights would be "
+            "scaled otherwise than there"
+        )
+    wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
+    params = tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+    own, taken = tree.paths(fresh), tree.paths(wanted[0]["params"])
+    unused = [p for p in checkpoint.parameters(f"{source}/checkpoints") if p not in own and re.search(only, p)]
+    body = [p for p in unused if not HEADS.search(p)]
+    if body:
+        raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
+    line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
+    diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
+    return params, f"{source}: {line}{diverged}"
 
 
 def load(path: str, family: str, cfg: Any, start: Any, only: str = "") -> tuple[Any, str]:
     """As `convert`, of a file; errors name it."""
+    tensors = read(path)
     try:
-        return convert(family, cfg, read(path), start, only)
+        return convert(family, cfg, tensors, start, only)
     except UsageError as e:
         raise UsageError(f"config.train.init_from={path!r}: {e}") from e
 
@@ -90,18 +136,18 @@ def convert(
             parts = (_stacked(name, found[name], tensors, path, x, cut) for name in there)
             return jnp.asarray(functools.reduce(np.add, parts))
         if kept is None or (re.search(only, path) and not HEADS.search(path)):
-            wanted = f"no {sources[0]!r} for" if sources else "no known name of"
-            raise UsageError(f"{wanted} {path!r}{nearest(sources[0], tensors) if sources else ''}")
+            wanted = f"no {sources[0]!r}" if sources else "no published name is known"
+            raise UsageError(f"{wanted} for {path!r}{nearest(sources[0], tensors) if sources else ''}")
         fresh.append(path)
         return kept
 
     params = tree.map_paths(one, shapes, jax.tree.map(lambda _: None, shapes) if start is None else start)
     if not taken:
         raise UsageError(f"nothing of it is in config.train.init_only={only!r}")
-    return params, "; ".join([said(len(taken), fresh, unused, "tensors"), *cut])
+    return params, "; ".join([_line(len(taken), fresh, unused, "tensors"), *cut])
 
 
-def said(taken: int, fresh: Sequence[str], unused: Sequence[str], what: str) -> str:
+def _line(taken: int, fresh: Sequence[str], unused: Sequence[str], what: str) -> str:
     """What a start takes, in words; `what` the unused ones are."""
     parts = [f"{taken} of {taken + len(fresh)} parameters taken"]
     parts += [f"fresh: {_few(fresh)}"] if fresh else []
@@ -115,11 +161,10 @@ def _few(names: Sequence[str], most: int = 5) -> str:
 def _shortened(name: str) -> Iterator[str]:
     """A checkpoint's name as WEIGHTS may have it: by itself, then without one prefix after another."""
     name = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-    yield name
-    while shorter := PREFIX.sub("", name):
-        if shorter == name:
-            return
-        yield (name := shorter)
+    last = ""
+    while name != last:
+        yield name
+        last, name = name, PREFIX.sub("", name)
 
 
 def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[str, dict[int, str]], list[str]]:
@@ -161,18 +206,17 @@ def _stacked(
     count, shape = (x.shape[0], x.shape[1:]) if "{}" in name else (1, x.shape)
     lacking = sorted(set(range(count)) - set(layers))
     if lacking:
-        raise UsageError(
-            f"no {name.replace('{}', str(lacking[0]))!r}: layers: {len(layers)} there, {count} in the model"
-        )
+        wanted = name.replace("{}", str(lacking[0]))
+        raise UsageError(f"no {wanted!r} for {path!r}: the file has {len(layers)} of the model's {count} layers")
     if len(layers) > count:
-        raise UsageError(f"{layers[max(layers)]!r}: layers: {max(layers) + 1} there, {count} in the model")
+        raise UsageError(f"{layers[max(layers)]!r}: the file has {max(layers) + 1} layers, the model {count}")
     out = []
     for layer in range(count):
         tensor = tensors[layers[layer]]
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
         part = _layout(path, np.asarray(tensor, np.float32))
-        if path == "embed/positions" and len(part) > shape[0]:
+        if path == "embed/positions" and part.ndim and len(part) > shape[0]:
             cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
             part = part[: shape[0]]
         # Sides may be split or joined, but not exchanged: an end of one of theirs is an end of one of ours.

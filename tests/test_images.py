@@ -77,3 +77,21 @@ def test_an_mlp_tells_them_apart(image_dir, tmp_path):
     assert cli.main(["evaluate", str(tmp_path / result["run_id"]), "--split=test"]) == 0
     found = track.read_json(tmp_path / result["run_id"] / "evaluation-test.json")
     assert found["examples"] == 20 and found["accuracy"] > 0.6 and "sneaker" in found["classes"]
+
+
+def test_evaluating_a_run_that_diverged_says_so(digits, tmp_path, capsys):
+    home = tmp_path / train(digits(), str(tmp_path), quiet=True)["run_id"]
+    assert cli.main(["evaluate", str(home), "--split=validation"]) == 0
+    assert "diverged" not in capsys.readouterr().err
+    track.write_json(home / "result.json", track.read_json(home / "result.json") | {"status": "diverged"})
+    assert cli.main(["evaluate", str(home), "--split=validation"]) == 0
+    assert capsys.readouterr().err == f"{home} diverged: evaluated at step 10\n"
+
+
+def test_a_tables_classes_are_not_named_by_another_sets_manifest(digits, tmp_path):
+    (tmp_path / "data/digits").mkdir(parents=True)
+    track.write_json(tmp_path / "data/digits/manifest.json", {"labels": ["cat", "dog"]})
+    cfg = digits(("run.data_dir", str(tmp_path / "data")))
+    home = tmp_path / train(cfg, str(tmp_path), quiet=True)["run_id"]
+    assert cli.main(["evaluate", str(home), "--split=validation"]) == 0
+    assert list(track.read_json(home / "evaluation-validation.json")["classes"]) == [str(k) for k in range(10)]

@@ -44,10 +44,8 @@ def test_every_objective_has_one_loss_in_any_micro_batch_and_on_any_mesh(tmp_pat
     same(found)
 
 
-@pytest.mark.parametrize(
-    "key, value, says", [("microbatch", 4, "microbatch=4"), ("noise_scale", True, "noise_scale=True"), ("batch_size", 1, "at least 2")]
-)  # fmt: skip
-def test_a_loss_that_reads_the_whole_batch_is_never_cut(digits, key, value, says):
+@pytest.mark.parametrize("key, value", [("microbatch", 4), ("noise_scale", True), ("batch_size", 1)])
+def test_a_loss_that_reads_the_whole_batch_is_never_cut(digits, key, value):
     cfg = digits(("model.norm", "batchnorm"), (f"train.{key}", value))
-    with pytest.raises(UsageError, match=f"{says}.*depends on the whole batch|depends on the whole batch.*{says}"):
+    with pytest.raises(UsageError, match=f"train.{key}={value}: .*depends on the whole batch"):
         budget.finalize(cfg)

@@ -138,12 +138,16 @@ def layer_more(tensors):
 QUERY, UP = "encoder.layer.1.attention.self.query.weight", "encoder.layer.0.intermediate.dense.weight"
 MISFITS = {
     "one unrelated tensor": (lambda _: {"a.b": np.ones(3, np.float32)}, ["knows none of its 1 tensors", "'bert'"]),
-    "one layer of two": (without("layer.1."), ["no 'encoder.layer.1.", "layers: 1 there, 2 in the model"]),
-    "a deeper model": (layer_more, ["encoder.layer.2.", "layers: 3 there, 2 in the model"]),
+    "one layer of two": (without("layer.1."), ["no 'encoder.layer.1.", "the file has 1 of the model's 2 layers"]),
+    "a deeper model": (layer_more, ["encoder.layer.2.", "the file has 3 layers, the model 2"]),
     "no table": (without("word_embeddings"), ["no 'embeddings.word_embeddings.weight' for 'embed/tokens'"]),
-    "one tensor of a stack": (without(QUERY), [f"no {QUERY!r}", "layers: 1 there"]),
+    "one tensor of a stack": (without(QUERY), [f"no {QUERY!r}", "1 of the model's 2 layers"]),
     "another width": (lambda t: t | {UP: np.ones((64, 8), np.float32)}, [UP, "[64, 8]", "'blocks/mlp/up'"]),
     "sides exchanged": (lambda t: t | {UP: t[UP].T.copy()}, [UP, "[16, 64]", "[16, 64] a layer"]),
+    "no table at all": (
+        lambda t: t | {"embeddings.position_embeddings.weight": np.ones((), np.float32)},
+        ["'embeddings.position_embeddings.weight' is [], where 'embed/positions' is [32, 16]"],
+    ),
     "layers unlike": (lambda t: t | {QUERY: np.ones((8, 16), np.float32)}, [QUERY, "[8, 16]"]),
     "quantised": (lambda t: t | {UP: np.ones((64, 16), np.int8)}, [UP, "is int8"]),
     "twice": (lambda t: t | {f"bert.{UP}": t[UP]}, [UP, f"'bert.{UP}'", "are both"]),
@@ -184,7 +188,7 @@ def test_heads_start_afresh_and_those_left_over_are_named():
     assert re.fullmatch(
         r"\d+ of \d+ parameters taken; fresh: head, head_bias; unused tensors: cls\.predictions\..* and 2 more", said
     )
-    with pytest.raises(UsageError, match="no known name of 'head'"):
+    with pytest.raises(UsageError, match="no published name is known for 'head'"):
         weights.convert("bert", of["classify"], published("bert", theirs))
 
 
@@ -322,6 +326,12 @@ def test_a_parameter_of_the_other_runs_body_is_not_dropped_unsaid(trained, pretr
     code, (line,), _ = trained(pretrained, ("model.segments", 0))
     assert code == 2 and f"init_from={str(pretrained)!r}: its 'embed/segments' is no parameter of this model" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_scales_its_weights_otherwise_is_refused(trained, pretrained):
+    scaled = [("model.parametrization", "ntk"), ("model.base_width", 8), ("model.base_num_heads", 1)]
+    code, (line,), _ = trained(pretrained, ("model.objective", "masked_next"), *scaled)
+    assert code == 2 and "its model.parametrization is 'standard', here it is 'ntk'" in line
 
 
 def test_a_start_from_a_run_that_diverged_says_so(trained, pretrained, tmp_path):

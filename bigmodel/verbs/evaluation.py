@@ -25,6 +25,8 @@ def evaluate(args: argparse.Namespace, _: Any) -> int:
     from bigmodel import track
 
     run = evaluation.restore(args.run, args.data_dir)
+    if run.result.get("status") == "diverged":
+        print(f"{args.run} diverged: evaluated at step {run.result['last_good_step']}", file=sys.stderr)
     task = run.config.data.source in ("tasks", "images")
     split = args.split or ("test" if task else "validation")
     config.choose("--split", split, ["train", "validation", "test"] if task else ["train", "validation"])
