@@ -1,0 +1,370 @@
+"""Golden values: losses of tiny runs, run ids of the sweeps, fits. `tests/test_golden.py` compares with them.
+
+    python tests/golden/make.py                        # measures again and writes losses.json, ids.json, fits.json
+    python tests/golden/make.py losses ids             # only these
+    python tests/golden/make.py --data DATA            # and data.json, of prepared data sets (`bigmodel prepare ...`)
+
+Regenerate a file only with a change that is meant to change its values: a mended loss, another order of random numbers,
+another way to make run ids. Say in the commit which values changed and why; `benchmarks/identity.py COMMIT` lists them.
+A refactor, a speed-up or a new option with a neutral default changes none.
+
+    losses.json  case -> overrides, losses of each step and evaluations; on eight devices, and resumed at step 3
+    data.json    data set -> manifest without the texts' origin, so that sweeps are planned where the data isn't
+    ids.json     sweep -> the ids of its planned rows; study of docs/studies -> how many of its ids are among them
+    fits.json    points and law -> parameters, objective, exponents, held-out errors, intervals
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+POINTS = ROOT.parent / "shared/points"
+BESIROGLU = "besiroglu2024_chinchilla_points.csv"
+STEPS, HALF = 6, 3
+
+if __name__ == "__main__":
+    sys.path.append(str(HERE.parent))  # behind PYTHONPATH, which names the tree that is measured
+    import conftest  # noqa: F401  (the suite's XLA flags and compilation cache)
+
+# ----------------------------------------------------------------------------------- losses
+
+TEXT = {
+    "data.name": "speech", "data.seq_len": 64, "data.epochs": 1000, "train.batch_size": 16, "train.steps": STEPS,
+    "train.eval_examples": 16, "run.eval_every": HALF, "run.checkpoint_every": HALF, "run.keep": 2, "run.wandb": "off",
+}  # fmt: skip
+# 16 windows of 64 are 1,024 tokens a step: two micro-batches on one CPU device.
+TABLE = {key: value for key, value in TEXT.items() if key != "data.seq_len"}
+TABLE |= {"model.width": 16, "model.depth": 1, "optim.lr": 0.01}
+BLOCKS = {"model.width": 32, "model.depth": 1, "model.num_heads": 2, "optim.lr": 0.003}
+ROTARY = {"model.position": "rope", "model.init_std": 0.0}
+BERT = {**BLOCKS, **ROTARY, "model.segments": 0, "model.norm_placement": "pre"}
+CELLS = {"model.width": 32, "model.depth": 2, "optim.lr": 0.01}
+PAIRS = {"data.name": "pairs", "model.position": "rope", "model.norm_placement": "pre"}
+DEEP = {"model.depth": 2, "model.base_width": 16, "model.base_depth": 1, "model.base_num_heads": 1}
+MIXED = {"run.mesh.data": 1, "run.mesh.fsdp": 2, "run.mesh.sequence": 2, "run.mesh.tensor": 2}
+CASES = {
+    # family, source, overrides; random: whether masks, dropout, spans, prefixes or blanks are drawn; eight: a mesh
+    "decoder-causal": ("decoder", "text", {**BLOCKS}, {"eight": {"run.mesh.data": 8}, "resume": True}),
+    "decoder-prefix": ("decoder", "text", {**BLOCKS, "model.objective": "prefix"}, {"random": True}),
+    "decoder-infill": ("decoder", "text", {**BLOCKS, **ROTARY, "model.objective": "infill"}, {"random": True}),
+    "decoder-dropout": (
+        "decoder", "text", {**BLOCKS, "model.dropout": 0.1}, {"random": True, "eight": MIXED, "resume": True}
+    ),
+    "decoder-gqa-rope-swiglu": (
+        "decoder", "text",
+        {**BLOCKS, **ROTARY, "model.depth": 2, "model.num_heads": 4, "model.num_kv_heads": 2,
+         "model.activation": "swiglu", "model.norm": "rmsnorm", "model.qk_norm": True, "model.bias": False,
+         "model.tied_head": False},
+        {"eight": MIXED},
+    ),
+    "decoder-mup-accumulated": (
+        "decoder", "text",
+        {**BLOCKS, **ROTARY, **DEEP, "model.parametrization": "mup", "train.microbatch": 4, "train.noise_scale": True},
+        {},
+    ),
+    "decoder-completep-muon": (
+        "decoder", "text",
+        {**BLOCKS, **ROTARY, **DEEP, "model.parametrization": "completep", "model.tied_head": False,
+         "model.execution": "scan", "optim.name": "muon", "optim.momentum": 0.95},
+        {"resume": True},
+    ),
+    "bert-masked": ("bert", "text", {**BERT}, {"random": True, "eight": {"run.mesh.data": 8}, "resume": True}),
+    "bert-masked-next": ("bert", "text", {**BLOCKS, "model.objective": "masked_next"}, {"random": True}),
+    "bert-classify": (
+        "bert", "tasks",
+        {**BLOCKS, "data.name": "labelled", "model.objective": "classify", "model.class_weights": (1.0, 3.0)},
+        {},
+    ),
+    "encdec-span": ("encdec", "text", {**BLOCKS, "model.objective": "span", "model.dropout": 0.0}, {"random": True}),
+    "encdec-prefix": (
+        "encdec", "text",
+        {**BLOCKS, "model.objective": "prefix", "model.dropout": 0.0, "optim.name": "adafactor", "optim.lr": 0.03},
+        {},
+    ),
+    "encdec-translate": ("encdec", "tasks", {**BLOCKS, **PAIRS, "model.dropout": 0.0}, {"eight": MIXED}),
+    "encdec-translate-dropout": ("encdec", "tasks", {**BLOCKS, **PAIRS}, {"random": True}),
+    "recurrent-lstm": ("recurrent", "text", {**CELLS, "model.depth": 1}, {"eight": {"run.mesh.data": 8}}),
+    "recurrent-rnn-carry": (
+        "recurrent", "text",
+        {**CELLS, "model.depth": 1, "model.cell": "rnn", "model.carry": True, "data.seq_len": 16},
+        {"resume": True},
+    ),
+    "recurrent-dropout": ("recurrent", "text", {**CELLS, "model.dropout": 0.2}, {"random": True}),
+    "mlp-classify-batchnorm": (
+        "mlp", "tables",  # not Adam, whose updates of what batch norm cancels are the sign of a rounding error
+        {**TABLE, "data.name": "digits", "model.norm": "batchnorm", "optim.name": "sgd", "optim.lr": 0.1},
+        {"resume": True},
+    ),
+    "mlp-classify-dropout": (
+        "mlp", "tables", {**TABLE, "data.name": "digits", "model.dropout": 0.2}, {"random": True}
+    ),
+    "mlp-regress": ("mlp", "tables", {**TABLE, "data.name": "diabetes", "model.objective": "regress"}, {}),
+}  # fmt: skip
+
+
+def cases():
+    """{name: {family, source, overrides, random, resume, eight}}, whole enough to be run by another commit's code."""
+    made = {}
+    for name, (family, source, own, facts) in CASES.items():
+        overrides = {**(TEXT if source != "tables" else {}), **own}
+        made[name] = {"family": family, "source": source, "overrides": overrides, "random": False, **facts}
+    return made
+
+
+def prepare(root):
+    """Two addresses of tests/data, 80 pairs and 80 labelled texts of drawn bytes, in `root`."""
+    import numpy as np
+
+    from bigmodel.prepare.prepare import prepare as prepare_text
+
+    prepare_text(str(HERE.parent / "data"), str(root / "speech"), validation_fraction=0.2, workers=1, progress=False)
+    rng = np.random.default_rng(0)
+    for name, fields in {"pairs": ("source", "target"), "labelled": ("text",)}.items():
+        (root / name).mkdir()
+        for split, count in {"train": 80, "validation": 24, "test": 24}.items():
+            arrays = {"label": rng.integers(0, 2, count).astype(np.int32)} if name == "labelled" else {}
+            for field in fields:
+                lengths = rng.integers(5, 60, count)
+                ends = np.cumsum(lengths)
+                tokens = rng.integers(1, 64, ends[-1])
+                tokens[ends - 1] = 0
+                arrays |= {field: tokens.astype(np.uint8), f"{field}_ends": ends}
+            np.savez(root / name / f"{split}.npz", **arrays)
+        kind = {"task": "labelled", "labels": ["bad", "good"]} if name == "labelled" else {"task": "pairs"}
+        text = {"kind": "bytes", "vocab_size": 64, "separator": 0, "file": ""}
+        (root / name / "manifest.json").write_text(
+            json.dumps({"format": 1, "name": name, "tokenizer": text, "hash": f"golden-{name}", **kind})
+        )
+
+
+def config_of(case, data_dir, more=()):
+    from bigmodel import budget, config
+
+    found = budget.base(case["family"], case["source"])
+    config.override_all(found, [*case["overrides"].items(), ("run.data_dir", str(data_dir)), *more])
+    return found
+
+
+def _rows(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    evaluated = {str(r["step"]): {k: v for k, v in r.items() if k.startswith("eval_")} for r in rows}
+    return {"losses": [r["loss"] for r in rows if "loss" in r], "eval": {k: v for k, v in evaluated.items() if v}}
+
+
+def run(case, data_dir, folder, mesh=None):
+    """{losses, eval} of a case; `resumed`: of the same, continued from its checkpoint at step HALF."""
+    from bigmodel import train
+
+    def go(root):
+        return root / train.train(config_of(case, data_dir, (mesh or {}).items()), str(root), quiet=True)["run_id"]
+
+    home = go(folder / "whole")
+    found = _rows(home)
+    if case.get("resume") and not mesh:
+        import shutil
+
+        again = folder / "again" / home.name
+        shutil.copytree(home / "checkpoints" / str(HALF), again / "checkpoints" / str(HALF))
+        shutil.copy(home / "metrics.jsonl", again)
+        go(folder / "again")
+        found["resumed"] = _rows(again)
+        assert json.loads((again / "attempts.jsonl").read_text())["step"] == HALF
+    return found
+
+
+def losses(wanted, devices=1, names=()):
+    """{case: what `run` gives}; with eight devices, of the cases that have a mesh there."""
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder) / "data"
+        data_dir.mkdir()
+        prepare(data_dir)
+        found = {}
+        for name, case in wanted.items():
+            mesh = case.get("eight") if devices > 1 else None
+            if (devices == 1 or mesh) and (not names or name in names):
+                found[name] = run(case, data_dir, Path(folder) / name, mesh)
+    return found
+
+
+# -------------------------------------------------------------------------------------- ids
+
+
+def stubs(root):
+    """Folders that a plan can be made of, by data.json: manifests, and counts of labelled texts, but no data."""
+    import numpy as np
+
+    for name, manifest in json.loads((HERE / "data.json").read_text())["sets"].items():
+        (root / name).mkdir(parents=True)
+        (root / name / "manifest.json").write_text(json.dumps(manifest))
+        for split, part in manifest["splits"].items() if "task" in manifest else ():
+            np.savez(root / name / f"{split}.npz", text_ends=np.arange(1, part["examples"] + 1))
+
+
+def ids(data_dir, names=()):
+    """{sweep: ids of its rows, in order}, planned with the manifests in `data_dir`."""
+    from bigmodel import budget, sweep
+
+    digests = json.loads((HERE / "data.json").read_text())["files"]
+    whole, budget.digest = budget.digest, digests.__getitem__  # of weights that aren't there
+    try:
+        paths = [p for p in sorted((ROOT / "sweeps").glob("*.py")) if not names or p.stem in names]
+        overrides = [("run.data_dir", str(data_dir))]
+        return {p.stem: [row.run_id for row in sweep.make_plan(str(p), overrides)] for p in paths}
+    finally:
+        budget.digest = whole
+
+
+def studies(planned):
+    """{study of docs/studies: how many of its ids are planned today, and of how many}."""
+    import pandas as pd
+
+    today = {run_id for found in planned.values() for run_id in found}
+    frames = {p.stem: pd.read_csv(p, dtype=str) for p in sorted((ROOT / "docs/studies").glob("*.csv"))}
+    ran = {name: set(frame["run_id"]) for name, frame in frames.items() if "run_id" in frame}
+    return {name: {"ids": len(found), "planned_today": len(found & today)} for name, found in ran.items()}
+
+
+def data(root):
+    """data.json of the data sets prepared in `root`."""
+    import hashlib
+
+    kept = ("format", "name", "tokenizer", "dtype", "splits", "hash", "task", "labels", "size")
+    sets = {}
+    for path in sorted(root.glob("*/manifest.json")):
+        found = json.loads(path.read_text())
+        sets[path.parent.name] = {key: found[key] for key in kept if key in found}
+    weights = root / "minilm/model.safetensors"
+    return {"sets": sets, "files": {"data/minilm/model.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}}
+
+
+# ------------------------------------------------------------------------------------- fits
+
+STUDIES = ROOT / "docs/studies"
+FITS = {
+    # points, where, law, further arguments of fit.fit
+    "isoflop-chinchilla": ("gpt_isoflop.csv", "", "chinchilla", {}),
+    "isoflop-gadre": ("gpt_isoflop.csv", "", "gadre", {}),
+    "isoflop-frontier": ("gpt_isoflop.csv", "", "isoflop", {}),
+    "isoflop-envelope": ("gpt_isoflop.csv", "", "envelope", {}),
+    "heads-likelihood": ("gpt_isoflop_heads.csv", "", "chinchilla", {"estimator": "likelihood"}),
+    "horizons-kaplan": ("gpt_isoflop_horizons.csv", "", "kaplan_nd", {"against": ("chinchilla", "gadre")}),
+    "families-decoder": ("families.csv", "family=decoder", "chinchilla", {}),
+    "families-lstm": ("families.csv", "family=lstm", "chinchilla", {"above": 0.5}),
+    "families-bert": ("families.csv", "family=bert", "chinchilla", {}),
+    "by-family-mlp": ("by_family.csv", "sweep=mlp", "chinchilla", {}),
+    "besiroglu": (BESIROGLU, "", "chinchilla", {}),
+    "besiroglu-likelihood": (BESIROGLU, "", "chinchilla", {"estimator": "likelihood"}),
+}  # fmt: skip
+
+
+def points_of(name):
+    """The file of a fit's points; one of ../shared/points may not be there."""
+    file = FITS[name][0]
+    return POINTS / file if file == BESIROGLU else STUDIES / file
+
+
+def fit(name):
+    """{params, objective, ci, optimal, holdout, ...} of a fit with 100 resamples."""
+    from bigmodel.scaling import fit as fits
+    from bigmodel.scaling import rows
+
+    file, where, law, more = FITS[name]
+    columns = {"N": "Model Size", "C": "Training FLOP"} if file == BESIROGLU else {}
+    frame = rows.load(points_of(name), columns, drop_highest=5 if file == BESIROGLU else 0, where=where)
+    found = fits.to_json(fits.fit(frame, law=law, bootstrap=100, **more))
+    kept = ("params", "objective", "scale", "n_points", "ci", "se", "optimal")
+    out = {key: found[key] for key in kept if found.get(key) is not None}
+    held = ("n_held_out", "flops_gap", "mean_abs_rel_error", "max_abs_rel_error", "mean_rel_error", "params")
+    out["holdout"] = [{key: row[key] for key in held if key in row} for row in found["holdout"]]
+    return out
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+def rounded(value):
+    """Floats to 9 digits."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def differences(want, have, rel, path=""):
+    """['losses[2]: 3.41 -> 3.42 (1.2e-03)', ...] of two trees of numbers and text."""
+    if isinstance(want, dict) and isinstance(have, dict):
+        missing = [f"{path}.{k}: only in one" for k in sorted(want.keys() ^ have.keys())]
+        both = [differences(want[k], have[k], rel, f"{path}.{k}".lstrip(".")) for k in want if k in have]
+        return [*missing, *(line for lines in both for line in lines)]
+    if isinstance(want, list | tuple) and isinstance(have, list | tuple) and len(want) == len(have):
+        pairs = enumerate(zip(want, have, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, rel, f"{path}[{i}]")]
+    if isinstance(want, float | int) and isinstance(have, float | int):
+        error = abs(have - want) / max(abs(want), 1e-30) if want != have else 0.0
+        return [f"{path}: {want!r} -> {have!r} ({error:.1e})"] if not error <= rel or math.isnan(error) else []
+    return [] if want == have else [f"{path}: {want!r} -> {have!r}"]
+
+
+def measure(what, case_file=None, devices=1):
+    """The content of losses.json (one device's or eight's part), ids.json or fits.json."""
+    if what == "losses":
+        return losses(json.loads(Path(case_file).read_text()) if case_file else cases(), devices)
+    if what == "ids":
+        with tempfile.TemporaryDirectory() as folder:
+            stubs(Path(folder))
+            found = ids(Path(folder))
+        return {"sweeps": found, "studies": studies(found)}
+    return {name: fit(name) for name in FITS if points_of(name).is_file()}
+
+
+def eight(case_file, out):
+    """Measures on eight devices: in a process of its own, since JAX counts them once."""
+    import subprocess
+
+    command = [sys.executable, __file__, "losses", "--cases", case_file, "--out", out, "--devices=8"]
+    made = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-4000:]
+    return json.loads(Path(out).read_text())
+
+
+def write(path, value):
+    path.write_text(json.dumps(rounded(value), indent=1) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["losses", "ids", "fits"])
+    parser.add_argument("--data", type=Path, help="folder of prepared data sets: writes data.json")
+    parser.add_argument("--cases", help="with --out: a JSON of cases, run as they are there")
+    parser.add_argument("--out", type=Path, help="writes what was measured there, with all digits, and no golden file")
+    parser.add_argument("--devices", type=int, default=1)
+    args = parser.parse_args()
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", args.devices)
+    if args.out:
+        (what,) = args.what
+        args.out.write_text(json.dumps(measure(what, args.cases, args.devices)))
+        return
+    if args.data:
+        write(HERE / "data.json", data(args.data))
+    for what in args.what:
+        found = measure(what)
+        if what == "losses":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "cases.json"
+                path.write_text(json.dumps(cases()))
+                more = eight(path, Path(folder) / "out.json")
+            on_eight = {name: {"on_eight": value} for name, value in more.items()}
+            found = {name: {**case, **found[name], **on_eight.get(name, {})} for name, case in cases().items()}
+        write(HERE / f"{what}.json", found)
+
+
+if __name__ == "__main__":
+    main()
