@@ -153,6 +153,7 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
     recipe = recipes.get(module.RECIPE) if hasattr(module, "RECIPE") else None
     overrides = list(overrides)
     planned: dict[str, Planned] = {}
+    short: list[NoData] = []  # rows that ask for more data than there is: told together, with what all of them need
     for number, row in enumerate(rows, 1):
         try:
             if not all(isinstance(key, str) for key in row):
@@ -177,8 +178,16 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
                 row = {**row, **said}
             item = _planned({**named, **row}, unfrozen)
         except UsageError as e:
-            raise UsageError(f"{path} row {number} {json.dumps(row, default=str)}: {e}") from e
+            error = type(e)(f"{path} row {number} {json.dumps(row, default=str)}: {e}")
+            if not (isinstance(e, NoData) and isinstance(error, NoData) and e.epochs):
+                raise error from e
+            error.epochs = e.epochs
+            short.append(error)
+            continue
         planned.setdefault(item.run_id, item)  # equal rows are one run
+    if short:
+        most = max(short, key=lambda e: e.epochs)
+        raise UsageError(f"{most}" + (f" (the most of {len(short)} such rows)" if len(short) > 1 else "")) from most
     return list(planned.values())
 
 

@@ -95,6 +95,9 @@ def _load(args: argparse.Namespace, overrides: Any) -> Any:
     return config.load(path or args.config, overrides)
 
 
+FEW_STEPS = 100  # of a row of a sweep
+
+
 def train(args: argparse.Namespace, overrides: Any) -> int:
     unfrozen = _load(args, overrides)
     start_jax(args)
@@ -228,6 +231,12 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             left = sum(
                 s for p, s in zip(plan, seconds, strict=True) if not (folder / p.run_id / "result.json").exists()
             )
+            few = sum(p.budget.steps < FEW_STEPS for p in plan)
+            if few:
+                config.note(
+                    f"{few} of {len(plan)} rows have fewer than {FEW_STEPS} steps, so that their losses tell of the "
+                    "start more than of the size: take a smaller train.batch_size, or a longer horizon"
+                )
             total = sum(p.budget.flops for p in plan)
             print(f"{len(plan)} runs, {total:.2e} FLOPs; about {duration(left)} to go on this machine")
     if args.action == "plan":
