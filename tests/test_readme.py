@@ -44,7 +44,7 @@ def test_its_sweep_is_one_that_a_laptop_finishes(study):
     plan = run(home, "bigmodel sweep plan sweeps/mine.py --json").stdout
     rows = json.loads(plan)
     assert len(rows) == 9 and min(row["steps"] for row in rows) >= 100
-    assert sum(row["flops"] for row in rows) < 1e12 and max(row["epochs"] for row in rows) <= 1
+    assert sum(row["flops"] for row in rows) < 2e12 and max(row["epochs"] for row in rows) <= 1
 
 
 @pytest.mark.slow

@@ -317,9 +317,16 @@ def _sweep_status(args: argparse.Namespace) -> int:
     if args.json:
         print_json([{k: v for k, v in row.items() if k != "config"} for row in rows])
         return 0
-    print_table(STATUS_HEAD, [_status_cells(row) for row in rows])
-    states = [row["state"] for row in rows]
-    print(f"{len(rows)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+
+    def counted(some: list[dict[str, Any]]) -> str:
+        states = [row["state"] for row in some]
+        return f"{len(some)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+
+    now, old = ([row for row in rows if bool(row.get("superseded")) == earlier] for earlier in (False, True))
+    print_table(STATUS_HEAD, [_status_cells(row) for row in now])
+    print(counted(now))
+    if old:
+        print(f"of earlier versions of the sweep, which fits leave out (--earlier takes them): {counted(old)}")
     return 0
 
 
