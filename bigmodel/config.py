@@ -260,6 +260,15 @@ def is_whole(record: dict[str, Any]) -> bool:
     return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
 
 
+def check_whole(record: dict[str, Any], path: Any) -> None:
+    """Raises UsageError for a record of the file `path` that isn't as it was written."""
+    if not is_whole(record):
+        raise UsageError(
+            f"{str(path)!r} is damaged, or was edited: its checksum differs; to use it as it is, remove its line "
+            "'crc32'"
+        )
+
+
 def read_plan(folder: Any) -> list[dict[str, Any]]:
     """The rows of a sweep's plan.jsonl, with those that a later plan superseded.
 
@@ -425,10 +434,7 @@ def from_json(text: str, path: str = "config") -> ConfigDict:
         raise UsageError(f"{path!r} is not JSON: {e or type(e).__name__}") from e
     if not isinstance(tree, dict):
         raise UsageError(f"{path!r} is not a JSON object")
-    if not is_whole(tree):
-        raise UsageError(
-            f"{path!r} is damaged, or was edited: its checksum differs; to use it as it is, remove its line 'crc32'"
-        )
+    check_whole(tree, path)
     tree.pop("crc32", None)
     if dotted := _dotted(tree):
         raise UsageError(f"{path!r}: the key {dotted!r} has a dot: write sections within sections")

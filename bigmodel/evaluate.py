@@ -153,6 +153,7 @@ def texts(run: Run, split: str, limit: int = 0) -> list[dict[str, Any]]:
     path = epath.Path(run.config.run.data_dir) / run.config.data.name / f"{split}.jsonl"
     if not path.exists():
         raise UsageError(f"no examples as text at {str(path)!r}; run `bigmodel prepare` again")
+    numbers = run.examples(split).kept  # which checks the file's digest, too
     rows = [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
-    kept = [rows[k] for k in run.examples(split).kept]
+    kept = [rows[k] for k in numbers]
     return kept[:limit] if limit else kept

@@ -78,12 +78,13 @@ def uncached() -> Iterator[None]:
 def save(path: str, compiled: jax.stages.Compiled, wanted: dict[str, Any]) -> int:
     """Writes what was compiled `uncached`; returns the bytes written. Needs no device of the kind it is for."""
     payload = pickle.dumps(serialize_executable.serialize(compiled))
+    head = {**wanted, "sha256": hashlib.sha256(payload).hexdigest()}
     target = epath.Path(path)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     with config.writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(json.dumps(wanted).encode() + b"\n" + payload)
+            partial.write_bytes(json.dumps(head).encode() + b"\n" + payload)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -119,6 +120,8 @@ def load(path: str, wanted: dict[str, Any], devices: Sequence[Any], state: Any) 
         if found.get(key) != value:
             both = "" if key in MEANS else f" ({found.get(key)}; here {value})"
             raise UsageError(f"{where} was compiled for another {MEANS.get(key, key)}{both}: compile it again")
+    if found.get("sha256") != hashlib.sha256(payload).hexdigest():  # a changed bit may change what is computed
+        raise UsageError(f"{where} is damaged: its checksum differs; compile it again")
     try:
         compiled, arguments, results = pickle.loads(payload)
         loaded = serialize_executable.deserialize_and_load(

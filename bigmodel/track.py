@@ -3,8 +3,10 @@
 A run's folder holds
 
     config.json      the frozen config
-    metrics.jsonl    a row a logged step: everything that the seed determines, nothing that the clock does
+    metrics.jsonl    a row a logged step: everything that the seed determines, nothing that the clock does; each row of
+                     this and the next two with its CRC-32
     speed.jsonl      tokens per second, MFU: what the clock says
+    branches.jsonl   a row a decay off the trunk
     result.json      the outcome, written last and whole
     attempts.jsonl   a row each time that it was begun or continued
     error.json       instead, if the run failed
@@ -109,8 +111,9 @@ def read_rows(path: Any) -> list[dict[str, Any]]:
             row = json.loads(line.decode())
         except (ValueError, RecursionError):
             break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not is_whole(row):
             break
+        row.pop("crc32", None)
         rows.append(row)
     return rows
 
@@ -131,7 +134,7 @@ def add_attempt(folder: Any, step: int, processes: int, devices: int) -> None:
 
 
 def last_row(path: Any) -> dict[str, Any] | None:
-    """The last whole row of a .jsonl, without reading what is before."""
+    """The last whole row of a .jsonl, without reading what is before; a damaged one is noted, a torn last line not."""
     path = epath.Path(path)
     if "://" in str(path):
         rows = read_rows(path)
@@ -139,13 +142,17 @@ def last_row(path: Any) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
-            lines = f.read().splitlines()
+            lines = f.read().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    for line in reversed(lines):
+    for number, line in enumerate(reversed(lines)):
         with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(found := json.loads(line), dict) and isinstance(found.get("step"), int):
+            found = json.loads(line)
+            if isinstance(found, dict) and isinstance(found.get("step"), int) and is_whole(found):
+                found.pop("crc32", None)
                 return found
+        if number:
+            note(f"{str(path)!r} is damaged in its last rows: taken without them")
     return None
 
 
@@ -163,9 +170,10 @@ class Rows:
         """
         self.path = epath.Path(path)
         kept = [r for r in read_rows(self.path) if r["step"] <= step]
+        self.lines = [json.dumps(sealed(r)) for r in kept]
         self.step = self.count = self.crc32 = 0
-        for row in kept:
-            self._took(row["step"], json.dumps(row).encode())
+        for row, line in zip(kept, self.lines, strict=True):
+            self._took(row["step"], line.encode())
             if claim and self.count == claim[0] and self.crc32 == claim[1]:
                 claim = None  # rows after these, as of branches at that very step, are newer than the checkpoint
         if claim and claim[0]:
@@ -174,7 +182,6 @@ class Rows:
                 raise UsageError(f"{text}, and the run's result depends on them; remove its folder to train it again")
             note(f"{text}; the run goes on, and this record has holes")
         self.local = "://" not in str(path)
-        self.lines = [json.dumps(r) for r in kept]
         self.file: IO[bytes] | None = None
         if self.local:
             write_text(self.path, "".join(line + "\n" for line in self.lines))
@@ -189,7 +196,7 @@ class Rows:
         return [self.count, self.crc32] if self.step <= step else None
 
     def add(self, row: dict[str, Any]) -> None:
-        data = json.dumps(row, allow_nan=False).encode()
+        data = json.dumps(sealed(row), allow_nan=False).encode()
         self._took(row["step"], data)
         if self.file is not None:
             data += b"\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bigmodel import track
-from bigmodel.config import choose
+from bigmodel.config import choose, is_whole
 
 
 class View:
@@ -258,8 +258,9 @@ class _Tail:
         for line in whole.splitlines():
             try:
                 row = json.loads(line)
-                if not isinstance(row["step"], int):
-                    raise TypeError("a step that is no number")
+                if not isinstance(row["step"], int) or not is_whole(row):
+                    raise TypeError("no row, or a damaged one")
+                row.pop("crc32", None)
                 found.append(row)
             except (ValueError, TypeError, KeyError, RecursionError):
                 self.damaged += 1

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from bigmodel import budget, checkpoint, models, track, tree
-from bigmodel.config import UsageError, nearest
+from bigmodel.config import UsageError, has_sha256, nearest
 
 SUFFIX = ".safetensors"
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
@@ -89,6 +89,11 @@ def read(path: str) -> dict[str, np.ndarray]:
 
     if not Path(path).is_file():
         raise UsageError(f"no weights at {path!r}")
+    beside = track.read_json(Path(path).parent / "manifest.json")  # of `bigmodel prepare`
+    files = beside.get("files") if isinstance(beside, dict) else None
+    made = files.get(Path(path).name) if isinstance(files, dict) else None
+    if made and not has_sha256(path, made):
+        raise UsageError(f"{path!r} is damaged (its content has changed since it was prepared); prepare it again")
     try:
         return load_file(path)
     except Exception as e:  # the library raises classes of its own

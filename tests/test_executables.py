@@ -16,19 +16,22 @@ from bigmodel.config import UsageError
 OVERRIDES = [("train.steps", 4), ("optim.lr", 3e-3)]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, data_dir):
-    """The file of a saved step."""
-    pairs = [*TINY, ("run.data_dir", data_dir), *OVERRIDES]
-    frozen = budget.finalize(config.load(ROOT / "experiments/gpt.py", pairs))
+def save_step(experiment, pairs, path):
+    """The compiled step of a config, in a file."""
+    frozen = budget.finalize(config.load(experiment, pairs))
     mesh = sharding.make_mesh(frozen.run.mesh)
-    path = tmp_path_factory.mktemp("saved") / "step.executable"
     pod.lower_on(mesh, frozen).compile()  # into JAX's cache, from which a CPU's step can't be saved
     program.build.cache_clear()  # nor is it the executable that this process now has
     with executables.uncached():
         compiled = pod.lower_on(mesh, frozen).compile()
     executables.save(str(path), compiled, executables.made_for(program.static_part(frozen), mesh))
     return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data_dir):
+    pairs = [*TINY, ("run.data_dir", data_dir), *OVERRIDES]
+    return save_step(ROOT / "experiments/gpt.py", pairs, tmp_path_factory.mktemp("saved") / "step.executable")
 
 
 @pytest.fixture

@@ -18,10 +18,8 @@ def idx(array):
     return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
-@pytest.fixture(scope="module")
-def image_dir(tmp_path_factory):
-    """120 + 20 images of 4x3: the brighter, the higher the class."""
-    root = tmp_path_factory.mktemp("images")
+def small_images(root):
+    """120 + 20 images of 4x3 in root/fashion-mnist: the brighter, the higher the class."""
     rng = np.random.default_rng(0)
     files = {}
     for name, count in (("train", 120), ("t10k", 20)):
@@ -29,11 +27,18 @@ def image_dir(tmp_path_factory):
         pixels = (25 * labels[:, None, None] + rng.integers(0, 10, (count, 4, 3))).astype(np.uint8)
         for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
             files[f"usr/share/{name}-{kind}-ubyte.gz"] = gzip.compress(idx(array))
+    root.mkdir(exist_ok=True)
     archive = packed(root / "package.zip", files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "fetch", lambda *_: archive)
         assert cli.main(["prepare", "fashion-mnist", f"--out={root / 'fashion-mnist'}"]) == 0
+    (root / "package.zip").unlink()
     return root
+
+
+@pytest.fixture(scope="module")
+def image_dir(tmp_path_factory):
+    return small_images(tmp_path_factory.mktemp("images"))
 
 
 def test_images_are_examples(image_dir):

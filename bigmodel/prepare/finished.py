@@ -106,7 +106,9 @@ def damaged(root: epath.Path, manifest: dict[str, Any], verify: bool) -> list[st
         for file in sizes:
             index = file.replace(".bin", ".idx.npy")
             receipt = shards.read_json(root / file.replace(".bin", ".receipt.json")) if verify else None
-            if length(root / index) < 0 or (receipt and shards.file_digest(root / index) != receipt["index_sha256"]):
+            if length(root / index) < 0 or (
+                receipt and shards.file_digest(root / index) != receipt.get("index_sha256")
+            ):
                 found.append(index)
         return found
 

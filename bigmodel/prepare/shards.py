@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bigmodel.config import UsageError
+from bigmodel.config import UsageError, is_whole, sealed
 from bigmodel.prepare.documents import piece_size, pieces
 from bigmodel.prepare.formats import Documents, Found
 from bigmodel.prepare.tokenizer import AnyTokenizer, Bytes, Subwords
@@ -222,7 +222,7 @@ def write_shard(task: Task) -> dict[str, Any]:
     out = epath.Path(task.out)
     move(binary, out / f"{task.name}.bin")
     move(index, out / f"{task.name}.idx.npy")
-    write_json(receipt, out / f"{task.name}.receipt.json", Path(task.work))
+    write_json(sealed(receipt), out / f"{task.name}.receipt.json", Path(task.work))
     return receipt
 
 
@@ -230,7 +230,7 @@ def finished(task: Task) -> dict[str, Any] | None:
     """The receipt of a shard that is in `out`, whole and made from the same input; else None."""
     out = epath.Path(task.out)
     receipt = read_json(out / f"{task.name}.receipt.json")
-    if receipt is None or receipt.get("key") != task.key:
+    if receipt is None or receipt.get("key") != task.key or not is_whole(receipt):
         return None
     for suffix, field in ((".bin", "sha256"), (".idx.npy", "index_sha256")):
         if file_digest(out / f"{task.name}{suffix}") != receipt.get(field):

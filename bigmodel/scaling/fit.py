@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bigmodel.config import UsageError, nearest
+from bigmodel.config import UsageError, check_whole, nearest
 from bigmodel.scaling import checks, extrapolate, frontier, laws, outliers, search, uncertainty
 from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law
 from bigmodel.scaling.search import Found
@@ -232,6 +232,9 @@ def read(path: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UsageError(f"{str(path)!r} is not JSON: {e}") from e
+    if isinstance(content, dict):
+        check_whole(content, path)
+        content.pop("crc32", None)
     need = {"law": str, "params": dict, "n_points": int, "optimal": dict, "holdout": list, "warnings": list}
     need |= {"samples": dict, "ci": dict, "range": dict, "residuals": list}
     for key, kind in need.items():

@@ -95,6 +95,7 @@ def read(path: str) -> Fitted:
         raise UsageError(
             f"{path!r} is not a fit.json: it names no law (`bigmodel fit POINTS --out=fit.json` writes one)"
         )
+    config.check_whole(result, path)
     if not isinstance(result.get("params"), dict):
         raise UsageError(f"fit {path!r} has no params")
     if result["law"] in ("isoflop", "envelope"):

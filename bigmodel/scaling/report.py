@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from bigmodel import config
 from bigmodel.config import UsageError
 from bigmodel.scaling import figures, laws, tables
 from bigmodel.scaling import fit as fits
@@ -106,7 +107,8 @@ def write(
     attrs = {k: v for k, v in frame.attrs.items() if k != "row_numbers"}
     content = {**fits.to_json(result), "title": title, "command": command, "rows": attrs}
     content["frontiers"] = [fits.to_json(method) for method in frontiers]
-    (out / "fit.json").write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    content = config.sealed(json.loads(json.dumps(content, allow_nan=False, default=str)))
+    (out / "fit.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "law.md").write_text(_markdown(result, found, title, command), encoding="utf-8")
     parts = {
         "TITLE": html.escape(title),

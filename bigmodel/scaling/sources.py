@@ -109,23 +109,22 @@ def read_runs(folder: Path, earlier: bool = False) -> Source:
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     warnings: list[str] = []
+    unread = ""
     files, left_out = planned(folder, files, earlier)
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             for one in content if isinstance(content, list) else [content]:
                 if not config.is_whole(one):
-                    counts["damaged"] += 1
-                    continue
+                    raise ValueError("its checksum differs")
                 one.pop("crc32", None)
                 branches = one.pop("branches", [])  # decays of one trunk: each is a point of its own
                 rows += [{"run_id": file.parent.name, **one, **branch} for branch in (*branches, {})]
-        except UNREADABLE:  # half-written by a run that was killed
+        except UNREADABLE as e:  # half-written by a run that was killed, or changed since
             counts["unreadable"] += 1
+            unread = unread or f"{file.parent.name} ({(str(e) or type(e).__name__)[:80]})"
     if counts["unreadable"]:
-        warnings.append(f"{counts['unreadable']} result.json can't be read: left out")
-    if counts["damaged"]:
-        warnings.append(f"{counts['damaged']} result.json is damaged (its checksum differs): left out")
+        warnings.append(f"{counts['unreadable']} damaged result.json: left out, as that of {unread}")
     for kind, (number, why) in left_out.items():
         counts[kind] = number
         warnings.append(f"{number} runs {why}")

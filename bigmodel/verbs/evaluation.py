@@ -80,8 +80,8 @@ def _pairs(run: Any, split: str, args: argparse.Namespace) -> dict[str, Any]:
     from bigmodel import scores
     from bigmodel.prepare import tokenizer
 
-    decode = tokenizer.load(epath.Path(run.config.run.data_dir) / run.config.data.name).decode
     rows = evaluation.texts(run, split, args.limit)
+    decode = tokenizer.load(epath.Path(run.config.run.data_dir) / run.config.data.name).decode
     made = [decode(ids) for ids in _shown(evaluation.translate(run, split, args.limit, args.beams), len(rows))]
     theirs = [row["target"] for row in rows]
     with config.writing(args.run), (epath.Path(args.run) / f"translations-{split}.jsonl").open("w") as f:

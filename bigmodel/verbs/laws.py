@@ -112,7 +112,7 @@ def _fit(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.out:
         with config.writing(args.out):
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.out).write_text(json.dumps(out, indent=1) + "\n")
+            Path(args.out).write_text(json.dumps(config.sealed(out), indent=1) + "\n")
     if args.report:
         from bigmodel.scaling import report as reports  # matplotlib takes a second to import
 
