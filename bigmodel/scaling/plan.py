@@ -244,7 +244,7 @@ def _sane(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> None:
     free = ask.kind in ("flops", "loss") and ask.max_params == ask.max_tokens == math.inf
     if free and not RATIOS[0] < ratio < RATIOS[1]:
         raise UsageError(
-            f"plan: the law's best is {si(n['value'])} parameters on {si(out['D']['value'])} tokens, {ratio:.3g} tokens per "
+            f"plan: the law's best is {si(n['value'])} parameters on {si(out['D']['value'])} tokens, {ratio:.3g} per "
             "parameter: are the runs' N and D in plain numbers, not in millions?"
         )
     for name in ("N", "D"):

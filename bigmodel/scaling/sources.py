@@ -163,12 +163,14 @@ def planned(
         lines = [line for line in plan.read_text(encoding="utf-8").split("\n") if line.strip()]
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("run_id"), str):
+                raise ValueError("no row with a run_id")
             if not config.is_whole(row):
                 raise UsageError(f"{str(plan)!r}, line {number}: damaged (its checksum differs); {again}")
             ids[row["run_id"]] = bool(row.get("superseded"))
             total = max(total, int(row.get("rows", 0)))
     except UNREADABLE as e:
-        raise UsageError(f"can't read {str(plan)!r}, line {number}: {type(e).__name__}: {e}; {again}") from e
+        raise UsageError(f"can't read {str(plan)!r}, line {max(number, 1)}: {e}; {again}") from e
     if len(lines) < total or not lines:
         raise UsageError(f"{str(plan)!r} holds {len(lines)} of {total or 'its'} rows: {again}")
     kept = [f for f in files if f.parent.name in ids and (earlier or not ids[f.parent.name])]
