@@ -229,9 +229,8 @@ def write_plan(folder: epath.Path, plan: Sequence[Planned], path: str, overrides
             rest.append(row)
     if rest and ids - {row["run_id"] for row in stored}:
         old = sum(row["superseded"] for row in rest)
-        note(
-            f"{folder}/plan.jsonl keeps {len(rest)} rows beside these: {len(rest) - old} of other flags, {old} superseded"
-        )
+        kept = f"{len(rest) - old} of other flags, {old} superseded"
+        note(f"{folder}/plan.jsonl keeps {len(rest)} rows beside these: {kept}")
     rows = [config.sealed(json.loads(json.dumps({**row, "rows": len(own) + len(rest)}))) for row in own + rest]
     with config.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

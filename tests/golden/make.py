@@ -15,6 +15,7 @@ A refactor, a speed-up or a new option with a neutral default changes none.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -127,6 +128,7 @@ def prepare(root):
     rng = np.random.default_rng(0)
     for name, fields in {"pairs": ("source", "target"), "labelled": ("text",)}.items():
         (root / name).mkdir()
+        splits = {}
         for split, count in {"train": 80, "validation": 24, "test": 24}.items():
             arrays = {"label": rng.integers(0, 2, count).astype(np.int32)} if name == "labelled" else {}
             for field in fields:
@@ -136,7 +138,10 @@ def prepare(root):
                 tokens[ends - 1] = 0
                 arrays |= {field: tokens.astype(np.uint8), f"{field}_ends": ends}
             np.savez(root / name / f"{split}.npz", **arrays)
-        kind = {"task": "labelled", "labels": ["bad", "good"]} if name == "labelled" else {"task": "pairs"}
+            content = (root / name / f"{split}.npz").read_bytes()
+            splits[split] = {"examples": count, "sha256": hashlib.sha256(content).hexdigest()}
+        labels = ["bad", "good"] if name == "labelled" else []
+        kind = {"task": "labelled" if labels else "pairs", "labels": labels, "splits": splits}
         text = {"kind": "bytes", "vocab_size": 64, "separator": 0, "file": ""}
         (root / name / "manifest.json").write_text(
             json.dumps({"format": 1, "name": name, "tokenizer": text, "hash": f"golden-{name}", **kind})
@@ -171,7 +176,8 @@ def run(case, data_dir, folder, mesh=None):
 
         again = folder / "again" / home.name
         shutil.copytree(home / "checkpoints" / str(HALF), again / "checkpoints" / str(HALF))
-        shutil.copy(home / "metrics.jsonl", again)
+        for name in ("metrics.jsonl", "speed.jsonl"):
+            shutil.copy(home / name, again)
         go(folder / "again")
         found["resumed"] = _rows(again)
         assert json.loads((again / "attempts.jsonl").read_text())["step"] == HALF
