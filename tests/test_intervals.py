@@ -86,14 +86,14 @@ def test_few_runs_print_no_interval_and_why():
     assert re.search(r"no interval of the held-out error for 1 rung: \d+ of 200 resamples could be fitted", text)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("runs", [9, 12])
-def test_no_printed_interval_leaves_out_its_estimate(seed, runs):
-    """Few runs, with and without a run far off the others, of all methods and of the frontier."""
-    frame = planted(noise=0.02, seed=seed, sizes=4, data=3).iloc[:runs]
-    if seed % 2:
-        frame.loc[5, "L"] *= 3
-    result = fits.fit(frame, bootstrap=100, holdout=2)
+@pytest.mark.parametrize(("runs", "seed", "spoiled"), [(7, 0, 0), (7, 6, 0), (9, 2, 0), (10, 3, 1), (12, 1, 1)])
+def test_no_printed_interval_leaves_out_its_estimate(runs, seed, spoiled):
+    """Of few runs, with and without one far off the others. Of the first seven the held-out error is 9.6 %, and the few
+    resamples that could be fitted say 14 to 34 %; of the second they all say the same."""
+    frame = planted(noise=0.03, seed=seed, sizes=4, data=3)
+    frame = frame.iloc[np.sort(np.random.default_rng(seed).choice(12, runs, replace=False))].reset_index(drop=True)
+    frame.loc[5, "L"] *= 3 if spoiled else 1
+    result = fits.fit(frame, bootstrap=200, holdout=1)
     estimates = {**result["params"], **{k: result["optimal"][k] for k in "ab"}}
     for method, ends in result["intervals"].items():
         for name, pair in ends.items():

@@ -1,11 +1,13 @@
 """Every law: planted parameters come back from its own starts, published constants give the paper's numbers."""
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bigmodel import cli
 from bigmodel.config import UsageError
 from bigmodel.scaling import fit as fits
 from bigmodel.scaling import laws, search

@@ -275,7 +275,7 @@ def test_an_optimum_of_any_size_is_no_plan(law, exact):
     fit = law(exact)
     wide = fit.thetas.copy()
     wide[1:, fit.law.names.index("A")] += np.linspace(-12, 12, len(wide) - 1)
-    with pytest.raises(UsageError, match="doesn't determine N_opt: .* it takes 4 or more sizes"):
+    with pytest.raises(UsageError, match=r"doesn't determine N_opt: .* it takes 4 or more sizes"):
         plan.make(dataclasses.replace(fit, thetas=wide), Ask(flops=1e19))
 
 
@@ -311,7 +311,7 @@ def test_a_plan_in_other_units_is_refused(tmp_path, capsys, unit):
 
 
 def test_a_plan_beyond_everything_is_refused(law, exact):
-    with pytest.raises(UsageError, match="outside the fitted runs .*, where the law says nothing"):
+    with pytest.raises(UsageError, match=r"outside the fitted runs .*, where the law says nothing"):
         plan.make(law(exact), Ask(params=1e18))
 
 

@@ -378,7 +378,8 @@ def test_tiles_tables_and_text_say_how_sure_they_are(quick, tmp_path):
     line = f"{texts.number(ratio)}* {shown} at {flops} FLOPs"
     assert line in report.law_text(result) and "extrapolated; the runs' D/N" in report.law_text(result)
     assert line in (tmp_path / "tables" / "parameters.md").read_text()
-    assert "Beyond the dotted lines, the ends of the runs, it is extrapolated" in page and "end of the runs" in page
+    assert "Beyond the dotted lines, the ends of the runs, it is extrapolated" in page
+    assert "end of the runs" in (tmp_path / "figures" / "frontier.svg").read_text()
 
 
 def test_points_of_runs_are_never_called_runs(quick, tmp_path):

@@ -192,6 +192,19 @@ def test_a_result_whose_checksum_differs_is_left_out(tmp_path, capsys):
     assert frame.attrs["warnings"] == ["1 result.json is damaged (its checksum differs): left out"]
 
 
+def test_a_diverged_run_of_a_sweep_is_named_and_dropped_by_its_id(tmp_path, capsys):
+    write_runs(tmp_path, results(run4={"loss": 10.8}))
+    options = ["--bootstrap=0", "--holdout=0"]
+    assert cli.main(["fit", str(tmp_path), *options]) == 0
+    assert "warning: run r64-4-400: loss 10.8 where the law of the others says" in (out := capsys.readouterr().out)
+    drop = re.search(r"--drop=\S+", out)[0]
+    assert cli.main(["fit", str(tmp_path), drop, *options]) == 0
+    out = capsys.readouterr().out
+    assert "17 runs" in out and "left out 1 rows, as asked: r64-4-400" in out and "where the law" not in out
+    assert cli.main(["fit", str(tmp_path), "--drop=r64-4-401"]) == 2
+    assert "did you mean 'r64-4-400'" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------- which run a row is of
 
 

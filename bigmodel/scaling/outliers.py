@@ -75,7 +75,7 @@ def _key(frame: pd.DataFrame, i: int) -> Any:
 def _name(frame: pd.DataFrame, i: int) -> str:
     key = _key(frame, i)
     run = frame["run_id"].iloc[i] if "run_id" in frame else None
-    return f"run {run}" if key is run else f"row {key}" + (f" (run {run})" if run is not None else "")
+    return f"run {run}" if key == run else f"row {key}" + (f" (run {run})" if run is not None else "")
 
 
 def _sets(problem: Problem, found: Found, frame: pd.DataFrame) -> list[str]:

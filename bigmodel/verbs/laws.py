@@ -192,6 +192,8 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace, overrides: Any) -> int:
+    if args.law and not args.topology:
+        _there(Path(args.law))
     from bigmodel.scaling import design, fitted
     from bigmodel.scaling import plan as plans
 
