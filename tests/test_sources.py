@@ -343,6 +343,22 @@ def test_many_small_lines_of_a_bomb_are_refused_too(tmp_path, monkeypatch):
     one_line("decompression bomb", lambda: quiet(tmp_path / "a.jsonl.zst", tmp_path / "out"))
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_bomb_of_parquet_is_refused_within_the_bound(tmp_path, monkeypatch, dictionary):
+    monkeypatch.setattr(formats, "FREE", 2**20)
+    monkeypatch.setattr(formats, "DOCUMENT", 2**22)
+    table, path = pa.table({"text": ["x" * 2**18] * 400, "n": range(400)}), tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="zstd", use_dictionary=dictionary)
+    assert path.stat().st_size < 2**16
+    del table
+    before = pa.total_allocated_bytes()
+    found = documents.open_source(str(path), "text", None)[2]
+    held = [pa.total_allocated_bytes() - before]
+    one_line("decompression bomb", lambda: held.extend(pa.total_allocated_bytes() - before for _ in found))
+    assert max(held) < 2**25  # of 100 MB
+    one_line("decompression bomb", lambda: quiet(path, tmp_path / "out"))
+
+
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.json.gz"])
 def test_a_document_has_a_longest_length(tmp_path, monkeypatch, name):
     monkeypatch.setattr(formats, "DOCUMENT", 5000)
