@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +145,6 @@ def test_older_manifests_without_checksums_are_read(prepared, tmp_path):
 
 
 def test_damaged_tasks_and_images_are_noticed(task_dir, image_dir, tmp_path):  # noqa: F811
-    import shutil
-
     for source, folder, kept, files in (
         ("tasks", Path(task_dir) / "pairs", {"seq_len": 64}, ["train.npz", "train.jsonl"]),
         ("images", Path(image_dir) / "fashion-mnist", {}, ["train-images.npy", "train-labels.npy"]),
@@ -158,8 +158,6 @@ def test_damaged_tasks_and_images_are_noticed(task_dir, image_dir, tmp_path):  #
 
 
 def test_prepare_makes_damaged_images_and_tasks_again(image_dir, task_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
-    import shutil
-
     folder = shutil.copytree(Path(image_dir) / "fashion-mnist", tmp_path / "images")
     flip(folder / "test-images.npy")
     monkeypatch.setattr(images, "fetch", lambda *_: (_ for _ in ()).throw(UsageError("fetched")))
@@ -215,8 +213,6 @@ TASKS = [
     [("text", c) for c in TEXT] + [("images", c) for c in IMAGES] + [("tasks", c) for c in TASKS],
 )
 def test_a_manifest_of_other_keys_or_types_is_one_line(source, change, request, tmp_path):
-    import shutil
-
     if source == "text":
         root = request.getfixturevalue("prepared").parent
     else:
@@ -253,8 +249,6 @@ def zip_of(path, arrays, compressed=False):
 )
 def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa: F811
     """Of whoever wrote the digests too."""
-    import shutil
-
     folder = shutil.copytree(Path(task_dir) / "pairs", tmp_path / "tasks/out")
     with np.load(folder / "train.npz") as file:
         arrays = dict(file)
@@ -262,6 +256,16 @@ def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa
     digest = shards.file_digest(folder / "train.npz")
     edit(folder / "manifest.json", lambda m: (m["splits"]["train"].update(sha256=digest), m.update(hash=digest)))
     one_line("train.npz' is damaged", lambda: opened(folder.parent, source="tasks"))
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("array", [np.int64(7), np.zeros((3, 3)), np.array([object()])], ids=["number", "3x3", "object"])
+def test_images_of_other_shapes_are_one_line(image_dir, tmp_path, kind, array):  # noqa: F811
+    folder = shutil.copytree(Path(image_dir) / "fashion-mnist", tmp_path / "images/out")
+    np.save(folder / f"train-{kind}.npy", array)
+    digest = shards.file_digest(folder / f"train-{kind}.npy")
+    edit(folder / "manifest.json", lambda m: m["files"].update({f"train-{kind}.npy": digest}))
+    one_line("is damaged", lambda: opened(folder.parent, source="images"))
 
 
 # ------------------------------------------------------------------------------------ not there
@@ -273,7 +277,7 @@ def test_a_shard_that_can_not_be_read_now_is_told_from_a_damaged_one(prepared, w
     found.rename(prepared / "aside")
     if what == "folder":
         found.mkdir()
-    with pytest.raises(Unavailable if what == "missing" else UsageError, match="train-00001.bin'"):
+    with pytest.raises(Unavailable if what == "missing" else UsageError, match=r"train-00001\.bin'"):
         opened(prepared.parent)
     if what == "folder":
         found.rmdir()
@@ -314,9 +318,7 @@ def test_hints_of_missing_data_are_commands_that_work(tmp_path):
         with pytest.raises(NoData) as caught:
             opened(tmp_path / "my data", source=source, name=name)
         found = re.fullmatch(r"no prepared \w+ at .*; make it with: bigmodel (prepare .*)", str(caught.value))
-        import shlex
-
-        args = cli.parser().parse_args(shlex.split(found[1]))
+            args = cli.parser().parse_args(shlex.split(found[1]))
         assert args.source in kinds and args.out == str(tmp_path / "my data" / name), name
         assert name.endswith("bpe") <= (args.tokenizer == "bpe")
 
@@ -328,12 +330,7 @@ def test_a_hint_for_a_name_of_ones_own_says_what_is_missing_in_it(tmp_path):
 
 def test_training_on_a_damaged_shard_is_one_line(prepared, tmp_path):
     flip(prepared / "validation-00000.bin", -9)
-    overrides = [
-        "--config.data.name=out",
-        "--config.data.seq_len=32",
-        "--config.train.steps=2",
-        "--config.model.width=16",
-    ]
+    overrides = [f"--config.{x}" for x in ("data.name=out", "data.seq_len=32", "train.steps=2", "model.width=16")]
     more = [f"--config.run.data_dir={prepared.parent}", "--config.run.wandb=off", f"--runs={tmp_path / 'runs'}"]
     done = bigmodel("train", f"--config={ROOT}/experiments/gpt.py", *overrides, *more)
     (line,) = done.stderr.splitlines()
