@@ -259,7 +259,7 @@ def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
-@pytest.mark.parametrize("array", [np.int64(7), np.zeros((3, 3)), np.array([object()])], ids=["number", "3x3", "object"])
+@pytest.mark.parametrize("array", [np.int64(7), np.zeros((3, 3)), np.array([object()])], ids=["0d", "3x3", "object"])
 def test_images_of_other_shapes_are_one_line(image_dir, tmp_path, kind, array):  # noqa: F811
     folder = shutil.copytree(Path(image_dir) / "fashion-mnist", tmp_path / "images/out")
     np.save(folder / f"train-{kind}.npy", array)
@@ -318,7 +318,7 @@ def test_hints_of_missing_data_are_commands_that_work(tmp_path):
         with pytest.raises(NoData) as caught:
             opened(tmp_path / "my data", source=source, name=name)
         found = re.fullmatch(r"no prepared \w+ at .*; make it with: bigmodel (prepare .*)", str(caught.value))
-            args = cli.parser().parse_args(shlex.split(found[1]))
+        args = cli.parser().parse_args(shlex.split(found[1]))
         assert args.source in kinds and args.out == str(tmp_path / "my data" / name), name
         assert name.endswith("bpe") <= (args.tokenizer == "bpe")
 
