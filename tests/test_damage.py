@@ -13,7 +13,7 @@ from conftest import ROOT, bigmodel
 from test_images import image_dir  # noqa: F401 (a fixture)
 from test_prepare import one_line, read_back, texts, write_jsonl
 from test_prepare import quiet as prepare
-from test_tasks import task_dir  # noqa: F401 (a fixture)
+from test_tasks import packed, ratings, task_dir  # noqa: F401 (a fixture)
 
 from bigmodel import cli, config, data
 from bigmodel.config import NoData, Unavailable, UsageError
@@ -169,6 +169,18 @@ def test_prepare_makes_damaged_images_and_tasks_again(image_dir, task_dir, tmp_p
     assert (folder / "manifest.json").exists()
     said = capsys.readouterr().err
     assert "test-images.npy in" in said and "test.jsonl in" in said
+
+
+def test_a_task_notices_another_tokenizer_of_the_same_name(tmp_path, monkeypatch):
+    rows = [f"{n}\t{1 if n % 2 else -1}\tIt is {'good' if n % 2 else 'bad'}, {n * n} times." for n in range(80)]
+    archive = packed(tmp_path / "reviews.zip", {"v/hutto_ICWSM_2014.tar.gz": ratings(rows)})
+    monkeypatch.setattr(tasks, "fetch", lambda *_: archive)
+    path, out = tmp_path / "tokenizer", str(tmp_path / "out")  # a name without .json
+    path.write_text(tokenizers.train(texts(), 300).content)
+    first = tasks.prepare_task("movie-reviews", out, str(path), fraction=0.2)
+    assert tasks.prepare_task("movie-reviews", out, str(path), fraction=0.2) == first
+    path.write_text(tokenizers.train(texts(), 400).content)
+    one_line("tokenizer' changed since", lambda: tasks.prepare_task("movie-reviews", out, str(path), fraction=0.2))
 
 
 # ------------------------------------------------------------------------------ manifests of any kind

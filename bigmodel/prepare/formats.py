@@ -165,7 +165,7 @@ def texts(rows: Records, name: str, path: Path, text_key: str, seen: Found, stri
         known = True
         if not isinstance(text, str):
             raise UsageError(f"{where}: {text_key!r} is a {type(text).__name__}, not a string")
-        if re.search("[\ud800-\udfff]", text):
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
             raise UsageError(f"{where}: {text_key!r} holds half a surrogate pair, which isn't text")
         yield f"{name}:{number}", text
     if not known and hint is not None:
