@@ -302,7 +302,7 @@ def test_a_shard_that_can_not_be_read_now_is_told_from_a_damaged_one(prepared, w
 
 
 def test_data_that_was_never_prepared_is_no_data(tmp_path):
-    for name in ("a" * 300, "a" * 3000, "a/" * 2500, "news-bytes", "x y"):
+    for name in ("a" * 300, "a" * 3000, "a/" * 2500, "a\0" * 100, "\ud800" * 100, "news-bytes", "x y"):
         with pytest.raises(UsageError) as caught:
             opened(tmp_path, name=name)
         assert len(str(caught.value)) < 400

@@ -74,8 +74,9 @@ def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
-        hint = nearest(cfg.name, there)
+        hint = ""
+        with contextlib.suppress(OSError):  # of `root`, which may be missing or closed to us
+            hint = nearest(cfg.name, [p.name for p in epath.Path(root).iterdir()])
         raise NoData(f"no prepared {what} at {str(home)!r}{hint}; make it with: {command(home.name, home)}") from None
     except OSError as e:
         raise Unavailable(f"can't read {str(path)!r}: {e.strerror or e}") from e
