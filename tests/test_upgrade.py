@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from golden import make
 
-from bigmodel import budget, cli, config, data, models, optim, track
+from bigmodel import budget, cli, data, identity, models, optim, track
 
 ARCHIVE = make.HERE / "runs-23bee87.tar.gz"
 
@@ -122,7 +122,7 @@ def test_a_new_option_with_a_neutral_default_moves_no_run(runs, data_dir, tmp_pa
     make.prepare(tmp_path)
 
     def ids():
-        return {n: config.run_id(budget.finalize(make.config_of(c, tmp_path))) for n, c in make.cases().items()}
+        return {n: identity.run_id(budget.finalize(make.config_of(c, tmp_path))) for n, c in make.cases().items()}
 
     file, before, trained = str(runs / "study.py"), ids(), attempts(runs / "study")
     with_novelty(monkeypatch)
@@ -151,7 +151,7 @@ def test_an_option_that_is_used_makes_another_run(tmp_path, monkeypatch):
     make.prepare(tmp_path)
     case = make.cases()["mlp-regress"]
     ids = {
-        config.run_id(budget.finalize(make.config_of(case, tmp_path, [*more])))
+        identity.run_id(budget.finalize(make.config_of(case, tmp_path, [*more])))
         for more in ([], [("model.novelty", 1)], [("train.novelty", 1)], [("run.novelty", 1)])
     }
     assert len(ids) == 3  # where a run executes doesn't make it another
