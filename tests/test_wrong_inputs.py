@@ -145,7 +145,7 @@ def flip(data):
 
 
 def copy_of(runs, how=None):
-    """The interrupted run in ./runs; its last checkpoint's data damaged by `how`, and no earlier one there to go on from.
+    """The interrupted run in ./runs; its last checkpoint damaged by `how`, and no earlier one there to go on from.
 
     All the data files: which of them the final index refers to differs from save to save.
     """
