@@ -211,7 +211,10 @@ def test_a_users_law_says_nothing_of_where_it_has_no_value(tmp_path, capfd):
         warnings.simplefilter("error")
         options = ["--bootstrap=20", "--holdout=1", f"--out={tmp_path / 'fit.json'}"]
         assert cli.main(["fit", str(tmp_path / "points.csv"), f"--law={path}", *options]) == 0
-        assert cli.main(["plan", f"--law={tmp_path / 'fit.json'}", "--flops=1e20"]) in (0, 2)
+        plan = ["plan", f"--law={tmp_path / 'fit.json'}", "--flops=1e20"]
+        assert cli.main(plan) == 2  # a file of data has no code run by naming it
+        assert f"--form={path}" in capfd.readouterr().err
+        assert cli.main([*plan, f"--form={path}"]) in (0, 2)
     assert "Warning" not in capfd.readouterr().err
 
 

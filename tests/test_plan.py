@@ -84,10 +84,10 @@ def exact():
 def law(tmp_path):
     """Writes a fit.json and reads it."""
 
-    def make(body):
+    def make(body, form=""):
         path = tmp_path / "fit.json"
         path.write_text(body if isinstance(body, str) else json.dumps(body))
-        return fitted.read(str(path))
+        return fitted.read(str(path), form)
 
     return make
 
@@ -144,7 +144,7 @@ def test_a_law_without_a_closed_form_is_planned_by_search(law, exact, tmp_path):
         "def form(p, row):\n"
         '    return p["E"] + p["A"] / row["N"] ** p["alpha"] + p["B"] / row["D"] ** p["beta"]\n'
     )
-    mine, known = law({**exact, "law": str(path)}), law(exact)
+    mine, known = law({**exact, "law": str(path)}, str(path)), law(exact)
     for ask in (Ask(flops=1e20), Ask(loss=2.5)):
         a, b = plan.make(mine, ask), plan.make(known, ask)
         for key in ("N", "D", "C", "loss"):
