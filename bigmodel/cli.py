@@ -157,6 +157,7 @@ def parser() -> Parser:
 
     p = verb("plan", texts.PLAN)
     p.add_argument("--law", default="", metavar="FIT.JSON", help="what `bigmodel fit --out=` wrote")
+    p.add_argument("--form", default="", metavar="FILE.py", help="of a fit of a law of your own: that file")
     topology(p)
     p.add_argument("--flops", type=float, help="for training (with --inference-tokens: and inference)")
     p.add_argument("--params", type=float, help="N: the compute and data for which it is the best size")

@@ -209,8 +209,11 @@ def without_code(config: ConfigDict, where: Any, overrides: Iterable[tuple[str, 
 
 
 def check_path(what: str, path: str) -> None:
-    """A UsageError for a path that no file can have; `what` names it. gs:// has other bounds, but not larger ones."""
-    longest = max((len(os.fsencode(part)) for part in path.split("/")), default=0)
+    """Raises UsageError for a path that no file can have; `what` names it."""
+    try:
+        longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {path[:60]!r}: a path has no half of a surrogate pair in it") from None
     if longest > 255 or len(os.fsencode(path)) >= 4096:
         raise UsageError(f"{what} {path[:60]!r}...: a path has less than 4,096 bytes, a name in it at most 255")
     if "\0" in path:

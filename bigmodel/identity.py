@@ -51,17 +51,20 @@ def run_id(frozen: Any) -> str:
 
 def hashed(frozen: Any) -> dict[str, Any]:
     """What an id is the hash of."""
-    own, defaults = frozen.to_dict(), budget.base(frozen.family, frozen.data.source).to_dict()
+    own = frozen.to_dict()
     names = {"model": f"model.{frozen.family}", "data": f"data.{frozen.data.source}"}
-    tree = {"family": frozen.family}
+    tree: dict[str, Any] = {"family": frozen.family}
+    later = []
     for section in ("model", "data", "optim", "train"):
         first = FIRST.get(names.get(section, section), "").split()
-
-        def silent(key: str, value: Any, section: str = section) -> bool:
-            default = defaults[section][key]
-            return bool(value == default) or (section == "model" and _follows(frozen, key, default))
-
-        tree[section] = {k: v for k, v in own[section].items() if k in first or not silent(k, v)}
+        tree[section] = {key: value for key, value in own[section].items() if key in first}
+        later += [(section, key) for key in own[section] if key not in first]
+    if later:
+        defaults = budget.base(frozen.family, frozen.data.source)
+        for section, key in later:
+            value, default = own[section][key], defaults[section][key]
+            if value != default and not (section == "model" and _follows(frozen, key, default)):
+                tree[section][key] = value
     if own["train"].get("init_fingerprint"):
         tree["train"].pop("init_from", None)
     return tree

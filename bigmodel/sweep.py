@@ -219,13 +219,18 @@ def write_plan(folder: epath.Path, plan: Sequence[Planned], path: str, overrides
     Raises:
       UsageError: the folder is another sweep file's, or can't be written.
     """
+    stored = stored_plan(folder, path)
     own = [{**item.to_dict(), "sweep": str(Path(path).resolve()), "overridden": list(overrides)} for item in plan]
     ids = {row["run_id"] for row in own}
     rest = []
-    for row in (row for row in stored_plan(folder, path) if row["run_id"] not in ids):
+    for row in (row for row in stored if row["run_id"] not in ids):
         row["superseded"] = row.get("superseded") or row.get("overridden", []) == [list(pair) for pair in overrides]
         if not row["superseded"] or (folder / row["run_id"]).exists():
             rest.append(row)
+    if rest and ids - {row["run_id"] for row in stored}:
+        old = sum(row["superseded"] for row in rest)
+        kept = f"{len(rest) - old} of other flags, {old} superseded"
+        note(f"{folder}/plan.jsonl keeps {len(rest)} rows beside these: {kept}")
     rows = [config.sealed(json.loads(json.dumps({**row, "rows": len(own) + len(rest)}))) for row in own + rest]
     with config.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

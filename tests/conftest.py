@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = Path(tempfile.gettempdir()) / f"bigmodel-test-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("BIGMODEL_CACHE", str(CACHE))
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the suite's time. At LLVM's level 0, with XLA's older emitters of fusions, it takes a third.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")

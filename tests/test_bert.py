@@ -8,7 +8,7 @@ from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
 
 from bigmodel import weights
-from bigmodel.models import bert
+from bigmodel.models import bert, losses
 
 SMALL = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=12, dropout=0.0)
 
@@ -96,7 +96,7 @@ def test_next_sentences_are_half_of_them_the_batch_s_next_ones():
     tokens = jnp.arange(4 * 13).reshape(4, 13) % 50
     seen = set()
     for seed in range(6):
-        whole, segments, follows = bert.pairs(cfg, tokens, jax.random.key(seed))
+        whole, segments, follows = bert.pairs(cfg, tokens, jax.random.split(jax.random.key(seed), 4))
         assert whole.shape == (4, 13) and segments.sum(axis=1).tolist() == [6] * 4
         assert (whole[:, 0] == bert.mark(cfg, "cls")).all()
         assert (whole[:, [6, 12]] == bert.mark(cfg, "sep")).all()
@@ -108,7 +108,9 @@ def test_next_sentences_are_half_of_them_the_batch_s_next_ones():
     model, variables = bert.Model(cfg), drawn(bert, cfg)
     batch = {"tokens": jnp.arange(4 * 14).reshape(4, 14) % 50, "weight": jnp.ones(4)}
     scalar, (metrics, _) = jax.jit(lambda k: bert.loss(model, variables, batch, k, True))(jax.random.key(0))
-    assert float(scalar) == pytest.approx(float(metrics["loss"] + metrics["next_loss"]), rel=1e-6)
+    both = losses.mean(metrics["loss"]) + losses.mean(metrics["next_loss"])
+    assert float(scalar) == pytest.approx(float(both), rel=1e-6)
+    assert float(metrics["next_loss"][1]) == 4 and float(metrics["loss"][1]) == 4 * bert.masked(cfg)
 
 
 def test_class_weights_are_torch_s():

@@ -1,385 +1,349 @@
-"""One flipped bit in every kind of file that a run, a sweep, prepared data, a fit and a saved step leave behind.
+"""Prepared data that was damaged since, or isn't there: noticed when it is first read, and by `bigmodel prepare`."""
 
-Each command that reads the file either names it in one line (and ends with 2, or goes on without it), or does what it
-does with the undamaged file. `python tests/test_damage.py` prints what happened as a table.
-"""
-
-import collections
-import contextlib
-import io
 import json
-import random
+import os
 import re
+import shlex
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT, TINY
-from test_executables import save_step
-from test_images import small_images
-from test_tasks import help_archives
-
-from bigmodel import cli, config, track
-from bigmodel.prepare import tasks
-
-DIGITS = f"--config={ROOT / 'experiments/digits.py'}"
-PLAIN = {"model.width": 8, "train.tokens": 0, "train.steps": 10, "run.wandb": "off", "run.checkpoint_every": 2,
-         "run.keep": 3}  # fmt: skip
-# Its result is computed from its rows: branches, checks, gradient noise.
-NEEDING = {**PLAIN, "optim.schedule": "wsd", "optim.decay": 0.2, "optim.branches": (0.5,), "train.patience": 9,
-           "train.patience_steps": 2, "train.noise_scale": True, "train.microbatch": 32}  # fmt: skip
-STUDY = f"""
-CONFIG = {str(ROOT / "experiments/digits.py")!r}
-def get_sweep():
-    base = {{"run.wandb": "off", "model.depth": 1}}
-    return [{{**base, "model.width": w, "train.steps": n}} for w in (2, 4, 8) for n in (3, 6, 12)]
-"""
-
-
-def flags(pairs):
-    return [f"--config.{key}={value}" for key, value in dict(pairs).items()]
-
-
-def call(*argv):
-    """(exit code, stdout, stderr) of the command, in this process."""
-    config._noted.clear()  # notes are told once a process
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(a) for a in argv])
-    return code, out.getvalue(), err.getvalue()
-
-
-def done(*argv):
-    code, out, err = call(*argv)
-    assert code == 0, (argv, err)
-    return out
-
-
-# ------------------------------------------------------------------------------- what is damaged
-
-
-def interrupt(folder):
-    """As a kill in its last steps leaves a run."""
-    (folder / "result.json").unlink()
-    shutil.rmtree(folder / "checkpoints/10")
-
-
-def make_run(pairs):
-    done("train", DIGITS, *flags(pairs))
-    (folder,) = Path("runs").iterdir()
-    return folder
-
-
-def make_interrupted():
-    interrupt(make_run(PLAIN))
-
-
-def make_needing():
-    interrupt(make_run(NEEDING))
-
-
-def make_finished():
-    done("evaluate", make_run(PLAIN), "--split=validation")
-
-
-def make_study():
-    """Seven finished rows, one interrupted, one failed."""
-    Path("study.py").write_text(STUDY)
-    done("sweep", "run", "study.py")
-    runs = Path("runs/study")
-    first, second = (json.loads(line)["run_id"] for line in (runs / "plan.jsonl").read_text().splitlines()[:2])
-    (runs / first / "result.json").unlink()
-    shutil.rmtree(runs / second)
-    track.fail(runs / second, "RuntimeError: planted")
-    (runs / "workers").mkdir()
-    (runs / "workers/0.log").write_text("[1/9] trained\n")
-
-
-def make_fit(*more):
-    rows = [
-        f"{n},{d},{2 + 10 * n**-0.3 + 20 * d**-0.3:.6f}" for n in (10**4, 10**5, 10**6) for d in (10**6, 10**7, 10**8)
-    ]
-    Path("points.csv").write_text("\n".join(["params,tokens,loss", *rows]) + "\n")
-    done("fit", "points.csv", "--count=total", "--bootstrap=20", *more)
-
-
-def make_report():
-    make_fit("--report=report")
-
-
-PREPARE = ["prepare", "texts", "--out=data/speech", "--tokenizer=bpe", "--vocab-size=300", "--workers=1",
-           "--validation-fraction=0.2"]  # fmt: skip
-
-
-def make_text():
-    """Some speeches as tokens of a BPE."""
-    shutil.copytree(ROOT / "tests/data", "texts")
-    done(*PREPARE)
-
-
-def make_half_text():
-    """As a kill before the manifest leaves them."""
-    make_text()
-    Path("data/speech/manifest.json").unlink()
-
-
-def make_task():
-    """Pairs, and a finished run on them."""
-    with pytest.MonkeyPatch.context() as patch:
-        archives = iter(help_archives(Path(".")))
-        patch.setattr(tasks, "fetch", lambda *_: next(archives))
-        tasks.prepare_task("help-en-de", "data/pairs", "bpe", 300, 0.2)
-    done("train", *ON_TASK)
-
-
-def make_images():
-    small_images(Path("data"))
-    done("train", *ON_IMAGES)
-
-
-def make_step():
-    save_step(ROOT / "experiments/digits.py", PLAIN.items(), Path("step.executable"))
-
-
-ON_TEXT = [f"--config={ROOT / 'experiments/gpt.py'}", *flags(TINY), "--config.train.steps=3"]
-ON_TASK = [f"--config={ROOT / 'experiments/translate.py'}", *flags({"model.width": 16, "model.depth": 1,
-           "model.num_heads": 2, "run.wandb": "off", "optim.name": "adamw", "data.name": "pairs", "data.seq_len": 18,
-           "data.examples": 12, "data.epochs": 1000, "train.batch_size": 12, "train.steps": 3})]  # fmt: skip
-ON_IMAGES = [f"--config={ROOT / 'experiments/fashion.py'}", *flags({"model.width": 8, "model.depth": 1,
-             "train.tokens": 0, "train.steps": 3, "run.wandb": "off", "data.epochs": 1000})]  # fmt: skip
-TRAIN = ["train", DIGITS, *flags(PLAIN), "--runs=runs"]
-TRAIN_NEEDING = ["train", DIGITS, *flags(NEEDING), "--runs=runs"]
-
-
-@dataclass
-class Kind:
-    """What makes a folder, which of its files are flipped, and the commands that read them there."""
-
-    make: object
-    files: list  # globs
-    commands: list  # argv; {run} is the folder of the only run, {row0} the id of a plan's first row
-    most: int = 99  # files a glob
-
-
-RECORDS = ["runs/*/*.json", "runs/*/*.jsonl"]
-EVALUATE = ["evaluate", "{run}", "--split=validation"]
-STEP = "runs/*/checkpoints/8"
-KINDS = {
-    "interrupted run": Kind(make_interrupted, RECORDS, [TRAIN, ["train", "{run}/config.json"]]),
-    "interrupted run with branches, checks, noise": Kind(make_needing, RECORDS, [TRAIN_NEEDING]),
-    "newest checkpoint": Kind(make_interrupted, [f"{STEP}/**/*"], [TRAIN]),
-    "older checkpoint": Kind(make_interrupted, ["runs/*/checkpoints/6/**/*"], [TRAIN]),
-    "finished run": Kind(
-        make_finished,
-        RECORDS,
-        [TRAIN, EVALUATE,
-         ["train", DIGITS, *flags({**PLAIN, "train.steps": 2}), "--config.train.init_from={run}", "--runs=other"]],
-    ),
-    "finished run's checkpoint": Kind(make_finished, ["runs/*/checkpoints/10/**/*"], [EVALUATE]),
-    "sweep's plan": Kind(
-        make_study,
-        ["runs/study/plan.jsonl"],
-        [["sweep", "status", "study.py"], ["sweep", "plan", "study.py"], ["fit", "runs/study", "--bootstrap=0"],
-         ["worker", "runs/study", "--run={row0}"], ["launch", "runs/study", "--engine=local", "--print"],
-         ["sweep", "run", "study.py"]],
-    ),
-    "sweep's runs": Kind(
-        make_study,
-        [f"runs/study/*/{name}" for name in ("result.json", "error.json", "config.json", "metrics.jsonl")],
-        [["sweep", "status", "study.py"], ["sweep", "plan", "study.py"], ["fit", "runs/study", "--bootstrap=0"],
-         ["launch", "runs/study", "--engine=local", "--print"], ["sweep", "run", "study.py"]],
-        most=2,
-    ),
-    "sweep's logs": Kind(make_study, ["runs/study/workers/*"], [["sweep", "status", "study.py"]]),
-    "fit": Kind(lambda: make_fit("--out=fit.json"), ["fit.json"], [["plan", "--law=fit.json", "--flops=1e15", "--next-runs=0"]]),
-    "report": Kind(make_report, ["report/fit.json"], [["plan", "--law=report/fit.json", "--flops=1e15", "--next-runs=0"]]),
-    "text": Kind(
-        make_text,
-        ["data/speech/*"],
-        [["train", *ON_TEXT], PREPARE, [*PREPARE, "--verify"]],
-    ),
-    "text without its manifest": Kind(make_half_text, ["data/speech/*"], [PREPARE]),
-    "pairs": Kind(
-        make_task,
-        ["data/pairs/*"],
-        [["train", *ON_TASK, "--runs=other"], ["evaluate", "{run}", "--limit=3", "--beams=1", "--show=1"]],
-    ),
-    "images": Kind(
-        make_images, ["data/fashion-mnist/*"], [["train", *ON_IMAGES, "--runs=other"], ["evaluate", "{run}"]]
-    ),
-    "saved step": Kind(make_step, ["step.executable"], [[*TRAIN, "--config.run.executable=step.executable"]]),
-}  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------ the damage
-
-
-def places(data, rng):
-    """(byte, bit) at the start, in the middle, at the end, at random, and within a number of a text."""
-    found = [(0, 0), (len(data) // 2, 4), (len(data) - 1, 1), (rng.randrange(len(data)), rng.randrange(8))]
-    digits = [m.start() for m in re.finditer(rb"(?<=[\d.])\d(?=\d*[,\s}\]])", data)]
-    if digits:
-        found += [(rng.choice(digits), 0), (rng.choice(digits), 2)]
-    return list(dict.fromkeys(found))
-
-
-def flip(path, byte, bit):
-    data = bytearray(path.read_bytes())
-    data[byte] ^= 1 << bit
-    path.write_bytes(data)
-
-
-CLOCK = re.compile(r'"(wall_seconds|date|seconds|crc32|[a-z]*_per_second|mfu|pid|host)": [^,\n}]*|\d+\.\d+ s\b')
-
-
-def content(path):
-    """What a file says but for what the clock does; None: it says nothing else."""
-    if path.name in ("speed.jsonl", "attempts.jsonl", "lock", "git.diff") or path.suffix in (".log", ".html"):
-        return None
-    data = path.read_bytes()
-    return CLOCK.sub("", data.decode(errors="replace")) if path.suffix in (".json", ".jsonl") else data
-
-
-def outcome(home):
-    """What is there: of checkpoints their arrays, of other files their content."""
-    found = {}
-    for path in sorted(home.rglob("*")):
-        name = str(path.relative_to(home))
-        if path.is_file() and "checkpoints" not in name and "damaged-" not in name and content(path) is not None:
-            found[name] = content(path)
-    for folder in sorted(home.rglob("checkpoints")):
-        newest = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
-        meta = folder / str(newest) / "meta/metadata"
-        with contextlib.suppress(ValueError):
-            found[str(folder.relative_to(home))] = (newest, json.loads(meta.read_bytes())["arrays"])
-    return found
-
-
-class Place:
-    """A folder of one kind, made anew under the same path for each flip, and what commands do with it undamaged."""
-
-    def __init__(self, kind, root):
-        self.kind, self.home, self.pristine = kind, root / "home", root / "pristine"
-        self.home.mkdir(parents=True)
-        with contextlib.chdir(self.home):
-            kind.make()
-        shutil.copytree(self.home, self.pristine)
-        self.expected = {}
-
-    def files(self):
-        found = []
-        for pattern in self.kind.files:
-            there = sorted(p for p in self.pristine.glob(pattern) if p.is_file() and p.stat().st_size)
-            found += there[: self.kind.most]
-        return [p.relative_to(self.pristine) for p in found]
-
-    def argv(self, command):
-        run = next((str(p.parent.relative_to(self.home)) for p in self.home.glob("runs/*/config.json")), "")
-        plan = self.pristine / "runs/study/plan.jsonl"
-        row0 = json.loads(plan.read_text().split("\n")[0])["run_id"] if plan.exists() else ""
-        return [str(a).replace("{run}", run).replace("{row0}", row0) for a in command]
-
-    def run(self, command, damage=None):
-        """(code, stdout, stderr, outcome) of the command in a fresh copy, after `damage`."""
-        shutil.rmtree(self.home)
-        shutil.copytree(self.pristine, self.home)
-        argv = self.argv(command)
-        if damage:
-            flip(self.home / damage[0], *damage[1:])
-        with contextlib.chdir(self.home):
-            code, out, err = call(*argv)
-        return code, CLOCK.sub("", out), CLOCK.sub("", err), outcome(self.home)
-
-    def judged(self, command, file, byte, bit):
-        """("refused" | "noted" | "harmless" | what is wrong, the line that told of it)"""
-        key = tuple(map(str, command))
-        if key not in self.expected:
-            self.expected[key] = self.run(command)
-        code0, out0, err0, there0 = self.expected[key]
-        assert code0 in (0, 1), (command, err0)
-        damaged = bytearray((self.pristine / file).read_bytes())
-        damaged[byte] ^= 1 << bit
-        try:
-            code, out, err, there = self.run(command, (file, byte, bit))
-        except BaseException as e:
-            return f"TRACEBACK {type(e).__name__}: {e}", ""
-        step = [
-            f"checkpoints/{part}"
-            for before, part in zip(file.parts, file.parts[1:], strict=False)
-            if before == "checkpoints"
-        ]
-        names = [file.name, *step, *([file.parent.name] if file.parts[0] == "runs" and not step else [])]
-        known = set((out0 + err0).splitlines())
-        new = [line for line in (err + out).splitlines() if line not in known]
-        said = [line for line in new if TELLS.search(line) and any(name in line for name in names)]
-        line = said[0] if said else ""
-        if "Traceback" in err:
-            return f"TRACEBACK {err[-300:]}", ""
-        # The file itself may stay as it is where nobody read it.
-        where = self.home / file
-        untouched = where.is_file() and where.read_bytes() == bytes(damaged)
-        same = {k: v for k, v in there.items() if not (untouched and k == str(file))} == {
-            k: v for k, v in there0.items() if not (untouched and k == str(file))
-        }
-        if code == code0 and out == out0 and same:
-            return ("noted" if said else "harmless"), line
-        if not said:
-            return f"SILENT code {code}; {new[:3]}; {differing(there, there0)}", ""
-        if code == 2:
-            return "refused", line
-        if code not in (0, code0):
-            return f"CODE {code}: {line}", line
-        if command[0] in ("train", "prepare"):
-            # What is made is right; only a record that nothing is computed from may have holes, which is said.
-            bad = [k for k in differing(there, there0) if not (k == str(file) and file.name == "metrics.jsonl")]
-            if bad:
-                return f"WRONG {bad}: {line}", line
-        return "noted", line
-
-
-TELLS = re.compile(r"damaged|checksum|isn't|is not|lacks|can't|changed|left out|another|not what", re.IGNORECASE)
-
-
-def differing(a, b):
-    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-
-
-GOOD = ("refused", "noted", "harmless")
-
-
-def flips(place, last=0):
-    """(file, command, (byte, bit), verdict, line) of every file, its last places (0: all) and every command."""
-    rng = random.Random(0)
-    for file in place.files():
-        for byte, bit in places((place.pristine / file).read_bytes(), rng)[-last:]:
-            for command in place.kind.commands:
-                yield file, command, (byte, bit), *place.judged(command, file, byte, bit)
-
-
-@pytest.mark.parametrize("name", ["interrupted run", "interrupted run with branches, checks, noise", "fit", "text"])
-def test_a_flipped_bit_is_told_or_harmless(name, tmp_path, monkeypatch):
-    """One place a file: of a text within a number, which leaves it valid."""
+from conftest import ROOT, bigmodel
+from test_images import image_dir  # noqa: F401 (a fixture)
+from test_prepare import one_line, read_back, texts, write_jsonl
+from test_prepare import quiet as prepare
+from test_tasks import packed, ratings, task_dir  # noqa: F401 (a fixture)
+
+from bigmodel import cli, config, data
+from bigmodel.config import NoData, Unavailable, UsageError
+from bigmodel.prepare import corpora, images, shards, tasks
+from bigmodel.prepare import tokenizer as tokenizers
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
-    found = list(flips(Place(KINDS[name], tmp_path), last=1))
-    assert len(found) > 1 or name == "fit"
-    assert not [row for row in found if row[3] not in GOOD]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
-def test_every_flipped_bit_is_told_or_harmless(name, tmp_path, monkeypatch, capsys):
-    """Prints a row of the table of docs/results.md a command: `pytest -m slow tests/test_damage.py -s`."""
-    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
-    tally, wrong, lines = collections.Counter(), [], {}
-    for file, command, at, verdict, line in flips(Place(KINDS[name], tmp_path)):
-        verb = " ".join(a for a in command[:2] if not a.startswith("-")) if command[0] == "sweep" else command[0]
-        tally[verb, verdict if verdict in GOOD else "wrong"] += 1
-        lines.setdefault(verb, line) if line else None
-        if verdict not in GOOD:
-            wrong.append((str(file), at, command[:2], verdict))
-    with capsys.disabled():
-        for verb in dict.fromkeys(verb for verb, _ in tally):
-            counts = " | ".join(str(tally[verb, verdict]) for verdict in GOOD)
-            print(f"| {name} | {verb} | {counts} | {lines.get(verb, '')[:110]} |")
-    assert not wrong
+def quiet(source, out, **arguments):
+    return prepare(source, out, workers=1, **arguments)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", texts(200))
+    quiet(source, tmp_path / "data/out", shard_tokens=9000, tokenizer="bpe", vocab_size=300)
+    return tmp_path / "data/out"
+
+
+def flip(path, at=-100):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+
+
+def opened(root, split="train", source="text", **overrides):
+    source = data.source(source)
+    cfg = source.get_config()
+    cfg.update({"name": "out", **overrides})
+    source.finalize(cfg, str(root))
+    return source.open_split(cfg, str(root), split)
+
+
+def edit(path, change):
+    """Changes a manifest as a version without checksums would have written it."""
+    row = json.loads(path.read_text())
+    row.pop("crc32", None)
+    change(row)
+    path.write_text(json.dumps(row))
+
+
+# ---------------------------------------------------------------------------------------- damage
+
+
+def test_a_flipped_bit_of_a_shard_is_noticed_when_it_is_first_read(prepared):
+    flip(prepared / "train-00001.bin")
+    one_line(r"train-00001.bin' is damaged .* run `bigmodel prepare` again", lambda: opened(prepared.parent))
+    assert len(opened(prepared.parent, "validation", seq_len=9))
+
+
+def test_one_found_whole_is_read_once(prepared, tmp_path, monkeypatch):
+    first = opened(prepared.parent)[0]["tokens"]
+    with monkeypatch.context() as patch:
+        patch.setattr(config.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert np.array_equal(opened(prepared.parent)[0]["tokens"], first)
+    assert not [p for p in prepared.iterdir() if p.stat().st_mtime_ns > (prepared / "manifest.json").stat().st_mtime_ns]
+    flip(prepared / "train-00001.bin")
+    one_line("train-00001.bin' is damaged", lambda: opened(prepared.parent))
+
+
+def test_a_cache_that_can_not_be_written_costs_time_alone(prepared, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    assert len(opened(prepared.parent))
+    flip(prepared / "train-00001.bin")
+    one_line("train-00001.bin' is damaged", lambda: opened(prepared.parent))
+
+
+@pytest.mark.parametrize("victim", ["train-00001.bin", "tokenizer.json", "validation-00000.bin"])
+def test_prepare_makes_a_damaged_file_again(prepared, tmp_path, victim, capsys):
+    whole = {p.name: p.read_bytes() for p in prepared.iterdir()}
+    kept = (prepared / "train-00000.bin").stat().st_mtime_ns
+    flip(prepared / victim)
+    arguments = dict(shard_tokens=9000, tokenizer="bpe", vocab_size=300)
+    quiet(tmp_path / "a.jsonl", prepared, **arguments)
+    assert {p.name: p.read_bytes() for p in prepared.iterdir()} == whole
+    assert (prepared / "train-00000.bin").stat().st_mtime_ns == kept  # that one alone
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "made again" in x]
+    assert victim in line and "missing or damaged" in line
+
+
+def test_verify_reads_even_what_looks_unchanged(prepared, tmp_path, capsys):
+    out = prepared
+    arguments = ["--tokenizer=bpe", "--vocab-size=300", f"--out={tmp_path / 'fresh'}", "--workers=1"]
+    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0
+    out, victim = tmp_path / "fresh", tmp_path / "fresh/train-00000.bin"
+    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0
+    whole, when = victim.read_bytes(), victim.stat()
+    flip(victim)
+    os.utime(victim, ns=(when.st_atime_ns, when.st_mtime_ns))  # as a disk's bits rot
+    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0 and victim.read_bytes() != whole
+    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments, "--verify"]) == 0
+    assert victim.read_bytes() == whole
+    assert "all files verified" in capsys.readouterr().out
+    index = out / "train-00000.idx.npy"
+    flip(index, -3)
+    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments, "--verify"]) == 0
+    assert len(read_back(out)) == 200
+
+
+def test_damage_whose_source_is_gone_loses_nothing(prepared, tmp_path):
+    flip(prepared / "train-00001.bin")
+    (tmp_path / "a.jsonl").unlink()
+    arguments = dict(shard_tokens=9000, tokenizer="bpe", vocab_size=300)
+    one_line("no corpus, file or folder", lambda: quiet(tmp_path / "a.jsonl", prepared, **arguments))
+    assert (prepared / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("old, new", [('"tokens": ', '"tokens": 1'), ('"bytes": ', '"bytes": 1'), ("300", "301")])
+def test_a_changed_digit_of_a_manifest_is_noticed(prepared, tmp_path, old, new):
+    path = prepared / "manifest.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    one_line("manifest.json' is not a manifest .*damaged", lambda: opened(prepared.parent))
+    arguments = dict(shard_tokens=9000, tokenizer="bpe", vocab_size=300)
+    one_line("or it is damaged", lambda: quiet(tmp_path / "a.jsonl", prepared, **arguments))
+    path.unlink()  # as that line says
+    quiet(tmp_path / "a.jsonl", prepared, **arguments)
+    assert len(opened(prepared.parent))
+
+
+def test_older_manifests_without_checksums_are_read(prepared, tmp_path):
+    edit(prepared / "manifest.json", lambda m: (m.pop("files"), m.pop("left_out")))
+    assert len(opened(prepared.parent))
+    arguments = dict(shard_tokens=9000, tokenizer="bpe", vocab_size=300)
+    assert "crc32" not in quiet(tmp_path / "a.jsonl", prepared, **arguments)
+
+
+def test_damaged_tasks_and_images_are_noticed(task_dir, image_dir, tmp_path):  # noqa: F811
+    for source, folder, kept, files in (
+        ("tasks", Path(task_dir) / "pairs", {"seq_len": 64}, ["train.npz", "train.jsonl"]),
+        ("images", Path(image_dir) / "fashion-mnist", {}, ["train-images.npy", "train-labels.npy"]),
+    ):
+        for k, file in enumerate(files):
+            copy = shutil.copytree(folder, tmp_path / f"{source}{k}/out")
+            assert len(opened(copy.parent, source=source, **kept))
+            flip(copy / file, -30)
+            with pytest.raises(UsageError, match=rf"{file}' is damaged .* run `bigmodel prepare` again"):
+                opened(copy.parent, source=source, **kept)
+
+
+def test_prepare_makes_damaged_images_and_tasks_again(image_dir, task_dir, tmp_path, monkeypatch, capsys):  # noqa: F811
+    folder = shutil.copytree(Path(image_dir) / "fashion-mnist", tmp_path / "images")
+    flip(folder / "test-images.npy")
+    monkeypatch.setattr(images, "fetch", lambda *_: (_ for _ in ()).throw(UsageError("fetched")))
+    one_line("fetched", lambda: images.prepare_images("fashion-mnist", str(folder)))
+    folder = shutil.copytree(Path(task_dir) / "pairs", tmp_path / "pairs")
+    flip(folder / "test.jsonl", 30)
+    monkeypatch.setattr(tasks, "fetch", lambda *_: (_ for _ in ()).throw(UsageError("fetched")))
+    one_line("fetched", lambda: tasks.prepare_task("help-en-de", str(folder), "bytes", fraction=0.2))
+    assert (folder / "manifest.json").exists()
+    said = capsys.readouterr().err
+    assert "test-images.npy in" in said and "test.jsonl in" in said
+
+
+def test_a_task_notices_another_tokenizer_of_the_same_name(tmp_path, monkeypatch):
+    rows = [f"{n}\t{1 if n % 2 else -1}\tIt is {'good' if n % 2 else 'bad'}, {n * n} times." for n in range(80)]
+    archive = packed(tmp_path / "reviews.zip", {"v/hutto_ICWSM_2014.tar.gz": ratings(rows)})
+    monkeypatch.setattr(tasks, "fetch", lambda *_: archive)
+    path, out = tmp_path / "tokenizer", str(tmp_path / "out")  # a name without .json
+    path.write_text(tokenizers.train(texts(), 300).content)
+    first = tasks.prepare_task("movie-reviews", out, str(path), fraction=0.2)
+    assert tasks.prepare_task("movie-reviews", out, str(path), fraction=0.2) == first
+    path.write_text(tokenizers.train(texts(), 400).content)
+    one_line("tokenizer' changed since", lambda: tasks.prepare_task("movie-reviews", out, str(path), fraction=0.2))
+
+
+# ------------------------------------------------------------------------------ manifests of any kind
+
+TEXT = [
+    lambda m: m["splits"]["train"].update(shards=5),
+    lambda m: m["splits"]["train"].update(shards=[]),
+    lambda m: m["splits"]["train"].update(shards=[7]),
+    lambda m: m["splits"]["train"]["shards"][0].update(file=3),
+    lambda m: m["splits"]["train"]["shards"][0].update(tokens="9"),
+    lambda m: m["splits"]["train"]["shards"][0].update(tokens=-9),
+    lambda m: m["splits"]["train"].update(tokens=True),
+    lambda m: m["splits"]["train"].update(tokens=m["splits"]["train"]["tokens"] + 1),
+    lambda m: m.update(splits=[]),
+    lambda m: m.update(dtype="float64"),
+    lambda m: m.update(dtype="object"),
+    lambda m: m.update(hash=3),
+    lambda m: m.update(tokenizer="bytes"),
+    lambda m: m["tokenizer"].pop("separator"),
+    lambda m: m["tokenizer"].update(vocab_size=2.5),
+]
+IMAGES = [
+    lambda m: m.update(labels=10),
+    lambda m: m.update(labels=[]),
+    lambda m: m.update(size=["a"]),
+    lambda m: m.update(size=[9, 9]),
+    lambda m: m.update(files=[]),
+    lambda m: m["splits"]["train"].update(examples="9"),
+    lambda m: m.update(splits=3),
+]
+TASKS = [
+    lambda m: m.update(labels="x"),
+    lambda m: m.update(splits=3),
+    lambda m: m["splits"]["train"].update(sha256=3),
+    lambda m: m.update(task="labels"),
+    lambda m: m["tokenizer"].update(separator="</s>"),
+]
+
+
+@pytest.mark.parametrize(
+    "source, change",
+    [("text", c) for c in TEXT] + [("images", c) for c in IMAGES] + [("tasks", c) for c in TASKS],
+)
+def test_a_manifest_of_other_keys_or_types_is_one_line(source, change, request, tmp_path):
+    if source == "text":
+        root = request.getfixturevalue("prepared").parent
+    else:
+        made = {"images": ("image_dir", "fashion-mnist"), "tasks": ("task_dir", "pairs")}[source]
+        root = shutil.copytree(Path(request.getfixturevalue(made[0])) / made[1], tmp_path / "copy/out").parent
+    edit(root / "out/manifest.json", change)
+    one_line(r"manifest.json'|damaged|running text", lambda: opened(root, source=source))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 100_000, b"[]", b"5", b"", b'{"format": 1}', b"\0" * 99])
+def test_a_manifest_that_is_none_is_one_line(prepared, content, tmp_path):
+    (prepared / "manifest.json").write_bytes(content)
+    one_line("manifest.json' is not a manifest", lambda: opened(prepared.parent))
+    one_line("manifest", lambda: quiet(tmp_path / "a.jsonl", prepared))
+    one_line("reading its manifest.json", lambda: tokenizers.load(prepared))
+
+
+def zip_of(path, arrays, compressed=False):
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path, arrays: zip_of(path, {}),
+        lambda path, arrays: np.save(path.open("wb"), np.int64(7)),
+        lambda path, arrays: path.write_bytes(b"PK nothing"),
+        lambda path, arrays: zip_of(path, {**arrays, "source_ends": np.int64(3)}),
+        lambda path, arrays: zip_of(path, {**arrays, "source_ends": arrays["source_ends"][:-1]}),
+        lambda path, arrays: zip_of(path, {**arrays, "source": arrays["source"][:-1]}),
+        lambda path, arrays: zip_of(path, {**arrays, "source": np.zeros(2**24, np.uint8)}, compressed=True),
+        lambda path, arrays: zip_of(path, {**arrays, "target": np.array([object()])}),
+    ],
+)
+def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa: F811
+    """Of whoever wrote the digests too."""
+    folder = shutil.copytree(Path(task_dir) / "pairs", tmp_path / "tasks/out")
+    with np.load(folder / "train.npz") as file:
+        arrays = dict(file)
+    spoil(folder / "train.npz", arrays)
+    digest = shards.file_digest(folder / "train.npz")
+    edit(folder / "manifest.json", lambda m: (m["splits"]["train"].update(sha256=digest), m.update(hash=digest)))
+    one_line("train.npz' is damaged", lambda: opened(folder.parent, source="tasks"))
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("array", [np.int64(7), np.zeros((3, 3)), np.array([object()])], ids=["0d", "3x3", "object"])
+def test_images_of_other_shapes_are_one_line(image_dir, tmp_path, kind, array):  # noqa: F811
+    folder = shutil.copytree(Path(image_dir) / "fashion-mnist", tmp_path / "images/out")
+    np.save(folder / f"train-{kind}.npy", array)
+    digest = shards.file_digest(folder / f"train-{kind}.npy")
+    edit(folder / "manifest.json", lambda m: m["files"].update({f"train-{kind}.npy": digest}))
+    one_line("is damaged", lambda: opened(folder.parent, source="images"))
+
+
+# ------------------------------------------------------------------------------------ not there
+
+
+@pytest.mark.parametrize("what", ["missing", "folder"])
+def test_a_shard_that_can_not_be_read_now_is_told_from_a_damaged_one(prepared, what):
+    found = prepared / "train-00001.bin"
+    found.rename(prepared / "aside")
+    if what == "folder":
+        found.mkdir()
+    with pytest.raises(Unavailable if what == "missing" else UsageError, match=r"train-00001\.bin'"):
+        opened(prepared.parent)
+    if what == "folder":
+        found.rmdir()
+    (prepared / "aside").rename(found)
+    assert len(opened(prepared.parent))
+    found.write_bytes(b"short")
+    with pytest.raises(UsageError) as caught:
+        opened(prepared.parent)
+    assert not isinstance(caught.value, Unavailable)
+
+
+def test_data_that_was_never_prepared_is_no_data(tmp_path):
+    for name in ("a" * 300, "a" * 3000, "a/" * 2500, "a\0" * 100, "\ud800" * 100, "news-bytes", "x y"):
+        with pytest.raises(UsageError) as caught:
+            opened(tmp_path, name=name)
+        assert len(str(caught.value)) < 400
+        assert isinstance(caught.value, NoData) == (len(name) < 100)
+    with pytest.raises(UsageError):
+        opened(tmp_path / ("b" * 300))
+
+
+def experiments():
+    """The names of data that experiments read, in all their variants with data of their own."""
+    for path in sorted((ROOT / "experiments").glob("*.py")):
+        variants = {"sentiment": ["", "pretrain", "prose", "zh", "zh_pretrain"], "translate": ["", "zh"]}
+        for variant in variants.get(path.stem, [""]):
+            section = config.load(f"{path}:{variant}" if variant else str(path)).data
+            if section.source != "tables":
+                yield section.source, section.name
+
+
+def test_hints_of_missing_data_are_commands_that_work(tmp_path):
+    kinds = {*corpora.CORPORA, *tasks.TASKS, *images.SETS}
+    assert set(data.PREPARED) == kinds
+    names = {*experiments(), *(("text", f"{name}-{kind}") for name in corpora.CORPORA for kind in ("bytes", "bpe"))}
+    assert len(names) > 25
+    for source, name in sorted(names):
+        with pytest.raises(NoData) as caught:
+            opened(tmp_path / "my data", source=source, name=name)
+        found = re.fullmatch(r"no prepared \w+ at .*; make it with: bigmodel (prepare .*)", str(caught.value))
+        args = cli.parser().parse_args(shlex.split(found[1]))
+        assert args.source in kinds and args.out == str(tmp_path / "my data" / name), name
+        assert name.endswith("bpe") <= (args.tokenizer == "bpe")
+
+
+def test_a_hint_for_a_name_of_ones_own_says_what_is_missing_in_it(tmp_path):
+    with pytest.raises(NoData, match=r"bigmodel prepare SOURCE --out=\S+/mine \(SOURCE: a file or folder, or a name"):
+        opened(tmp_path, name="mine")
+
+
+def test_training_on_a_damaged_shard_is_one_line(prepared, tmp_path):
+    flip(prepared / "validation-00000.bin", -9)
+    overrides = [f"--config.{x}" for x in ("data.name=out", "data.seq_len=32", "train.steps=2", "model.width=16")]
+    more = [f"--config.run.data_dir={prepared.parent}", "--config.run.wandb=off", f"--runs={tmp_path / 'runs'}"]
+    done = bigmodel("train", f"--config={ROOT}/experiments/gpt.py", *overrides, *more)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "validation-00000.bin' is damaged" in line

@@ -65,10 +65,19 @@ def test_losses_on_eight_devices_are_the_stored_ones(names, tmp_path):
 
 @pytest.mark.parametrize("names", [QUICK_IDS, pytest.param([], marks=pytest.mark.slow)], ids=["quick", "all"])
 def test_run_ids_of_the_sweeps_are_the_stored_ones(names, tmp_path):
+    """Also the way 23bee87 made them, which later ways have to find; and those of the published studies."""
     make.stubs(tmp_path)
-    found = make.ids(tmp_path, names)
-    same({name: STORED["ids"]["sweeps"][name] for name in found}, found)
-    assert len(found) == len(names or STORED["ids"]["sweeps"])
+    planned = make.plans(tmp_path, names)
+    assert len(planned) == len(names or STORED["ids"]["sweeps"])
+    same({name: STORED["ids"]["sweeps"][name] for name in planned}, make.ids(planned))
+
+    old = json.loads((make.HERE / "ids-23bee87.json").read_text())["sweeps"]
+    same({n: old[n] for n in planned}, {n: [make.id_of_23bee87(r.config) for r in rows] for n, rows in planned.items()})
+
+    found = make.studies(planned)
+    ours = [name for name in found if name in names or not names]
+    assert ours
+    same({name: STORED["ids"]["studies"][name] for name in ours}, {name: found[name] for name in ours})
 
 
 # ------------------------------------------------------------------------------------- fits

@@ -9,7 +9,7 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import budget
 from bigmodel.config import UsageError
-from bigmodel.models import decoder, infilling
+from bigmodel.models import decoder, infilling, layers
 
 V, L = 1000, 60
 SHORT, LONG, START, END = (V + mark for mark in range(infilling.MARKS))
@@ -19,7 +19,7 @@ SHORT, LONG, START, END = (V + mark for mark in range(infilling.MARKS))
 def examples():
     text = np.random.default_rng(0).permutation(V)[:L].astype("int32")  # no token twice: each says where it was
     texts = np.tile(text, (400, 1))
-    found = jax.jit(lambda x: infilling.infill(x, V, jax.random.key(0)))(texts)
+    found = jax.jit(lambda x: infilling.infill(x, V, jax.random.split(jax.random.key(0), len(x))))(texts)
     return text, [infilling.Infilling(*row) for row in zip(*map(np.asarray, found), strict=True)]
 
 
@@ -110,7 +110,7 @@ def test_nothing_sees_what_it_predicts(position):
         out = model.apply({"params": params}, row.inputs_BL, False, row.prefix_B, row.positions_BL)
         return jnp.sum(out[0, i] ** 2)
 
-    draw = jax.jit(lambda seed: infilling.infill(text, 50, jax.random.key(seed)))
+    draw = jax.jit(lambda seed: infilling.infill(text, 50, jax.random.key(seed)[None]))
     for seed in range(6):
         row = draw(seed)
         inputs, A = np.asarray(row.inputs_BL[0]), int(row.prefix_B[0])
@@ -137,12 +137,12 @@ def test_the_loss_is_of_part_b_alone():
     batch = {"tokens": np.arange(100, dtype="int32").reshape(4, 25) % 50, "weight": np.ones(4, "float32")}
     _, (metrics, _) = jax.jit(lambda: decoder.loss(model, variables, batch, jax.random.key(3), False))()
     row = jax.jit(infilling.infill, static_argnums=1)(
-        batch["tokens"][:, :-1], 50, jax.random.split(jax.random.key(3))[1]
+        batch["tokens"][:, :-1], 50, layers.example_keys(jax.random.split(jax.random.key(3))[1], jnp.arange(4))
     )
     logits = jax.jit(model.apply)(variables, row.inputs_BL, False, row.prefix_B, row.positions_BL)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), row.targets_BL[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(metrics["loss"], jnp.sum(nll * row.weight_BL) / row.weight_BL.sum(), rtol=1e-5)
-    assert metrics["weight"] == row.weight_BL.sum()
+    np.testing.assert_allclose(metrics["loss"][0], jnp.sum(nll * row.weight_BL), rtol=1e-5)
+    assert metrics["loss"][1] == row.weight_BL.sum()
 
 
 @pytest.mark.parametrize("keys", [dict(position="relative"), dict(position="relative_bias"), dict(seq_len=7)])

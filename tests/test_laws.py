@@ -1,11 +1,13 @@
 """Every law: planted parameters come back from its own starts, published constants give the paper's numbers."""
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bigmodel import cli
 from bigmodel.config import UsageError
 from bigmodel.scaling import fit as fits
 from bigmodel.scaling import laws, search
@@ -187,6 +189,33 @@ COLUMNS = ("N",)
 def form(params, row):
     return params["E"] + params["A"] / row["N"] ** params["alpha"] + 0 * params["shift"]
 """
+
+
+NOISY = """
+import numpy as np
+PARAMETERS = {"E": (1, 2), "A": (10, 1e3), "alpha": (0.2, 0.5), "B": (10, 1e3)}
+def form(params, row):
+    rest = params["A"] / np.log(row["N"]) ** params["alpha"]  # of one parameter: a division by zero
+    return params["E"] + rest + params["B"] / row["D"] ** 0.28 + 0 * np.log(params["E"] - 1.2)
+"""
+
+
+def test_a_users_law_says_nothing_of_where_it_has_no_value(tmp_path, capfd):
+    """Neither numpy's warnings nor others come between the fit's lines, by `fit`, its report and `plan`."""
+    path = tmp_path / "noisy.py"
+    path.write_text(NOISY)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e8, 1e11, 4)))
+    loss = 1.7 + 20 / np.log(n) ** 1.5 + 400 / d**0.28
+    pd.DataFrame({"params": n, "tokens": d, "loss": loss}).to_csv(tmp_path / "points.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        options = ["--bootstrap=20", "--holdout=1", f"--out={tmp_path / 'fit.json'}"]
+        assert cli.main(["fit", str(tmp_path / "points.csv"), f"--law={path}", *options]) == 0
+        plan = ["plan", f"--law={tmp_path / 'fit.json'}", "--flops=1e20"]
+        assert cli.main(plan) == 2  # a file of data has no code run by naming it
+        assert f"--form={path}" in capfd.readouterr().err
+        assert cli.main([*plan, f"--form={path}"]) in (0, 2)
+    assert "Warning" not in capfd.readouterr().err
 
 
 def test_a_users_law(tmp_path):

@@ -114,6 +114,11 @@ def test_folders_prepared_before_there_were_digests_stay_usable(tmp_path):
     old["sources"][0]["listing"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     path.write_text(json.dumps(old))
     assert quiet(folder, tmp_path / "out") == old
+    shard = tmp_path / "out/train-00000.bin"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    assert quiet(folder, tmp_path / "out")["hash"] == old["hash"]  # made again, and by the rules of then
+    assert shard.read_bytes() == whole and quiet(folder, tmp_path / "out")["hash"] == old["hash"]
     (folder / "20.txt").write_text("new")
     one_line("changed since", lambda: quiet(folder, tmp_path / "out"))
 
@@ -341,6 +346,22 @@ def test_many_small_lines_of_a_bomb_are_refused_too(tmp_path, monkeypatch):
     lines = b'{"text": "a"}\n' * 2**18
     (tmp_path / "a.jsonl.zst").write_bytes(pack(lines, compression_level=19, window_log=23))
     one_line("decompression bomb", lambda: quiet(tmp_path / "a.jsonl.zst", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_bomb_of_parquet_is_refused_within_the_bound(tmp_path, monkeypatch, dictionary):
+    monkeypatch.setattr(formats, "FREE", 2**20)
+    monkeypatch.setattr(formats, "DOCUMENT", 2**22)
+    table, path = pa.table({"text": ["x" * 2**18] * 400, "n": range(400)}), tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="zstd", use_dictionary=dictionary)
+    assert path.stat().st_size < 2**16
+    del table
+    before = pa.total_allocated_bytes()
+    found = documents.open_source(str(path), "text", None)[2]
+    held = [pa.total_allocated_bytes() - before]
+    one_line("decompression bomb", lambda: held.extend(pa.total_allocated_bytes() - before for _ in found))
+    assert max(held) < 2**25  # of 100 MB
+    one_line("decompression bomb", lambda: quiet(path, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.json.gz"])

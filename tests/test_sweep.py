@@ -39,7 +39,7 @@ OFF = [("run.wandb", "off")]
 def go(file, tmp_path, **kwargs):
     folder = status.folder_of(file, str(tmp_path / "runs"))
     plan = sweep.make_plan(file, OFF)
-    sweep.write_plan(folder, plan)
+    sweep.write_plan(folder, plan, file, OFF)
     said = []
     return sweep.run(file, plan, folder, say=said.append, **kwargs), folder, plan, said
 

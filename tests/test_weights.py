@@ -10,7 +10,7 @@ from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 
-from bigmodel import budget, cli, config, evaluate, models, track, tree, weights
+from bigmodel import budget, cli, config, evaluate, identity, models, track, tree, weights
 from bigmodel.config import UsageError
 
 BERT = [
@@ -349,6 +349,6 @@ def test_a_config_that_names_a_start_without_its_place_is_refused(bert, pretrain
     frozen = budget.finalize(started)
     again = config.from_json(config.to_json(frozen))
     again.train.init_from = ""  # the same id as of the run that started there
-    assert config.run_id(again) == config.run_id(frozen)
+    assert identity.run_id(again) == identity.run_id(frozen)
     with pytest.raises(UsageError, match=r"init_from is empty: to start afresh, --config.train.init_fingerprint="):
         budget.finalize(again)

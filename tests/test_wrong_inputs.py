@@ -3,6 +3,7 @@
 Most cases call the command in this process, so that JAX is imported once; some are processes of their own.
 """
 
+import asyncio
 import contextlib
 import errno
 import gzip
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,13 +145,19 @@ def flip(data):
 
 
 def copy_of(runs, how=None):
-    """The interrupted run in ./runs, its checkpoint's data damaged by `how`.
+    """The interrupted run in ./runs; its last checkpoint damaged by `how`, and no earlier one there to go on from.
 
     All the data files: which of them the final index refers to differs from save to save.
     """
     shutil.copytree(runs, "runs")
+    for folder in Path("runs").glob("*/checkpoints/4") if how else ():
+        shutil.rmtree(folder)
     for file in Path("runs").glob("*/checkpoints/8/state/**/d/*") if how else ():
         damage(file, how)
+
+
+RESULT = {"run_id": "0123456789ab", "status": "done", "steps": 8, "params": 1, "tokens": 1, "flops": 1.0, "loss": 1.0}
+RESULT |= {"wall_seconds": 1.0, "last_good_step": 8}
 
 
 # -------------------------------------------------------------------------------------- the table
@@ -251,8 +259,6 @@ case("number for a section", ["train", "config.json"], "data", "section",
      before=lambda: write("config.json", config_json(data=3)))  # fmt: skip
 case("unknown key in config.json", ["train", "config.json"], "unknown key 'train.stepz'", "did you mean 'train.steps'",
      before=lambda: write("config.json", config_json(train__stepz=3)))  # fmt: skip
-case("key left out of config.json", ["train", "config.json"], "lacks the key 'optim.lr'",
-     before=lambda: write("config.json", config_json(optim__lr=None)))  # fmt: skip
 case("section left out of config.json", ["train", "config.json"], "no section 'data'",
      before=lambda: write("config.json", config_json(data=None)))  # fmt: skip
 case("type in config.json", ["train", "config.json"], "config.model.width='16'", "expected int",
@@ -313,14 +319,14 @@ case("a bit of a checkpoint", train_digits(run__checkpoint_every=4, run__keep=3)
      before=lambda runs: copy_of(runs, flip))  # fmt: skip
 case("init_from nothing", train_digits(train__init_from="elsewhere"), "elsewhere", "no finished run there")
 case("init_from a run without its checkpoints", train_digits(train__init_from="earlier"), "earlier/checkpoints",
-     "no checkpoints", before=lambda: write("earlier/result.json", '{"run_id": "0", "last_good_step": 8}'))  # fmt: skip
+     "no checkpoints", before=lambda: write("earlier/result.json", json.dumps(RESULT)))  # fmt: skip
 case("init_from without checkpoints", train_digits(train__init_from="earlier"), "earlier", "no finished run there",
      before=lambda: Path("earlier/checkpoints").mkdir(parents=True))  # fmt: skip
 case("init_from another shape", train_digits(train__init_from="earlier/first", model__width=16), "earlier/first",
      "can't be restored", "(64, 8) there", "(64, 16) here",
      before=lambda runs: (
          shutil.copytree(next(runs.iterdir()), "earlier/first"),
-         write("earlier/first/result.json", '{"run_id": "0123456789ab", "last_good_step": 8}'),
+         write("earlier/first/result.json", json.dumps(RESULT)),
      ))  # fmt: skip
 
 # ---- sweeps
@@ -495,6 +501,24 @@ def test_full_disk_amid_a_save_ends_in_one_line(here):
         one_line(done.stderr, "disk full while saving", "disk/runs")
 
 
+def test_writes_that_end_after_the_one_that_failed_say_nothing(tmp_path, capfd, monkeypatch):
+    """By chance few or many do, as above: here one is made to. Other errors that nobody catches are shown."""
+    from bigmodel.checkpoint import Checkpoints
+
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # what tensorstore calls, from a thread of its own
+    Checkpoints(str(tmp_path / "checkpoints")).close()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for report, said in ((lambda: loop.call_soon_threadsafe(print), ""), (lambda: 1 / 0, "ZeroDivisionError")):
+        capfd.readouterr()
+        try:
+            report()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+        err = capfd.readouterr().err
+        assert said in err and bool(said) == bool(err), err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wandb", ["off", "offline"])
 def test_full_disk_in_a_process_with_a_compilation_cache(wandb, here, undisturbed):
@@ -514,19 +538,19 @@ def test_full_disk_in_a_process_with_a_compilation_cache(wandb, here, undisturbe
 def test_full_disk_at_the_very_end(here, undisturbed, capfd, monkeypatch):
     """All is trained and saved, only result.json has no space: nothing is trained or written twice."""
 
-    def full(path, value, write=track.write_json):
+    def full(path, value, write=track.write_record):
         if Path(path).name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(track, "write_json", full)
+        patch.setattr(track, "write_record", full)
         assert cli.main([*LONG, "--runs=runs"]) == 75
         one_line(capfd.readouterr().err, "disk full", "runs")
     assert cli.main([*LONG, "--runs=runs"]) == 0
     assert metrics("runs") == metrics(undisturbed)
     ours, theirs = (json.loads(next(Path(r).glob("*/result.json")).read_text()) for r in ("runs", undisturbed))
-    assert {k for k in ours if ours[k] != theirs[k]} <= {"wall_seconds", "date"}
+    assert {k for k in ours if ours[k] != theirs[k]} <= {"wall_seconds", "date", "crc32"}
 
 
 def test_full_disk_of_a_sweep_fails_no_row(here, capfd):

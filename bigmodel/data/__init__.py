@@ -71,15 +71,16 @@ def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
     check_path("data folder (config.run.data_dir/config.data.name)", str(home))
     path = home / "manifest.json"
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
-        hint = nearest(cfg.name, there)
+        hint = ""
+        with contextlib.suppress(OSError):  # of `root`, which may be missing or closed to us
+            hint = nearest(cfg.name, [p.name for p in epath.Path(root).iterdir()])
         raise NoData(f"no prepared {what} at {str(home)!r}{hint}; make it with: {command(home.name, home)}") from None
     except OSError as e:
         raise Unavailable(f"can't read {str(path)!r}: {e.strerror or e}") from e
     with reading(path):
-        found: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = json.loads(content.decode())
         expect(found, {"format": int, "hash": str})
         if not is_whole(found):
             raise ValueError("it is damaged (its checksum is another)")

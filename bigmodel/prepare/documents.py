@@ -45,9 +45,11 @@ PIECE = 65536  # bytes: what a source of a single document is split into
 
 
 def open_source(
-    source: str, text_key: str, cache: str | None, seen: Found | None = None
+    source: str, text_key: str, cache: str | None, seen: Found | None = None, old: bool = False
 ) -> tuple[str, list[dict[str, Any]], Documents]:
     """(name, the manifest's `sources`, documents). What is left out, and which files are read, is added to `seen`.
+
+    `old`: read only `old_files`, to make what was prepared of them again.
 
     Raises:
       UsageError: no such corpus, file or folder, or nothing readable in it. The documents raise it too, for a
@@ -59,7 +61,7 @@ def open_source(
         return source, sources, found
     if source.startswith("hf:"):
         return hugging_face(source, text_key, seen)
-    files = list_files(source, seen)
+    files = old_files(source) if old else list_files(source, seen)
     name = Path(source).resolve().name
     if Path(source).is_file():
         name = re.sub(r"(?i)(\.(txt|md|jsonl?|parquet|gz|zst))+$", "", name) or name
@@ -123,15 +125,19 @@ def unreadable(top: Path, error: OSError, seen: Found) -> None:
     seen.leave_out("folders that can't be opened", repr(os.path.relpath(error.filename, top)))
 
 
-def old_listing(source: str) -> str:
-    """The fingerprint by names and sizes of manifests without a list of files, by the names that were read then."""
-    kinds = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-    top = Path(source)
-    rows = [
-        (name, path.stat().st_size)
+def old_files(source: str) -> list[tuple[str, Path]]:
+    """What was read of a source before there was a list of its files: no linked folders, and of fewer kinds."""
+    kinds, top = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"), Path(source)
+    return [
+        (name, path)
         for name, path in list_files(source, Found())
         if name.endswith(kinds) and not any(p.is_symlink() for p in path.parents if top in p.parents)
     ]
+
+
+def old_listing(source: str) -> str:
+    """The fingerprint in manifests of that time: names and sizes."""
+    rows = [(name, path.stat().st_size) for name, path in old_files(source)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

@@ -69,15 +69,19 @@ def chunks(path: Path) -> Iterator[bytes]:
         for chunk in unpacked:
             most -= len(chunk)
             if most < 0:
-                raise UsageError(
-                    f"{str(path)!r} unpacks to more than {RATIO} times its size, as no text does; unpack it yourself "
-                    "if it is no decompression bomb"
-                )
+                raise too_much(path)
             yield chunk
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UsageError(f"{str(path)!r} is damaged: {' '.join(str(e).split())}") from e
     except OSError as e:
         raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
+
+
+def too_much(path: Path) -> UsageError:
+    return UsageError(
+        f"{str(path)!r} unpacks to more than {RATIO} times its size, as no text does; unpack it yourself if it is no "
+        "decompression bomb"
+    )
 
 
 def file_chunks(path: Path, opener: Any = open) -> Iterator[bytes]:
@@ -161,7 +165,7 @@ def texts(rows: Records, name: str, path: Path, text_key: str, seen: Found, stri
         known = True
         if not isinstance(text, str):
             raise UsageError(f"{where}: {text_key!r} is a {type(text).__name__}, not a string")
-        if re.search("[\ud800-\udfff]", text):
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
             raise UsageError(f"{where}: {text_key!r} holds half a surrogate pair, which isn't text")
         yield f"{name}:{number}", text
     if not known and hint is not None:
@@ -250,14 +254,25 @@ def read_parquet(name: str, path: Path, text_key: str, seen: Found) -> Documents
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # a category of pandas
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UsageError(f"{str(path)!r}: column {text_key!r} is {kind}, not string")
-            for batch in file.iter_batches(batch_size=1024, columns=[text_key]):
+            groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
+            columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+            sizes = [c.total_uncompressed_size for c in columns if c.path_in_schema == text_key]
+            most = max(FREE, RATIO * path.stat().st_size)
+            if sum(sizes) > most:
+                raise too_much(path)
+            # a text may be as long as all that is packed, and a dictionary may have it in every row
+            rows = max(1, min(1024, DOCUMENT // max([1, *sizes])))
+            for batch in file.iter_batches(batch_size=rows, columns=[text_key]):
                 for value in batch.column(0):
                     number += 1
                     text = value.as_py()
                     if text is None:
                         seen.leave_out(f"records without {text_key!r}", f"{name}:{number}")
-                    else:
-                        yield f"{name}:{number}", text
+                        continue
+                    most -= len(text)
+                    if most < 0:
+                        raise too_much(path)
+                    yield f"{name}:{number}", text
     except UnicodeDecodeError:
         raise UsageError(f"{str(path)!r} row {number}: column {text_key!r} isn't UTF-8") from None
     except (pa.ArrowException, OSError) as e:

@@ -170,7 +170,9 @@ def make(
     notes: list[str] = []
     with bars(progress) as bar:
         encoder = None if kind == "bpe" else tokenizers.ready(kind, cache)
-        name, sources, found = documents.open_source(arguments["source"], arguments["text_key"], cache, seen)
+        listing = old["sources"][0].get("listing") if old else None  # of an older version, whose rules its data keeps
+        source = documents.open_source(arguments["source"], arguments["text_key"], cache, seen, bool(listing))
+        name, sources, found = source
 
         # ---- read
         split_by = "document"
@@ -184,7 +186,7 @@ def make(
             raise UsageError(f"{arguments['source']!r} holds {what}: nothing to split into train and validation{why}")
         splits = spool.split(fraction)
         share = spool.share(splits["validation"])
-        if split_by == "document" and fraction <= 0.5 < share:
+        if split_by == "document" and fraction <= 0.5 < share and not listing:
             split_by = f"document, a long one by pieces of about {documents.PIECE} bytes or 1/16 of the text"
             notes.append(f"validation would be {share:.1%} of the text: long documents are split into pieces")
             spool = fill(spool.pieces([i.hex() for i in spool.ids]), work / "pieces.txt", encoder, 0, bar, seen)
@@ -194,7 +196,9 @@ def make(
             notes.append(f"validation is {share:.2%} of the text, not {fraction:.1%}: documents are few or unequal")
 
         # ---- tokenizer
-        if seen.files:
+        if listing:
+            sources[0]["listing"] = listing
+        elif seen.files:
             sources[0]["sha256"] = seen.digest()
             if old and old["sources"][0].get("sha256") not in (None, "", sources[0]["sha256"]):
                 raise finished.changed(arguments["source"], root)
@@ -255,7 +259,7 @@ def make(
         "files": {file: hashlib.sha256(encoder.content.encode()).hexdigest()} if file else {},
     }
     remove_stale(root, {f"{t.name}{suffix}" for t in tasks for suffix in (".bin", ".idx.npy", ".receipt.json")})
-    if seen.files:
+    if seen.files and not listing:
         shards.write_json(sealed({"files": seen.files}), root / "sources.json", work)
     manifest = sealed(manifest)
     shards.write_json(manifest, root / "manifest.json", work)

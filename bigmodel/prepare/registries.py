@@ -171,7 +171,8 @@ def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
         else:
             yield from tar_members(path, pattern)
     except BROKEN as e:
-        raise UsageError(f"archive {path.name} is damaged: {' '.join(str(e).split()) or type(e).__name__}") from e
+        why = " ".join(str(e).split()) or type(e).__name__
+        raise UsageError(f"archive {path.name} is damaged: {why}; delete {str(path)!r}, to download it again") from e
     except OSError as e:  # gzip.BadGzipFile is one
         raise UsageError(f"can't read archive {path.name}: {e.strerror or e}") from e
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.config import UsageError, check_path, nearest
+from bigmodel.config import UsageError, check_path, is_whole, nearest
 from bigmodel.prepare import corpora
 from bigmodel.prepare.registries import Package, fetch, members
 
@@ -191,9 +191,12 @@ def load(folder: str | Path) -> AnyTokenizer:
 
     root = epath.Path(folder)
     try:
-        row = json.loads((root / "manifest.json").read_text())["tokenizer"]
+        manifest = json.loads((root / "manifest.json").read_text())
+        if not is_whole(manifest):
+            raise ValueError("it is damaged (its checksum is another)")
+        row = manifest["tokenizer"]
         if row["kind"] == "bytes":
             return Bytes()
         return Subwords(row["kind"], (root / row["file"]).read_text(), str(root / row["file"]))
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UsageError(f"no prepared data in {str(folder)!r}: {type(e).__name__} reading its manifest.json") from e

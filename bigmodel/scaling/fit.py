@@ -230,7 +230,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"no file {str(path)!r}{nearest(str(path), siblings)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"{str(path)!r} is not JSON: {e}") from e
     if isinstance(content, dict):
         check_whole(content, path)

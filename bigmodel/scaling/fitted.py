@@ -81,8 +81,11 @@ class Fitted:
         return str(stored[letter]) if isinstance(stored, dict) and letter in stored else ""
 
 
-def read(path: str) -> Fitted:
+def read(path: str, form: str = "") -> Fitted:
     """A fit.json, checked for what planning uses.
+
+    Args:
+      form: the user's own file that the fit is of: it is code, which no file of data has run by naming it.
 
     Raises:
       UsageError: it can't be read, isn't a fit of a law of N and D, or holds what isn't a number where one must be.
@@ -101,6 +104,10 @@ def read(path: str) -> Fitted:
     if result["law"] in ("isoflop", "envelope"):
         raise UsageError(
             f"fit {path!r} is of {result['law']!r}: it gives N_opt and D_opt but no loss; fit a law of N and D"
+        )
+    if result["law"].endswith(".py") and result["law"] != form:
+        raise UsageError(
+            f"fit {path!r} is of {result['law']!r}, a file of Python code: to run it, name it: --form={result['law']}"
         )
     law = laws.get(result["law"])
     if law.target != "L" or set(law.columns) != {"N", "D"}:

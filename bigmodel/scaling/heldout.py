@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.config import UsageError
-from bigmodel.scaling import fit, frontier, laws, rows, sources
+from bigmodel.scaling import fit, frontier, laws, rows, sources, uncertainty
 from bigmodel.scaling.figures import transfer as figures
 
 LAWS = ("chinchilla", "gadre", "kaplan_nd")
@@ -55,6 +55,11 @@ def parabolas(frame: pd.DataFrame, bootstrap: int) -> dict[str, Any] | None:
         return None
 
 
+def _ends(drawn: np.ndarray, estimate: float) -> list[float] | None:
+    """The central 95 % of what resamples give, where that is an interval of the estimate."""
+    return uncertainty.pair(uncertainty.percentile(drawn[:, None])[:, 0], estimate) if len(drawn) else None
+
+
 def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap: int = 1000) -> dict[str, Any]:
     """What the budgets but the largest say of the largest.
 
@@ -69,8 +74,8 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
       "runs" (N, D, loss, predicted, error of each), "mean_error" and "max_error" (of |error|), "exponent" (a, ci),
       "best"}, of which best has N (by a parabola through the held-out runs), edge, loss (the least); predicted_N and
       predicted_N_ci, by the law at the budget, and frontier_N and frontier_N_ci, by the fitted budgets' IsoFLOP
-      frontier (None where there is none); inside and frontier_inside (whether N lies in them); predicted_loss (by the
-      law at N).
+      frontier (None where there is none); inside and frontier_inside (whether N lies in them; None without an
+      interval); predicted_loss (by the law at N).
     """
     below, top = _halves(frame)
     if len(top) < 3 or below.empty:
@@ -100,16 +105,14 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
         return float(np.clip(np.exp(-c1 / (2 * c2)), sizes[i - 1], sizes[i + 1])) if c2 > 0 else float(sizes[i])
 
     drawn = [best_of(dict(zip(form.names, map(float, v), strict=True))) for v in fitted["bootstrap_samples"]]
-    ends = np.percentile(drawn, [2.5, 97.5])
+    predicted = best_of(fitted["params"])
+    ends = _ends(np.array(drawn), predicted)
     by_frontier: dict[str, Any] = dict.fromkeys(("frontier_N", "frontier_N_ci", "frontier_inside"))
     if iso is not None:
         params, samples = iso["params"], np.asarray(iso["samples"])
-        low, high = map(float, np.percentile(samples[:, 1] * budget ** samples[:, 0], [2.5, 97.5]))
-        by_frontier = {
-            "frontier_N": float(params["N0"] * budget ** params["a"]),
-            "frontier_N_ci": [low, high],
-            "frontier_inside": low <= at <= high,
-        }
+        size = float(params["N0"] * budget ** params["a"])
+        own = _ends(samples[:, 1] * budget ** samples[:, 0], size)
+        by_frontier = {"frontier_N": size, "frontier_N_ci": own, "frontier_inside": own and own[0] <= at <= own[1]}
     return {
         "law": law,
         "chosen_by": chosen,
@@ -125,9 +128,9 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
             "N": at,
             "edge": bool(not n.min() < at < n.max()),
             "loss": float(loss.min()),
-            "predicted_N": best_of(fitted["params"]),
-            "predicted_N_ci": [float(e) for e in ends],
-            "inside": bool(ends[0] <= at <= ends[1]),
+            "predicted_N": predicted,
+            "predicted_N_ci": ends,
+            "inside": ends and ends[0] <= at <= ends[1],
             **by_frontier,
             "predicted_loss": float(fit.predict(fitted, at, float(np.exp(np.polyval(tokens, np.log(at)))))),
         },
@@ -152,6 +155,8 @@ def report(folder: str | Path, out: str | Path, below: str | Path | None = None,
     def inside(which: str) -> str:
         if best[f"{which}_N"] is None:
             return "none: fewer than two budgets enclose their best size"
+        if best[f"{which}_N_ci"] is None:
+            return f"{best[f'{which}_N']:,.0f} [no interval]"
         low, high = best[f"{which}_N_ci"]
         here = best["inside" if which == "predicted" else "frontier_inside"]
         return f"{best[f'{which}_N']:,.0f} [{low:,.0f}, {high:,.0f}]: {'inside' if here else 'OUTSIDE'}"
@@ -168,7 +173,7 @@ def report(folder: str | Path, out: str | Path, below: str | Path | None = None,
             f"  best N {best['N']:,.0f}{' (edge)' if best['edge'] else ''}; by the law {inside('predicted')}",
             f"    by the budgets' frontier {inside('frontier')}",
             *(
-                [f"  N_opt ~ C^{slope['a']:.3f} [{', '.join(f'{e:.3f}' for e in slope['ci'])}]"]
+                [f"  N_opt ~ C^{slope['a']:.3f} [{', '.join(f'{e:.3f}' for e in slope['ci'] or ()) or 'no interval'}]"]
                 if (slope := found["exponent"])
                 else []
             ),

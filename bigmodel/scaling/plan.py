@@ -29,6 +29,7 @@ GRID, GOLDEN_STEPS, HALVINGS = 65, 45, 55
 GOLDEN = (math.sqrt(5) - 1) / 2
 BUDGETS = (1.0, 1e45)  # FLOPs searched
 BASINS = (0.001, 0.01)  # the IsoFLOP basin: sizes within these fractions of the best loss
+COLUMNS = ("N", "D", "C", "loss", "tokens_per_param", "total")
 FAR, VERY_FAR = 10.0, 1000.0
 NONSENSE = 1e8  # a plan so many times beyond the fitted runs is an error of units, or of the law
 RATIOS = (1e-4, 1e6)  # tokens per parameter of a plan that anyone means
@@ -350,6 +351,10 @@ def _warnings(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> list[str]:
         lines.append("the fit doesn't say which runs it saw (no range): how far this extrapolates is unknown")
     if len(fitted.thetas) < 3:
         lines.append("no intervals: the fit was made without resamples")
+    elif missing := [k for k in COLUMNS if k in out and out[k]["low"] is None and out[k]["high"] is None]:
+        few = out["no_optimum"] > 0.5
+        why = "most resamples have no answer" if few else "the resamples leave out what the fitted law says"
+        lines.append(f"no interval of {', '.join(missing)}: {why}")
     if out["no_optimum"] > 0.01:
         lines.append(f"{100 * out['no_optimum']:.0f} % of the resamples have no answer: left out of the intervals")
     if out["never"] > 0:
@@ -388,7 +393,8 @@ def text(plan: Mapping[str, Any], unit: str = "tokens") -> str:
     def row(label: str, part: Mapping[str, Any], show: Callable[[float | None], str]) -> str:
         low, high = part["low"], part["high"]
         given = low is not None and high is not None and high - low <= 1e-6 * high  # asked for, or a limit
-        ends = "" if given or (low is None and high is None) else f"[{show(low)}, {show(high)}]"
+        none = low is None and high is None
+        ends = "" if given else "[no interval]" if none else f"[{show(low)}, {show(high)}]"
         return f"  {label:<26}{show(part['value']):>10}  {ends}".rstrip()
 
     def flops(value: float | None) -> str:

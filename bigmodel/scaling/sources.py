@@ -176,13 +176,16 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def runs(folder: str | Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(result, config) of a sweep's finished runs. A loss of None is NaN: that run diverged.
 
-    What can't be read, or holds no loss or status, is left out and counted on stderr.
+    Runs outside the plan, and what can't be read or holds no loss or status, are left out and counted on stderr.
 
     Raises:
       UsageError: there are none.
     """
     found, bad = [], []
-    for path in planned(Path(folder), sorted(Path(folder).glob("*/result.json")))[0]:
+    files, left_out = planned(Path(folder), sorted(Path(folder).glob("*/result.json")))
+    for number, why in left_out.values():
+        print(f"bigmodel: {number} runs of {str(folder)!r} {why.partition(' (')[0]}", file=sys.stderr)
+    for path in files:
         result, own = read_object(path), read_object(path.parent / "config.json")
         loss = result.get("loss", "") if result else ""
         if result is None or own is None or "status" not in result or not isinstance(loss, int | float | None):

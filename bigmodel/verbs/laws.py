@@ -192,6 +192,8 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace, overrides: Any) -> int:
+    if args.law and not args.topology:
+        _there(Path(args.law))
     from bigmodel.scaling import design, fitted
     from bigmodel.scaling import plan as plans
 
@@ -211,7 +213,7 @@ def plan(args: argparse.Namespace, overrides: Any) -> int:
         raise UsageError("plan: --out writes the next runs, and --next-runs=0 asks for none")
     if args.out and Path(args.out).exists():
         raise UsageError(f"plan: {args.out!r} is there already: choose another --out, or remove it")
-    law = fitted.read(args.law)
+    law = fitted.read(args.law, args.form)
     ask = plans.Ask(
         flops=args.flops,
         params=args.params,

@@ -10,20 +10,23 @@ A refactor, a speed-up or a new option with a neutral default changes none.
 
     losses.json  case -> overrides, losses of each step and evaluations; on eight devices, and resumed at step 3
     data.json    data set -> manifest without the texts' origin, so that sweeps are planned where the data isn't
-    ids.json     sweep -> the ids of its planned rows; study of docs/studies -> how many of its ids are among them
+    ids.json     sweep -> the ids of its planned rows; study of docs/studies -> how many of its ids are found again
+    ids-23bee87.json  the keys and ids of that commit, which runs on users' disks have: never made again
     fits.json    points and law -> parameters, objective, exponents, held-out errors, intervals
 """
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-POINTS = ROOT.parent / "shared/points"
+POINTS = Path(os.environ.get("BIGMODEL_POINTS", ROOT.parent / "shared/points"))
 BESIROGLU = "besiroglu2024_chinchilla_points.csv"
 STEPS, HALF = 6, 3
 
@@ -126,6 +129,7 @@ def prepare(root):
     rng = np.random.default_rng(0)
     for name, fields in {"pairs": ("source", "target"), "labelled": ("text",)}.items():
         (root / name).mkdir()
+        splits = {}
         for split, count in {"train": 80, "validation": 24, "test": 24}.items():
             arrays = {"label": rng.integers(0, 2, count).astype(np.int32)} if name == "labelled" else {}
             for field in fields:
@@ -135,7 +139,10 @@ def prepare(root):
                 tokens[ends - 1] = 0
                 arrays |= {field: tokens.astype(np.uint8), f"{field}_ends": ends}
             np.savez(root / name / f"{split}.npz", **arrays)
-        kind = {"task": "labelled", "labels": ["bad", "good"]} if name == "labelled" else {"task": "pairs"}
+            content = (root / name / f"{split}.npz").read_bytes()
+            splits[split] = {"examples": count, "sha256": hashlib.sha256(content).hexdigest()}
+        labels = ["bad", "good"] if name == "labelled" else []
+        kind = {"task": "labelled" if labels else "pairs", "labels": labels, "splits": splits}
         text = {"kind": "bytes", "vocab_size": 64, "separator": 0, "file": ""}
         (root / name / "manifest.json").write_text(
             json.dumps({"format": 1, "name": name, "tokenizer": text, "hash": f"golden-{name}", **kind})
@@ -170,7 +177,8 @@ def run(case, data_dir, folder, mesh=None):
 
         again = folder / "again" / home.name
         shutil.copytree(home / "checkpoints" / str(HALF), again / "checkpoints" / str(HALF))
-        shutil.copy(home / "metrics.jsonl", again)
+        for name in ("metrics.jsonl", "speed.jsonl"):
+            shutil.copy(home / name, again)
         go(folder / "again")
         found["resumed"] = _rows(again)
         assert json.loads((again / "attempts.jsonl").read_text())["step"] == HALF
@@ -205,28 +213,67 @@ def stubs(root):
             np.savez(root / name / f"{split}.npz", text_ends=np.arange(1, part["examples"] + 1))
 
 
-def ids(data_dir, names=()):
-    """{sweep: ids of its rows, in order}, planned with the manifests in `data_dir`."""
+def plans(data_dir, names=()):
+    """{sweep: its planned rows, in order}, by the manifests in `data_dir`."""
     from bigmodel import budget, sweep
 
     digests = json.loads((HERE / "data.json").read_text())["files"]
     whole, budget.digest = budget.digest, digests.__getitem__  # of weights that aren't there
     try:
         paths = [p for p in sorted((ROOT / "sweeps").glob("*.py")) if not names or p.stem in names]
-        overrides = [("run.data_dir", str(data_dir))]
-        return {p.stem: [row.run_id for row in sweep.make_plan(str(p), overrides)] for p in paths}
+        return {p.stem: sweep.make_plan(str(p), [("run.data_dir", str(data_dir))]) for p in paths}
     finally:
         budget.digest = whole
 
 
+def ids(planned):
+    return {name: [row.run_id for row in rows] for name, rows in planned.items()}
+
+
+# Ids of docs/studies are older than 23bee87: the hash of configs without the keys that came since, and with those that
+# had another value or place then. (without, with) of each age:
+RECENT = {"optim.state_dtype", "train.grad_dtype", "train.param_dtype"}
+OLDER = RECENT | {"optim.l1", "optim.l2", "train.init_only", "train.patience", "train.patience_steps"}
+OLDEST = OLDER | {"model.attention_bias", "model.norm_eps", "model.score_scale", "model.value_dim"}
+AGES = [
+    (RECENT, {}),
+    (RECENT, {"model.remat": False}),
+    (RECENT, {"model.remat": False, "model.pool": "first"}),
+    (OLDER, {"model.remat": False}),
+    (OLDEST, {"model.remat": False}),
+]
+
+
+def id_of_23bee87(config, without=(), more=None):
+    """A run's id as that commit made it: the hash of all that it knew but `run`. Keys that came later don't count."""
+    import hashlib
+
+    known = set(json.loads((HERE / "ids-23bee87.json").read_text())["keys"]) - set(without)
+    tree = {k: v for k, v in config.to_dict().items() if k != "run"}
+    if tree["train"]["init_fingerprint"]:
+        del tree["train"]["init_from"]
+    for section, keys in tree.items():
+        if isinstance(keys, dict):
+            tree[section] = {key: value for key, value in keys.items() if f"{section}.{key}" in known}
+    for name, value in (more or {}).items():
+        section, key = name.split(".")
+        tree[section][key] = value
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def studies(planned):
-    """{study of docs/studies: how many of its ids are planned today, and of how many}."""
+    """{study of docs/studies: its number of ids, and how many are those of the rows planned today, in some age}.
+
+    What isn't found is not in today's sweep files: gpt_isoflop had two heads and a larger rate (12d466d plans it),
+    wsd_decay20 a decay of 0.2 (3985845 plans it); no commit's sweep was found that plans gpt_isoflop_horizons.
+    """
     import pandas as pd
 
-    today = {run_id for found in planned.values() for run_id in found}
+    configs = [row.config for rows in planned.values() for row in rows]
+    made = {id_of_23bee87(c, without, more) for c in configs for without, more in [((), {}), *AGES]}
     frames = {p.stem: pd.read_csv(p, dtype=str) for p in sorted((ROOT / "docs/studies").glob("*.csv"))}
     ran = {name: set(frame["run_id"]) for name, frame in frames.items() if "run_id" in frame}
-    return {name: {"ids": len(found), "planned_today": len(found & today)} for name, found in ran.items()}
+    return {name: {"ids": len(found), "found": len(found & made)} for name, found in ran.items()}
 
 
 def data(root):
@@ -255,8 +302,8 @@ FITS = {
     "horizons-kaplan": ("gpt_isoflop_horizons.csv", "", "kaplan_nd", {"against": ("chinchilla", "gadre")}),
     "families-decoder": ("families.csv", "family=decoder", "chinchilla", {}),
     "families-lstm": ("families.csv", "family=lstm", "chinchilla", {"above": 0.5}),
-    "families-bert": ("families.csv", "family=bert", "chinchilla", {}),
-    "by-family-mlp": ("by_family.csv", "sweep=mlp", "chinchilla", {}),
+    "families-bert": ("families.csv", "family=bert", "chinchilla", {"bootstrap": 0}),  # ill-determined, as its ends are
+    "by-family-mlp": ("by_family.csv", "sweep=mlp", "chinchilla", {"holdout": 1}),
     "besiroglu": (BESIROGLU, "", "chinchilla", {}),
     "besiroglu-likelihood": (BESIROGLU, "", "chinchilla", {"estimator": "likelihood"}),
 }  # fmt: skip
@@ -269,14 +316,14 @@ def points_of(name):
 
 
 def fit(name):
-    """{params, objective, ci, optimal, holdout, ...} of a fit with 100 resamples."""
+    """{params, objective, ci, optimal, holdout, ...} of a fit, with 100 resamples unless FITS says otherwise."""
     from bigmodel.scaling import fit as fits
     from bigmodel.scaling import rows
 
     file, where, law, more = FITS[name]
     columns = {"N": "Model Size", "C": "Training FLOP"} if file == BESIROGLU else {}
     frame = rows.load(points_of(name), columns, drop_highest=5 if file == BESIROGLU else 0, where=where)
-    found = fits.to_json(fits.fit(frame, law=law, bootstrap=100, **more))
+    found = fits.to_json(fits.fit(frame, law=law, **{"bootstrap": 100, **more}))
     kept = ("params", "objective", "scale", "n_points", "ci", "se", "optimal")
     out = {key: found[key] for key in kept if found.get(key) is not None}
     held = ("n_held_out", "flops_gap", "mean_abs_rel_error", "max_abs_rel_error", "mean_rel_error", "params")
@@ -318,8 +365,8 @@ def measure(what, case_file=None, devices=1):
     if what == "ids":
         with tempfile.TemporaryDirectory() as folder:
             stubs(Path(folder))
-            found = ids(Path(folder))
-        return {"sweeps": found, "studies": studies(found)}
+            planned = plans(Path(folder))
+        return {"sweeps": ids(planned), "studies": studies(planned)}
     return {name: fit(name) for name in FITS if points_of(name).is_file()}
 
 
