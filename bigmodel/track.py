@@ -33,14 +33,17 @@ from bigmodel.config import UsageError, is_whole, note, sealed
 
 
 def read_json(path: Any) -> Any:
-    """The parsed file. None if there is none, or none that is whole: that is noted, and the caller does without.
+    """The parsed file, without its checksum. None if there is none, or none that is whole: that is noted, and the caller does without.
 
     Raises:
       UsageError: it is there and can't be read.
     """
     try:
         found = json.loads(epath.Path(path).read_bytes())
-        if not isinstance(found, dict) or is_whole(found):
+        if not isinstance(found, dict):
+            return found
+        if is_whole(found):
+            found.pop("crc32", None)
             return found
         why = "its checksum differs"
     except (FileNotFoundError, NotADirectoryError):

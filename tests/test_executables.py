@@ -1,6 +1,7 @@
 """A compiled step in a file: the same losses without compiling, and only where it is the run's own program."""
 
 import dataclasses
+import hashlib
 import json
 import pickle
 import subprocess
@@ -97,6 +98,10 @@ def test_a_step_of_another_program_is_refused(saved, tiny, tmp_path, monkeypatch
     assert "no such file" in refused(("run.executable", f"{path}s"))
     whole = path.read_bytes()
     path.write_bytes(whole[:-1000])
+    assert "is damaged: its checksum differs; compile it again" in refused()
+    head, _, payload = whole.partition(b"\n")
+    digest = {"sha256": hashlib.sha256(payload[:-1000]).hexdigest()}
+    path.write_bytes(json.dumps(json.loads(head) | digest).encode() + b"\n" + payload[:-1000])
     assert "can't be loaded here" in refused()
     path.write_bytes(whole[whole.index(b"\n") :])
     assert "not what `bigmodel compile --save` writes" in refused()

@@ -1,8 +1,8 @@
 """One flipped bit in every kind of file that a run, a sweep, prepared data, a fit and a saved step leave behind.
 
 Each command that reads the file either names it in one line (and ends with 2, or goes on without it), or does what it
-does with the undamaged file. `pytest -m slow tests/test_flipped_bits.py` prints what
-happened as a table.
+does with the undamaged file. `pytest -m slow tests/test_flipped_bits.py` prints what happened
+as a table.
 """
 
 import collections
