@@ -196,7 +196,8 @@ def test_a_diverged_run_of_a_sweep_is_named_and_dropped_by_its_id(tmp_path, caps
     write_runs(tmp_path, results(run4={"loss": 10.8}))
     options = ["--bootstrap=0", "--holdout=0"]
     assert cli.main(["fit", str(tmp_path), *options]) == 0
-    assert "warning: run r64-4-400: loss 10.8 where the law of the others says" in (out := capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "warning: run r64-4-400: loss 10.8 where the law of the others says" in out
     drop = re.search(r"--drop=\S+", out)[0]
     assert cli.main(["fit", str(tmp_path), drop, *options]) == 0
     out = capsys.readouterr().out
