@@ -103,7 +103,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         there = Path(scratch) / "tree"
         archive = subprocess.run(["git", "archive", args.commit], cwd=ROOT, capture_output=True, check=True).stdout
-        tarfile.open(fileobj=BytesIO(archive)).extractall(there, filter="data")
+        with tarfile.open(fileobj=BytesIO(archive)) as files:
+            files.extractall(there, filter="data")
         trees = {args.commit: there, "this tree": ROOT}
         texts(Path(scratch) / "texts")
         points(Path(scratch) / "points.csv")

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from bigmodel.config import note
 from bigmodel.words import duration, human
 
 # Published dense peak FLOP/s of a device, bfloat16: the vendors' product pages.
@@ -34,6 +35,8 @@ def peak_flops(mesh: Mesh) -> float:
     for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
         if kind.startswith(name):
             return peak * mesh.size
+    if mesh.devices.flat[0].platform != "cpu":
+        note(f"no published peak of {kind!r} is known: MFU refers to a float32 product measured here")
     # Forced host devices share the same cores, so a CPU's peak doesn't grow with the mesh.
     return cpu_peak() * jax.process_count()
 

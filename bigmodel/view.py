@@ -194,8 +194,8 @@ def _mirror() -> None:
         fit = track.read_json(report / "fit.json") or {}
         table = wandb.Table(columns=["parameter", "value", "low", "high"])
         values = {**fit.get("params", {}), **fit.get("optimal", {})}
-        for name, (low, high) in fit.get("ci", {}).items():
-            table.add_data(name, values.get(name), low, high)
+        for name, ends in fit.get("ci", {}).items():
+            table.add_data(name, values.get(name), *(ends or (None, None)))
         pictures = [p for p in sorted(report.rglob("*.png")) if p.parent.name != "column"]  # the same, for print
         figures = {p.relative_to(report): wandb.Image(str(p)) for p in pictures}
         law.log({"law": table, **{str(p.with_suffix("")): image for p, image in figures.items()}})

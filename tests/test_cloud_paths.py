@@ -136,7 +136,7 @@ def test_plan_and_launch_of_a_sweep_in_a_bucket(here, bucket):
     # Workers' logs lie on this disk.
     done = command("sweep", "run", "small.py", "--runs=gs://b/runs", "--workers=2")
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (here / "runs/small/workers").iterdir()} == {"0.log", "1.log"}
+    assert {p.name for p in (here / "runs/small/workers").iterdir()} == {"0.log"}  # of one row
     assert not list(here.glob("gs:*"))
 
 

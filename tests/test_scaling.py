@@ -187,3 +187,16 @@ def test_unknown_law_names_the_nearest():
         fits.fit(grid(), law="chinchila")
     with pytest.raises(UsageError, match="no law 'get'"):
         laws.get("get")
+
+
+@pytest.mark.parametrize("row", range(9))
+def test_a_row_far_off_is_named_wherever_it_is(row):
+    """Also at the ends of the runs, where it pulls the law to itself; of sound runs none is named."""
+    frame = grid(noise=0.005).iloc[[0, 1, 2, 6, 7, 8, 12, 13, 14]].reset_index(drop=True)
+    frame["source"] = list("abcabacbc")  # means nothing
+    lines = fits.fit(frame, bootstrap=0, holdout=0)["warnings"]
+    assert not any("of the others" in line or "several laws" in line for line in lines), lines
+    frame.loc[row, "L"] = 25.0
+    lines = [line for line in fits.fit(frame, bootstrap=0, holdout=0)["warnings"] if "of the others" in line]
+    named = f"run {frame['run_id'][row]}: loss 25 where the law of the others says"
+    assert len(lines) == 1 and lines[0].startswith(named), lines

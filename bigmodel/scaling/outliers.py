@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from bigmodel.scaling import uncertainty
 from bigmodel.scaling.search import Found
@@ -16,9 +17,11 @@ from bigmodel.scaling.solve import Problem
 
 FAR = 0.1  # of ln of the target: a run nearer than 10 % to the law of the others isn't named
 SCATTERS = 8.0  # usual residuals of the others that a named run is off by
+PULL = 0.5  # of the others' residuals: what is left of them without a run that pulled the law to itself
 SUSPECTS = 64  # rows refitted without
 MOST_NAMED = 3
-SHARE, SPLIT = 0.5, 0.02  # of the residuals' variance between a column's values, and spread of their medians in ln
+SHARE, SPLIT = 0.3, 0.02  # of the residuals' variance between a column's values, and spread of their medians in ln
+CHANCE = 1e-3  # of such a share, were the values shuffled (F test)
 FEWEST = 3  # runs of each value, on average
 
 
@@ -45,7 +48,10 @@ def _rows(problem: Problem, found: Found, frame: pd.DataFrame) -> list[str]:
         if refit is None:
             continue
         own = -problem.residuals(refit[1][None])[0][0]
-        if abs(own[i]) > max(FAR, SCATTERS * _usual(np.delete(own, group), free - len(group))):
+        # One at the end of the runs may be far off the others' extrapolation, and yet lie on the law of all.
+        others = np.delete(own, group)
+        pulled = np.abs(others).sum() < PULL * np.abs(np.delete(off, group)).sum()
+        if abs(own[i]) > max(FAR, SCATTERS * _usual(others, free - len(group))) and (i in gone or pulled):
             named[int(i)] = float(np.exp(problem.log_loss[i] - own[i]))
     if not named or len(named) > max(1, n // 5):  # a law that misses many runs is wrong itself
         return []
@@ -90,10 +96,12 @@ def _sets(problem: Problem, found: Found, frame: pd.DataFrame) -> list[str]:
         sizes, medians = groups.size(), groups.median()
         if not 2 <= len(sizes) <= len(off) / FEWEST:
             continue
-        between = float((sizes * (groups.mean() - off.mean()) ** 2).sum()) / max(
-            float(((off - off.mean()) ** 2).sum()), 1e-300
-        )
-        if between > SHARE and np.ptp(medians) > SPLIT:
+        kinds, free = len(sizes), len(off) - len(sizes)
+        total = max(float(((off - off.mean()) ** 2).sum()), 1e-300)
+        within = float(((off - groups.transform("mean")) ** 2).sum()) / total
+        between = 1 - within * (len(off) - 1) / free  # about 0 where the values mean nothing
+        chance = special.fdtrc(kinds - 1, free, (1 - within) / (kinds - 1) / max(within / free, 1e-300))
+        if between > SHARE and chance < CHANCE and np.ptp(medians) > SPLIT:
             low, high = medians.idxmin(), medians.idxmax()
             ends = ", ".join(f"{value} {100 * np.expm1(medians[value]):+.2g} %" for value in (low, high))
             out.append(

@@ -24,11 +24,11 @@ def _needs(law: str, against: list[str]) -> tuple[str, tuple[str, ...]]:
     return models[0].target, tuple(dict.fromkeys(c for model in models for c in model.columns))
 
 
-def _there(path: Path) -> None:
+def _there(path: Path, what: str = "file or directory") -> None:
     """Told before seconds of imports."""
     if not path.exists():
         siblings = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UsageError(f"no file or directory {str(path)!r}{config.nearest(str(path), siblings)}")
+        raise UsageError(f"no {what} {str(path)!r}{config.nearest(str(path), siblings)}")
 
 
 def _say(text: str) -> None:
@@ -124,7 +124,7 @@ def _fit(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def report(args: argparse.Namespace, _: Any) -> int:
-    _there(Path(args.file))
+    _there(Path(args.file), "sweep file" if args.file.endswith(".py") else "file or directory")
     _say("reading the runs")
     try:
         return _report(args)
