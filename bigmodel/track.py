@@ -33,7 +33,8 @@ from bigmodel.config import UsageError, is_whole, note, sealed
 
 
 def read_json(path: Any) -> Any:
-    """The parsed file, without its checksum. None if there is none, or none that is whole: that is noted, and the caller does without.
+    """The parsed file, without its checksum. None if there is none, or none that is whole: that is noted, and the
+    caller does without.
 
     Raises:
       UsageError: it is there and can't be read.
@@ -102,8 +103,8 @@ def write_record(path: Any, value: dict[str, Any]) -> None:
     write_json(path, sealed(json.loads(json.dumps(value))))
 
 
-def read_rows(path: Any) -> list[dict[str, Any]]:
-    """Rows of a .jsonl up to the first line that is torn or damaged."""
+def read_rows(path: Any, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a .jsonl up to the first line that is torn or damaged, or lacks one of `keys`."""
     try:
         lines = epath.Path(path).read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
@@ -115,6 +116,8 @@ def read_rows(path: Any) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             break
         if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not is_whole(row):
+            break
+        if not row.keys() >= set(keys):
             break
         row.pop("crc32", None)
         rows.append(row)
@@ -162,17 +165,25 @@ def last_row(path: Any) -> dict[str, Any] | None:
 class Rows:
     """An append-only .jsonl that a resume cuts back to its step: row for row what no kill would have left."""
 
-    def __init__(self, path: Any, step: int, claim: Sequence[int] | None = None, needed: bool = False):
+    def __init__(
+        self,
+        path: Any,
+        step: int,
+        claim: Sequence[int] | None = None,
+        needed: bool = False,
+        keys: Sequence[str] = (),
+    ):
         """Args:
           step: of the checkpoint that goes on.
           claim: what `claim` told when it was saved; None: nothing.
           needed: whether something is computed from these rows; else damage is noted, and the run goes on.
+          keys: that each row has.
 
         Raises:
           UsageError: rows that are needed are damaged.
         """
         self.path = epath.Path(path)
-        kept = [r for r in read_rows(self.path) if r["step"] <= step]
+        kept = [r for r in read_rows(self.path, keys) if r["step"] <= step]
         self.lines = [json.dumps(sealed(r)) for r in kept]
         self.step = self.count = self.crc32 = 0
         for row, line in zip(kept, self.lines, strict=True):

@@ -39,6 +39,8 @@ from bigmodel.data import loader
 from bigmodel.progress import Line, peak_flops
 from bigmodel.view import View, wandb_mode
 
+BRANCH = ("end", "alive")  # what each row of branches.jsonl has
+
 # --------------------------------------------------------------------------------- the loop
 
 
@@ -264,7 +266,13 @@ def _train(
     needed = {"metrics": bool(frozen.train.patience or frozen.train.noise_scale), "branches": True}
     kept = ("metrics", "speed", *(["branches"] if frozen.optim.branches else []))
     files = {
-        k: track.Rows(folder / f"{k}.jsonl", start, meta.get("rows", {}).get(k), needed.get(k, False))
+        k: track.Rows(
+            folder / f"{k}.jsonl",
+            start,
+            meta.get("rows", {}).get(k),
+            needed.get(k, False),
+            BRANCH if k == "branches" else (),
+        )
         for k in (kept if lead else ())
     }
     metrics_file, speed_file, branch_file = (files.get(k) for k in ("metrics", "speed", "branches"))
@@ -353,7 +361,7 @@ def _train(
     # ---- loop: dispatch step t, then read step t-1, so that the device never waits for the host
     pending: tuple[int, Any] | None = None
     forks = optim.branch_steps(frozen.optim, steps)
-    branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl") if r["step"] <= start}
+    branched = {r["end"] for r in track.read_rows(folder / "branches.jsonl", BRANCH) if r["step"] <= start}
     step = saved = start
     early = bool(patience) and outcome.no_better(
         [loss for _, loss in checks], patience
@@ -459,7 +467,9 @@ def _train(
     if branch_file:
         branch_file.close()
         result["branches"] = [
-            outcome.branch_row(result, row, plan) for row in track.read_rows(folder / "branches.jsonl") if row["alive"]
+            outcome.branch_row(result, row, plan)
+            for row in track.read_rows(folder / "branches.jsonl", BRANCH)
+            if row["alive"]
         ]
     if metrics_file and speed_file:
         metrics_file.close()

@@ -163,6 +163,7 @@ class Kind:
     most: int = 99  # files a glob
 
 
+PLAN = ["--flops=1e15", "--next-runs=0"]
 RECORDS = ["runs/*/*.json", "runs/*/*.jsonl"]
 EVALUATE = ["evaluate", "{run}", "--split=validation"]
 STEP = "runs/*/checkpoints/8"
@@ -193,8 +194,8 @@ KINDS = {
         most=2,
     ),
     "sweep's logs": Kind(make_study, ["runs/study/workers/*"], [["sweep", "status", "study.py"]]),
-    "fit": Kind(lambda: make_fit("--out=fit.json"), ["fit.json"], [["plan", "--law=fit.json", "--flops=1e15", "--next-runs=0"]]),
-    "report": Kind(make_report, ["report/fit.json"], [["plan", "--law=report/fit.json", "--flops=1e15", "--next-runs=0"]]),
+    "fit": Kind(lambda: make_fit("--out=fit.json"), ["fit.json"], [["plan", "--law=fit.json", *PLAN]]),
+    "report": Kind(make_report, ["report/fit.json"], [["plan", "--law=report/fit.json", *PLAN]]),
     "text": Kind(
         make_text,
         ["data/speech/*"],
@@ -384,3 +385,188 @@ def test_every_flipped_bit_is_told_or_harmless(name, tmp_path, monkeypatch, caps
             counts = " | ".join(str(tally[verb, verdict]) for verdict in GOOD)
             print(f"| {name} | {verb} | {counts} | {lines.get(verb, '')[:110]} |")
     assert not wrong
+
+
+# ---------------------------------------------------------- what is done about damage, each by its name
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A folder with a run in runs/, killed after its checkpoint of step 8."""
+    home = tmp_path_factory.mktemp("interrupted")
+    with contextlib.chdir(home):
+        make_interrupted()
+    return home
+
+
+@pytest.fixture(scope="module")
+def needing(tmp_path_factory):
+    home = tmp_path_factory.mktemp("needing")
+    with contextlib.chdir(home):
+        make_needing()
+    return home
+
+
+def copied(home, tmp_path, monkeypatch):
+    """The run's folder in a copy, which is the working folder."""
+    shutil.copytree(home, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    (folder,) = Path("runs").iterdir()
+    return folder
+
+
+def test_damaged_newest_checkpoint_is_put_aside_and_an_older_one_goes_on(interrupted, tmp_path, monkeypatch):
+    folder = copied(interrupted, tmp_path, monkeypatch)
+    done(*TRAIN)
+    whole = outcome(Path("runs"))
+    shutil.rmtree("runs")
+    shutil.copytree(interrupted / "runs", "runs")
+    for file in folder.glob("checkpoints/8/state/**/d/*"):
+        flip(file, file.stat().st_size // 3, 4)
+    code, _, err = call(*TRAIN)
+    (line,) = [line for line in err.splitlines() if line.startswith("bigmodel: ")]
+    assert code == 0 and "checkpoints/8 can't be restored" in line and "going on from the one of step 6" in line
+    assert (folder / "checkpoints/damaged-8").is_dir()
+    assert outcome(Path("runs")) == whole
+
+
+def test_all_checkpoints_damaged_is_one_line_and_nothing_is_lost(interrupted, tmp_path, monkeypatch):
+    folder = copied(interrupted, tmp_path, monkeypatch)
+    for file in folder.glob("checkpoints/*/meta/metadata"):
+        file.write_bytes(file.read_bytes()[:50])
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    code, _, err = call(*TRAIN)
+    assert code == 2 and "can't be restored" in err.splitlines()[-1] and "Traceback" not in err
+    assert {p.name for p in folder.glob("checkpoints/*")} == {"6", "8"}
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize("damage", ["a line less", "a digit", "cut"])
+def test_hole_in_the_rows_is_refused_where_the_result_needs_them_else_noted(
+    damage, interrupted, needing, tmp_path, monkeypatch
+):
+    def spoil(path):
+        lines = path.read_text().splitlines()
+        if damage == "a line less":
+            del lines[3]
+        elif damage == "a digit":
+            lines[3] = re.sub(r'("(?:eval_)?loss": \d\.)\d', r"\g<1>7", lines[3])
+        path.write_text("\n".join(lines[: 4 if damage == "cut" else None]) + "\n")
+
+    folder = copied(needing, tmp_path / "a", monkeypatch)
+    spoil(folder / "metrics.jsonl")
+    code, _, err = call(*TRAIN_NEEDING)
+    (line,) = err.splitlines()
+    assert code == 2 and "metrics.jsonl' is damaged" in line and "the run's result depends on them" in line
+    assert not (folder / "result.json").exists()
+    folder = copied(interrupted, tmp_path / "b", monkeypatch)
+    spoil(folder / "metrics.jsonl")
+    code, _, err = call(*TRAIN)
+    assert code == 0 and "metrics.jsonl' is damaged" in err and "this record has holes" in err
+
+
+def test_damaged_branch_of_a_run_is_never_its_result(needing, tmp_path, monkeypatch):
+    """Also one newer than the checkpoint that goes on."""
+    folder = copied(needing, tmp_path, monkeypatch)
+    (row,) = (folder / "branches.jsonl").read_text().splitlines()
+    assert json.loads(row)["step"] == 4
+    done(*TRAIN_NEEDING)
+    whole = json.loads((folder / "result.json").read_bytes())["branches"]
+    shutil.rmtree(folder)
+    shutil.copytree(needing / folder, folder)
+    changed = re.sub(r'("eval_loss": \d\.)\d', r"\g<1>7", row)
+    assert changed != row
+    (folder / "branches.jsonl").write_text(changed + "\n")
+    assert call(*TRAIN_NEEDING)[0] == 2
+    for later in (6, 8):  # as killed between the branch and the next checkpoint
+        shutil.rmtree(folder / f"checkpoints/{later}")
+    done(*TRAIN_NEEDING)
+    again = json.loads((folder / "result.json").read_bytes())["branches"]
+    assert [CLOCK.sub("", json.dumps(b)) for b in again] == [CLOCK.sub("", json.dumps(b)) for b in whole]
+
+
+def test_config_json_of_a_run_goes_on_in_that_run_s_folder(interrupted, tmp_path, monkeypatch):
+    folder = copied(interrupted, tmp_path, monkeypatch)
+    Path("runs").rename("study")
+    said = done("train", f"study/{folder.name}/config.json")
+    assert said.startswith(f"study/{folder.name}: loss") and not Path("runs").exists()
+    rows = [json.loads(line) for line in Path(f"study/{folder.name}/attempts.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 8
+    done("train", f"study/{folder.name}/config.json", "--runs=other")
+    assert Path(f"other/{folder.name}/result.json").exists()
+
+
+def test_speed_after_a_resume_is_of_steps_that_took_time(interrupted, tmp_path, monkeypatch):
+    """The first row after it counts no step that was only dispatched."""
+    from bigmodel import train
+
+    folder = copied(interrupted, tmp_path, monkeypatch)
+    monkeypatch.setattr(train.Line, "due", lambda _: True)  # a row as often as there can be one
+    done(*TRAIN)
+    rows = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["step"] > 8] in ([9, 10], [10])
+    assert all(0 < row["mfu"] < 1 for row in rows)
+
+
+RECORDS_OF_A_RUN = ["result.json", "error.json", "metrics.jsonl", "speed.jsonl", "branches.jsonl", "attempts.jsonl"]
+NO_RECORDS = [b"\xff\xfe\x00", b"[]", b"{}", b'{"step": "x"}', b"[" * 100_000, b"", b'{"step": 3}\n', b"null", b"7"]
+
+
+@pytest.mark.parametrize("content_", NO_RECORDS, ids=range(len(NO_RECORDS)))
+def test_records_that_are_none_are_no_traceback(content_, planned, tmp_path, monkeypatch):
+    """Of status, launch, worker, fit and train; a run goes on, or one line says why it doesn't."""
+    copied(planned, tmp_path, monkeypatch)
+    rows = [json.loads(line) for line in Path("runs/study/plan.jsonl").read_text().splitlines()]
+    folder = Path("runs/study") / rows[0]["run_id"]
+    for name in RECORDS_OF_A_RUN:
+        (folder / name).write_bytes(content_)
+    for command in (
+        ["sweep", "status", "study.py"],
+        ["launch", "runs/study", "--engine=local", "--print"],
+        ["fit", "runs/study", "--bootstrap=0"],
+        ["worker", "runs/study", f"--run={rows[0]['run_id']}"],
+        ["sweep", "run", "study.py"],
+    ):
+        code, _, err = call(*command)
+        assert "Traceback" not in err and code in (0, 2), (command, err)
+    assert all((Path("runs/study") / row["run_id"] / "result.json").stat().st_size > 99 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A sweep of two rows, done."""
+    home = tmp_path_factory.mktemp("planned")
+    with contextlib.chdir(home):
+        Path("study.py").write_text(STUDY.replace("(2, 4, 8)", "(8,)").replace("(3, 6, 12)", "(3, 6)"))
+        done("sweep", "run", "study.py")
+    return home
+
+
+@pytest.mark.parametrize("damage", ["half", "emptied", "a row less", "a digit", "no UTF-8"])
+def test_damaged_plan_is_refused_until_it_is_planned_again(damage, planned, tmp_path, monkeypatch):
+    copied(planned, tmp_path, monkeypatch)
+    plan = Path("runs/study/plan.jsonl")
+    whole = plan.read_bytes()
+    plan.write_bytes(
+        {
+            "half": whole[: len(whole) // 2],
+            "emptied": b"",
+            "a row less": whole[: whole.index(b"\n") + 1],
+            "a digit": re.sub(rb'("steps": )\d', rb"\g<1>9", whole, count=1),
+            "no UTF-8": b"\xff" + whole,
+        }[damage]
+    )
+    for command in (
+        ["sweep", "status", "study.py"],
+        ["launch", "runs/study", "--engine=local", "--print"],
+        ["worker", "runs/study", "--run=0123"],
+        ["fit", "runs/study"],
+    ):
+        code, out, err = call(*command)
+        (line,) = err.splitlines()
+        assert code == 2 and "runs/study/plan.jsonl" in line and "bigmodel sweep plan" in line, (command, err)
+        assert not out
+    code, _, err = call("sweep", "plan", "study.py")
+    assert code == 0 and "plan.jsonl" in err
+    rows, old = ([json.loads(x) for x in text.splitlines()] for text in (plan.read_bytes(), whole))
+    assert [(r["run_id"], r["config"]) for r in rows] == [(r["run_id"], r["config"]) for r in old]

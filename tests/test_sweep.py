@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, bigmodel
+from conftest import ROOT, TINY, bigmodel
 from etils import epath
 from test_images import image_dir  # noqa: F401 (a fixture)
 from test_tasks import reviews
+from test_wrong_inputs import tree_of
 
-from bigmodel import budget, claims, status, sweep, track
+from bigmodel import budget, claims, cli, status, sweep, track
 from bigmodel.config import Retry, UsageError
 
 FILE = '''"""Digits, small."""
@@ -300,6 +301,83 @@ def test_a_killed_sweep_continues(file, tmp_path):
     tally, *_ = go(file, tmp_path)
     assert tally["trained"] == 6 - len(finished) and tally["skipped"] == len(finished)
     assert all(p.read_bytes() == text for p, text in finished.items())
+
+
+# ----------------------------------------------------------------- what is outside the rows, and other plans
+
+
+def test_missing_shard_ends_with_75_and_fails_no_row(data_dir, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data_dir, "data")
+    Path("study.py").write_text(
+        f"CONFIG = {str(ROOT / 'experiments/gpt.py')!r}\n"
+        f"def get_sweep():\n    return [{{**{dict(TINY)!r}, 'train.steps': n}} for n in (2, 3)]\n"
+    )
+    shard = Path("data/speech/train-00000.bin")
+    for away in (lambda: shard.rename("away"), lambda: (shard.rename("away"), shard.symlink_to("nowhere"))):
+        away()
+        capfd.readouterr()
+        assert cli.main(["sweep", "run", "study.py"]) == 75
+        line = capfd.readouterr().err.splitlines()[-1]
+        assert "train-00000.bin' is missing" in line and "the same command continues" in line
+        assert states(Path("runs/study")) == ["pending"] * 2
+        assert not list(Path("runs").glob("study/*/error.json"))
+        shard.unlink(missing_ok=True)
+        Path("away").rename(shard)
+    assert cli.main(["sweep", "run", "study.py"]) == 0
+    assert states(Path("runs/study")) == ["done"] * 2
+
+
+def test_data_folder_that_is_gone_after_the_plan_fails_no_row(file, tmp_path, monkeypatch):
+    from bigmodel.config import NoData
+
+    folder, plan = status.folder_of(file, str(tmp_path / "runs")), sweep.make_plan(file, OFF)
+    from bigmodel import train
+
+    monkeypatch.setattr(train, "attempt", lambda *_, **__: (_ for _ in ()).throw(NoData("no prepared data at 'data'")))
+    sweep.write_plan(folder, plan, file, OFF)
+    with pytest.raises(Retry, match="no prepared data at 'data'; the same command continues"):
+        sweep.run(file, plan, folder, say=print)
+    assert states(folder) == ["pending"] * 4
+
+
+def test_two_sweep_files_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name, steps in (("a", [3]), ("b", [4])):
+        Path(name).mkdir()
+        Path(name, "lr.py").write_text(FILE.format(steps=steps).replace("experiments", str(ROOT / "experiments")))
+    assert cli.main(["sweep", "plan", "a/lr.py"]) == 0
+    plan = Path("runs/lr/plan.jsonl").read_bytes()
+    for action in ("plan", "run"):
+        capfd.readouterr()
+        assert cli.main(["sweep", action, "b/lr.py"]) == 2
+        out, err = capfd.readouterr()
+        assert "a/lr.py" in err and "choose another --runs" in err and err.count("\n") == 1 and not out
+        assert Path("runs/lr/plan.jsonl").read_bytes() == plan
+    assert cli.main(["sweep", "plan", "b/lr.py", "--runs=other"]) == 0
+
+
+def test_plan_with_other_flags_changes_nothing_and_run_with_them_adds_rows(file, tmp_path, monkeypatch, capfd):
+    runs, more = f"--runs={tmp_path}/runs", ["--config.run.wandb=off", "--config.model.depth=1"]
+    assert cli.main(["sweep", "run", file, runs, *more]) == 0
+    folder = tmp_path / "runs/small"
+    before, plan = tree_of(folder), (folder / "plan.jsonl").read_bytes()
+    capfd.readouterr()
+    assert cli.main(["sweep", "plan", file, runs, *more, "--config.train.seed=1"]) == 0
+    assert "4 of these 4 rows aren't in it" in capfd.readouterr().err
+    assert tree_of(folder) == before
+    assert cli.main(["sweep", "run", file, runs, *more, "--config.train.seed=1"]) == 0
+    assert states(folder) == ["done"] * 8
+    assert {json.loads(line)["run_id"] for line in plan.splitlines()} <= {r["run_id"] for r in status.status(folder)}
+    # The file loses rows that are done: they are superseded, in status told of, and left out of fits.
+    Path(file).write_text(FILE.format(steps=[3, 7]))
+    assert cli.main(["sweep", "run", file, runs, *more]) == 0
+    rows = status.status(folder)
+    assert [row["state"] for row in rows] == ["done"] * 10
+    assert sum(bool(row["superseded"]) for row in rows if "superseded" in row) == 2
+    capfd.readouterr()
+    assert cli.main(["fit", str(folder), "--bootstrap=0", "--holdout=0"]) == 0
+    assert "2 runs of an earlier version of the sweep: left out (--earlier takes them)" in capfd.readouterr().out
 
 
 # -------------------------------------------------------------------------------- as a user
