@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from bigmodel.config import Busy, Retry
+from bigmodel.config import Busy, Retry, is_whole, note, sealed
 
 LEASE = 900.0  # seconds; a holder renews a quarter of it after the last time
 
@@ -105,11 +105,21 @@ def _store(folder: str) -> Any:
     return ts.KvStore.open(folder.rstrip("/") + "/").result()
 
 
+def _parsed(value: bytes) -> dict[str, Any]:
+    """{'owner', 'time', ...} of a claim; {} of none, and of a damaged one: a holder that lives notices who takes it."""
+    try:
+        found = json.loads(value or b"{}")
+        if is_whole(found) and (not found or ("owner" in found and isinstance(found["time"], float))):
+            return dict(found)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    note(f"a run's {NAME} is damaged: taken as nobody's")
+    return {}
+
+
 def _fresh(value: bytes) -> bool:
-    if not value:
-        return False
-    found = json.loads(value)
-    return not found.get("released") and time.time() - found["time"] < LEASE
+    found = _parsed(value)
+    return bool(found) and not found.get("released") and time.time() - found["time"] < LEASE
 
 
 class ObjectClaim:
@@ -119,14 +129,14 @@ class ObjectClaim:
         self.store, self.who, self.lock = store, who, threading.Lock()
         found = store.read(NAME).result()
         if found.state != "missing":
-            value = json.loads(found.value)
-            if value["owner"] != who and _fresh(found.value):
+            value = _parsed(found.value)
+            if value and value["owner"] != who and _fresh(found.value):
                 raise Busy(f"{value['owner']} is training this run, and was last heard of at {value['time']:.0f}")
         self.generation = found.stamp.generation  # of what isn't there, too: written only if it still isn't
         self._write()
 
     def _write(self, **more: Any) -> None:
-        value = json.dumps({"owner": self.who, "time": time.time(), **more}).encode()
+        value = json.dumps(sealed({"owner": self.who, "time": time.time(), **more})).encode()
         try:
             stamp = self.store.write(NAME, value, if_equal=self.generation).result()
         except Exception as e:

@@ -135,8 +135,8 @@ def add_attempt(folder: Any, step: int, processes: int, devices: int) -> None:
     row = {"step": step, "date": now(), "host": socket.gethostname(), "pid": os.getpid()}
     row |= {"processes": processes, "devices": devices}
     path = epath.Path(folder) / "attempts.jsonl"
-    rows = [*read_rows(path), row]
-    write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+    old = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    write_text(path, f"{old[: old.rfind(chr(10)) + 1]}{json.dumps(row)}\n")
 
 
 def last_row(path: Any) -> dict[str, Any] | None:

@@ -160,6 +160,22 @@ def test_an_object_store_admits_one_claim(tmp_path, monkeypatch):
     claims.ObjectClaim(store, "slurm 9_1").close()
 
 
+@pytest.mark.parametrize("byte", [0, 12, 30, -3])
+def test_a_damaged_claim_of_an_object_is_nobodys_and_said(byte, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(config, "_noted", set())
+    store = object_store(tmp_path)
+    one = claims.ObjectClaim(store, "slurm 7_1")
+    data = bytearray(store.read(claims.NAME).result().value)
+    data[byte] ^= 1
+    store.write(claims.NAME, bytes(data)).result()
+    two = claims.ObjectClaim(store, "slurm 8_1")
+    assert "claim.json is damaged" in capfd.readouterr().err
+    one.written = 0
+    with pytest.raises(Busy, match="another worker has taken this run"):
+        one.renew()
+    two.renew()
+
+
 def test_of_simultaneous_claims_of_an_object_one_is_made(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
