@@ -255,6 +255,7 @@ def verb_parsers(top: Parser) -> dict[str, Parser]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     known = argparse.Namespace(verb="")  # until it is parsed
+    config.noted.clear()
     try:
         overrides, rest = config.parse_flags(args)
         top = parser()

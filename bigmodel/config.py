@@ -67,13 +67,13 @@ class Busy(Retry):
     """Another process is at this very run: whoever goes through many runs passes on to the next."""
 
 
-_noted: set[str] = set()
+noted: set[str] = set()
 
 
 def note(text: str) -> None:
-    """Says one line on stderr, once a process: what was left out, replaced or not found, where work goes on."""
-    if text not in _noted:
-        _noted.add(text)
+    """Says one line on stderr, once a command: what was left out, replaced or not found, where work goes on."""
+    if text not in noted:
+        noted.add(text)
         print(f"bigmodel: note: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 

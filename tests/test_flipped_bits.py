@@ -45,7 +45,7 @@ def flags(pairs):
 
 def call(*argv):
     """(exit code, stdout, stderr) of the command, in this process."""
-    config._noted.clear()  # notes are told once a process
+    config.noted.clear()  # notes are told once a process
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main([str(a) for a in argv])

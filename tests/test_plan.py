@@ -307,7 +307,7 @@ def test_a_plan_in_other_units_is_refused(tmp_path, capsys, unit):
     capsys.readouterr()
     assert cli.main(["plan", f"--law={fit}", "--flops=1e22"]) == 2
     err = capsys.readouterr().err
-    assert "per parameter: are the runs' N and D in plain numbers, not in millions?" in err
+    assert "a parameter: are the runs' N and D in plain numbers, not in millions?" in err
 
 
 def test_a_plan_beyond_everything_is_refused(law, exact):

@@ -162,7 +162,7 @@ def test_an_object_store_admits_one_claim(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("byte", [0, 12, 30, -3])
 def test_a_damaged_claim_of_an_object_is_nobodys_and_said(byte, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(config, "_noted", set())
+    monkeypatch.setattr(config, "noted", set())
     store = object_store(tmp_path)
     one = claims.ObjectClaim(store, "slurm 7_1")
     data = bytearray(store.read(claims.NAME).result().value)
