@@ -115,7 +115,7 @@ def test_runs_outside_the_plan_are_left_out(tmp_path):
     assert sorted(loaded["run_id"]) == sorted(planned)
     assert any("3 runs aren't in the sweep's plan" in w for w in loaded.attrs["warnings"])
     plan.write_text(plan.read_text()[:-5])
-    with pytest.raises(UsageError, match=r"can't read .*plan\.jsonl"):
+    with pytest.raises(UsageError, match=r"plan\.jsonl' line 15 is damaged"):
         rows.load(tmp_path)
 
 
@@ -141,11 +141,11 @@ def test_runs_of_an_earlier_plan_are_left_out_unless_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "".join(text.splitlines(True)[:9]), "holds 9 of 18 rows: `bigmodel sweep plan FILE`"),
-        (lambda text: "", "holds 0 of its rows"),
-        (lambda text: text.replace('"r128', '"R128', 1), "line 7: damaged .its checksum differs."),
-        (lambda text: "3\n" + text, "line 1: no row with a run_id"),
-        (lambda text: "[" * 200_000, "line 1: "),
+        (lambda text: "".join(text.splitlines(True)[:9]), "holds 9 of 18 rows; `bigmodel sweep plan FILE.py`"),
+        (lambda text: "", "is empty"),
+        (lambda text: text.replace('"r128', '"R128', 1), "line 7 is damaged"),
+        (lambda text: "3\n" + text, "line 1 is damaged"),
+        (lambda text: "[" * 200_000, "line 1 is damaged"),
     ],
 )
 def test_a_cut_or_damaged_plan_is_one_line(tmp_path, change, message):
@@ -189,7 +189,9 @@ def test_a_result_whose_checksum_differs_is_left_out(tmp_path, capsys):
     runs[3]["loss"] += 0.5
     frame = rows.load(write_runs(tmp_path, runs))
     assert len(frame) == 17 and "crc32" not in frame
-    assert frame.attrs["warnings"] == ["1 result.json is damaged (its checksum differs): left out"]
+    assert frame.attrs["warnings"] == [
+        "1 result.json can't be read, as that of r64-4-100 (its checksum differs): left out"
+    ]
 
 
 def test_a_diverged_run_of_a_sweep_is_named_and_dropped_by_its_id(tmp_path, capsys):
