@@ -77,8 +77,11 @@ class Checkpoints:
         for i, step in enumerate(steps):
             try:
                 found = self._restore(step, shapes, shardings)
-            except _Damaged as e:
+            except UsageError as e:
                 if i + 1 == len(steps) or jax.process_count() > 1:  # processes would have to agree
+                    raise
+                own, older = (_difference(self.manager, s, shapes) for s in (step, steps[i + 1]))
+                if not isinstance(e, _Damaged) and not (own and not older):  # another model's differ all
                     raise
                 note(f"{e}; going on from the one of step {steps[i + 1]}")
                 damaged.append(step)
@@ -188,9 +191,11 @@ def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any, part: bo
         have = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
     except Exception:
         return ""
+    if not have:  # unreadable metadata isn't another model
+        return ""
     want = {tree.path_of(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
     have = {p: shape for p, shape in have.items() if (p in want if part else p.split("/")[0] in shapes)}
-    for path in sorted(want.keys() | have.keys()) if have or part else ():  # unreadable metadata isn't another model
+    for path in sorted(want.keys() | have.keys()):
         if want.get(path) != have.get(path):
             return f"{path} is {have.get(path, 'absent')} there and {want.get(path, 'absent')} here"
     return ""

@@ -107,7 +107,7 @@ def wait_for(child, folder, step, amid_save):
 # ------------------------------------------------------------------------- sweep run, prepare, report
 
 
-CLOCK = re.compile(r'"(wall_seconds|date|crc32)": [^,\n}]*')
+CLOCK = re.compile(r'"(wall_seconds|date|crc32|git_sha|git_dirty)": [^,\n}]*')
 
 
 def content(folder):

@@ -236,7 +236,7 @@ def test_mistakes_end_in_one_line(args, text):
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="pip install 'bigmodel"):
+    with pytest.raises(UsageError, match=r"pip install 'jax\[tpu\]'"):
         pod.devices(Topology("v5e:2x2"))
 
 

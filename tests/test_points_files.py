@@ -319,7 +319,7 @@ case("folder without results", None, ["no result.json"], file="runs/a/config.jso
 case(
     "folder of broken results",
     '{"params": ',
-    ["no usable run", "1 damaged result.json"],
+    ["no usable run", "1 result.json can't be read"],
     file="runs/a/result.json",
 )
 case("one run's folder", None, ["it is one run"], file="runs/result.json")

@@ -127,7 +127,7 @@ def test_rows_in_order_are_parts_of_the_data():
     ("overrides", "said"),
     [
         ([("model.cell", "lsmt")], "did you mean 'lstm'"),
-        ([("train.microbatch", 2)], "each row of a batch has its own state"),
+        ([("train.microbatch", 2)], "depends on the whole batch, which is never cut"),
         ([("train.batch_size", 100_000)], "with model.carry each row reads a part of the data"),
     ],
 )

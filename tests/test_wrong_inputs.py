@@ -54,6 +54,7 @@ def one_line(error, *says):
     """The message, if `error` is one line of ours beside progress, and says all that it should."""
     assert "Traceback" not in error, error
     lines = [line for line in error.splitlines() if line.strip() and not PROGRESS.search(line)]
+    lines = [line for line in lines if not line.startswith("bigmodel: note: ")]  # what is said where work goes on
     assert len(lines) == 1, error
     assert lines[0].startswith("bigmodel: "), error
     assert len(lines[0]) < 600, error

@@ -124,7 +124,7 @@ def read_runs(folder: Path, earlier: bool = False) -> Source:
             counts["unreadable"] += 1
             unread = unread or f"{file.parent.name} ({(str(e) or type(e).__name__)[:80]})"
     if counts["unreadable"]:
-        warnings.append(f"{counts['unreadable']} damaged result.json: left out, as that of {unread}")
+        warnings.append(f"{counts['unreadable']} result.json can't be read, as that of {unread}: left out")
     for kind, (number, why) in left_out.items():
         counts[kind] = number
         warnings.append(f"{number} runs {why}")
