@@ -408,10 +408,12 @@ def derive(config: FrozenConfigDict) -> Budget:
     unique = info.train_examples * info.units_per_example
     epochs = steps * per_step / unique
     if epochs > config.data.epochs + 1e-9:
-        raise NoData(
+        error = NoData(
             f"{steps * per_step:,} {info.unit} asked, {unique:,} unique ones there are: {epochs:.2f} epochs; "
             f"allow them with --config.data.epochs={math.ceil(epochs)}"
         )
+        error.epochs = math.ceil(epochs)
+        raise error
     return Budget(
         params=total,
         params_nonembedding=nonembedding,

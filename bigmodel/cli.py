@@ -261,18 +261,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         known.command = shlex.join(["bigmodel", *args])
         if unknown:
             options = [s for a in verb_parsers(top)[known.verb]._actions for s in a.option_strings]
-            hint = nearest(unknown[0].partition("=")[0], options)
+            name, _, value = unknown[0].partition("=")
+            hint = nearest(name, options)
+            if known.verb in CONFIGURED and (key := _option_of_a_config(name.lstrip("-"))):
+                hint = f" (did you mean --config.{key}={value}?)"
             raise UsageError(f"{known.verb}: unknown argument {unknown[0]!r}{hint}")
-        if overrides and known.verb not in (
-            "train",
-            "sweep",
-            "count",
-            "plan",
-            "coordcheck",
-            "compile",
-            "worker",
-            "launch",
-        ):
+        if overrides and known.verb not in CONFIGURED:
             raise UsageError(f"{known.verb} takes no --config.{overrides[0][0]}")
         check_buckets(known, overrides)
         from bigmodel.verbs import verb
@@ -299,7 +293,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         if e.errno in config.FULL:
             return _fail(f"disk full: {e.filename or e}; free space and repeat", EXIT_RETRY)
-        raise
+        if e.filename is None:
+            raise
+        name = os.fsdecode(e.filename) if isinstance(e.filename, str | bytes) else str(e.filename)
+        return _fail(f"can't use {name[:200]!r}: {e.strerror or type(e).__name__}", EXIT_USAGE)
+
+
+def _option_of_a_config(name: str) -> str:
+    """'train.steps' of 'steps'; "" where no config has such an option."""
+    from bigmodel import identity
+
+    sections = {section: options.split() for section, options in identity.FIRST.items()}
+    return next((f"{s.partition('.')[0]}.{name}" for s, options in sections.items() if name in options), "")
 
 
 def _fail(message: str, code: int) -> int:

@@ -45,7 +45,13 @@ class UsageError(Exception):
 
 
 class NoData(UsageError):
-    """The data that a config reads isn't there, or isn't enough: who needs shapes alone may go on."""
+    """The data that a config reads isn't there, or isn't enough: who needs shapes alone may go on.
+
+    Attributes:
+      epochs: passes over the data that would be enough; 0: no number is.
+    """
+
+    epochs = 0
 
 
 class Unavailable(UsageError):

@@ -153,6 +153,7 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
     recipe = recipes.get(module.RECIPE) if hasattr(module, "RECIPE") else None
     overrides = list(overrides)
     planned: dict[str, Planned] = {}
+    short: list[NoData] = []  # rows that ask for more data than there is: told together, with what all of them need
     for number, row in enumerate(rows, 1):
         try:
             if not all(isinstance(key, str) for key in row):
@@ -177,8 +178,16 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
                 row = {**row, **said}
             item = _planned({**named, **row}, unfrozen)
         except UsageError as e:
-            raise UsageError(f"{path} row {number} {json.dumps(row, default=str)}: {e}") from e
+            error = type(e)(f"{path} row {number} {json.dumps(row, default=str)}: {e}")
+            if not (isinstance(e, NoData) and isinstance(error, NoData) and e.epochs):
+                raise error from e
+            error.epochs = e.epochs
+            short.append(error)
+            continue
         planned.setdefault(item.run_id, item)  # equal rows are one run
+    if short:
+        most = max(short, key=lambda e: e.epochs)
+        raise UsageError(f"{most}" + (f" (the most of {len(short)} such rows)" if len(short) > 1 else "")) from most
     return list(planned.values())
 
 
@@ -210,13 +219,19 @@ def write_plan(folder: epath.Path, plan: Sequence[Planned], path: str, overrides
     Raises:
       UsageError: the folder is another sweep file's, or can't be written.
     """
+    stored = stored_plan(folder, path)
     own = [{**item.to_dict(), "sweep": str(Path(path).resolve()), "overridden": list(overrides)} for item in plan]
     ids = {row["run_id"] for row in own}
     rest = []
-    for row in (row for row in stored_plan(folder, path) if row["run_id"] not in ids):
+    for row in (row for row in stored if row["run_id"] not in ids):
         row["superseded"] = row.get("superseded") or row.get("overridden", []) == [list(pair) for pair in overrides]
         if not row["superseded"] or (folder / row["run_id"]).exists():
             rest.append(row)
+    if rest and ids - {row["run_id"] for row in stored}:
+        old = sum(row["superseded"] for row in rest)
+        note(
+            f"{folder}/plan.jsonl keeps {len(rest)} rows beside these: {len(rest) - old} of other flags, {old} superseded"
+        )
     rows = [config.sealed(json.loads(json.dumps({**row, "rows": len(own) + len(rest)}))) for row in own + rest]
     with config.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

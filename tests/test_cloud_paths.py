@@ -126,7 +126,9 @@ def test_plan_and_launch_of_a_sweep_in_a_bucket(here, bucket):
     assert "'pending'" not in text and not list(here.glob("gs:*"))
     # A finished row, as a worker there has left it.
     (bucket / "b/runs/small" / run_id).mkdir()
-    (bucket / "b/runs/small" / run_id / "result.json").write_text('{"status": "done", "loss": 1.0, "steps": 3}')
+    keys = ("params", "tokens", "flops", "loss", "wall_seconds", "steps")
+    result = {"run_id": run_id, "status": "done", **dict.fromkeys(keys, 3)}
+    (bucket / "b/runs/small" / run_id / "result.json").write_text(json.dumps(result))
     assert "1 runs: 1 done" in command("sweep", "status", "gs://b/runs/small").stdout
     done = command("worker", "gs://b/runs/small", f"--run={run_id}")
     assert done.returncode == 0 and "finished before" in done.stdout, done.stderr

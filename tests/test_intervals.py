@@ -1,6 +1,7 @@
 """Intervals, resamples, held-out errors and frontiers: against closed forms, and against one another."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import integrate, stats
 
 from bigmodel.config import UsageError
 from bigmodel.scaling import fit as fits
-from bigmodel.scaling import frontier, full_grid, laws, search, uncertainty
+from bigmodel.scaling import frontier, full_grid, laws, search, texts, uncertainty
 
 POINTS = Path(__file__).parents[2] / "shared" / "points"
 PLANTED = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28}
@@ -51,6 +52,106 @@ def test_delta_and_profile_are_student_t_for_a_linear_law():
     np.testing.assert_allclose(
         uncertainty.profile(problem, found.theta, cov), [centre - reach, centre + reach], rtol=2e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "estimate", "why"),
+    [
+        (10.46, 25.65, 5.18, "leave out the estimate"),
+        (2.046, 2.046, 2.046, "all resamples agree"),
+        (-2.0, -1.0, -0.5, "leave out the estimate"),
+        (np.nan, np.nan, 1.0, "too few"),
+        (1.0, 2.0, 1.0, ""),
+        (-1.0, np.inf, 1.0, ""),
+    ],
+)
+def test_an_interval_has_width_and_its_estimate(low, high, estimate, why):
+    ends = np.array([low, high])
+    assert (why in uncertainty.doubt(ends, estimate)) and bool(uncertainty.doubt(ends, estimate)) == bool(why)
+    assert uncertainty.pair(ends, estimate) == (None if why else [low, high])
+
+
+def seven():
+    frame = planted(noise=0.03, seed=5, sizes=4, data=3)
+    return frame.iloc[[0, 1, 2, 3, 4, 7, 11]].reset_index(drop=True)
+
+
+def test_few_runs_print_no_interval_and_why():
+    """Seven runs: of the resamples without the largest hardly one has enough distinct runs."""
+    result = fits.fit(seven(), bootstrap=300, holdout=1)
+    assert all(ends is None for ends in result["ci"].values())
+    assert result["holdout"][0]["mean_abs_rel_error_ci"] is None
+    text = texts.law_text(result)
+    assert not re.search(r"\[[-\d]", text) and text.count("[no interval]") == 5 + 2 + 3 + 1
+    assert re.search(r"no interval of the held-out error for 1 rung: \d+ of 200 resamples could be fitted", text)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("runs", [9, 12])
+def test_no_printed_interval_leaves_out_its_estimate(seed, runs):
+    """Few runs, with and without a run far off the others, of all methods and of the frontier."""
+    frame = planted(noise=0.02, seed=seed, sizes=4, data=3).iloc[:runs]
+    if seed % 2:
+        frame.loc[5, "L"] *= 3
+    result = fits.fit(frame, bootstrap=100, holdout=2)
+    estimates = {**result["params"], **{k: result["optimal"][k] for k in "ab"}}
+    for method, ends in result["intervals"].items():
+        for name, pair in ends.items():
+            if pair is not None:
+                assert pair[0] < pair[1] and pair[0] <= estimates[name] <= pair[1], (method, name)
+    for entry in result["holdout"]:
+        if (pair := entry["mean_abs_rel_error_ci"]) is not None:
+            assert pair[0] < pair[1] and pair[0] <= entry["mean_abs_rel_error"] <= pair[1]
+    for flops, pair in result["optimal"]["tokens_per_param_ci"].items():
+        assert pair is None or pair[0] <= result["optimal"]["tokens_per_param_at"][flops] <= pair[1]
+
+
+def test_a_frontier_of_few_resamples_has_no_interval():
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e8, 1e11, 9)))
+    frame = pd.DataFrame(
+        {"N": n, "D": d, "C": 6 * n * d, "L": laws.get("chinchilla").predict(PLANTED, {"N": n, "D": d})}
+    )
+    whole = frontier.fit(frame, "envelope", bootstrap=100)
+    few = frontier._result("envelope", [0.5, 1.0, 0.5, 1.0], np.ones((3, 4)), 100, frame, whole["budgets"], [])
+    assert all(ends is None for ends in few["ci"].values())
+    assert few["warnings"] == ["no intervals: 3 of 100 resamples have a frontier"]
+
+
+def test_isoflop_prints_no_interval_of_no_noise():
+    """Three sizes about each optimum leave no residual: the interval would be a point."""
+    c = np.repeat([1e18, 1e19, 1e20], 5)
+    n = np.sqrt(c / 120) * np.tile([0.25, 0.5, 1.0, 2.0, 4.0], 3)
+    loss = 2.0 * np.exp(0.02 * np.log(n / np.sqrt(c / 120)) ** 2)
+    found = frontier.fit(pd.DataFrame({"N": n, "D": c / 6 / n, "C": c, "L": loss}), "isoflop", bootstrap=50)
+    assert [b["N_ci"] for b in found["budgets"]] == [None] * 3 and found["ci"]["a"] is None
+    assert "a 0.500 [no interval]" in texts.law_text(found | {"n_runs": 15})
+
+
+def test_many_points_of_few_runs_are_drawn_by_run():
+    """Beyond the points that resamples take, too: the little bootstraps would take points for runs."""
+    rng = np.random.default_rng(0)
+    n = np.repeat(np.geomspace(1e7, 1e9, 10), 600)
+    d = np.tile(np.arange(1, 601) * 1e8, 10)
+    luck = np.exp(0.01 * np.repeat(rng.standard_normal(10), 600) + 0.001 * rng.standard_normal(6000))
+    loss = laws.get("chinchilla").predict(PLANTED, {"N": n, "D": d}) * luck
+    frame = pd.DataFrame({"N": n, "D": d, "L": loss, "run_id": np.repeat(np.arange(10), 600).astype(str)})
+    together = fits.fit(frame, bootstrap=60, holdout=0)
+    apart = fits.fit(frame.drop(columns="run_id"), bootstrap=60, holdout=0)
+    width = [np.log(r["ci"]["alpha"][1] / r["ci"]["alpha"][0]) for r in (together, apart)]
+    assert together["n_runs"] == 10 and width[0] > 5 * width[1]
+
+
+def test_ends_at_a_bound_and_errors_that_say_nothing_are_marked():
+    """Losses without a floor to be seen: resamples of E run to the least that is searched."""
+    frame = planted(noise=0.05, seed=1, sizes=4, data=3)
+    result = fits.fit(frame.assign(L=frame["L"] - 1.6), bootstrap=150, holdout=0)
+    assert "low" in result["at_bound"]["E"]
+    text = texts.law_text(result)
+    assert re.search(r"E \S+ \[\S+†, ", text) and "†: intervals of E" in text
+    for name, parameter in zip(result["params"], laws.get("chinchilla").parameters, strict=True):
+        if parameter.log and result["se"][name] is not None:
+            assert result["se"][name] <= result["params"][name]
+    assert result["se"]["B"] is None or result["se"]["A"] is None
 
 
 def test_bias_correction_moves_the_quantiles():

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from conftest import ROOT, bigmodel
 
-from bigmodel import cli, launch, status
+from bigmodel import cli, config, launch
 from bigmodel.config import UsageError
+from bigmodel.verbs import launching
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def thousand(tmp_path):
         if i < 310:
             (folder / row["run_id"]).mkdir()
         if i < 300:
-            result = {"status": "done", "loss": 2.5, "steps": 50}
+            result = {"run_id": row["run_id"], "status": "done", "loss": 2.5, "steps": 50, "flops": 1.0}
+            result |= {"params": 10, "tokens": 100, "wall_seconds": 1.0}
             (folder / row["run_id"] / "result.json").write_text(json.dumps(result))
         elif i < 310:
             (folder / row["run_id"] / "config.json").write_text("{}")
@@ -104,10 +106,12 @@ def test_the_text_for_an_engine(engine, more):
 def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_path):
     rows = [{"run_id": f"{i}", "config": {}, "overrides": {}, "superseded": i == 3} for i in range(5)]
     (tmp_path / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for i, text in ((0, b'{"loss": 1}'), (1, b'{"loss'), (2, b"\xff\xfe")):
+    keys = ("run_id", "status", "steps", "params", "tokens", "flops", "loss", "wall_seconds")
+    whole = json.dumps(dict.fromkeys(keys, 1)).encode()
+    for i, text in ((0, whole), (1, whole[:-9]), (2, b"\xff\xfe")):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "result.json").write_bytes(text)
-    assert launch.unfinished(tmp_path) == ("1", "2", "4")
+    assert launching.unfinished(tmp_path) == ("1", "2", "4")
 
 
 def test_sky_refuses_what_it_can_t_do():
@@ -137,7 +141,7 @@ def test_the_local_script_runs_rows_to_their_end(tmp_path, tiny):
     folder = planned(tmp_path, tiny(), 2)
     done = bigmodel("launch", folder, "--engine=local", "--max=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    ids = sorted(row["run_id"] for row in status.read_plan(folder))
+    ids = sorted(row["run_id"] for row in config.read_plan(folder))
     assert sorted(done.stdout.split("\n"))[1:] == [f"row {run_id}: code 0" for run_id in ids]
     assert all((folder / "launch" / f"{run_id}.log").read_text() for run_id in ids)
     again = bigmodel("launch", folder, "--engine=local")

@@ -189,6 +189,30 @@ def form(params, row):
 """
 
 
+NOISY = """
+import numpy as np
+PARAMETERS = {"E": (1, 2), "A": (10, 1e3), "alpha": (0.2, 0.5), "B": (10, 1e3)}
+def form(params, row):
+    rest = params["A"] / np.log(row["N"]) ** params["alpha"]  # of one parameter: a division by zero
+    return params["E"] + rest + params["B"] / row["D"] ** 0.28 + 0 * np.log(params["E"] - 1.2)
+"""
+
+
+def test_a_users_law_says_nothing_of_where_it_has_no_value(tmp_path, capfd):
+    """Neither numpy's warnings nor others come between the fit's lines, by `fit`, its report and `plan`."""
+    path = tmp_path / "noisy.py"
+    path.write_text(NOISY)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e8, 1e11, 4)))
+    loss = 1.7 + 20 / np.log(n) ** 1.5 + 400 / d**0.28
+    pd.DataFrame({"params": n, "tokens": d, "loss": loss}).to_csv(tmp_path / "points.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        options = ["--bootstrap=20", "--holdout=1", f"--out={tmp_path / 'fit.json'}"]
+        assert cli.main(["fit", str(tmp_path / "points.csv"), f"--law={path}", *options]) == 0
+        assert cli.main(["plan", f"--law={tmp_path / 'fit.json'}", "--flops=1e20"]) in (0, 2)
+    assert "Warning" not in capfd.readouterr().err
+
+
 def test_a_users_law(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(USER.replace(', "shift": (0.0,)', "").replace(' + 0 * params["shift"]', "").replace(

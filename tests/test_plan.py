@@ -1,11 +1,14 @@
 """Plans: closed forms, inverses, stationarity, coverage; the nearest buildable config; the runs to do next."""
 
+import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 
@@ -242,6 +245,74 @@ def test_a_loss_below_the_floor_is_no_plan(law, exact):
     assert any("no compute reaches" in w for w in out["warnings"])
     with pytest.raises(UsageError, match="within the limits"):
         plan.make(fit, Ask(loss=2.0, max_params=1e6))
+
+
+def fit_json(tmp_path, rows, *flags):
+    """fit.json of rows of (N, D, L), by the command."""
+    pd.DataFrame(rows, columns=["params", "tokens", "loss"]).to_csv(tmp_path / "points.csv", index=False)
+    assert cli.main(["fit", str(tmp_path / "points.csv"), f"--out={tmp_path / 'fit.json'}", *flags]) == 0
+    return str(tmp_path / "fit.json")
+
+
+def test_a_fit_that_most_resamples_fail_is_no_plan(tmp_path, capsys):
+    """Six runs for five parameters: nearly every resample has too few distinct runs."""
+    rng = np.random.default_rng(0)
+    some = [(1e6, 1e8), (1e6, 4e8), (4e6, 1e8), (4e6, 1.6e9), (1.6e7, 1e8), (1.6e7, 1.6e9)]
+    rows = [(n, d, (1.7 + 400 / n**0.34 + 410 / d**0.28) * np.exp(0.03 * rng.standard_normal())) for n, d in some]
+    fit = fit_json(tmp_path, rows, "--bootstrap=200")
+    capsys.readouterr()
+    out = tmp_path / "next.py"
+    config = ["--config=experiments/gpt.py", f"--out={out}"]
+    assert cli.main(["plan", f"--law={fit}", "--flops=1e18", *config]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and not out.exists()
+    assert re.fullmatch(r"bigmodel: plan: the fit .* doesn't determine a law: \d+ of 200 resamples .*\n", printed.err)
+    assert "it takes 4 or more sizes N" in printed.err and "these 6 runs have 3 N, 3 D" in printed.err
+
+
+def test_an_optimum_of_any_size_is_no_plan(law, exact):
+    """Resamples whose optimum spans more than a factor of a million."""
+    fit = law(exact)
+    wide = fit.thetas.copy()
+    wide[1:, fit.law.names.index("A")] += np.linspace(-12, 12, len(wide) - 1)
+    with pytest.raises(UsageError, match="doesn't determine N_opt: .* it takes 4 or more sizes"):
+        plan.make(dataclasses.replace(fit, thetas=wide), Ask(flops=1e19))
+
+
+def test_advice_on_what_the_runs_do_not_determine_is_refused(law, noisy):
+    fit = law(noisy)
+    made = plan.make(fit, Ask(flops=1e19))
+    wide = fit.thetas.copy()
+    wide[1:, fit.law.names.index("A")] += np.linspace(-12, 12, len(wide) - 1)
+    with pytest.raises(UsageError, match="no advice on the next runs: the fit doesn't determine it"):
+        design.advise(dataclasses.replace(fit, thetas=wide), made, Ask(flops=1e19))
+
+
+def test_points_of_one_run_promise_no_more_than_a_run(law, noisy):
+    fit = law(noisy)
+    made = plan.make(fit, Ask(flops=1e19))
+    alone = design.advise(fit, made, Ask(flops=1e19))["before"]["expected"]
+    of_runs = dataclasses.replace(fit, result=fit.result | {"n_runs": len(fit.points["N"]) / 4})
+    # A quarter of the information: twice the width, but for what is known before any run.
+    assert design.advise(of_runs, made, Ask(flops=1e19))["before"]["expected"] == pytest.approx(2 * alone, rel=0.1)
+
+
+@pytest.mark.parametrize("unit", ["N", "D"])
+def test_a_plan_in_other_units_is_refused(tmp_path, capsys, unit):
+    """Sizes in millions beside plain tokens, or tokens in billions: no one means millions of tokens per parameter."""
+    by = (1e-6, 1.0) if unit == "N" else (1.0, 1e-9)
+    rows = [(n * by[0], d * by[1], 1.7 + 400 / n**0.34 + 410 / d**0.28)
+            for n in (1e8, 4e8, 1.6e9, 6.4e9) for d in (1e10, 4e10, 1.6e11)]  # fmt: skip
+    fit = fit_json(tmp_path, rows, "--bootstrap=0")
+    capsys.readouterr()
+    assert cli.main(["plan", f"--law={fit}", "--flops=1e22"]) == 2
+    err = capsys.readouterr().err
+    assert "per parameter: are the runs' N and D in plain numbers, not in millions?" in err
+
+
+def test_a_plan_beyond_everything_is_refused(law, exact):
+    with pytest.raises(UsageError, match="outside the fitted runs .*, where the law says nothing"):
+        plan.make(law(exact), Ask(params=1e18))
 
 
 def test_no_resamples_give_no_intervals(law, exact):

@@ -5,6 +5,7 @@ its warnings must say.
 """
 
 import bz2
+import decimal
 import gzip
 import json
 import re
@@ -237,6 +238,62 @@ case("JSON number", "3", ["expected a list of runs"], file="points.json")
 case("JSON empty list", "[]", ["has no rows"], file="points.json")
 case("JSON with NaN", json.dumps([*records(), {**records()[0], "loss": float("nan")}]), ["row 13", "'loss' is nan"],
      file="points.json")  # fmt: skip
+
+# ---- text that str.splitlines would cut, tables as pandas writes them
+CUT = [{**r, "note": "a\u2028b\u0085c\x0b\x1cd"} for r in records()]
+case("JSONL with line separators in text", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in CUT), Law(),
+     file="points.jsonl")  # fmt: skip
+case("JSONL with CR at line ends", lines(records()).replace("\n", "\r"), Law(), file="points.jsonl")
+case("line separators in cells", table(each(2, lambda c: f"{c},x\u2028y\u0085z"), (*HEAD, "note")), Law())
+case("Parquet with a size as index", parquet(pd.DataFrame(records()).set_index("params")), Law(), file="p.parquet")
+case("Parquet with two indices", parquet(pd.DataFrame(records()).set_index(["tokens", "params"])), Law(),
+     file="p.parquet")  # fmt: skip
+case("Parquet, filtered and turned round", parquet(pd.DataFrame(records())[::-1]), Law(), file="p.parquet")
+case("Parquet of decimals", parquet([{k: decimal.Decimal(repr(v)) for k, v in r.items()} for r in records()]), Law(),
+     file="p.parquet")  # fmt: skip
+KINDS = pd.DataFrame(records()).assign(
+    params=lambda f: f["params"].astype("category"), tokens=lambda f: f["tokens"].astype("Int64"),
+    when=pd.Timestamp("2026-01-01"), took=pd.Timedelta("1s"), status=pd.Categorical(["done"] * 12), never=pd.NaT,
+)  # fmt: skip
+case("Parquet of pandas' kinds", parquet(KINDS), Law(), file="p.parquet")
+case("Parquet of W&B's config as text", parquet(pd.DataFrame(records()).rename(columns={"params": "n"}).assign(
+     config=[json.dumps({"size": r["params"]}) for r in records()]).drop(columns="n")), Law(), "--N=size",
+     file="p.parquet")  # fmt: skip
+for orient in ("split", "table"):
+    case(f"JSON as pandas' {orient}", pd.DataFrame(records()).to_json(orient=orient, double_precision=15), Law(),
+         file="points.json")  # fmt: skip
+case("JSON nested too deeply", "[" * 200_000, ["nested too deeply"], file="points.json")
+case("a header of one huge cell", "[" * 200_000, ["its first line isn't names of columns"])
+
+# ---- words for a finished run
+for word in ("finished", "Completed", "DONE", "success", "ok"):
+    case(f"status {word}", table(each(2, lambda c, word=word: f"{c},{word}"), (*HEAD, "status")),
+         Law(f"12 with {word!r} taken as done"))  # fmt: skip
+case("Slurm's states", table([*([*r, "COMPLETED"] for r in RUNS), ["1000000", "100000000", "9.9", "FAILED"]],
+     (*HEAD, "State")), Law("12 with 'COMPLETED' taken as done", "1 runs with State 'FAILED': left out"))  # fmt: skip
+case("a status of no known word", table(each(2, lambda c: f"{c},public"), (*HEAD, "status")),
+     Law("no status (public) is a word for a finished run: every row is taken"))  # fmt: skip
+case("no run that ended", table(each(2, lambda c: f"{c},Failed"), (*HEAD, "status")), ["no usable run", "unfinished"])
+
+# ---- units
+case("sizes in millions beside plain tokens", table(each(0, lambda c: str(float(c) / 2e3))),
+     Law("N is 5000 at the median beside D of 4e+08", "is N in thousands, millions or billions?"))  # fmt: skip
+case("tokens in billions", table(each(1, lambda c: str(float(c) / 1e5))),
+     Law("D is 4000 at the median beside N of 1e+07", "is D in thousands, millions or billions?"))  # fmt: skip
+case("compute beside sizes in millions", table([[str(float(n) / 1e6), d, x, str(6 * float(n) * float(d))]
+     for n, d, x in RUNS], (*HEAD, "flops")), Law("is it in FLOPs, or N or D in millions?", "N is 10 at the median",
+     "C is 'flops'", usual=(UNKNOWN,)))  # fmt: skip
+
+# ---- rows to leave out
+SPOILED = table([*RUNS[:6], (*RUNS[6][:2], "10.8"), *RUNS[7:]])
+case("a diverged run", SPOILED, Law("row 7: loss 10.8 where the law of the others says 5.481; --drop=7 leaves it out",
+     rel=0.2))  # fmt: skip
+case("a diverged run dropped", SPOILED, Law("left out 1 rows, as asked: 7", n=11), "--drop=7")
+case("drop of no row", SPOILED, ["drop: 'points.csv' has no row '77'"], "--drop=7,77")
+SETS = [(f"set{k}", n, d, str(float(x) * (1 + k / 20))) for k in range(8) for n, d, x in RUNS]
+case("eight data sets in one file", table(SETS, ("corpus", *HEAD)),
+     Law("column 'corpus' has 8 values, which explain", "--where=corpus=set0", rel=None, n=96))  # fmt: skip
+case("one of eight data sets", table(SETS, ("corpus", *HEAD)), Law(), "--where=corpus=set0")
 
 # ---- W&B
 FAILED = "1 runs with state 'failed'"

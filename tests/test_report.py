@@ -17,7 +17,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bigmodel import cli
-from bigmodel.scaling import figures, report, rows, tables
+from bigmodel.scaling import figures, report, rows, tables, texts
 from bigmodel.scaling import fit as fits
 from bigmodel.scaling.figures import style, trust
 from bigmodel.scaling.figures.study import Marks
@@ -353,6 +353,43 @@ def test_law_text():
     assert "held out the largest 5 runs (1 rung, 4.64x the compute)" in text
     isoflop = report.law_text(fits.fit(frame, "isoflop", bootstrap=20))
     assert isoflop.startswith("N_opt = ") and "4 budgets of 20 runs, by isoflop" in isoflop
+
+
+def test_tiles_tables_and_text_say_how_sure_they_are(quick, tmp_path):
+    """Runs of few tokens per parameter: what they say of the optimum's is far beyond them, and marked so."""
+    n, ratio = (x.ravel() for x in np.meshgrid([1e7, 4e7, 1.6e8, 6.4e8], [0.3, 1.0, 3.0]))
+    loss = 1.7 + 400 / n**0.34 + 410 / (ratio * n) ** 0.28
+    loss *= np.exp(0.002 * np.random.default_rng(0).standard_normal(12))
+    frame = pd.DataFrame({"N": n, "D": ratio * n, "L": loss})
+    result = fits.fit(frame, bootstrap=150, holdout=1)
+    best = result["optimal"]
+    low, high = best["tokens_per_param_runs"]
+    assert high < 4
+    (flops, ratio), *_ = best["tokens_per_param_at"].items()
+    assert ratio > high
+    page = report.write(frame, result, tmp_path, "x", "x").read_text()
+    ends = best["tokens_per_param_ci"][flops]
+    shown = texts.interval(ends).replace("n/a", "[no interval]")
+    assert shown != "[no interval]"
+    said = f"extrapolated*: the runs have {texts.number(low)} to {texts.number(high)}"
+    assert f"<b>{texts.number(ratio)}* {shown}</b><span>best D/N at {flops} FLOPs; {said}</span>" in page
+    assert re.search(rf"<b>C<sup>{best['a']:.3f}</sup> \[[^]]+\]</b><span>best size grows as", page)
+    assert re.search(r"<b>[\d.]+ % \[[^]]+\]</b><span>error at", page)
+    line = f"{texts.number(ratio)}* {shown} at {flops} FLOPs"
+    assert line in report.law_text(result) and "extrapolated; the runs' D/N" in report.law_text(result)
+    assert line in (tmp_path / "tables" / "parameters.md").read_text()
+    assert "Beyond the dotted lines, the ends of the runs, it is extrapolated" in page and "end of the runs" in page
+
+
+def test_points_of_runs_are_never_called_runs(quick, tmp_path):
+    frame = pd.concat([runs(0.01).assign(run_id=[f"r{i}" for i in range(20)])] * 2, ignore_index=True)
+    frame["L"] *= np.where(np.arange(40) < 20, 1, 1.001)  # two validation sets of each run
+    result = fits.fit(frame, bootstrap=30, holdout=1)
+    page = report.write(frame, result, tmp_path, "x", "x").read_text()
+    assert "<b>20</b><span>runs, 40 points</span>" in page and "fitted to 40 points of 20 runs" in page
+    text = report.law_text(result)
+    assert "  40 points of 20 runs, objective" in text and "40 runs" not in text + page
+    assert "held out the largest 10 points (1 rung" in text
 
 
 def test_fit_writes_a_report_of_any_points(quick, tmp_path, capsys):

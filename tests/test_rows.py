@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from conftest import ROOT, TINY
 
+from bigmodel import cli, config
 from bigmodel.config import UsageError
 from bigmodel.scaling import fit as fits
-from bigmodel.scaling import readers, rows, sources
+from bigmodel.scaling import readers, report, rows, sources
 
 POINTS = ROOT.parent / "shared" / "points"
 CONVENTIONS = {"N": "params (total)", "D": "tokens (seen)", "C": "flops (exact)", "L": "loss (validation)"}
@@ -116,6 +117,160 @@ def test_runs_outside_the_plan_are_left_out(tmp_path):
     plan.write_text(plan.read_text()[:-5])
     with pytest.raises(UsageError, match=r"can't read .*plan\.jsonl"):
         rows.load(tmp_path)
+
+
+def plan_of(folder, runs, **keys):
+    folder.mkdir(exist_ok=True)
+    rows = [json.dumps({"run_id": run["run_id"], **keys}) for run in runs]
+    (folder / "plan.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def test_runs_of_an_earlier_plan_are_left_out_unless_asked_for(tmp_path):
+    runs = results()
+    write_runs(tmp_path, runs)
+    rows_of = [json.dumps({"run_id": r["run_id"], "superseded": i < 4, "note": "a\u2028b"}, ensure_ascii=False)
+               for i, r in enumerate(runs)]  # fmt: skip
+    (tmp_path / "plan.jsonl").write_text("\n".join(rows_of) + "\n")
+    frame = rows.load(tmp_path)
+    assert len(frame) == 14
+    assert "4 runs of an earlier version of the sweep: left out (--earlier takes them)" in frame.attrs["warnings"]
+    assert len(rows.load(tmp_path, earlier=True)) == 18
+    assert cli.main(["fit", str(tmp_path), "--earlier", "--bootstrap=0", "--holdout=0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "".join(text.splitlines(True)[:9]), "holds 9 of 18 rows: `bigmodel sweep plan FILE`"),
+        (lambda text: "", "holds 0 of its rows"),
+        (lambda text: text.replace('"r128', '"R128', 1), "line 7: damaged .its checksum differs."),
+        (lambda text: "3\n" + text, "line 1: no row with a run_id"),
+        (lambda text: "[" * 200_000, "line 1: "),
+    ],
+)
+def test_a_cut_or_damaged_plan_is_one_line(tmp_path, change, message):
+    runs = results()
+    write_runs(tmp_path, runs)
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text("".join(json.dumps(config.sealed({"run_id": r["run_id"], "rows": 18})) + "\n" for r in runs))
+    assert len(rows.load(tmp_path)) == 18
+    plan.write_text(change(plan.read_text()))
+    with pytest.raises(UsageError, match=message):
+        rows.load(tmp_path)
+
+
+BROKEN = {
+    "bytes": b"\xff\xfe{", "list": b"[1, 2]", "number": b"3", "null": b"null", "deep": b"[" * 200_000, "text": b'"x"',
+    "branches": b'{"branches": 3}', "empty": b"{}", "cut": b'{"loss": 1', "size": b'{"params": null, "status": "done"}',
+    "loss": b'{"params": 1e6, "tokens": 1e7, "status": "done"}',
+    "words": b'{"params": "a", "tokens": 1e5, "loss": [2], "status": "done", "run_id": [1], "unit": 5}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_record_is_counted_in_one_line(tmp_path, capsys, kind):
+    """In result.json and in config.json beside it, by `fit`, `report` and what studies read."""
+    write_runs(tmp_path, results())
+    for name in ("result.json", "config.json"):
+        (tmp_path / "r64-2-100" / name).write_bytes(BROKEN[kind])
+    for run in tmp_path.iterdir():
+        if not (run / "config.json").is_file():
+            (run / "config.json").write_text('{"family": "decoder"}')
+    frame = rows.load(tmp_path)
+    assert len(frame) == 17
+    assert sum(line.endswith("left out") for line in frame.attrs["warnings"]) == 1, frame.attrs["warnings"]
+    assert len(sources.runs(tmp_path)) == 17
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"bigmodel: 1 runs of .* left out, as r64-2-100\n", err), err
+
+
+def test_a_result_whose_checksum_differs_is_left_out(tmp_path, capsys):
+    runs = [config.sealed(run) for run in results()]
+    runs[3]["loss"] += 0.5
+    frame = rows.load(write_runs(tmp_path, runs))
+    assert len(frame) == 17 and "crc32" not in frame
+    assert frame.attrs["warnings"] == ["1 result.json is damaged (its checksum differs): left out"]
+
+
+# ------------------------------------------------------------------------- which run a row is of
+
+
+def checkpoints(name="name", runs=8, points=12, even=True):
+    """Curves of runs of their own luck: a table of `points` rows a run."""
+    rng = np.random.default_rng(0)
+    out = []
+    for i, n in enumerate(np.geomspace(1e7, 1e9, runs)):
+        luck = math.exp(0.01 * rng.standard_normal())
+        for k in range(1, points + 1):
+            d = 4e8 * (k if even else 1.5**k)
+            loss = (1.7 + 400 / n**0.34 + 410 / d**0.28) * luck * math.exp(0.001 * rng.standard_normal())
+            out.append({name: f"run-{i}", "params": n, "tokens": d, "loss": loss})
+    return pd.DataFrame(out)
+
+
+def written(tmp_path, frame):
+    frame.to_csv(tmp_path / "points.csv", index=False)
+    return tmp_path / "points.csv"
+
+
+@pytest.mark.parametrize("name", ["run_id", "run", "Run Name", "name", "Name", "id", "ID", "trial", "model_name",
+                                  "experiment", "job_id"])  # fmt: skip
+def test_rows_of_one_run_are_known_by_its_usual_names(tmp_path, name):
+    frame = rows.load(written(tmp_path, checkpoints(name)))
+    assert frame["run_id"].nunique() == 8 and frame.attrs["checkpoints"]
+    lines = "\n".join(frame.attrs["warnings"])
+    assert f"96 rows of 8 runs by column {name!r}" in lines and "has not decayed" in lines
+    result = fits.fit(frame, bootstrap=150, holdout=1)
+    assert (result["n_points"], result["n_runs"]) == (96, 8)
+    assert report.law_text(result).splitlines()[1].startswith("  96 points of 8 runs, objective")
+    alone = fits.fit(rows.load(tmp_path / "points.csv", run="none"), bootstrap=150, holdout=1)
+    assert alone["n_runs"] == 96
+    wide, narrow = (math.log(r["ci"]["A"][1] / r["ci"]["A"][0]) for r in (result, alone))
+    assert wide > 2 * narrow
+    assert len(result["holdout"][0]["held_out"]) == 12  # the largest run is held out with all of its points
+    assert not {"delta", "profile", "seeds"} & result["intervals"].keys()  # these take points as independent
+
+
+def test_the_column_of_runs_can_be_asked_for(tmp_path, capsys):
+    path = written(tmp_path, checkpoints("curve"))
+    frame = rows.load(path)
+    assert "run_id" not in frame
+    assert any("checkpoints of one run? --run=COLUMN" in line for line in frame.attrs["warnings"])
+    assert rows.load(path, run="curve")["run_id"].nunique() == 8
+    assert cli.main(["fit", str(path), "--run=curv"]) == 2
+    assert "no column 'curv' (did you mean 'curve'?)" in capsys.readouterr().err
+    assert cli.main(["fit", str(path), "--run=curve", "--bootstrap=0", "--holdout=0"]) == 0
+    assert "96 points of 8 runs" in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_run_groups_nothing(tmp_path):
+    """Of one value, of several sizes, or one a row; and W&B's names beside its own ids."""
+    grid = checkpoints("name", even=False)
+    for column in (["gpt"] * 96, [f"d{i % 12}" for i in range(96)], [f"r{i}" for i in range(96)]):
+        frame = rows.load(written(tmp_path, grid.assign(name=column)))
+        assert not frame.attrs["checkpoints"] and fits._runs(frame, ("N", "D", "L"))[1] == 96
+    table = grid.assign(run_id=[f"w{i}" for i in range(96)])
+    assert not rows.load(written(tmp_path, table)).attrs["checkpoints"]
+    table = grid.assign(seed=np.arange(96) % 12)  # runs that differ in their seeds alone
+    assert fits._runs(rows.load(written(tmp_path, table)), ("N", "D", "L"))[1] == 96
+
+
+def test_validation_sets_of_a_run_are_one_run(tmp_path):
+    finished = checkpoints("id", runs=12, points=1).assign(tokens=np.tile([1e9, 4e9, 1.6e10], 4))
+    two = pd.concat([finished.assign(val="a"), finished.assign(val="b", loss=finished["loss"] * 1.001)])
+    frame = rows.load(written(tmp_path, two))
+    assert fits.fit(frame, bootstrap=0, holdout=0)["n_runs"] == 12
+    assert not frame.attrs["checkpoints"] and not any("decayed" in line for line in frame.attrs["warnings"])
+
+
+def test_a_run_that_is_there_twice_counts_as_one(tmp_path):
+    once = checkpoints("curve", runs=6, points=4, even=False).drop(columns="curve")
+    frame = rows.load(written(tmp_path, pd.concat([once, once, once])))
+    result = fits.fit(frame, bootstrap=150, holdout=0)
+    assert (result["n_points"], result["n_runs"]) == (72, 24)
+    single = fits.fit(rows.load(written(tmp_path, once)), bootstrap=150, holdout=0)
+    widths = [r["ci"]["E"][1] - r["ci"]["E"][0] for r in (result, single)]
+    assert widths[0] > 0.7 * widths[1]  # as if they were 72 runs, it would be 0.58 of it
 
 
 @pytest.mark.parametrize("count", ["total", "nonembedding", "kaplan"])

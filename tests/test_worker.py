@@ -33,7 +33,7 @@ def planned(tmp_path, cfg, rows, row=()):
     )
     file.write_text(SWEEP.format(experiment=str(experiment), row=dict(row), rows=rows))
     folder = status.folder_of(str(file), str(tmp_path / "runs"))
-    sweep.write_plan(folder, sweep.make_plan(str(file), (), str(tmp_path / "runs")))
+    sweep.write_plan(folder, sweep.make_plan(str(file), (), str(tmp_path / "runs")), str(file), ())
     return folder
 
 

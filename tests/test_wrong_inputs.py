@@ -3,6 +3,7 @@
 Most cases call the command in this process, so that JAX is imported once; some are processes of their own.
 """
 
+import asyncio
 import contextlib
 import errno
 import gzip
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -493,6 +495,24 @@ def test_full_disk_amid_a_save_ends_in_one_line(here):
         done = bigmodel(*command, "--runs=disk/runs", cwd=here)
         assert done.returncode == 75
         one_line(done.stderr, "disk full while saving", "disk/runs")
+
+
+def test_writes_that_end_after_the_one_that_failed_say_nothing(tmp_path, capfd, monkeypatch):
+    """By chance few or many do, as above: here one is made to. Other errors that nobody catches are shown."""
+    from bigmodel.checkpoint import Checkpoints
+
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # what tensorstore calls, from a thread of its own
+    Checkpoints(str(tmp_path / "checkpoints")).close()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for report, said in ((lambda: loop.call_soon_threadsafe(print), ""), (lambda: 1 / 0, "ZeroDivisionError")):
+        capfd.readouterr()
+        try:
+            report()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+        err = capfd.readouterr().err
+        assert said in err and bool(said) == bool(err), err
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ and nothing that polls: whether rows are done is told by their files, and starti
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -83,20 +82,6 @@ def row_of(folder: epath.Path, run_id: str = "", index: int = -1) -> dict[str, A
     if not isinstance(row.get("config"), dict) or not isinstance(row.get("overrides"), dict):
         raise UsageError(f"{where} has no config of {row['run_id']}; `bigmodel sweep plan FILE.py` writes it again")
     return row
-
-
-def unfinished(folder: epath.Path) -> tuple[str, ...]:
-    """Ids of the plan's rows without a result, but for those that a later plan superseded."""
-
-    def finished(run_id: str) -> bool:
-        try:
-            return isinstance(json.loads((folder / run_id / "result.json").read_bytes()), dict)
-        except (OSError, ValueError):  # a result that can't be read is none: the worker trains that row again
-            return False
-
-    return tuple(
-        row["run_id"] for row in config.read_plan(folder) if not row.get("superseded") and not finished(row["run_id"])
-    )
 
 
 def job_name(folder: str) -> str:

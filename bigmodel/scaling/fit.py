@@ -230,7 +230,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"no file {str(path)!r}{nearest(str(path), siblings)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"{str(path)!r} is not JSON: {e}") from e
     need = {"law": str, "params": dict, "n_points": int, "optimal": dict, "holdout": list, "warnings": list}
     need |= {"samples": dict, "ci": dict, "range": dict, "residuals": list}

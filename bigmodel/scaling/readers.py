@@ -105,7 +105,10 @@ def _text(data: bytes, name: str) -> str:
 def _delimited(text: str, usual: str, name: str) -> tuple[pd.DataFrame, list[str]]:
     """(cells, names that occur twice)"""
     first = next(line for line in io.StringIO(text, newline="") if line.strip()).rstrip("\r\n")
-    delimiter = max((usual, *DELIMITERS), key=lambda d: len(next(csv.reader([first], delimiter=d))))
+    try:
+        delimiter = max((usual, *DELIMITERS), key=lambda d: len(next(csv.reader([first], delimiter=d))))
+    except csv.Error as e:
+        raise UsageError(f"can't read {name}: its first line isn't names of columns: {e}") from e
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     columns: list[list[str]] = []
     rows: list[int] = []
@@ -169,6 +172,8 @@ def _records(text: str, name: str) -> list[Mapping[str, Any]]:
     """Runs of a JSON text: a list, a line each, columns of rows, an object around the list, or one run."""
     try:
         value = json.loads(text)
+    except RecursionError as e:
+        raise UsageError(f"can't read {name}: its JSON is nested too deeply") from e
     except ValueError as whole:
         # JSON's strings may hold U+2028 or U+0085, at which str.splitlines would cut.
         lines = [(i, line) for i, line in enumerate(re.split("\r\n|\r|\n", text), start=1) if line.strip()]
@@ -178,7 +183,7 @@ def _records(text: str, name: str) -> list[Mapping[str, Any]]:
         for i, line in lines:
             try:
                 value.append(json.loads(line))
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise UsageError(f"can't read {name}: line {i} isn't JSON: {e}") from e
     if isinstance(value, dict) and value:
         inner = list(value.values())
@@ -267,10 +272,10 @@ def _object(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:  # Python's text of a dict has nan and inf, which are no literals
             return ast.literal_eval(re.sub(r"\binf\b", "1e999", re.sub(r"\bnan\b", "None", value)))
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             return value
 
 

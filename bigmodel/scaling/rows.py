@@ -409,8 +409,9 @@ def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[
             )
     if not small and not source.ours and {"N", "D"} <= set(needed):
         ratio, n, d = (float(v.median()) for v in (frame["D"] / frame["N"], frame["N"], frame["D"]))
-        few, many = (("N", n), ("D", d)) if ratio > MOST_RATIO else (("D", d), ("N", n))
-        if ratio > MOST_RATIO or ratio < LEAST_RATIO:
+        many_tokens = ratio > MOST_RATIO or (n < 1e4 and d > 1e8)
+        few, many = (("N", n), ("D", d)) if many_tokens else (("D", d), ("N", n))
+        if many_tokens or ratio < LEAST_RATIO:
             source.warnings.append(
                 f"{few[0]} is {few[1]:.4g} at the median beside {many[0]} of {many[1]:.4g}, {ratio:.3g} tokens per "
                 f"parameter: is {few[0]} in thousands, millions or billions? A law and its plans need plain numbers"

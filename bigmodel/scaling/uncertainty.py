@@ -338,9 +338,10 @@ def doubt(ends: np.ndarray, estimate: float) -> str:
     low, high = float(ends[0]), float(ends[1])
     if np.isnan([low, high, estimate]).any():
         return "too few resamples could be fitted"
-    if high - low <= WIDTH * max(abs(low), abs(high)):
+    if np.isfinite([low, high]).all() and high - low <= WIDTH * max(abs(low), abs(high)):
         return AGREE
-    if not low - WIDTH * abs(low) <= estimate <= high + WIDTH * abs(high):
+    slack = WIDTH * abs(estimate)
+    if not low - slack <= estimate <= high + slack:
         return "the resamples leave out the estimate"
     return ""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import config, launch, status
+from bigmodel import config, launch, status, track
 from bigmodel.config import EXIT_RETRY, Retry, UsageError
 
 CLIENTS = {"slurm": "sbatch", "sky": "sky"}
@@ -27,7 +27,7 @@ def launch_sweep(args: argparse.Namespace, overrides: Any) -> int:
         if getattr(args, name) < 1:
             raise UsageError(f"--{name}={getattr(args, name)}: must be at least 1")
     folder: Any = status.folder_of(args.folder, args.runs)
-    ids = launch.unfinished(folder)
+    ids = unfinished(folder)
     if not ids:
         print(f"{folder}: every row is finished")
         return 0
@@ -77,6 +77,12 @@ def launch_sweep(args: argparse.Namespace, overrides: Any) -> int:
             (home / name).write_text(text, encoding="utf-8")
     code = subprocess.run(engine.command(job, str(home / next(iter(files))))).returncode
     return code if code >= 0 else EXIT_RETRY  # ended by a signal: finished rows stay, and launching again goes on
+
+
+def unfinished(folder: Any) -> tuple[str, ...]:
+    """Ids of the plan's rows without a whole result, but for those that a later plan superseded."""
+    ids = [row["run_id"] for row in config.read_plan(folder) if not row.get("superseded")]
+    return tuple(run_id for run_id in ids if track.read_result(folder / run_id) is None)
 
 
 def upload(args: argparse.Namespace, _: Any) -> int:

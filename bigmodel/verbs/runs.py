@@ -95,6 +95,9 @@ def _load(args: argparse.Namespace, overrides: Any) -> Any:
     return config.load(path or args.config, overrides)
 
 
+FEW_STEPS = 100  # of a row of a sweep
+
+
 def train(args: argparse.Namespace, overrides: Any) -> int:
     unfrozen = _load(args, overrides)
     start_jax(args)
@@ -141,7 +144,7 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
         index = int(task)
     row = launch.row_of(folder, args.run, index)
     home, label = folder / row["run_id"], f"{row['run_id']}  {status.describe(row['overrides'])}"
-    if track.read_json(home / "result.json"):
+    if track.read_result(home):
         print(f"{label}: finished before")
         return 0
     start_jax(args)
@@ -157,7 +160,7 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     alone = jax.process_count() == 1
     try:
         result, trained = trainer.attempt(from_json(to_json(cfg)), str(folder), name=label, group=folder.name)
-    except Retry as e:
+    except (Retry, config.Unavailable) as e:
         print(f"bigmodel: {e}", file=sys.stderr)
         code = EXIT_RETRY
     except Exception as e:
@@ -228,12 +231,18 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             left = sum(
                 s for p, s in zip(plan, seconds, strict=True) if not (folder / p.run_id / "result.json").exists()
             )
+            few = sum(p.budget.steps < FEW_STEPS for p in plan)
+            if few:
+                config.note(
+                    f"{few} of {len(plan)} rows have fewer than {FEW_STEPS} steps, so that their losses tell of the "
+                    "start more than of the size: take a smaller train.batch_size, or a longer horizon"
+                )
             total = sum(p.budget.flops for p in plan)
             print(f"{len(plan)} runs, {total:.2e} FLOPs; about {duration(left)} to go on this machine")
     if args.action == "plan":
         return 0
     if args.workers > 1:
-        return _sweep_workers(args, overrides, folder, len(plan))
+        return _sweep_workers(args, overrides, folder, [p.run_id for p in plan])
     tally = sweeps.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
     if not args.json:
         print(f"{folder}: " + ", ".join(f"{n} {what}" for what, n in tally.items() if n))
@@ -246,9 +255,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: int) -> int:
+def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, ids: list[str]) -> int:
     from bigmodel import sweep as sweeps
-    from bigmodel.status import status
+    from bigmodel.status import state_of, status
 
     os.environ["BIGMODEL_WORKER"] = "1"
     command = ["sweep", "run", args.file, f"--runs={args.runs}", *(f"--config.{k}={v}" for k, v in overrides)]
@@ -258,9 +267,9 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, rows: 
 
     with Live(refresh_per_second=2, transient=not sys.stdout.isatty()) as live:
         codes = sweeps.run_workers(
-            command, args.workers, folder, rows, lambda: live.update(_rich_status(status(folder)))
+            command, args.workers, folder, len(ids), lambda: live.update(_rich_status(status(folder)))
         )
-    states = [row["state"] for row in status(folder) if not row.get("superseded")]
+    states = [state_of(folder / run_id)["state"] for run_id in ids]  # the plan may have rows of other flags beside them
     print(f"{folder}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     left = sum(s not in ("done", "diverged", "failed") for s in states)
     logs = sweeps.worker_logs(folder)
@@ -308,9 +317,16 @@ def _sweep_status(args: argparse.Namespace) -> int:
     if args.json:
         print_json([{k: v for k, v in row.items() if k != "config"} for row in rows])
         return 0
-    print_table(STATUS_HEAD, [_status_cells(row) for row in rows])
-    states = [row["state"] for row in rows]
-    print(f"{len(rows)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+
+    def counted(some: list[dict[str, Any]]) -> str:
+        states = [row["state"] for row in some]
+        return f"{len(some)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+
+    now, old = ([row for row in rows if bool(row.get("superseded")) == earlier] for earlier in (False, True))
+    print_table(STATUS_HEAD, [_status_cells(row) for row in now])
+    print(counted(now))
+    if old:
+        print(f"of earlier versions of the sweep, which fits leave out (--earlier takes them): {counted(old)}")
     return 0
 
 

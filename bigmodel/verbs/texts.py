@@ -57,7 +57,9 @@ Plans, runs and tells of the rows of a sweep file, in RUNS/<file's name>/.
   bigmodel sweep run sweeps/digits.py         what is missing, in one process; --workers=2: in two
   bigmodel sweep status sweeps/digits.py      done, running, interrupted, failed, pending: from the files alone
 
---config.SECTION.KEY=VALUE goes on top of every row.
+--config.SECTION.KEY=VALUE goes on top of every row. RUNS/<file's name>/plan.jsonl holds the rows: `run` adds to it, as
+`plan --write` does; `plan` alone writes it only where there is none. Rows that the file no longer makes with the same
+flags are superseded: their runs stay, and fits leave them out.
 """
 
 WORKER = """\

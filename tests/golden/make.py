@@ -17,13 +17,14 @@ A refactor, a speed-up or a new option with a neutral default changes none.
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-POINTS = ROOT.parent / "shared/points"
+POINTS = Path(os.environ.get("BIGMODEL_POINTS", ROOT.parent / "shared/points"))
 BESIROGLU = "besiroglu2024_chinchilla_points.csv"
 STEPS, HALF = 6, 3
 

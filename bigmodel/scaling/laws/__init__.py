@@ -144,7 +144,8 @@ class Law:
     def predict(self, values: Values, row: Row) -> np.ndarray:
         """Target (n,) at each of the n rows of `row`."""
         columns = {name: np.atleast_1d(np.asarray(row[name], dtype=np.float64)) for name in self.columns}
-        return np.exp(self.form(self.theta(values)[:, None, None], columns)[0])
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return np.exp(self.form(self.theta(values)[:, None, None], columns)[0])
 
 
 def makers() -> dict[str, Callable[..., Law]]:
@@ -234,7 +235,8 @@ def from_file(path: str) -> Law:
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
         params = {n: (np.exp(t) if n not in signed else t) for n, t in zip(names, theta, strict=True)}
-        with config.user_code(path, "law", "form()"):
+        # Starts may be where the user's form overflows or has no value: those lose, and numpy needn't say so.
+        with config.user_code(path, "law", "form()"), np.errstate(all="ignore"):
             value = np.asarray(user_form(params, row), dtype=np.float64)
             value = np.broadcast_to(value, (theta.shape[1], len(next(iter(row.values())))))
         with np.errstate(divide="ignore", invalid="ignore"):
