@@ -382,12 +382,22 @@ def coerce(key: str, old: Any, value: Any) -> Any:
             raise wrong()
         if kind is int and value != int(value):
             raise wrong()
-        return kind(value)
+        return bounded(key, int(value) if kind is int else float(value))
     if kind in (tuple, list):
         if not isinstance(value, tuple | list):
             raise wrong()
         return tuple(coerce(f"{key}[{i}]", old[0], v) if old else v for i, v in enumerate(value))
     raise UsageError(f"config.{key} can't be overridden")
+
+
+def bounded(key: str, value: int | float) -> int | float:
+    """`value`, if it can be so large: sizes of arrays have 31 bits, numbers in a program are of float32."""
+    most: float = 3e38 if key not in ("train.flops", "train.tokens", "train.tokens_per_param") else 1e300
+    if isinstance(value, int):
+        most = 2**31 - 1 if key.startswith("model.") or key in ("train.batch_size", "data.seq_len") else 2**53
+    if abs(value) > most:
+        raise UsageError(f"config.{key}={str(value)[:30]}: must be at most {most:,}")
+    return value
 
 
 def parse_flags(args: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

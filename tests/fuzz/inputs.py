@@ -14,6 +14,7 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from bigmodel import cli, config
@@ -199,7 +200,8 @@ def commands(rng: random.Random) -> list[list[str]]:
         ["evaluate", finished],
         ["coordcheck", GPT, "--widths=8,16", "--steps=1", "--seeds=1"],
         ["compile", GPT, "--topology=v5e:2x2"],
-        ["paper", "chinchilla", f"--points={points}"],
+        ["report", "made", "--out=out"],
+        ["paper", rng.choice(["chinchilla", "besiroglu", "porian", "steplaw", "bnsl", "list"]), f"--points={points}"],
         ["upload", "data/speech", "out"],
         ["upload", "runs/study", "out"],
     ]  # fmt: skip
@@ -387,7 +389,11 @@ def kind_records(rng: random.Random) -> list[str]:
             path.write_bytes(rng.choice([b"", b"{}", b"[]", b"\xff", b"[" * DEEP, b'{"error": 3}', b'{"error": "a\\nb"}', b"null"]))
         else:
             damage(rng, path)
-    args = command(rng, "train", "sweep", "worker", "launch", "evaluate", "upload") if path.parts[0] == "runs" else ["fit", "made", "--bootstrap=10"]
+    if path.parts[0] == "made":
+        return rng.choice([["fit", "made", "--bootstrap=10"]] * 6 + [["report", "made", "--out=out"]])
+    args = command(rng, "train", "sweep", "worker", "launch", "evaluate", "upload")
+    if rng.random() < 0.15:
+        args = ["train", DIGITS, f"--config.train.init_from={path.parent}"]
     if args[0] == "sweep" and rng.random() < 0.3:
         args.append(rng.choice(["--write", "--retry-failed", "--json"]))
     return args
@@ -432,7 +438,55 @@ def kind_sources(rng: random.Random) -> list[str]:
     return args
 
 
+def kind_weights(rng: random.Random) -> list[str]:
+    """Published weights that aren't, and starts that can't be."""
+    from safetensors.numpy import save_file
+
+    name = rng.choice(["wte.weight", "transformer.h.0.ln_1.weight", "bert.embeddings.word_embeddings.weight", rng.choice(WORDS[:-4]), "x"])
+    try:
+        save_file({name.replace("\ud800", ""): np.zeros(rng.choice([(), (0,), (2, 3), (256, 16)]), rng.choice(["float32", "int64", "bool"]))}, "w.safetensors")
+    except Exception:  # a name that the format can't hold
+        Path("w.safetensors").write_bytes(b"")
+    if rng.random() < 0.6:
+        Path("w.safetensors").write_bytes(odd_bytes(rng, Path("w.safetensors").read_bytes()))
+    return ["train", rng.choice([GPT, GPT, DIGITS]), "--config.train.init_from=w.safetensors", *rng.choice([[], ["--config.train.init_only=embed"]])]
+
+
+LAW = """from bigmodel.scaling.laws import Param
+
+PARAMETERS = [Param("E", 0.5), Param("A", 3.0), Param("alpha", 0.3)]
+
+
+def form(params, row):
+    return params["E"] + params["A"] * row["N"] ** -params["alpha"]
+"""
+
+
+def kind_law(rng: random.Random) -> list[str]:
+    """A law file of the user's, changed; so is what is asked of it."""
+    text = LAW
+    for _ in range(rng.choice([1, 1, 2])):
+        text = rng.choice([
+            lambda: text.replace(rng.choice(["row", "params", '"N"', '"A"', "0.5", "0.3", "return", "-"]), rng.choice(["row", '"D"', "1e308", "None", "()", "'a'", "0", "float('nan')"])),
+            lambda: "\n".join(line for line in text.split("\n") if rng.random() < 0.8),
+            lambda: odd_bytes(rng, text.encode()).decode(errors="replace"),
+        ])()  # fmt: skip
+    Path("law.py").write_text(text)
+    name = rng.choice(["law.py", "law.py", "law.py:x=C", "bnsl:x=D,breaks=0", "bnsl:x=D,breaks=99", "bnsl:breaks=x", "power", "power:x=loss", "power:x=", "power:y=1", ":", "chinchilla:x=C", "henighan:x=name"])
+    return ["fit", "points.csv", "--bootstrap=10", f"--law={name}", *rng.choice([[], [], ["--against=gadre"], ["--out=out.json"]])]
+
+
+def kind_environment(rng: random.Random) -> list[str]:
+    """Variables of engines, shells and caches."""
+    for _ in range(rng.choice([1, 2])):
+        name = rng.choice(["SLURM_NTASKS", "SLURM_ARRAY_TASK_ID", "SKYPILOT_NUM_NODES", "BIGMODEL_CACHE", "BIGMODEL_INIT_TIMEOUT", "HOME", "WANDB_MODE", "COLUMNS", "LANG", "MPLBACKEND"])
+        value = rng.choice([w for w in [*WORDS, *PATHS, *NUMBERS] if "\0" not in w and "\ud800" not in w])
+        os.environ[name] = value
+    return command(rng, "worker", "worker", "train", "sweep", "fit", "prepare", "launch")
+
+
 KINDS = {
     kind_arguments: 6, kind_paths: 3, kind_overrides: 6, kind_config_json: 3, kind_config_py: 2, kind_sweep_file: 3,
-    kind_points: 5, kind_fit_json: 3, kind_records: 6, kind_data: 3, kind_checkpoints: 2, kind_sources: 3,
+    kind_points: 5, kind_fit_json: 3, kind_records: 6, kind_data: 3, kind_checkpoints: 2, kind_sources: 4,
+    kind_weights: 1, kind_law: 2, kind_environment: 1,
 }  # fmt: skip

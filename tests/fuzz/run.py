@@ -11,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import gc
+import gzip
 import json
 import os
 import random
@@ -26,6 +27,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+import pandas as pd
+import zstandard
 from conftest import ROOT, TINY  # sets what JAX reads when it starts
 from inputs import KINDS
 
@@ -50,6 +53,10 @@ def make_folder() -> None:
     Path("texts").mkdir()
     for name, text in TEXTS.items():
         Path("texts", name).write_text(text)
+    Path("texts/d.txt.gz").write_bytes(gzip.compress(TEXTS["a.txt"].encode(), mtime=0))
+    Path("texts/e.jsonl.zst").write_bytes(zstandard.compress(TEXTS["b.jsonl"].encode()))
+    pd.DataFrame({"text": ["One text.", None, "Another text."] * 9}).to_parquet("texts/f.parquet")
+    Path("texts/g.json").write_text(json.dumps([{"text": "A text in a list. " * 9}] * 9))
     sets = lambda pairs: "".join(f"    config.{k} = {v!r}\n" for k, v in pairs)  # noqa: E731
     digits = dict(train__tokens=0, train__steps=2, train__batch_size=32, model__width=4, model__depth=1)
     digits |= dict(run__wandb="off", train__eval_examples=32)
@@ -70,8 +77,6 @@ def make_folder() -> None:
         row |= dict(params_nonembedding=n, params_kaplan=n, flops_6nd=6 * n * d, unique_tokens=d, steps=10, wall_seconds=1.0)
         Path(f"made/{k}/result.json").write_text(json.dumps(config.sealed(row)))
         Path(f"made/{k}/config.json").write_text(json.dumps({"family": "decoder", "model": {"width": 8}, "run": {}}))
-    import pandas as pd
-
     frame = pd.read_csv("points.csv")
     frame.to_csv("points.tsv", sep="\t", index=False)
     frame.to_json("points.json", orient="records")
@@ -216,10 +221,12 @@ def cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
-def one(seed: int, folder: Path, made: dict, in_a_process: float, keep: bool = False) -> tuple[str, list, list, float, object]:
+def one(seed: int, folder: Path, made: dict, in_a_process: float, keep: bool = False, only: str = "") -> tuple[str, list, list, float, object]:
     """(kind, arguments, what is wrong, CPU seconds, exit code) of an input."""
     rng = random.Random(seed)
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    kind = next((k for k in KINDS if k.__name__ == f"kind_{only}"), kind)
+    environment = dict(os.environ)
     args = kind(rng)
     own = rng.random() < in_a_process and not any("\0" in a or "\ud800" in a for a in args)
     if not own:  # JAX has counted its devices
@@ -227,6 +234,8 @@ def one(seed: int, folder: Path, made: dict, in_a_process: float, keep: bool = F
     before, began = tree(folder), cpu_seconds()
     code, printed = (process if own else call)(args)
     cpu = cpu_seconds() - began
+    os.environ.clear()
+    os.environ.update(environment)
     found = problems(code, printed, before, tree(folder), cpu)
     if keep:
         print(f"{folder}\n{printed}\nexit code {code}, {cpu:.1f} s of CPU")
@@ -235,7 +244,7 @@ def one(seed: int, folder: Path, made: dict, in_a_process: float, keep: bool = F
     return kind.__name__.removeprefix("kind_"), args, found, cpu, code
 
 
-def fuzz(seed: int, count: int, in_a_process: float = IN_A_PROCESS, keep: bool = False, say=print) -> tuple[list[int], dict]:
+def fuzz(seed: int, count: int, in_a_process: float = IN_A_PROCESS, keep: bool = False, say=print, only: str = "") -> tuple[list[int], dict]:
     """(seeds that don't end well, inputs by kind and exit code) of `count` inputs from `seed`."""
     base = Path(tempfile.mkdtemp(prefix="bigmodel-fuzz-"))
     folder = base / "a/b/c"  # so that ../.. is still ours
@@ -249,7 +258,7 @@ def fuzz(seed: int, count: int, in_a_process: float = IN_A_PROCESS, keep: bool =
         made = tree(folder)
         for k in range(seed, seed + count):
             began = time.time()
-            kind, args, found, cpu, code = one(k, folder, made, in_a_process, keep)
+            kind, args, found, cpu, code = one(k, folder, made, in_a_process, keep, only)
             tally[kind, code if isinstance(code, int) else "raised"] += 1
             if cpu > 5:
                 say(f"# {k} {kind}: {cpu:.1f} s CPU, {time.time() - began:.0f} s: {short(args)}")
@@ -258,7 +267,7 @@ def fuzz(seed: int, count: int, in_a_process: float = IN_A_PROCESS, keep: bool =
                 say(f"---- seed {k}, {kind}: {short(args)}")
                 for text in found:
                     say("    " + text.strip().replace("\n", "\n    "))
-                say(f"    again: python tests/fuzz/run.py --seed={k} --count=1 --keep")
+                say(f"    again: python tests/fuzz/run.py --seed={k} --count=1 --keep{only and ' --kind=' + only}")
     finally:
         os.chdir(was)
         if not keep:
@@ -275,10 +284,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--processes", type=float, default=IN_A_PROCESS, help="share of inputs run as processes")
+    parser.add_argument("--kind", default="", help="only inputs of this kind")
     parser.add_argument("--keep", action="store_true")
     asked = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    failed, tally = fuzz(asked.seed, asked.count, asked.processes, asked.keep, lambda t: print(t, flush=True))
+    failed, tally = fuzz(asked.seed, asked.count, asked.processes, asked.keep, lambda t: print(t, flush=True), asked.kind)
     for (kind, code), n in sorted(tally.items(), key=str):
         print(f"{kind:14} exit {code}: {n}")
     print(f"{asked.count} inputs, {len(failed)} failed: {failed}; {cpu_seconds():.0f} s of CPU")
