@@ -136,6 +136,13 @@ def fill(config: ConfigDict, quiet: bool = False) -> None:
     for key in sorted(have.keys() - want.keys()):
         raise UsageError(f"config has an unknown key {key!r}{nearest(key, want)}")
     if lacking := sorted(want.keys() - have.keys()):
+        for key in lacking:  # not even the sections that they belong to may be something else
+            *parents, leaf = key.split(".")
+            at: Any = config
+            for part in parents:
+                at = at.get(part, {}) if isinstance(at, (ConfigDict, dict)) else {}
+            if isinstance(at, ConfigDict) and leaf in at:
+                raise UsageError(f"config.{key} is a section of keys: expected {type(want[key]).__name__}")
         own = config.to_dict()
         with config.unlocked(), config.ignore_type():
             config.update(defaults)

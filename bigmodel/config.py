@@ -135,7 +135,7 @@ def user_code(path: Any, kind: str, call: str = "") -> Iterator[None]:
         yield
     except (UsageError, Retry):
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         lines = []
         trace = e.__traceback__
         while trace is not None:
@@ -188,6 +188,10 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
             config = module.get_config(variant) if variant else module.get_config()
         if not isinstance(config, ConfigDict):
             raise UsageError(f"config file {path!r}: get_config() returned {type(config).__name__}, not a ConfigDict")
+        try:
+            flatten(config)
+        except RecursionError as e:
+            raise UsageError(f"config file {path!r}: get_config() returned a config that contains itself") from e
     override_all(config, overrides)
     return config
 
@@ -215,6 +219,8 @@ def check_path(what: str, path: str) -> None:
         raise UsageError(f"{what} {path[:60]!r}...: a path has less than 4,096 bytes, a name in it at most 255")
     if "\0" in path:
         raise UsageError(f"{what} {path[:60]!r}: a path has no NUL in it")
+    if "://" in path and path.partition("://")[0] not in ("gs", "s3", "az"):
+        raise UsageError(f"{what} {path[:60]!r}: a path is of a disk, or begins with gs://, s3:// or az://")
 
 
 def cache_folder() -> Path:

@@ -89,7 +89,7 @@ def shaped(start: ConfigDict, name: str, axis: str, size: int, base: int) -> Any
 def _first_steps(cfg: Any, steps: int, seed: int) -> Iterator[Row]:
     family = models.family(cfg.family)
     mesh = sharding.make_mesh(cfg.run.mesh)
-    program.check_memory(budget.derive(cfg).state_bytes, mesh)
+    program.check_memory(cfg, mesh)
     built = program.build(program.static_part(cfg), mesh)
     scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
     model, B = family.Model(cfg.model), cfg.train.batch_size

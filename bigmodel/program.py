@@ -20,7 +20,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, config, models, optim, sharding
+from bigmodel import budget, config, models, optim, sharding, tree
 from bigmodel.config import UsageError
 from bigmodel.models import losses
 
@@ -99,8 +99,8 @@ def options(mesh: Mesh) -> dict[str, Any] | None:
     return {f"xla_tpu_enable_windowed_einsum_for_{kind}": False for kind in ("all_gather", "reduce_scatter")}
 
 
-def check_memory(state_bytes: int, mesh: Mesh) -> None:
-    """Refuses a state that all devices together can't hold: asked for that much, XLA may end the process."""
+def check_memory(frozen: Any, mesh: Mesh) -> None:
+    """Refuses a state and a batch that all devices together can't hold: asked for so much, XLA may end the process."""
     stats = mesh.devices.flat[0].memory_stats() if mesh.devices.flat[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         there, where = stats["bytes_limit"] * mesh.size, f"the memory of {mesh.size} devices"
@@ -108,10 +108,13 @@ def check_memory(state_bytes: int, mesh: Mesh) -> None:
         there, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count(), "this memory"
     else:
         return
-    if state_bytes > there:
+    batch = budget.batch_shapes(models.family(frozen.family), frozen.model, frozen.train.batch_size)
+    sizes = {"config.model": budget.derive(frozen).state_bytes, "config.train.batch_size": tree.size_bytes(batch)}
+    if sum(sizes.values()) > there:
+        state, examples = (size / 2**30 for size in sizes.values())
         raise UsageError(
-            f"parameters, gradients and the optimizer's state take {state_bytes / 2**30:,.3g} GiB, and {where} has "
-            f"{there / 2**30:,.3g} GiB: choose a smaller config.model, or more devices"
+            f"parameters, gradients and the optimizer's state take {state:,.3g} GiB and a batch {examples:,.3g} GiB; "
+            f"{where} has {there / 2**30:,.3g} GiB: choose a smaller {max(sizes, key=lambda k: sizes[k])}"
         )
 
 

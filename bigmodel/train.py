@@ -133,7 +133,7 @@ def attempt(
         return result, False
     mesh = sharding.make_mesh(frozen.run.mesh)
     program.check_batch(frozen, mesh)
-    program.check_memory(plan.state_bytes, mesh)
+    program.check_memory(frozen, mesh)
     lead = jax.process_index() == 0
     made = [p for p in (folder, *folder.parents) if "://" not in root and not p.exists()]
     claim, result = _claim(folder, lead)

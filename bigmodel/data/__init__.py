@@ -71,7 +71,7 @@ def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
     check_path("data folder (config.run.data_dir/config.data.name)", str(home))
     path = home / "manifest.json"
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         there = [p.name for p in epath.Path(root).iterdir()] if epath.Path(root).is_dir() else []
         hint = nearest(cfg.name, there)

@@ -171,7 +171,9 @@ def commands(rng: random.Random) -> list[list[str]]:
     fit = ["fit", points, "--bootstrap=10"]
     law = ["plan", "--law=fit.json", "--next-runs=0"]
     run_id = rng.choice(ids())
-    interrupted = str(next(p for p in sorted(Path("runs").glob("*/config.json")) if not (p.parent / "result.json").exists()))
+    interrupted = str(
+        next(p for p in sorted(Path("runs").glob("*/config.json")) if not (p.parent / "result.json").exists())
+    )
     finished = str(next(p for p in sorted(Path("runs").glob("*/result.json"))).parent)
     return [
         ["prepare", "texts", "--out=out", "--workers=1"],
@@ -256,7 +258,9 @@ def kind_paths(rng: random.Random) -> list[str]:
 
 def odd_override(rng: random.Random, experiment: str, where: list[str]) -> list[str]:
     flat = config.flatten(config.load(experiment))
-    key = rng.choice(list(flat)) if rng.random() < 0.9 else rng.choice(["", "a", "model", "model.", ".", "a.b.c", *WORDS])
+    key = (
+        rng.choice(list(flat)) if rng.random() < 0.9 else rng.choice(["", "a", "model", "model.", ".", "a.b.c", *WORDS])
+    )
     return [*where, f"--config.{key}={odd_word(rng)}"]
 
 
@@ -270,7 +274,11 @@ def kind_overrides(rng: random.Random) -> list[str]:
     for _ in range(rng.choice([1, 1, 2, 3])):
         args = odd_override(rng, experiment, args)
     if args[0] == "train" or args[:2] == ["sweep", "run"]:
-        args = [a for a in args if not a.startswith("--config.train.") or a.partition("=")[0].split(".")[2] not in config.HORIZONS]
+        args = [
+            a
+            for a in args
+            if not a.startswith("--config.train.") or a.partition("=")[0].split(".")[2] not in config.HORIZONS
+        ]
         args.append(HORIZON)
     return args
 
@@ -281,7 +289,13 @@ def kind_config_json(rng: random.Random) -> list[str]:
     target = Path("config.json")
     target.write_bytes(path.read_bytes())
     damage(rng, target)
-    return rng.choice([["train", "config.json", HORIZON], ["train", "config.json", HORIZON], ["compile", "config.json", "--topology=v5e:2x2"]])
+    return rng.choice(
+        [
+            ["train", "config.json", HORIZON],
+            ["train", "config.json", HORIZON],
+            ["compile", "config.json", "--topology=v5e:2x2"],
+        ]
+    )
 
 
 def kind_config_py(rng: random.Random) -> list[str]:
@@ -311,7 +325,13 @@ def kind_config_py(rng: random.Random) -> list[str]:
         ]))  # fmt: skip
     lines.append("    return config")
     Path("mine.py").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
-    return rng.choice([["train", "--config=mine.py", HORIZON], ["count", "--config=mine.py"], ["plan", "--law=fit.json", "--flops=1e12", "--next-runs=0", "--config=mine.py"]])
+    return rng.choice(
+        [
+            ["train", "--config=mine.py", HORIZON],
+            ["count", "--config=mine.py"],
+            ["plan", "--law=fit.json", "--flops=1e12", "--next-runs=0", "--config=mine.py"],
+        ]
+    )
 
 
 def kind_sweep_file(rng: random.Random) -> list[str]:
@@ -323,11 +343,28 @@ def kind_sweep_file(rng: random.Random) -> list[str]:
         if rng.random() < 0.3:
             row[rng.choice(flat)] = rng.choice(ODD)
         rows.append({k: v for k, v in row.items() if k.partition(".")[2] not in config.HORIZONS})
-    text = rng.choice([repr(rows)] * 9 + [repr(rng.choice(ODD)), "iter([{}])", "[{}] * 3", "({},)", "[{}, None]", "get_sweep()"])
+    text = rng.choice(
+        [repr(rows)] * 9 + [repr(rng.choice(ODD)), "iter([{}])", "[{}] * 3", "({},)", "[{}, None]", "get_sweep()"]
+    )
     text = text.replace("nan", "float('nan')").replace("inf", "float('inf')")
-    more = rng.choice([""] * 8 + ["RECIPE = 'nosuch'", "RECIPE = 3", "RECIPE = 'step_law'", "LAW = 7", "import nosuch", "raise SystemExit(3)", "report = 3"])
-    start = rng.choice(["'digits.py'"] * 12 + ["'nosuch.py'", "None", "3", "['digits.py']", "'gpt.py'", "__file__", "'digits.py:x'"])
-    Path("mine.py").write_text(f"CONFIG = {start}\n{more}\ndef get_sweep():\n    return {text}\n", encoding="utf-8", errors="surrogatepass")
+    more = rng.choice(
+        [""] * 8
+        + [
+            "RECIPE = 'nosuch'",
+            "RECIPE = 3",
+            "RECIPE = 'step_law'",
+            "LAW = 7",
+            "import nosuch",
+            "raise SystemExit(3)",
+            "report = 3",
+        ]
+    )
+    start = rng.choice(
+        ["'digits.py'"] * 12 + ["'nosuch.py'", "None", "3", "['digits.py']", "'gpt.py'", "__file__", "'digits.py:x'"]
+    )
+    Path("mine.py").write_text(
+        f"CONFIG = {start}\n{more}\ndef get_sweep():\n    return {text}\n", encoding="utf-8", errors="surrogatepass"
+    )
     return ["sweep", rng.choice(["plan", "plan", "run", "status"]), "mine.py"]
 
 
@@ -340,6 +377,7 @@ def kind_points(rng: random.Random) -> list[str]:
     else:
         frame = pd.read_csv("points.csv").astype(object)
         for _ in range(rng.choice([1, 1, 3])):
+            frame = frame.astype(object)
             how, column = rng.random(), rng.choice(list(frame.columns))
             if how < 0.5:
                 frame.loc[rng.randrange(len(frame)), column] = rng.choice([*ODD[:24], *NUMBERS])
@@ -386,7 +424,9 @@ def kind_records(rng: random.Random) -> list[str]:
         path = files(rng, *RECORDS)
         if rng.random() < 0.15:
             path = path.with_name(rng.choice(["error.json", "result.json", "speed.jsonl", "attempts.jsonl", "claim"]))
-            path.write_bytes(rng.choice([b"", b"{}", b"[]", b"\xff", b"[" * DEEP, b'{"error": 3}', b'{"error": "a\\nb"}', b"null"]))
+            path.write_bytes(
+                rng.choice([b"", b"{}", b"[]", b"\xff", b"[" * DEEP, b'{"error": 3}', b'{"error": "a\\nb"}', b"null"])
+            )
         else:
             damage(rng, path)
     if path.parts[0] == "made":
@@ -412,26 +452,36 @@ def kind_data(rng: random.Random) -> list[str]:
 def kind_checkpoints(rng: random.Random) -> list[str]:
     """Damaged checkpoints, before what restores them."""
     finished = next(p for p in sorted(Path("runs").glob("*/result.json"))).parent
-    interrupted = next(p for p in sorted(Path("runs").glob("*/config.json")) if not (p.parent / "result.json").exists()).parent
+    interrupted = next(
+        p for p in sorted(Path("runs").glob("*/config.json")) if not (p.parent / "result.json").exists()
+    ).parent
     home = rng.choice([interrupted, interrupted, finished])
     for _ in range(rng.choice([1, 1, 3])):
         damage(rng, files(rng, f"{home}/checkpoints/**/*"))
     if home == interrupted:
         return ["train", f"{home}/config.json"]
-    return rng.choice([["evaluate", str(home)], ["train", GPT, f"--config.train.init_from={home}", "--config.train.seed=3"]])
+    return rng.choice(
+        [["evaluate", str(home)], ["train", GPT, f"--config.train.init_from={home}", "--config.train.seed=3"]]
+    )
 
 
 def kind_sources(rng: random.Random) -> list[str]:
     """Texts and tokenizers that can't be what they say."""
     path = files(rng, "texts/*")
     if rng.random() < 0.1:
-        path = path.with_suffix(rng.choice([".txt", ".md", ".json", ".jsonl", ".parquet", ".gz", ".zst", ".txt.gz", ".jsonl.zst", ".TXT"]))
-        path.write_bytes(rng.choice([b"", b"\0" * 100, b"[" * DEEP, os.urandom(0) + bytes(range(256)), b"{}", b"\xff\xfea\0"]))
+        path = path.with_suffix(
+            rng.choice([".txt", ".md", ".json", ".jsonl", ".parquet", ".gz", ".zst", ".txt.gz", ".jsonl.zst", ".TXT"])
+        )
+        path.write_bytes(
+            rng.choice([b"", b"\0" * 100, b"[" * DEEP, os.urandom(0) + bytes(range(256)), b"{}", b"\xff\xfea\0"])
+        )
     else:
         damage(rng, path)
     args = ["prepare", rng.choice(["texts", path.as_posix()]), "--out=out", "--workers=1"]
     if rng.random() < 0.2:
-        Path("tokenizer.json").write_bytes(odd_bytes(rng, rng.choice([b"{}", b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'])))
+        Path("tokenizer.json").write_bytes(
+            odd_bytes(rng, rng.choice([b"{}", b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}']))
+        )
         args.append("--tokenizer=tokenizer.json")
     if rng.random() < 0.1:
         args += rng.choice([["--tokenizer=bpe", "--vocab-size=300"], ["--validation-fraction=0.5"], ["--text-key=a.b"]])
@@ -442,14 +492,34 @@ def kind_weights(rng: random.Random) -> list[str]:
     """Published weights that aren't, and starts that can't be."""
     from safetensors.numpy import save_file
 
-    name = rng.choice(["wte.weight", "transformer.h.0.ln_1.weight", "bert.embeddings.word_embeddings.weight", rng.choice(WORDS[:-4]), "x"])
+    name = rng.choice(
+        [
+            "wte.weight",
+            "transformer.h.0.ln_1.weight",
+            "bert.embeddings.word_embeddings.weight",
+            rng.choice(WORDS[:-4]),
+            "x",
+        ]
+    )
     try:
-        save_file({name.replace("\ud800", ""): np.zeros(rng.choice([(), (0,), (2, 3), (256, 16)]), rng.choice(["float32", "int64", "bool"]))}, "w.safetensors")
+        save_file(
+            {
+                name.replace("\ud800", ""): np.zeros(
+                    rng.choice([(), (0,), (2, 3), (256, 16)]), rng.choice(["float32", "int64", "bool"])
+                )
+            },
+            "w.safetensors",
+        )
     except Exception:  # a name that the format can't hold
         Path("w.safetensors").write_bytes(b"")
     if rng.random() < 0.6:
         Path("w.safetensors").write_bytes(odd_bytes(rng, Path("w.safetensors").read_bytes()))
-    return ["train", rng.choice([GPT, GPT, DIGITS]), "--config.train.init_from=w.safetensors", *rng.choice([[], ["--config.train.init_only=embed"]])]
+    return [
+        "train",
+        rng.choice([GPT, GPT, DIGITS]),
+        "--config.train.init_from=w.safetensors",
+        *rng.choice([[], ["--config.train.init_only=embed"]]),
+    ]
 
 
 LAW = """from bigmodel.scaling.laws import Param
@@ -472,14 +542,49 @@ def kind_law(rng: random.Random) -> list[str]:
             lambda: odd_bytes(rng, text.encode()).decode(errors="replace"),
         ])()  # fmt: skip
     Path("law.py").write_text(text)
-    name = rng.choice(["law.py", "law.py", "law.py:x=C", "bnsl:x=D,breaks=0", "bnsl:x=D,breaks=99", "bnsl:breaks=x", "power", "power:x=loss", "power:x=", "power:y=1", ":", "chinchilla:x=C", "henighan:x=name"])
-    return ["fit", "points.csv", "--bootstrap=10", f"--law={name}", *rng.choice([[], [], ["--against=gadre"], ["--out=out.json"]])]
+    name = rng.choice(
+        [
+            "law.py",
+            "law.py",
+            "law.py:x=C",
+            "bnsl:x=D,breaks=0",
+            "bnsl:x=D,breaks=99",
+            "bnsl:breaks=x",
+            "power",
+            "power:x=loss",
+            "power:x=",
+            "power:y=1",
+            ":",
+            "chinchilla:x=C",
+            "henighan:x=name",
+        ]
+    )
+    return [
+        "fit",
+        "points.csv",
+        "--bootstrap=10",
+        f"--law={name}",
+        *rng.choice([[], [], ["--against=gadre"], ["--out=out.json"]]),
+    ]
 
 
 def kind_environment(rng: random.Random) -> list[str]:
     """Variables of engines, shells and caches."""
     for _ in range(rng.choice([1, 2])):
-        name = rng.choice(["SLURM_NTASKS", "SLURM_ARRAY_TASK_ID", "SKYPILOT_NUM_NODES", "BIGMODEL_CACHE", "BIGMODEL_INIT_TIMEOUT", "HOME", "WANDB_MODE", "COLUMNS", "LANG", "MPLBACKEND"])
+        name = rng.choice(
+            [
+                "SLURM_NTASKS",
+                "SLURM_ARRAY_TASK_ID",
+                "SKYPILOT_NUM_NODES",
+                "BIGMODEL_CACHE",
+                "BIGMODEL_INIT_TIMEOUT",
+                "HOME",
+                "WANDB_MODE",
+                "COLUMNS",
+                "LANG",
+                "MPLBACKEND",
+            ]
+        )
         value = rng.choice([w for w in [*WORDS, *PATHS, *NUMBERS] if "\0" not in w and "\ud800" not in w])
         os.environ[name] = value
     return command(rng, "worker", "worker", "train", "sweep", "fit", "prepare", "launch")

@@ -29,18 +29,21 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), 
 
 import pandas as pd
 import zstandard
-from conftest import ROOT, TINY  # sets what JAX reads when it starts
+from conftest import CACHE, ROOT, TINY  # sets what JAX reads when it starts
 from inputs import KINDS
 
 from bigmodel import cli, config
 
+os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))  # HOME is another one below
 CPU_LIMIT, WALL_LIMIT = 60, 400  # seconds
-MEMORY = 24 * 2**30  # of addresses; JAX reserves some GiB that it never uses
+MEMORY = 12 * 2**30  # of addresses; JAX reserves some GiB that it never uses
 IN_A_PROCESS = 0.1  # of the inputs run as a user runs them
 
 TEXTS = {
     "a.txt": "The quick brown fox jumps over the lazy dog. " * 60,
-    "b.jsonl": "".join(json.dumps({"text": f"Document {k} of several: 数据 and more text. " * 8}) + "\n" for k in range(12)),
+    "b.jsonl": "".join(
+        json.dumps({"text": f"Document {k} of several: 数据 and more text. " * 8}) + "\n" for k in range(12)
+    ),
     "c.md": "# Title\n\nSome paragraphs.\n" * 40,
 }
 
@@ -74,7 +77,9 @@ def make_folder() -> None:
     for k, (n, d, loss) in enumerate(points):
         Path(f"made/{k}").mkdir(parents=True)
         row = dict(params=n, tokens=d, loss=loss, flops=6 * n * d, unit="tokens", status="done", run_id=f"r{k}")
-        row |= dict(params_nonembedding=n, params_kaplan=n, flops_6nd=6 * n * d, unique_tokens=d, steps=10, wall_seconds=1.0)
+        row |= dict(
+            params_nonembedding=n, params_kaplan=n, flops_6nd=6 * n * d, unique_tokens=d, steps=10, wall_seconds=1.0
+        )
         Path(f"made/{k}/result.json").write_text(json.dumps(config.sealed(row)))
         Path(f"made/{k}/config.json").write_text(json.dumps({"family": "decoder", "model": {"width": 8}, "run": {}}))
     frame = pd.read_csv("points.csv")
@@ -218,10 +223,14 @@ def problems(code: object, printed: str, before: dict, after: dict, cpu: float) 
 
 
 def cpu_seconds() -> float:
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
-def one(seed: int, folder: Path, made: dict, in_a_process: float, keep: bool = False, only: str = "") -> tuple[str, list, list, float, object]:
+def one(
+    seed: int, folder: Path, made: dict, in_a_process: float, keep: bool = False, only: str = ""
+) -> tuple[str, list, list, float, object]:
     """(kind, arguments, what is wrong, CPU seconds, exit code) of an input."""
     rng = random.Random(seed)
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
@@ -244,7 +253,9 @@ def one(seed: int, folder: Path, made: dict, in_a_process: float, keep: bool = F
     return kind.__name__.removeprefix("kind_"), args, found, cpu, code
 
 
-def fuzz(seed: int, count: int, in_a_process: float = IN_A_PROCESS, keep: bool = False, say=print, only: str = "") -> tuple[list[int], dict]:
+def fuzz(
+    seed: int, count: int, in_a_process: float = IN_A_PROCESS, keep: bool = False, say=print, only: str = ""
+) -> tuple[list[int], dict]:
     """(seeds that don't end well, inputs by kind and exit code) of `count` inputs from `seed`."""
     base = Path(tempfile.mkdtemp(prefix="bigmodel-fuzz-"))
     folder = base / "a/b/c"  # so that ../.. is still ours
@@ -288,7 +299,9 @@ if __name__ == "__main__":
     parser.add_argument("--keep", action="store_true")
     asked = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    failed, tally = fuzz(asked.seed, asked.count, asked.processes, asked.keep, lambda t: print(t, flush=True), asked.kind)
+    failed, tally = fuzz(
+        asked.seed, asked.count, asked.processes, asked.keep, lambda t: print(t, flush=True), asked.kind
+    )
     for (kind, code), n in sorted(tally.items(), key=str):
         print(f"{kind:14} exit {code}: {n}")
     print(f"{asked.count} inputs, {len(failed)} failed: {failed}; {cpu_seconds():.0f} s of CPU")
