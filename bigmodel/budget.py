@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, parametrize, tree
-from bigmodel.config import HORIZONS, NoData, UsageError, choose, flatten, nearest, note
+from bigmodel.config import HORIZONS, NoData, UsageError, bounded, choose, flatten, nearest, note
 from bigmodel.track import read_result
 
 
@@ -135,6 +136,13 @@ def fill(config: ConfigDict, quiet: bool = False) -> None:
     for key in sorted(have.keys() - want.keys()):
         raise UsageError(f"config has an unknown key {key!r}{nearest(key, want)}")
     if lacking := sorted(want.keys() - have.keys()):
+        for key in lacking:  # not even the sections that they belong to may be something else
+            *parents, leaf = key.split(".")
+            at: Any = config
+            for part in parents:
+                at = at.get(part, {}) if isinstance(at, (ConfigDict, dict)) else {}
+            if isinstance(at, ConfigDict) and leaf in at:
+                raise UsageError(f"config.{key} is a section of keys: expected {type(want[key]).__name__}")
         own = config.to_dict()
         with config.unlocked(), config.ignore_type():
             config.update(defaults)
@@ -148,6 +156,8 @@ def fill(config: ConfigDict, quiet: bool = False) -> None:
             raise UsageError(f"config.{key}={have[key]!r}: expected {type(value).__name__}, as in {value!r}")
         if isinstance(value, float) and not math.isfinite(have[key]):
             raise UsageError(f"config.{key}={have[key]!r}: must be finite")
+        if type(value) in (int, float):
+            bounded(key, have[key])
 
 
 def _check_train(config: ConfigDict) -> None:
@@ -198,7 +208,7 @@ def _check_train(config: ConfigDict) -> None:
             _check_published(config)
         start = {"run_id": digest(train.init_from)} if published else read_result(train.init_from)
         if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
-            there = [] if "://" in train.init_from else sorted(epath.Path(train.init_from).glob("*.safetensors"))
+            there = [] if "://" in train.init_from else sorted(Path(train.init_from).glob("*.safetensors"))
             hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
             raise UsageError(
                 f"config.train.init_from={train.init_from!r}: no finished run there (no result.json){hint}"

@@ -224,6 +224,7 @@ CLOUD = {
     "compile": ("path",),
     "evaluate": ("run", "data_dir"),
 }
+REPEATABLE = ("against", "option", "points")  # arguments that are lists
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # what reads a bucket's files for us
 
 
@@ -231,6 +232,8 @@ def check_buckets(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]
     """Refuses a path in a bucket where only one of a disk can be, or where the package that reads it is missing."""
     verb, used = args.verb, []
     for name, value in vars(args).items():
+        if isinstance(value, list) and name not in REPEATABLE:  # argparse's answer to --flag=--
+            raise UsageError(f"{verb}: --{name} needs a value")
         for path in value if isinstance(value, list) else [value]:
             if name == "command" or not isinstance(path, str) or path.partition("://")[0] not in PACKAGES:
                 continue
@@ -242,6 +245,12 @@ def check_buckets(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]
                 )
             used += [path] if name != "bucket" else []
     used += [value for _, value in overrides if verb != "launch"]  # which only passes them on
+    for name in CLOUD.get(verb, ()):
+        scheme, found, _ = str(getattr(args, name)).partition("://")
+        if found and scheme not in PACKAGES:
+            raise UsageError(
+                f"{verb}: {getattr(args, name)!r}: paths are of a disk or begin with gs://, s3:// or az://"
+            )
     for path in used:
         scheme, found, _ = str(path).partition("://")
         if found and scheme in PACKAGES and importlib.util.find_spec(PACKAGES[scheme]) is None:
@@ -257,6 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = argparse.Namespace(verb="")  # until it is parsed
     config.noted.clear()
     try:
+        if any("\0" in arg for arg in args):
+            raise UsageError("an argument has a NUL in it, which no path, name or number has")
         overrides, rest = config.parse_flags(args)
         top = parser()
         known, unknown = top.parse_known_args(rest)

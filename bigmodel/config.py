@@ -135,7 +135,7 @@ def user_code(path: Any, kind: str, call: str = "") -> Iterator[None]:
         yield
     except (UsageError, Retry):
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         lines = []
         trace = e.__traceback__
         while trace is not None:
@@ -188,6 +188,10 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
             config = module.get_config(variant) if variant else module.get_config()
         if not isinstance(config, ConfigDict):
             raise UsageError(f"config file {path!r}: get_config() returned {type(config).__name__}, not a ConfigDict")
+        try:
+            flatten(config)
+        except RecursionError as e:
+            raise UsageError(f"config file {path!r}: get_config() returned a config that contains itself") from e
     override_all(config, overrides)
     return config
 
@@ -218,6 +222,8 @@ def check_path(what: str, path: str) -> None:
         raise UsageError(f"{what} {path[:60]!r}...: a path has less than 4,096 bytes, a name in it at most 255")
     if "\0" in path:
         raise UsageError(f"{what} {path[:60]!r}: a path has no NUL in it")
+    if "://" in path and path.partition("://")[0] not in ("gs", "s3", "az"):
+        raise UsageError(f"{what} {path[:60]!r}: a path is of a disk, or begins with gs://, s3:// or az://")
 
 
 def cache_folder() -> Path:
@@ -394,12 +400,22 @@ def coerce(key: str, old: Any, value: Any) -> Any:
             raise wrong()
         if kind is int and value != int(value):
             raise wrong()
-        return kind(value)
+        return bounded(key, int(value) if kind is int else float(value))
     if kind in (tuple, list):
         if not isinstance(value, tuple | list):
             raise wrong()
         return tuple(coerce(f"{key}[{i}]", old[0], v) if old else v for i, v in enumerate(value))
     raise UsageError(f"config.{key} can't be overridden")
+
+
+def bounded(key: str, value: int | float) -> int | float:
+    """`value`, if it can be so large: sizes of arrays have 31 bits, numbers in a program are of float32."""
+    most: float = 3e38 if key not in ("train.flops", "train.tokens", "train.tokens_per_param") else 1e300
+    if isinstance(value, int):
+        most = 2**31 - 1 if key.startswith("model.") or key in ("train.batch_size", "data.seq_len") else 2**53
+    if abs(value) > most:
+        raise UsageError(f"config.{key}={str(value)[:30]}: must be at most {most:,}")
+    return value
 
 
 def parse_flags(args: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

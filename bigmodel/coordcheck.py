@@ -46,8 +46,8 @@ def measure(
     choose("coordcheck", axis, ["width", "depth"])
     if len(set(sizes)) < 2:
         raise UsageError(f"coordcheck: give at least two {axis}s")
-    if steps < 1 or seeds < 1:
-        raise UsageError("coordcheck: --steps and --seeds must be at least 1")
+    if not (1 <= steps <= 10_000 and 1 <= seeds <= 1000):
+        raise UsageError("coordcheck: --steps must be 1 to 10,000, and --seeds 1 to 1,000")
     if "parametrization" not in start.model:
         raise UsageError(f"coordcheck: family {start.family!r} has no parametrizations")
     frozen = []
@@ -57,10 +57,11 @@ def measure(
     rows: list[Row] = []
     for name, size, cfg in frozen:
         for seed in range(seeds):
-            rows += [
-                {"parametrization": name, "axis": axis, "size": size, "seed": seed, **row}
-                for row in _first_steps(cfg, steps, seed)
-            ]
+            with program.within_memory(f"{name} {axis} {size}"):
+                rows += [
+                    {"parametrization": name, "axis": axis, "size": size, "seed": seed, **row}
+                    for row in _first_steps(cfg, steps, seed)
+                ]
         say(f"{name} {axis} {size}")
     return rows
 
@@ -88,6 +89,7 @@ def shaped(start: ConfigDict, name: str, axis: str, size: int, base: int) -> Any
 def _first_steps(cfg: Any, steps: int, seed: int) -> Iterator[Row]:
     family = models.family(cfg.family)
     mesh = sharding.make_mesh(cfg.run.mesh)
+    program.check_memory(cfg, mesh)
     built = program.build(program.static_part(cfg), mesh)
     scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
     model, B = family.Model(cfg.model), cfg.train.batch_size

@@ -72,6 +72,8 @@ class Topology:
         if len(shape) != self.chip.dimensions or min(shape) < 1:
             example = f"{self.name.partition(':')[0]}:{'x'.join(['4'] * self.chip.dimensions)}"
             raise UsageError(f"--topology={self.name!r}: chips along {self.chip.dimensions} dimensions, as {example}")
+        if self.slices * math.prod(shape) > 2**20:
+            raise UsageError(f"--topology={self.name!r} --slices={self.slices}: more than {2**20:,} chips")
         return shape
 
     @property

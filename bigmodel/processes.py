@@ -36,19 +36,29 @@ def no_tpu_here() -> None:
         os.environ.setdefault(key, value)
 
 
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError as e:
+        raise UsageError(f"the environment variable {name}={text[:60]!r} is not a whole number") from e
+
+
 def group(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
     """What `jax.distributed.initialize` needs to be told here; None: this process is alone.
 
     Slurm's steps and Cloud TPU's hosts JAX knows by itself; SkyPilot's nodes are told by its variables.
     """
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+    if _number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
         return {}
-    if int(environment.get("SKYPILOT_NUM_NODES", 1)) > 1:
-        first = environment["SKYPILOT_NODE_IPS"].split()[0]
+    if (nodes := _number(environment, "SKYPILOT_NUM_NODES", 1)) > 1:
+        first = environment.get("SKYPILOT_NODE_IPS", "").split()[:1]
+        if not first:
+            raise UsageError(f"SKYPILOT_NUM_NODES={nodes}, and SKYPILOT_NODE_IPS names no node")
         return {
-            "coordinator_address": f"{first}:{PORT}",
-            "num_processes": int(environment["SKYPILOT_NUM_NODES"]),
-            "process_id": int(environment["SKYPILOT_NODE_RANK"]),
+            "coordinator_address": f"{first[0]}:{PORT}",
+            "num_processes": nodes,
+            "process_id": _number(environment, "SKYPILOT_NODE_RANK", -1),
         }
     if len([h for h in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]) > 1:
         return {}
@@ -70,8 +80,8 @@ def join(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
         return
     jax.distributed.initialize(
         **told,
-        initialization_timeout=int(os.environ.get(TIMEOUT, 300)),
-        heartbeat_timeout_seconds=int(os.environ.get(HEARTBEAT, 100)),
+        initialization_timeout=_number(os.environ, TIMEOUT, 300),
+        heartbeat_timeout_seconds=_number(os.environ, HEARTBEAT, 100),
     )
 
 

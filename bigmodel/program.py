@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, config, models, optim, sharding
+from bigmodel import budget, config, models, optim, sharding, tree
 from bigmodel.config import UsageError
 from bigmodel.models import losses
 
@@ -60,9 +62,8 @@ def _microbatch(cfg: Any, mesh: Mesh) -> int:
         return B
     if cfg.train.microbatch or mesh.size > 1 or mesh.devices.flat[0].platform != "cpu" or "seq_len" not in cfg.model:
         return cfg.train.microbatch or B
-    return max(
-        m for m in range(1, B + 1) if B % m == 0 and m * cfg.model.seq_len <= max(CACHED_TOKENS, cfg.model.seq_len)
-    )
+    most = max(CACHED_TOKENS // cfg.model.seq_len, 1)
+    return max(m for m in range(1, min(most, B) + 1) if B % m == 0)
 
 
 def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.Array]:
@@ -96,6 +97,39 @@ def options(mesh: Mesh) -> dict[str, Any] | None:
     if mesh.devices.flat[0].platform != "tpu" or mesh.shape["tensor"] > 1:
         return None
     return {f"xla_tpu_enable_windowed_einsum_for_{kind}": False for kind in ("all_gather", "reduce_scatter")}
+
+
+def check_memory(frozen: Any, mesh: Mesh) -> None:
+    """Refuses a state and a batch that all devices together can't hold: asked for so much, XLA may end the process."""
+    stats = mesh.devices.flat[0].memory_stats() if mesh.devices.flat[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        there, where = stats["bytes_limit"] * mesh.size, f"the memory of {mesh.size} devices"
+    elif hasattr(os, "sysconf") and mesh.devices.flat[0].platform == "cpu":
+        there, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count(), "this memory"
+    else:
+        return
+    batch = budget.batch_shapes(models.family(frozen.family), frozen.model, frozen.train.batch_size)
+    sizes = {"config.model": budget.derive(frozen).state_bytes, "config.train.batch_size": tree.size_bytes(batch)}
+    if sum(sizes.values()) > there:
+        state, examples = (size / 2**30 for size in sizes.values())
+        raise UsageError(
+            f"parameters, gradients and the optimizer's state take {state:,.3g} GiB and a batch {examples:,.3g} GiB; "
+            f"{where} has {there / 2**30:,.3g} GiB: choose a smaller {max(sizes, key=lambda k: sizes[k])}"
+        )
+
+
+@contextlib.contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """Around what runs programs: too large an array is the config's mistake."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e) and "Out of memory" not in str(e):
+            raise
+        raise UsageError(
+            f"{what}: out of memory ({str(e).strip().splitlines()[0][:120]}): choose a smaller config.model or "
+            "config.train.batch_size, or --config.train.microbatch=K"
+        ) from e
 
 
 def check_batch(cfg: Any, mesh: Mesh) -> None:

@@ -64,6 +64,7 @@ def of_config(path: str, overrides: Sequence[tuple[str, Any]] = ()) -> Base:
     if ".py" not in path:  # a run's config.json: its ffn and head size were filled for one width
         raise UsageError(f"--config={path}: give the experiment, as experiments/gpt.py, and not a config made from it")
     unfrozen = config.load(path, overrides)
+    budget.fill(unfrozen)
     flat = config.flatten(unfrozen)
     typed = {key: flat[key] for key, _ in overrides}
     model = unfrozen.model.copy_and_resolve_references()

@@ -135,6 +135,7 @@ def attempt(
         return result, False
     mesh = sharding.make_mesh(frozen.run.mesh)
     program.check_batch(frozen, mesh)
+    program.check_memory(frozen, mesh)
     lead = jax.process_index() == 0
     made = [p for p in (folder, *folder.parents) if "://" not in root and not p.exists()]
     claim, result = _claim(folder, lead)
@@ -143,7 +144,11 @@ def attempt(
     own_view = view or View()
     line = Line(f"{name or run_id}", plan.steps, quiet=quiet or not lead)
     try:
-        with config.full_disk(folder), processes.Watch(frozen.run.watchdog, name or run_id) as watch:
+        with (
+            config.full_disk(folder),
+            program.within_memory(name or run_id),
+            processes.Watch(frozen.run.watchdog, name or run_id) as watch,
+        ):
             return _train(frozen, plan, folder, mesh, claim, watch, name or run_id, group, own_view, line), True
     except UsageError:
         if lead and folder in made:  # a mistake leaves nothing behind

@@ -261,6 +261,8 @@ def _check(delta: float, bootstrap: int, seed: int, holdout: int, above: float) 
         raise UsageError(f"delta={delta!r}: expected a positive number")
     if bootstrap < 0 or holdout < 0:
         raise UsageError(f"bootstrap={bootstrap!r}, holdout={holdout!r}: expected 0 or more")
+    if bootstrap > 100_000:
+        raise UsageError(f"bootstrap={bootstrap!r}: expected at most 100,000 resamples")
     if seed < 0:
         raise UsageError(f"seed={seed!r}: expected 0 or more")
     if not 0 < above <= 1:

@@ -210,6 +210,10 @@ def _records(text: str, name: str) -> list[Mapping[str, Any]]:
     for i, one in enumerate(value, start=1):
         if not isinstance(one, dict):
             raise UsageError(f"can't read {name}: row {i} isn't an object with names but {json.dumps(one)[:60]}")
+        try:
+            json.dumps(one, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:  # JSON can name half of a surrogate pair; no text has one
+            raise UsageError(f"can't read {name}: row {i} has {e.object[e.start]!r}, which is no character") from e
     return value
 
 

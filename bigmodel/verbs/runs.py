@@ -184,8 +184,8 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
 
 def sweep(args: argparse.Namespace, overrides: Any) -> int:
     config.choose("sweep", args.action, ["plan", "run", "status"])
-    if args.workers < 1:
-        raise UsageError(f"--workers={args.workers}: must be at least 1")
+    if not 1 <= args.workers <= 1024:
+        raise UsageError(f"--workers={args.workers}: must be at least 1, and at most 1,024")
     if args.action == "status":
         return _sweep_status(args)
     start_jax(args)
@@ -241,6 +241,9 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             print(f"{len(plan)} runs, {total:.2e} FLOPs; about {duration(left)} to go on this machine")
     if args.action == "plan":
         return 0
+    if args.workers > len(plan):
+        config.note(f"--workers={args.workers}: {len(plan)} are enough for {len(plan)} rows")
+        args.workers = len(plan)
     if args.workers > 1:
         args.workers = min(args.workers, len(plan))  # more would have no row
         return _sweep_workers(args, overrides, folder, [p.run_id for p in plan])
