@@ -235,6 +235,11 @@ def check_buckets(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]
         if isinstance(value, list) and name not in REPEATABLE:  # argparse's answer to --flag=--
             raise UsageError(f"{verb}: --{name} needs a value")
         for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str) and name not in ("command", "name", "option", "bucket", "coordinator", "where"):
+                if path.count("/") > 500:
+                    raise UsageError(f"{verb}: {name} {path[:60]!r}...: more than 500 folders in each other")
+                if "://" in path and path.partition("://")[0] not in PACKAGES:
+                    raise UsageError(f"{verb}: {path[:60]!r}: paths are of a disk, or begin with gs://, s3:// or az://")
             if name == "command" or not isinstance(path, str) or path.partition("://")[0] not in PACKAGES:
                 continue
             sweep_file = verb == "sweep" and name == "file" and (args.action != "status" or path.endswith(".py"))
@@ -245,12 +250,6 @@ def check_buckets(args: argparse.Namespace, overrides: Sequence[tuple[str, str]]
                 )
             used += [path] if name != "bucket" else []
     used += [value for _, value in overrides if verb != "launch"]  # which only passes them on
-    for name in CLOUD.get(verb, ()):
-        scheme, found, _ = str(getattr(args, name)).partition("://")
-        if found and scheme not in PACKAGES:
-            raise UsageError(
-                f"{verb}: {getattr(args, name)!r}: paths are of a disk or begin with gs://, s3:// or az://"
-            )
     for path in used:
         scheme, found, _ = str(path).partition("://")
         if found and scheme in PACKAGES and importlib.util.find_spec(PACKAGES[scheme]) is None:
@@ -265,6 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     known = argparse.Namespace(verb="")  # until it is parsed
     config.noted.clear()
+    if hasattr(sys.stdout, "reconfigure"):  # a folder's name may not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if any("\0" in arg for arg in args):
             raise UsageError("an argument has a NUL in it, which no path, name or number has")

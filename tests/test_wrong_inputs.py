@@ -15,10 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import ROOT, TINY, bigmodel
 
-from bigmodel import cli, track
+from bigmodel import cli, program, track
+from bigmodel.config import UsageError
 
 GPT_FILE, DIGITS_FILE = ROOT / "experiments/gpt.py", ROOT / "experiments/digits.py"
 PROGRESS = re.compile(r"  step \d+/\d+  loss ")
@@ -181,6 +183,17 @@ case("missing argument", ["sweep", "plan"], "required: file", "sweep --help")
 case("neither config nor path", ["train"], "--config=experiments/NAME.py", "config.json")
 case("value missing", train_digits() + ["--config.model.width"], "--config.model.width needs a value")
 case("sweep action", ["sweep", "runn", "study.py"], "'runn'", "did you mean 'run'", before=lambda: sweep_file("[{}]"))
+case("workers without end", ["sweep", "run", "study.py", "--workers=1000000000"], "1000000000", "at most 1,024",
+     before=lambda: sweep_file("[{}]"))  # fmt: skip
+case(
+    "seeds without end",
+    ["coordcheck", f"--config={GPT_FILE}", "--widths=8,16", "--seeds=1000000000"],
+    "--seeds",
+    "1,000",
+)
+case(
+    "chips without end", ["plan", "--topology=v5e:1000000x1000000", f"--config={GPT_FILE}"], "1000000x1000000", "chips"
+)
 case("zero workers", ["sweep", "run", "study.py", "--workers=0"], "--workers=0", "at least 1",
      before=lambda: sweep_file("[{}]"))  # fmt: skip
 case("workers in words", ["sweep", "run", "study.py", "--workers=two"], "--workers", "'two'")
@@ -248,6 +261,26 @@ case("W&B mode", train_gpt(run__wandb="onlin"), "config.run.wandb", "'onlin'", "
 case("seed", train_gpt(train__seed=2**40), "config.train.seed=1099511627776")
 case("checkpoint_every", train_gpt(run__checkpoint_every=-1), "config.run.checkpoint_every=-1", "negative")
 
+case(
+    "a width that no array has", train_gpt(model__width=2**31), "config.model.width=2147483648", "at most 2,147,483,647"
+)
+case(
+    "a width of seventy bits", train_digits(model__width=2**70), "config.model.width=1180591620717411303424", "at most"
+)
+case("a model larger than memory", train_digits(model__width=10**9), "GiB", "smaller config.model")
+case("a batch larger than memory", train_digits(train__batch_size=10**9, data__epochs=10**12), "GiB",
+     "smaller config.train.batch_size")  # fmt: skip
+case("beyond float32", train_digits(model__init_std=1e308), "config.model.init_std=1e+308", "at most 3e+38")
+case(
+    "init_from with a star", train_digits(train__init_from="2**70"), "config.train.init_from='2**70'", "no finished run"
+)
+case("runs under a foreign scheme", train_digits() + ["--runs=http://x/y"], "'http://x/y'", "gs://")
+case("data under a foreign scheme", train_gpt(run__data_dir="file:///x"), "file:///x", "gs://")
+case("a fit under a foreign scheme", ["plan", "--law=file:///x", "--flops=1e20"], "'file:///x'", "gs://")
+case("folders without end", ["prepare", "a.txt", "--out=" + "x/" * 1500], "more than 500 folders")
+case("NUL in an argument", ["fit", "x\0y"], "NUL")
+case("a flag whose value is taken away", ["prepare", "a.txt", "--workers=--"], "--workers needs a value")
+
 # ---- config.json
 case("no config.json", ["train", "runs/x/config.json"], "can't read config", "runs/x/config.json", "No such file")
 case("truncated config.json", ["train", "config.json"], "'config.json'", "not JSON", "line",
@@ -268,6 +301,17 @@ case("NaN in config.json", ["train", "config.json"], "config.optim.lr", "nan",
      before=lambda: write("config.json", config_json(optim__lr=float("nan"))))  # fmt: skip
 case("changed data", ["train", "config.json"], "has changed", "data/speech", "0123456789ab",
      before=lambda: write("config.json", config_json(data__fingerprint="0123456789abcdef")))  # fmt: skip
+
+case("a section for a value", ["train", "config.json"], "config.optim.lr is a section", "expected float",
+     before=lambda: write("config.json", config_json(optim__lr={})))  # fmt: skip
+case("SystemExit in a sweep file", ["sweep", "plan", "mine.py"], "mine.py", "line 1", "SystemExit",
+     before=lambda: write("mine.py", "raise SystemExit(3)\n"))  # fmt: skip
+case("a config within itself", ["train", "--config=mine.py"], "mine.py", "contains itself",
+     before=lambda: write("mine.py", "from bigmodel import budget\ndef get_config():\n"
+     "    config = budget.base('mlp', 'tables')\n    config.unlock()\n    config.model = config\n"
+     "    return config\n"))  # fmt: skip
+case("bytes of a manifest", train_gpt(), "data/speech/manifest.json", "not a manifest",
+     before=lambda: damage(Path("data/speech/manifest.json"), lambda b: b"\xff" + b))  # fmt: skip
 
 # ---- data
 case("data not prepared", train_gpt(data__name="speach"), "no prepared data", "data/speach", "did you mean 'speech'",
@@ -376,6 +420,10 @@ case("table of another kind", ["fit", "points.xlsx"], "'points.xlsx'", ".csv", b
 case("unknown law", ["fit", "points.csv", "--law=chinchila"], "'chinchila'", "did you mean 'chinchilla'",
      before=lambda: points(GOOD_POINTS))  # fmt: skip
 case("negative seed", ["fit", "points.csv", "--seed=-1"], "seed=-1", before=lambda: points(GOOD_POINTS))
+case("resamples without end", ["fit", "points.csv", "--bootstrap=1000000000"], "bootstrap=1", "at most 100,000",
+     before=lambda: points(GOOD_POINTS))  # fmt: skip
+case("half a character in points", ["fit", "points.json"], "points.json", "row 1", "\\ud800",
+     before=lambda: write("points.json", '[{"params": 1, "tokens": 2, "loss": 3, "name": "\\ud800"}]'))  # fmt: skip
 case("fit of an empty folder", ["fit", "runs"], "no result.json", "'runs'", before=lambda: Path("runs").mkdir())
 case("fit into a file", ["fit", "points.csv", "--bootstrap=0", "--out=points.csv/fit.json"], "points.csv/fit.json",
      "is not a folder", before=lambda: points(GOOD_POINTS))  # fmt: skip
@@ -407,6 +455,28 @@ def test_one_line_and_nothing_written(name, here, interrupted, capfd):
     assert code == 2
     assert not out
     assert tree_of(here) == was
+
+
+def test_an_array_that_memory_does_not_hold_is_told():
+    with pytest.raises(UsageError, match="this run: out of memory"), program.within_memory("this run"):
+        jax.block_until_ready(jax.jit(lambda: jax.numpy.ones((2**30, 2**15)))())
+
+
+def test_a_plan_of_a_config_that_lacks_an_option(here, capfd):
+    points(GOOD_POINTS)
+    assert cli.main(["fit", "points.csv", "--bootstrap=20", "--out=fit.json"]) == 0
+    head = f"from bigmodel import config as c\ndef get_config():\n    config = c.load({str(GPT_FILE)!r})\n"
+    write("mine.py", f"{head}    config.data.name = 'speech'\n    del config.data.fingerprint\n    return config\n")
+    capfd.readouterr()
+    assert cli.main(["plan", "--law=fit.json", "--flops=1e10", "--next-runs=0", "--config=mine.py"]) == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "SKYPILOT_NUM_NODES"])
+def test_a_variable_of_an_engine_that_is_no_number(name, here, monkeypatch, capfd):
+    monkeypatch.setenv(name, "2(x2)")
+    assert cli.main(train_digits()) == 2
+    one_line(capfd.readouterr().err, name, "'2(x2)'", "whole number")
 
 
 def test_there_are_enough_cases():

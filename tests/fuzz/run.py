@@ -1,3 +1,4 @@
+# ruff: noqa: E402, SIM115 (paths are set before imports; streams outlive the lines that open them)
 """Runs the command on inputs that nobody meant, and tells of every one that doesn't end well.
 
     python tests/fuzz/run.py --seed=0 --count=200       prints each failure, with the command that repeats it
@@ -300,7 +301,12 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     failed, tally = fuzz(
-        asked.seed, asked.count, asked.processes, asked.keep, lambda t: print(t, flush=True), asked.kind
+        asked.seed,
+        asked.count,
+        asked.processes,
+        asked.keep,
+        lambda t: print(t.encode("ascii", "backslashreplace").decode(), flush=True),
+        asked.kind,
     )
     for (kind, code), n in sorted(tally.items(), key=str):
         print(f"{kind:14} exit {code}: {n}")
