@@ -67,8 +67,8 @@ def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
     Raises:
       NoData: it hasn't been prepared. Unavailable: it can't be read. UsageError: it is no manifest, or damaged.
     """
+    check_path("data folder (config.run.data_dir/config.data.name)", f"{root}/{cfg.name}")
     home = folder(cfg, root)
-    check_path("data folder (config.run.data_dir/config.data.name)", str(home))
     path = home / "manifest.json"
     try:
         content = path.read_bytes()
