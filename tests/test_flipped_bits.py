@@ -605,6 +605,10 @@ def test_last_row_of_an_unfinished_run_is_whole_or_left_out(planned, tmp_path, m
     _, out, err = call("sweep", "status", "study.py", "--json")
     assert "metrics.jsonl' is damaged in its last rows" in err
     assert json.loads(out)[0]["last"]["loss"] == json.loads(lines[-2])["loss"]
+    for end in (b"\x0b", b"\x8a", b""):  # the row is whole, its line's end isn't
+        path.write_bytes("\n".join(lines).encode() + end)
+        _, out, err = call("sweep", "status", "study.py", "--json")
+        assert not err and config.sealed(json.loads(out)[0]["last"]) == json.loads(lines[-1])
     path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # torn, as a kill leaves it
     _, out, err = call("sweep", "status", "study.py", "--json")
     assert not err and json.loads(out)[0]["last"]["loss"] == json.loads(lines[-2])["loss"]
