@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, optim, parametrize, tree
-from bigmodel.config import HORIZONS, NoData, UsageError, bounded, choose, flatten, nearest, note
+from bigmodel.config import HORIZONS, NoData, UsageError, bounded, check_path, choose, flatten, nearest, note
 from bigmodel.track import read_result
 
 
@@ -203,6 +203,7 @@ def _check_train(config: ConfigDict) -> None:
             meaning = "never" if key == "watchdog" else "only at the end"
             raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: {meaning})")
     if train.init_from:
+        check_path("config.train.init_from", train.init_from)
         published = train.init_from.endswith(".safetensors")
         if published:
             _check_published(config)

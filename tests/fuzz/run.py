@@ -154,7 +154,7 @@ def _hang(*_):
 def call(args: list[str]) -> tuple[object, str]:
     """(exit code, or what was raised, as text; what was printed), in this process."""
     environment = dict(os.environ)
-    config._noted.clear()
+    config.noted.clear()
     old = [signal.signal(s, _hang) for s in (signal.SIGPROF, signal.SIGALRM)]
     with tempfile.TemporaryFile() as printed:
         sys.stdout.flush(), sys.stderr.flush()
