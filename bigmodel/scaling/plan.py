@@ -56,8 +56,10 @@ class Ask:
         limits = {k: getattr(self, k) for k in ("inference_tokens", "max_params", "max_tokens")}
         for name, value in {given[0]: getattr(self, given[0]), **limits}.items():
             free = (name == "inference_tokens" and value == 0) or (name.startswith("max_") and value == math.inf)
-            if not free and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"plan: --{name.replace('_', '-')}={value:g}: expected a positive number")
+            if not free and not 0 < value <= BUDGETS[1]:
+                raise UsageError(
+                    f"plan: --{name.replace('_', '-')}={value:g}: expected a positive number, to {BUDGETS[1]:g}"
+                )
             if not free and name in limits and given[0] not in ("flops", "loss"):
                 raise UsageError(f"plan: --{name.replace('_', '-')} goes with --flops or --loss, not with --{given[0]}")
 

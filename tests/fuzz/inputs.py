@@ -387,7 +387,8 @@ def kind_points(rng: random.Random) -> list[str]:
             elif how < 0.7 and len(frame.columns) > 1:
                 frame = frame.drop(columns=column)
             elif how < 0.8:
-                frame = frame.rename(columns={column: rng.choice([*WORDS, *frame.columns])})
+                words = [w for w in WORDS if w.encode(errors="ignore").decode() == w]  # as pandas can hold
+                frame = frame.rename(columns={column: rng.choice([*words, *frame.columns])})
             elif how < 0.9:
                 frame = frame.head(rng.choice([0, 1, 2, 5, 6]))
             else:
