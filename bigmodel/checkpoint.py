@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -153,8 +154,9 @@ def _show_uncaught(kind: Any, value: Any, trace: Any) -> None:
 
 def _let_others_end_unheard() -> None:
     """tensorstore's other reads and writes end after the one that failed, and report to an event loop that is gone:
-    reads by Python's first hook, writes by its second."""
+    reads by Python's first hook, writes by its second. Those that hadn't begun are coroutines that nobody awaits."""
     global _unraisable, _uncaught
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     if sys.unraisablehook is not _show_unraisable:
         _unraisable, sys.unraisablehook = sys.unraisablehook, _show_unraisable
     if sys.excepthook is not _show_uncaught:
