@@ -62,20 +62,17 @@ class Line:
         self.name, self.steps, self.quiet = name, steps, quiet
         self.terminal = sys.stderr.isatty()
         self.every = 0.5 if self.terminal else every
-        self.began = self.shown = time.time()
-        self.first: int | None = None
+        self.shown = time.time()
         self.drawn = False
 
     def due(self) -> bool:
         return time.time() - self.shown >= self.every
 
-    def show(self, step: int, loss: float, speed: dict[str, Any]) -> None:
+    def show(self, step: int, loss: float, speed: dict[str, Any], rate: float) -> None:
+        """`rate`: steps a second since it was shown last."""
         due, self.shown = self.due() or (self.terminal and step == self.steps), time.time()
-        if self.first is None:
-            self.first, self.began = step, time.time()
         if self.quiet or not due:
             return
-        rate = (step - self.first) / max(1e-9, time.time() - self.began)
         eta = duration((self.steps - step) / rate) if rate else "?"
         units = next((f"{human(v)} {k.split('_')[0]}/s" for k, v in speed.items() if k.endswith("_per_second")), "")
         value = f"{loss:.4f}" if math.isfinite(loss) else "-"

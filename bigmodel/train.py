@@ -415,7 +415,7 @@ def _train(
                     f"{plan.unit}_per_second": per_second * plan.tokens / steps,
                     "mfu": per_second * plan.flops_per_step / peak,
                 }
-                line.show(done, last_loss, speed)
+                line.show(done, last_loss, speed, per_second)
                 if speed_file:
                     speed_file.add({"step": done, "seconds": time.time() - began, **speed})
                 window, window_began = done, time.time()
