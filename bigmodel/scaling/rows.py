@@ -35,6 +35,7 @@ FLOPS = ("exact", "6nd")
 # Tokens or examples per parameter of runs as people do them; a unit of a thousand or more leads outside.
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e5
 MOST_NUMBERED = 20_000  # rows whose numbers in their table are kept
+LARGEST = 1e60  # no size, amount of data or loss; products of larger ones aren't numbers
 OLD = "an earlier version wrote them; choose another --count, or run them anew in another folder"
 # What others call these columns: named in errors, never taken unasked. Compared without case, spaces and signs.
 SYNONYMS = {
@@ -317,7 +318,7 @@ def _check(source: Source, taken: Mapping[str, str]) -> dict[str, np.ndarray]:
     for letter, column in taken.items():
         read = readers.numbers(source.cells[column])
         data[letter] = values = read.values
-        wrong = ~(np.isfinite(values) & (values > 0))
+        wrong = ~((values > 0) & (values < LARGEST))
         fatal = {"table": wrong, "wandb": wrong & np.isfinite(values), "sweep": np.zeros_like(wrong)}[
             source.kind
         ].copy()
@@ -354,6 +355,8 @@ def _cell(source: Source, column: str, fatal: np.ndarray, read: readers.Numbers)
         )
     elif (read.values[np.isfinite(read.values)] < 0).all() and read.values[at] < 0:
         hint = "; are these logarithms?"
+    elif read.values[at] >= LARGEST:
+        hint = f" below {LARGEST:g}"
     rows = f"row {source.cells.index[at]}" + (f" (and {fatal.sum() - 1} more rows)" if fatal.sum() > 1 else "")
     return f"{source.name}, {rows}: {column!r} is {text}; expected a positive number{hint}"
 

@@ -369,6 +369,11 @@ def kind_sweep_file(rng: random.Random) -> list[str]:
     return ["sweep", rng.choice(["plan", "plan", "run", "status"]), "mine.py"]
 
 
+def _held(value):
+    """Whether pandas can hold it: half of a surrogate pair is no text there."""
+    return not isinstance(value, str) or value.encode(errors="ignore").decode() == value
+
+
 def kind_points(rng: random.Random) -> list[str]:
     """A table of points: its bytes or cells; also tables without sense."""
     suffix = rng.choice(["csv", "tsv", "json", "jsonl", "parquet"])
@@ -381,13 +386,15 @@ def kind_points(rng: random.Random) -> list[str]:
             frame = frame.astype(object)
             how, column = rng.random(), rng.choice(list(frame.columns))
             if how < 0.5:
-                frame.loc[rng.randrange(len(frame)), column] = rng.choice([*ODD[:24], *NUMBERS])
+                frame.loc[rng.randrange(len(frame)), column] = rng.choice(
+                    [v for v in [*ODD[:24], *NUMBERS] if _held(v)]
+                )
             elif how < 0.6:
-                frame[column] = rng.choice([*ODD[:24], *NUMBERS])
+                frame[column] = rng.choice([v for v in [*ODD[:24], *NUMBERS] if _held(v)])
             elif how < 0.7 and len(frame.columns) > 1:
                 frame = frame.drop(columns=column)
             elif how < 0.8:
-                words = [w for w in WORDS if w.encode(errors="ignore").decode() == w]  # as pandas can hold
+                words = [w for w in WORDS if _held(w)]
                 frame = frame.rename(columns={column: rng.choice([*words, *frame.columns])})
             elif how < 0.9:
                 frame = frame.head(rng.choice([0, 1, 2, 5, 6]))
