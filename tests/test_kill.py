@@ -111,12 +111,17 @@ CLOCK = re.compile(r'"(wall_seconds|date|crc32|git_sha|git_dirty)": [^,\n}]*')
 
 
 def content(folder):
-    """Every file below `folder` but for what the clock says; of checkpoints the CRC-32s of the arrays."""
+    """Every file below `folder` but for what the clock says; of each run's newest checkpoint the CRC-32s of the arrays.
+
+    A kill between the last save and the removal of the one before it leaves both.
+    """
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
         if "checkpoints" in path.parts:
-            if name.endswith("meta/metadata"):
+            step = path.parts[path.parts.index("checkpoints") + 1]
+            newest = max((int(p.name) for p in path.parents[2].iterdir() if p.name.isdigit()), default=-1)
+            if name.endswith("meta/metadata") and step == str(newest):
                 found[name] = json.loads(path.read_bytes())["arrays"]
         elif path.name not in ("speed.jsonl", "attempts.jsonl", "git.diff"):
             data = path.read_bytes()
