@@ -293,6 +293,12 @@ case("number for a section", ["train", "config.json"], "data", "section",
      before=lambda: write("config.json", config_json(data=3)))  # fmt: skip
 case("unknown key in config.json", ["train", "config.json"], "unknown key 'train.stepz'", "did you mean 'train.steps'",
      before=lambda: write("config.json", config_json(train__stepz=3)))  # fmt: skip
+case("a dot in a key of config.json", ["train", "config.json"], "'model.width'", "has a dot",
+     before=lambda: write("config.json", '{"model.width": 8}'))  # fmt: skip
+case("brackets without end in config.json", ["train", "config.json"], "is not JSON",
+     before=lambda: write("config.json", "[" * 100_000))  # fmt: skip
+case("a path of 3,000 characters", ["train", "long/" * 600 + "config.json"], "folders in each other")
+case("a name of 300 characters", ["train", "n" * 300 + ".json"], "File name too long")
 case("section left out of config.json", ["train", "config.json"], "no section 'data'",
      before=lambda: write("config.json", config_json(data=None)))  # fmt: skip
 case("type in config.json", ["train", "config.json"], "config.model.width='16'", "expected int",
