@@ -99,6 +99,22 @@ def test_chinese_sentences_end_without_a_space():
     assert tasks.SENTENCE.split("See e.g. A. Open it. Close it.") == ["See e.g. A. Open it.", "Close it."]
 
 
+def test_groups_that_are_far_from_the_share_asked_for_are_said(capsys):
+    """A group is on one side whole: one with most of the examples may be all of validation."""
+
+    def made(sizes):
+        rows = [(f"g{g}", f"{g} {k}") for g, n in enumerate(sizes) for k in range(n)]
+        config.noted.clear()
+        parts = tasks.split((tasks.Example(group, {"text": text}, 0) for group, text in rows), 0.1)
+        return len(parts["validation"]) / len(rows), capsys.readouterr().err
+
+    share, said = made([10] * 200)
+    assert 0.05 < share < 0.2 and "validation" not in said
+    held = next(g for g in range(200) if 0.1 <= int.from_bytes(tasks.digest("group", f"g{g}")[:8], "big") / 2**64 < 0.2)
+    share, said = made([2000 if g == held else 10 for g in range(200)])
+    assert share > 0.4 and f"validation is {share:.1%} of the examples, not 10.0%" in said
+
+
 def test_splits_hold_whole_groups_and_share_no_text():
     """A text that two groups have, and one that train and test have on the other side of another pair."""
     found = [Example(f"g{n // 3}", {"source": f"s{n % 50}", "target": f"t{n % 70}"}) for n in range(500)]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bigmodel.config import UsageError, check_path, sealed
+from bigmodel.config import UsageError, check_path, note, sealed
 from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
@@ -312,6 +312,11 @@ def split(found: Iterator[Example], fraction: float) -> dict[str, list[Example]]
     for name, examples in parts.items():
         if not examples:
             raise UsageError(f"nothing is left for {name}: choose another --validation-fraction")
+    total = sum(map(len, parts.values()))
+    for name in ("validation", "test"):  # groups are of unequal sizes, and whole on one side
+        share = len(parts[name]) / total
+        if not fraction / 2 <= share <= 2 * fraction:
+            note(f"{name} is {share:.1%} of the examples, not {fraction:.1%}: each group of them is on one side whole")
     return parts
 
 
