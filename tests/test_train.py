@@ -222,9 +222,9 @@ def test_a_loss_that_stays_high_is_divergence(tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e39), ("sgd", 1e38), ("muon", 1e39)])
+@pytest.mark.parametrize(("name", "lr"), [("adamw", 3e38), ("sgd", 1e38)])
 def test_an_update_that_is_not_finite_is_not_kept(name, lr, digits, tmp_path):
-    """A finite gradient times a rate that is infinite in float32, or nearly so."""
+    """A finite gradient times a rate that is nearly infinite in float32; a larger one is refused."""
     cfg = digits(("optim.name", name), ("optim.lr", lr), ("optim.warmup", 0.0), ("optim.clip", 0.0))
     result, _ = run(cfg, tmp_path)
     assert result["status"] == "diverged" and result["last_good_step"] == 0

@@ -241,11 +241,10 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             print(f"{len(plan)} runs, {total:.2e} FLOPs; about {duration(left)} to go on this machine")
     if args.action == "plan":
         return 0
-    if args.workers > len(plan):
-        config.note(f"--workers={args.workers}: {len(plan)} are enough for {len(plan)} rows")
-        args.workers = len(plan)
     if args.workers > 1:
-        args.workers = min(args.workers, len(plan))  # more would have no row
+        if args.workers > len(plan):
+            config.note(f"--workers={args.workers}: {len(plan)} are enough for {len(plan)} rows")
+            args.workers = len(plan)
         return _sweep_workers(args, overrides, folder, [p.run_id for p in plan])
     tally = sweeps.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
     if not args.json:
