@@ -185,7 +185,7 @@ def _check_train(config: ConfigDict) -> None:
             f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
         )
     if not models.family(config.family).decomposes(config.model):
-        why = "of this model an example's loss depends on the whole batch"
+        why = "in this model each example's loss depends on the whole batch"
         for key in ("microbatch", "noise_scale"):
             if train[key]:
                 raise UsageError(f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches")

@@ -153,8 +153,11 @@ def _show_uncaught(kind: Any, value: Any, trace: Any) -> None:
 
 
 def _let_others_end_unheard() -> None:
-    """tensorstore's other reads and writes end after the one that failed, and report to an event loop that is gone:
-    reads by Python's first hook, writes by its second. Those that hadn't begun are coroutines that nobody awaits."""
+    """Silences what tensorstore reports after a failed read or write, when the event loop has been closed.
+
+    Other reads still under way report through sys.unraisablehook, writes through sys.excepthook; those that had not
+    started are coroutines that nothing awaits.
+    """
     global _unraisable, _uncaught
     warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     if sys.unraisablehook is not _show_unraisable:

@@ -43,8 +43,11 @@ FIRST = {  # section, and of model and data whose: the options that are hashed w
 
 
 def run_id(frozen: Any) -> str:
-    """12 hex digits of the SHA-256 of a finalised config: of everything but the `run` section, which says where and how
-    it executes, but where a start is (its fingerprint names it), and but later options that say nothing."""
+    """The id of a run: 12 hex digits of the SHA-256 of its finalised config.
+
+    Not hashed: the `run` section, which says where and how a run executes; the path of the run or file that it starts
+    from, whose fingerprint is hashed; and options added after FIRST that have their default.
+    """
     tree = hashed(frozen)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 

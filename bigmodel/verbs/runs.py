@@ -200,8 +200,9 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
     seconds = sweeps.expected_seconds(plan, folder)
     worker = args.first > 0 or os.environ.get("BIGMODEL_WORKER")
     if not worker:
-        known = {row["run_id"] for row in sweeps.stored_plan(folder, args.file)}
-        if args.action == "run" or args.write or not known:
+        adds = args.action == "run" or args.write
+        known = set() if adds else {row["run_id"] for row in sweeps.stored_plan(folder, args.file)}
+        if adds or not known:
             sweeps.write_plan(folder, plan, args.file, overrides)
         elif new := sum(p.run_id not in known for p in plan):
             config.note(

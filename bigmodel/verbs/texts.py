@@ -44,7 +44,7 @@ Trains one config in RUNS/<run id>/, where the id is the hash of the config. A r
 continues; one that is finished prints its result.
 
   bigmodel train --config=experiments/digits.py --config.model.width=128 --config.optim.lr=0.001
-  bigmodel train runs/0123456789ab/config.json          the same run again, exactly
+  bigmodel train runs/0123456789ab/config.json          the same run: continued, or told, where it lies
 
 Any key of the config can be set: --config.SECTION.KEY=VALUE. Writes config.json, metrics.jsonl,
 checkpoints/ and result.json.
