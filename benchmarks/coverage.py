@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from bigmodel.scaling import fit as fits
-from bigmodel.scaling import laws
+from bigmodel.laws import fit as fits
+from bigmodel.laws import forms
 
 SEEDS, NOISES = range(5), (0.001, 0.003, 0.01)
 NAMES = ("E", "A", "alpha", "B", "beta", "a")
@@ -42,7 +42,7 @@ def truth(seed: int) -> dict[str, float]:
 def study(job: tuple[int, float, int]) -> dict:
     """One planted study: which intervals hold the truth, and how wide they are in units of the truth."""
     seed, noise, trial = job
-    law, planted = laws.get("chinchilla"), truth(seed)
+    law, planted = forms.get("chinchilla"), truth(seed)
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 3e8, 8), np.geomspace(2e7, 2e10, 6)))
     rng = np.random.default_rng([seed, int(noise * 1e6), trial])
     loss = law.predict(planted, {"N": n, "D": d}) * np.exp(noise * rng.standard_normal(len(n)))

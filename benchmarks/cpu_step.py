@@ -117,7 +117,9 @@ def ours(shape: dict[str, int], _: str) -> Any:
     import numpy as np
     from ml_collections import FrozenConfigDict
 
-    from bigmodel import budget, models, optim, program, sharding
+    from bigmodel import models
+    from bigmodel.ops import sharding
+    from bigmodel.run import budget, optim, program
 
     config = budget.base("decoder", "text")
     config.model.update(

@@ -56,9 +56,9 @@ def grid_published(data):
 
 
 def grid_ours(data):
-    from bigmodel.scaling import laws, search
+    from bigmodel.laws import forms, search
 
-    problem = search.problem_of(laws.get("chinchilla"), data, DELTA)
+    problem = search.problem_of(forms.get("chinchilla"), data, DELTA)
     return problem, search.search(problem)
 
 
@@ -75,10 +75,10 @@ def bootstraps_published(data, draws):
 
 
 def bootstraps_ours(problem, found, draws):
-    from bigmodel.scaling import uncertainty
+    from bigmodel.laws import intervals
 
     counts = np.array([np.bincount(draw, minlength=len(problem.log_loss)) for draw in draws], dtype=float)
-    theta, _ = uncertainty.refit(problem, found.basins, counts, np.random.default_rng(0))
+    theta, _ = intervals.refit(problem, found.basins, counts, np.random.default_rng(0))
     return counts, theta
 
 
@@ -102,7 +102,7 @@ def main():
     draws = [rng.choice(len(data["N"]), len(data["N"])) for _ in range(args.resamples)]
     (problem, found), ours = clock(lambda: grid_ours(data))
     if args.full_grid:
-        from bigmodel.scaling import full_grid
+        from bigmodel.laws import full_grid
 
         counts, theta = bootstraps_ours(problem, found, draws)
         began = time.perf_counter()

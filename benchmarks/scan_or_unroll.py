@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodel import models, program, sharding
-from bigmodel.budget import base
+from bigmodel import models
+from bigmodel.ops import sharding
+from bigmodel.run import program
+from bigmodel.run.budget import base
 
 
 def main():

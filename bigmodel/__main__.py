@@ -5,6 +5,6 @@ import sys
 if cores := os.environ.pop("BIGMODEL_CORES", ""):
     os.sched_setaffinity(0, map(int, cores.split(",")))
 
-from bigmodel.cli import main
+from bigmodel.cli.main import main
 
 sys.exit(main())

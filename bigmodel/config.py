@@ -1,4 +1,4 @@
-"""Configs: load a file, apply strict overrides, round-trip through JSON; the error types, files, notes to the user.
+"""Configs: load a file, apply strict overrides, round-trip through JSON.
 
 A config is an `ml_collections.ConfigDict` of six sections:
 
@@ -12,120 +12,25 @@ A config is an `ml_collections.ConfigDict` of six sections:
 The run id is the hash of everything but `run` (identity.py): where a run executes doesn't change what it is,
 so the same id resumes on another mesh, machine or folder.
 
-Layer 0: imports nothing of bigmodel, and no JAX, so that every wing can use it.
+Imports no JAX, so that rooms which meet the rest through files can use it.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
-import errno
-import hashlib
 import importlib.util
 import json
 import math
 import os
-import re
-import shlex
-import sys
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-EXIT_USAGE = 2
-EXIT_RETRY = 75  # sysexits.h EX_TEMPFAIL: the same command may succeed later
-
-
-class UsageError(Exception):
-    """A mistake of the user's: printed as one line, exit code 2, nothing written."""
-
-
-class NoData(UsageError):
-    """The data that a config reads isn't there, or isn't enough: who needs shapes alone may go on.
-
-    Attributes:
-      epochs: passes over the data that would be enough; 0: no number is.
-    """
-
-    epochs = 0
-
-
-class Unavailable(UsageError):
-    """Something outside the config that was there when it was checked can't be read now: who goes through many runs
-    stops there, and the same command may succeed later."""
-
-
-class Retry(Exception):
-    """Work was interrupted (preemption, full disk) and the same command continues it: exit code 75."""
-
-
-class Busy(Retry):
-    """Another process is at this very run: whoever goes through many runs passes on to the next."""
-
-
-noted: set[str] = set()
-
-
-def note(text: str) -> None:
-    """Says one line on stderr, once a command: what was left out, replaced or not found, where work goes on."""
-    if text not in noted:
-        noted.add(text)
-        print(f"bigmodel: note: {' '.join(text.split())}", file=sys.stderr, flush=True)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """' (did you mean X?)' for the closest of `names`, else ''."""
-    match = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-MOST_LISTED = 20  # names that an error lists
-
-
-def choose(what: str, value: Any, options: Iterable[str]) -> Any:
-    """Returns `value` if it is one of `options`; else a UsageError naming the nearest."""
-    options = list(options)
-    if value not in options:
-        hint = nearest(value, options)
-        names, others = options, len(options) - MOST_LISTED
-        if others > 0:  # the nearest first, and not more than can be read
-            names = difflib.get_close_matches(str(value), options, MOST_LISTED, cutoff=0.0)
-            names = [*names, f"{others} more"]
-        raise UsageError(f"{what}: {value!r} is not one of {', '.join(names)}{hint}")
-    return value
-
-
-# ------------------------------------------------------------------------------------- files
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-
-
-@contextlib.contextmanager
-def full_disk(what: Any) -> Iterator[None]:
-    """Around what writes `what`: a full disk is a reason to try again, not a fault."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in FULL:
-            raise Retry(f"disk full: can't write {str(what)!r}; nothing is lost: free space and repeat") from e
-        raise
-
-
-@contextlib.contextmanager
-def writing(what: Any) -> Iterator[None]:
-    """Around what begins to write `what`, a path that the user chose: one that can't be written is a mistake."""
-    try:
-        with full_disk(what):
-            yield
-    except OSError as e:
-        if e.errno in UNWRITABLE:
-            raise UsageError(f"can't write {str(what)!r}: {e.strerror}") from e
-        raise
+from bigmodel.errors import Retry, UsageError, nearest, note
+from bigmodel.files import check_whole, read_text
 
 
 @contextlib.contextmanager
@@ -210,119 +115,6 @@ def without_code(config: ConfigDict, where: Any, overrides: Iterable[tuple[str, 
             )
         run.executable = ""
     return config
-
-
-def check_path(what: str, path: str) -> None:
-    """Raises UsageError for a path that no file can have; `what` names it."""
-    try:
-        longest = max(len(os.fsencode(part)) for part in path.split("/"))
-    except UnicodeEncodeError:
-        raise UsageError(f"{what} {path[:60]!r}: a path has no half of a surrogate pair in it") from None
-    if longest > 255 or len(os.fsencode(path)) >= 4096:
-        raise UsageError(f"{what} {path[:60]!r}...: a path has less than 4,096 bytes, a name in it at most 255")
-    if "\0" in path:
-        raise UsageError(f"{what} {path[:60]!r}: a path has no NUL in it")
-    if "://" in path and path.partition("://")[0] not in ("gs", "s3", "az"):
-        raise UsageError(f"{what} {path[:60]!r}: a path is of a disk, or begins with gs://, s3:// or az://")
-
-
-def cache_folder() -> Path:
-    """$BIGMODEL_CACHE, else ~/.cache/bigmodel."""
-    return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser()
-
-
-def has_sha256(path: str | Path, sha256: str, again: bool = False) -> bool:
-    """Whether a local file has this content.
-
-    That it has is remembered in the cache folder, so that it is read only once until its size or the time of its last
-    change is another one, or `again`.
-
-    Raises:
-      OSError: it can't be read.
-    """
-    stat = os.stat(path)
-    name = f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns} {sha256}"
-    seen = cache_folder() / "verified" / hashlib.sha256(os.fsencode(name)).hexdigest()
-    with contextlib.suppress(OSError):
-        if seen.exists() and not again:
-            return True
-    with open(path, "rb") as f:
-        same = hashlib.file_digest(f, "sha256").hexdigest() == sha256
-    with contextlib.suppress(OSError):  # a cache that can't be written costs time and nothing else
-        if same:
-            seen.parent.mkdir(parents=True, exist_ok=True)
-            seen.touch()
-        else:
-            seen.unlink(missing_ok=True)
-    return same
-
-
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """`record` with a "crc32" of the rest, by which `is_whole` tells a changed byte in the file it is written to."""
-    rest = {key: value for key, value in record.items() if key != "crc32"}
-    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return {**rest, "crc32": zlib.crc32(canonical.encode())}
-
-
-def is_whole(record: dict[str, Any]) -> bool:
-    """Whether a record has the "crc32" that `sealed` gave it. True where there is none: older files have no seal."""
-    return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
-
-
-def check_whole(record: dict[str, Any], path: Any) -> None:
-    """Raises UsageError for a record of the file `path` that isn't as it was written."""
-    if not is_whole(record):
-        raise UsageError(
-            f"{str(path)!r} is damaged, or was edited: its checksum differs; to use it as it is, remove its line "
-            "'crc32'"
-        )
-
-
-def read_plan(folder: Any) -> list[dict[str, Any]]:
-    """The rows of a sweep's plan.jsonl, with those that a later plan superseded.
-
-    Raises:
-      UsageError: there is no plan, or it is damaged or cut.
-    """
-    path = folder / "plan.jsonl"
-    again = "`bigmodel sweep plan FILE.py` writes it again"
-    try:
-        lines = path.read_bytes().splitlines()
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan FILE.py` first") from e
-    except OSError as e:
-        raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            # Ids become names of folders, arguments of commands and parts of scripts.
-            whole = is_whole(row) and re.fullmatch(r"[A-Za-z0-9][\w-]*", row["run_id"], re.ASCII)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            whole = None
-        if not whole:
-            raise UsageError(f"{str(path)!r} line {number} is damaged; {again}")
-        rows.append(row)
-    total = max((n for row in rows if isinstance(n := row.get("rows"), int)), default=1)
-    if len(rows) < total:
-        raise UsageError(
-            f"{str(path)!r} holds {len(rows)} of {total} rows; {again}" if rows else f"{str(path)!r} is empty; {again}"
-        )
-    return rows
-
-
-def install(package: str) -> str:
-    """The command that installs a missing package where this program runs, from a checkout or installed."""
-    return f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
-
-
-def read_text(path: str | Path, kind: str) -> str:
-    from etils import epath
-
-    try:
-        return epath.Path(path).read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"can't read {kind} {str(path)!r}: {getattr(e, 'strerror', None) or e}") from e
 
 
 # --------------------------------------------------------------------------------- overrides

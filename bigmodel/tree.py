@@ -1,4 +1,4 @@
-"""Trees of arrays by path: names, regex rules, counts. Layer 0.
+"""Trees of arrays by path: names, regex rules, counts.
 
 A path is the keys joined by '/', as in 'blocks/attention/query'. Sharding, decay masks, published
 weights and quantisation are all maps from such paths.

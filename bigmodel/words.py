@@ -1,4 +1,4 @@
-"""Numbers in words, for tables and progress lines. Layer 0."""
+"""Numbers in words, for tables and progress lines."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ bigmodel paper kaplan2020-fig7
 import pandas as pd
 
 from bigmodel import evaluate, sweep
-from bigmodel.scaling import context, sources
+from bigmodel.laws import context, sources
 
 CONFIG = "experiments/prose.py"
 LAW = None  # curves by position are compared, not sizes against data

@@ -10,7 +10,7 @@ Three widths of each, all on four million bytes of text: a token of the BPE (4,0
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import corpora
+from bigmodel.laws import corpora
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one amount of text

@@ -7,7 +7,7 @@ Two heads in each; docs/results.md has what came out.
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import heldout
+from bigmodel.laws import heldout
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one size, one budget

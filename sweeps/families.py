@@ -9,7 +9,7 @@ the Transformers' widths, and the recurrent ones' are those of sweeps/transfer_r
 """
 
 from bigmodel import recipes, sweep
-from bigmodel.scaling import families
+from bigmodel.laws import families
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one for each family

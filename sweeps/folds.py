@@ -5,7 +5,7 @@ bigmodel sweep run sweeps/folds.py && bigmodel report sweeps/folds.py
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import settings
+from bigmodel.laws import settings
 
 CONFIG = "experiments/digits.py"
 LAW = None  # settings are compared

@@ -9,7 +9,7 @@ five budgets, and, as that study had it, four of them over 30x.
 from pathlib import Path
 
 from bigmodel import config
-from bigmodel.scaling import heldout
+from bigmodel.laws import heldout
 
 study = config.load_module(str(Path(__file__).with_name("gpt_isoflop.py")), "sweep")
 CONFIG, RECIPE = study.CONFIG, study.RECIPE

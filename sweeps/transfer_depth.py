@@ -7,7 +7,7 @@ docs/results.md has the figure and what came out.
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import transfer
+from bigmodel.laws import transfer
 
 CONFIG = "experiments/prose.py"
 AXIS = "depth"

@@ -5,7 +5,7 @@ bigmodel sweep run sweeps/transfer_recurrent.py && bigmodel report sweeps/transf
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import transfer
+from bigmodel.laws import transfer
 
 CONFIG = "experiments/lstm.py"
 AXIS = "width"

@@ -7,7 +7,7 @@ beta2 is 0.99, which suits small batches (Porian et al. 2024, arXiv:2406.19146).
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import transfer
+from bigmodel.laws import transfer
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one size

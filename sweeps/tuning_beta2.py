@@ -7,7 +7,7 @@ Small batches want one nearer 1 (Porian et al. 2024, arXiv:2406.19146).
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import settings
+from bigmodel.laws import settings
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one size

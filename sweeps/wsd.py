@@ -8,7 +8,7 @@ runs 1.75. All down to zero, each way at its best rate: half of a cosine's run i
 """
 
 from bigmodel import sweep
-from bigmodel.scaling import heldout
+from bigmodel.laws import heldout
 
 CONFIG = "experiments/prose.py"
 LAW = None

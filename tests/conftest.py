@@ -41,7 +41,8 @@ def drawn(family, cfg, std=0.1):
     import jax.numpy as jnp
     import numpy as np
 
-    from bigmodel import budget, tree
+    from bigmodel import tree
+    from bigmodel.run import budget
 
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: budget.init(family, cfg, jax.random.key(0)))

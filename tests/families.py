@@ -43,8 +43,10 @@ def losses(family, meshes, folder):
     import jax
     import jax.numpy as jnp
 
-    from bigmodel import checkpoint, models, optim, program, sharding, tree
-    from bigmodel.budget import get_config
+    from bigmodel import models, tree
+    from bigmodel.ops import sharding
+    from bigmodel.run import checkpoint, optim, program
+    from bigmodel.run.budget import get_config
 
     module = models.family(family)
     cfg = small(module, depth=1, vocab_size=64)

@@ -17,7 +17,9 @@ devices, config_file, out, folder, meshes, *sources = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", int(devices))
 
-from bigmodel import budget, config, program, sharding, track, train  # noqa: E402
+from bigmodel import config  # noqa: E402
+from bigmodel.ops import sharding  # noqa: E402
+from bigmodel.run import budget, loop, program, record  # noqa: E402
 
 folder = Path(folder)
 
@@ -29,8 +31,8 @@ def sizes(mesh):
 def run(mesh, root):
     cfg = config.load(config_file)
     cfg.run.mesh.update(sizes(mesh))
-    result = train.train(cfg, str(root), quiet=True)
-    rows = track.read_rows(root / result["run_id"] / "metrics.jsonl")
+    result = loop.train(cfg, str(root), quiet=True)
+    rows = record.read_rows(root / result["run_id"] / "metrics.jsonl")
     return [r["loss"] for r in rows if "loss" in r] + [result["loss"]]
 
 

@@ -16,7 +16,10 @@ from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 from ml_collections import FrozenConfigDict  # noqa: E402
 
-from bigmodel import budget, hlo, models, optim, program, sharding  # noqa: E402
+from bigmodel import models  # noqa: E402
+from bigmodel.ops import sharding  # noqa: E402
+from bigmodel.pods import hlo  # noqa: E402
+from bigmodel.run import budget, optim, program  # noqa: E402
 
 N, D, B = 5, 64, 32  # layers, width, examples
 mesh = sharding.make_mesh({"fsdp": 8})

@@ -35,8 +35,10 @@ def losses(family, options, splits, meshes):
     from families import batch_of, small
     from ml_collections import FrozenConfigDict
 
-    from bigmodel import models, optim, program, sharding
-    from bigmodel.budget import get_config
+    from bigmodel import models
+    from bigmodel.ops import sharding
+    from bigmodel.run import optim, program
+    from bigmodel.run.budget import get_config
 
     module = models.family(family)
     cfg = small(module, **{"seq_len": 64, **options})

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import weights
 from bigmodel.models import bert, losses
+from bigmodel.run import starts
 
 SMALL = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=12, dropout=0.0)
 
@@ -205,7 +205,7 @@ def test_minilm_gives_the_hidden_states_of_transformers(tmp_path):
         width=384, depth=6, num_heads=12, vocab_size=30522, seq_len=512, objective="classify", cls_token=101,
         sep_token=102, mask_token=103,
     )  # fmt: skip
-    params, _ = weights.convert("bert", cfg, tensors, start=drawn(bert, cfg)["params"])
+    params, _ = starts.convert("bert", cfg, tensors, start=drawn(bert, cfg)["params"])
     got = jax.jit(lambda t, k: bert.Model(cfg).apply({"params": params}, t, False, k))(tokens, keys)
     difference = np.abs(np.asarray(got.hidden_BLD) - want.last_hidden_state.numpy())[keys]
     print("largest difference", difference.max())

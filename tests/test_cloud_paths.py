@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT, TINY, bigmodel
 from test_launch import two_rows
 
-from bigmodel import cli, config
+from bigmodel import config
+from bigmodel.cli import main
 
 SWEEP = 'CONFIG = "experiments/digits.py"\ndef get_sweep():\n    return [{"train.steps": 3}]\n'
 DIGITS = "--config=experiments/digits.py"
@@ -64,7 +65,7 @@ def command(*args):
 def test_missing_package_of_a_bucket_is_named_with_the_command_that_installs_it(args, here, capfd, monkeypatch):
     if config.importlib.util.find_spec("gcsfs"):
         pytest.skip("gcsfs is here")
-    assert cli.main(args) == 2
+    assert main.main(args) == 2
     err = capfd.readouterr().err
     assert "gs://b/" in err and f"needs the package gcsfs: {sys.executable} -m pip install gcsfs" in err
     assert err.count("\n") == 1 and not list(here.glob("gs:*")) and not (here / "runs").exists()
@@ -95,7 +96,7 @@ def test_missing_package_of_a_bucket_is_named_with_the_command_that_installs_it(
     ],
 )
 def test_path_that_has_to_be_on_a_disk_is_refused_with_its_slashes(args, here, capfd):
-    assert cli.main(args) == 2
+    assert main.main(args) == 2
     err = capfd.readouterr().err
     assert "'gs://b/" in err and "has to be on a disk" in err and "gcloud storage cp -r" in err
     assert err.count("\n") == 1 and not list(here.glob("gs:*"))

@@ -7,7 +7,8 @@ from conftest import ROOT, bigmodel
 from slurm import Slurm, available
 from test_worker import home, planned
 
-from bigmodel import status, track
+from bigmodel.run import record
+from bigmodel.study import status
 
 pytestmark = pytest.mark.cluster
 ROWS = 12
@@ -15,7 +16,7 @@ FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 
 def losses(folder, index):
-    rows = track.read_rows(home(folder, index) / "metrics.jsonl")
+    rows = record.read_rows(home(folder, index) / "metrics.jsonl")
     return [(r["step"], r["loss"]) for r in rows if "loss" in r]
 
 
@@ -66,7 +67,7 @@ def test_a_sweep_survives_the_loss_of_a_node(tmp_path, tiny):
         assert killed and states.count("done") == ROWS, (states, cluster.jobs())
         restarted = 0
         for i in range(ROWS):
-            attempts = track.read_rows(home(folder, i) / "attempts.jsonl")
+            attempts = record.read_rows(home(folder, i) / "attempts.jsonl")
             steps = [a["step"] for a in attempts]
             restarted += len(steps) - 1
             assert steps == sorted(steps) and steps[0] == 0 and all(a["processes"] == 2 for a in attempts), attempts

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bigmodel import cli, papers
-from bigmodel.scaling import context
+from bigmodel import papers
+from bigmodel.cli import main
+from bigmodel.laws import context
 
 L = 512
 
@@ -43,7 +44,7 @@ def test_the_table_tells_who_gains():
 def test_figure_7_is_drawn_and_judged(lstm, decoder, code, tmp_path, capsys):
     frame({("lstm", 100): lstm, ("decoder", 110): decoder}).to_csv(tmp_path / "points.csv", index=False)
     out = tmp_path / "out"
-    assert cli.main(["paper", "kaplan2020-fig7", f"--points={tmp_path / 'points.csv'}", f"--out={out}"]) == code
+    assert main.main(["paper", "kaplan2020-fig7", f"--points={tmp_path / 'points.csv'}", f"--out={out}"]) == code
     assert "flat" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {
         f"kaplan2020-fig7.{s}" for s in ("md", "tex", "json", "png", "svg", "pdf")
@@ -52,6 +53,6 @@ def test_figure_7_is_drawn_and_judged(lstm, decoder, code, tmp_path, capsys):
 
 def test_figure_7_needs_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["paper", "kaplan2020-fig7"]) == 2
+    assert main.main(["paper", "kaplan2020-fig7"]) == 2
     assert "sweeps/context.py" in capsys.readouterr().err
     assert "kaplan2020-fig7" in papers.names()

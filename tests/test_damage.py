@@ -15,8 +15,9 @@ from test_prepare import one_line, read_back, texts, write_jsonl
 from test_prepare import quiet as prepare
 from test_tasks import packed, ratings, task_dir  # noqa: F401 (a fixture)
 
-from bigmodel import cli, config, data
-from bigmodel.config import NoData, Unavailable, UsageError
+from bigmodel import config, data
+from bigmodel.cli import main
+from bigmodel.errors import NoData, Unavailable, UsageError
 from bigmodel.prepare import corpora, images, shards, tasks
 from bigmodel.prepare import tokenizer as tokenizers
 
@@ -101,19 +102,19 @@ def test_prepare_makes_a_damaged_file_again(prepared, tmp_path, victim, capsys):
 def test_verify_reads_even_what_looks_unchanged(prepared, tmp_path, capsys):
     out = prepared
     arguments = ["--tokenizer=bpe", "--vocab-size=300", f"--out={tmp_path / 'fresh'}", "--workers=1"]
-    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0
+    assert main.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0
     out, victim = tmp_path / "fresh", tmp_path / "fresh/train-00000.bin"
-    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0
+    assert main.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0
     whole, when = victim.read_bytes(), victim.stat()
     flip(victim)
     os.utime(victim, ns=(when.st_atime_ns, when.st_mtime_ns))  # as a disk's bits rot
-    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0 and victim.read_bytes() != whole
-    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments, "--verify"]) == 0
+    assert main.main(["prepare", str(tmp_path / "a.jsonl"), *arguments]) == 0 and victim.read_bytes() != whole
+    assert main.main(["prepare", str(tmp_path / "a.jsonl"), *arguments, "--verify"]) == 0
     assert victim.read_bytes() == whole
     assert "all files verified" in capsys.readouterr().out
     index = out / "train-00000.idx.npy"
     flip(index, -3)
-    assert cli.main(["prepare", str(tmp_path / "a.jsonl"), *arguments, "--verify"]) == 0
+    assert main.main(["prepare", str(tmp_path / "a.jsonl"), *arguments, "--verify"]) == 0
     assert len(read_back(out)) == 200
 
 
@@ -330,7 +331,7 @@ def test_hints_of_missing_data_are_commands_that_work(tmp_path):
         with pytest.raises(NoData) as caught:
             opened(tmp_path / "my data", source=source, name=name)
         found = re.fullmatch(r"no prepared \w+ at .*; make it with: bigmodel (prepare .*)", str(caught.value))
-        args = cli.parser().parse_args(shlex.split(found[1]))
+        args = main.parser().parse_args(shlex.split(found[1]))
         assert args.source in kinds and args.out == str(tmp_path / "my data" / name), name
         assert name.endswith("bpe") <= (args.tokenizer == "bpe")
 

@@ -7,8 +7,9 @@ import pytest
 from conftest import drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import generate, weights
+from bigmodel.after import generate
 from bigmodel.models import encdec
+from bigmodel.run import starts
 
 SMALL = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=12, source_len=9, dropout=0.0)
 T5 = dict(
@@ -204,7 +205,7 @@ def test_the_reference_s_numbers(name):
             decoder_input_ids=torch.tensor(tokens),
         ).logits.numpy()
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    params, _ = weights.convert("encdec", cfg, state)
+    params, _ = starts.convert("encdec", cfg, state)
     got = encdec.Model(cfg).apply({"params": params}, source, tokens, False, keys)
     print(name, "largest difference", np.abs(got - want).max(), "of", np.abs(want).max())
     np.testing.assert_allclose(got, want, atol=1e-4)

@@ -11,8 +11,11 @@ import pytest
 from conftest import ROOT, TINY, bigmodel
 from test_worker import planned
 
-from bigmodel import budget, config, executables, pod, program, sharding, train
-from bigmodel.config import UsageError
+from bigmodel import config
+from bigmodel.errors import UsageError
+from bigmodel.ops import sharding
+from bigmodel.pods import pod
+from bigmodel.run import budget, executables, loop, program
 
 OVERRIDES = [("train.steps", 4), ("optim.lr", 3e-3)]
 
@@ -50,7 +53,7 @@ def losses(root):
 
 def test_a_saved_step_has_the_losses_of_a_compiled_one(saved, tiny, tmp_path, monkeypatch):
     overrides, _ = saved
-    train.train(tiny(*overrides[:-1]), str(tmp_path / "compiled"), quiet=True)
+    loop.train(tiny(*overrides[:-1]), str(tmp_path / "compiled"), quiet=True)
 
     (tmp_path / "config.json").write_text(json.dumps(tiny(*overrides).to_dict()))
     command = [
@@ -77,9 +80,7 @@ def test_a_saved_step_has_the_losses_of_a_compiled_one(saved, tiny, tmp_path, mo
         return dataclasses.replace(build(static, mesh), step=step)
 
     monkeypatch.setattr(program, "build", without_step)
-    train.train(
-        tiny(*overrides, ("optim.lr", 1e-3)), str(tmp_path / "rate"), quiet=True
-    )  # not compiled: one serves all
+    loop.train(tiny(*overrides, ("optim.lr", 1e-3)), str(tmp_path / "rate"), quiet=True)  # not compiled: one serves all
     assert losses(tmp_path / "rate")[0] == losses(tmp_path / "compiled")[0]
     assert losses(tmp_path / "rate")[2:] != losses(tmp_path / "compiled")[2:]
 
@@ -90,7 +91,7 @@ def test_a_step_of_another_program_is_refused(saved, tiny, tmp_path, monkeypatch
 
     def refused(*more):
         with pytest.raises(UsageError) as e:
-            train.train(tiny(*overrides, *more), root, quiet=True)
+            loop.train(tiny(*overrides, *more), root, quiet=True)
         assert not (tmp_path / "runs").exists()
         return str(e.value)
 

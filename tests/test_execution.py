@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodel import models, sharding
-from bigmodel.config import UsageError
+from bigmodel import models
+from bigmodel.errors import UsageError
 from bigmodel.models import attention, losses
+from bigmodel.ops import sharding
 
 ALONE = sharding.make_mesh(sharding.ALONE)
 
@@ -148,7 +149,8 @@ def test_a_bfloat16_table_s_gradient_is_summed_in_float32():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_types_of_parameters_gradients_and_moments_stay(tiny, name):
     """As they begin, after a step with micro-batches: else it would be compiled twice, and a restore would differ."""
-    from bigmodel import budget, models, program
+    from bigmodel import models
+    from bigmodel.run import budget, program
 
     cfg = tiny(
         ("train.param_dtype", "bfloat16"), ("train.grad_dtype", "bfloat16"), ("optim.state_dtype", "bfloat16"),
@@ -168,7 +170,7 @@ def test_types_of_parameters_gradients_and_moments_stay(tiny, name):
 
 
 def test_bfloat16_moments_need_a_beta_that_they_can_hold(tiny):
-    from bigmodel import budget
+    from bigmodel.run import budget
 
     with pytest.raises(UsageError, match="would never decay"):
         budget.finalize(tiny(("optim.state_dtype", "bfloat16"), ("optim.b2", 0.999)))

@@ -11,7 +11,9 @@ import pytest
 from conftest import ROOT, TINY
 from test_launch import calls, stubs, two_rows  # noqa: F401 (stubs: a fixture)
 
-from bigmodel import claims, cli, status, sweep
+from bigmodel.cli import main
+from bigmodel.run import claims
+from bigmodel.study import status, sweep
 
 SWEEP = '''"""Digits, small."""
 CONFIG = "experiments/digits.py"
@@ -69,9 +71,9 @@ def test_sweep_run_asks_to_be_repeated_while_a_row_runs_elsewhere(file, tmp_path
     command = ["sweep", "run", str(file), f"--runs={tmp_path}/runs", "--config.run.wandb=off"]
     (folder / plan[1].run_id).mkdir(parents=True)
     with claims.claim(folder / plan[1].run_id):
-        assert cli.main(command) == 75
+        assert main.main(command) == 75
         assert "1 of 3 rows run elsewhere; the same command continues" in capfd.readouterr().err
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
 
 
 def test_killed_workers_leave_75_and_rows_that_the_same_command_continues(file, tmp_path):
@@ -150,7 +152,7 @@ case "$*" in {cases} esac
 )
 def test_local_script_ends_with_what_its_rows_came_to(first, second, code, tmp_path, stubs):  # noqa: F811
     stubs("bigmodel", WORKER.format(cases=f"*0a) {first} ;; *) {second} ;;"))
-    assert cli.main(["launch", str(two_rows(tmp_path / "x")), "--engine=local"]) == code
+    assert main.main(["launch", str(two_rows(tmp_path / "x")), "--engine=local"]) == code
     rows = (tmp_path / "record").read_text().split()
     assert rows.count("--run=1b") == 1 and rows.count("--run=0a") == (20 if first in ("exit 75", "kill -9 $$") else 1)
 

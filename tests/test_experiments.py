@@ -3,7 +3,8 @@
 import pytest
 from conftest import ROOT
 
-from bigmodel import config, models, optim
+from bigmodel import config, models
+from bigmodel.run import optim
 
 VARIANTS = {
     "gpt3": ("125m", "175b"), "sentiment": ("minilm", "pretrain", "prose", "zh", "zh_pretrain"),

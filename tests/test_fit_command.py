@@ -23,7 +23,7 @@ def points(tmp_path):
 def imports(*args, modules):
     """(exit code, which of `modules` the command has imported)."""
     code = (
-        "import sys; from bigmodel import cli; code = cli.main(sys.argv[1:]); "
+        "import sys; from bigmodel.cli import main as cli; code = cli.main(sys.argv[1:]); "
         f"print('IMPORTED', code, *[m for m in {modules!r} if m in sys.modules])"
     )
     done = subprocess.run(

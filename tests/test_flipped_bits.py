@@ -22,8 +22,11 @@ from test_executables import save_step
 from test_images import small_images
 from test_tasks import help_archives
 
-from bigmodel import cli, config, track
+from bigmodel import errors
+from bigmodel.cli import main
+from bigmodel.files import sealed
 from bigmodel.prepare import tasks
+from bigmodel.run import record
 
 DIGITS = f"--config={ROOT / 'experiments/digits.py'}"
 PLAIN = {"model.width": 8, "train.tokens": 0, "train.steps": 10, "run.wandb": "off", "run.checkpoint_every": 2,
@@ -45,10 +48,10 @@ def flags(pairs):
 
 def call(*argv):
     """(exit code, stdout, stderr) of the command, in this process."""
-    config.noted.clear()  # notes are told once a process
+    errors.noted.clear()  # notes are told once a process
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(a) for a in argv])
+        code = main.main([str(a) for a in argv])
     return code, out.getvalue(), err.getvalue()
 
 
@@ -93,7 +96,7 @@ def make_study():
     first, second = (json.loads(line)["run_id"] for line in (runs / "plan.jsonl").read_text().splitlines()[:2])
     (runs / first / "result.json").unlink()
     shutil.rmtree(runs / second)
-    track.fail(runs / second, "RuntimeError: planted")
+    record.fail(runs / second, "RuntimeError: planted")
     (runs / "workers").mkdir()
     (runs / "workers/0.log").write_text("[1/9] trained\n")
 
@@ -504,10 +507,10 @@ def test_config_json_of_a_run_goes_on_in_that_run_s_folder(interrupted, tmp_path
 
 def test_speed_after_a_resume_is_of_steps_that_took_time(interrupted, tmp_path, monkeypatch):
     """The first row after it counts no step that was only dispatched."""
-    from bigmodel import train
+    from bigmodel.run import loop
 
     folder = copied(interrupted, tmp_path, monkeypatch)
-    monkeypatch.setattr(train.Line, "due", lambda _: True)  # a row as often as there can be one
+    monkeypatch.setattr(loop.Line, "due", lambda _: True)  # a row as often as there can be one
     done(*TRAIN)
     rows = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["step"] > 8] == [10]  # step 9 is known to have ended with step 10
@@ -568,18 +571,18 @@ def test_damaged_published_weights_are_refused(tmp_path):
     import numpy as np
     from safetensors.numpy import save_file
 
-    from bigmodel import weights
+    from bigmodel.run import starts
 
     path = tmp_path / "model.safetensors"
     save_file({"x": np.arange(9.0)}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    track.write_record(tmp_path / "manifest.json", {"files": {path.name: digest}})
-    assert weights.read(str(path))["x"][3] == 3
+    record.write_record(tmp_path / "manifest.json", {"files": {path.name: digest}})
+    assert starts.read(str(path))["x"][3] == 3
     flip(path, -9, 3)
-    with pytest.raises(config.UsageError, match=r"model.safetensors' is damaged .* prepare it again"):
-        weights.read(str(path))
+    with pytest.raises(errors.UsageError, match=r"model.safetensors' is damaged .* prepare it again"):
+        starts.read(str(path))
     (tmp_path / "manifest.json").unlink()
-    assert len(weights.read(str(path))) == 1
+    assert len(starts.read(str(path))) == 1
 
 
 def test_damaged_receipt_of_a_shard_is_not_believed(tmp_path, monkeypatch):
@@ -608,7 +611,7 @@ def test_last_row_of_an_unfinished_run_is_whole_or_left_out(planned, tmp_path, m
     for end in (b"\x0b", b"\x8a", b""):  # the row is whole, its line's end isn't
         path.write_bytes("\n".join(lines).encode() + end)
         _, out, err = call("sweep", "status", "study.py", "--json")
-        assert not err and config.sealed(json.loads(out)[0]["last"]) == json.loads(lines[-1])
+        assert not err and sealed(json.loads(out)[0]["last"]) == json.loads(lines[-1])
     path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # torn, as a kill leaves it
     _, out, err = call("sweep", "status", "study.py", "--json")
     assert not err and json.loads(out)[0]["last"]["loss"] == json.loads(lines[-2])["loss"]

@@ -8,10 +8,12 @@ import pytest
 from conftest import ROOT
 from test_tasks import packed
 
-from bigmodel import cli, config, data, track
-from bigmodel.config import UsageError
+from bigmodel import config, data
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
 from bigmodel.prepare import images
-from bigmodel.train import train
+from bigmodel.run import record
+from bigmodel.run.loop import train
 
 
 def idx(array):
@@ -31,7 +33,7 @@ def small_images(root):
     archive = packed(root / "package.zip", files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "fetch", lambda *_: archive)
-        assert cli.main(["prepare", "fashion-mnist", f"--out={root / 'fashion-mnist'}"]) == 0
+        assert main.main(["prepare", "fashion-mnist", f"--out={root / 'fashion-mnist'}"]) == 0
     (root / "package.zip").unlink()
     return root
 
@@ -60,7 +62,7 @@ def test_a_second_prepare_is_at_once(image_dir, monkeypatch):
     monkeypatch.setattr(images, "fetch", lambda *_: pytest.fail("downloads again"))
     out = str(image_dir / "fashion-mnist")
     assert images.prepare_images("fashion-mnist", out)["splits"]["test"]["examples"] == 20
-    assert cli.main(["prepare", "fashion-mnist", f"--out={out}", "--tokenizer=bpe"]) == 2
+    assert main.main(["prepare", "fashion-mnist", f"--out={out}", "--tokenizer=bpe"]) == 2
 
 
 @pytest.mark.parametrize("broken", [b"\0\0\x09\1\0\0\0\1x", idx(np.zeros(5, np.uint8))[:-1]])
@@ -79,24 +81,24 @@ def test_an_mlp_tells_them_apart(image_dir, tmp_path):
     ]
     more = [("run.data_dir", str(image_dir)), ("run.wandb", "off"), ("optim.lr", 0.01)]
     result = train(config.load(ROOT / "experiments/fashion.py", [*small, *more]), str(tmp_path), quiet=True)
-    assert cli.main(["evaluate", str(tmp_path / result["run_id"]), "--split=test"]) == 0
-    found = track.read_json(tmp_path / result["run_id"] / "evaluation-test.json")
+    assert main.main(["evaluate", str(tmp_path / result["run_id"]), "--split=test"]) == 0
+    found = record.read_json(tmp_path / result["run_id"] / "evaluation-test.json")
     assert found["examples"] == 20 and found["accuracy"] > 0.6 and "sneaker" in found["classes"]
 
 
 def test_evaluating_a_run_that_diverged_says_so(digits, tmp_path, capsys):
     home = tmp_path / train(digits(), str(tmp_path), quiet=True)["run_id"]
-    assert cli.main(["evaluate", str(home), "--split=validation"]) == 0
+    assert main.main(["evaluate", str(home), "--split=validation"]) == 0
     assert "diverged" not in capsys.readouterr().err
-    track.write_json(home / "result.json", track.read_json(home / "result.json") | {"status": "diverged"})
-    assert cli.main(["evaluate", str(home), "--split=validation"]) == 0
+    record.write_json(home / "result.json", record.read_json(home / "result.json") | {"status": "diverged"})
+    assert main.main(["evaluate", str(home), "--split=validation"]) == 0
     assert capsys.readouterr().err == f"{home} diverged: evaluated at step 10\n"
 
 
 def test_a_tables_classes_are_not_named_by_another_sets_manifest(digits, tmp_path):
     (tmp_path / "data/digits").mkdir(parents=True)
-    track.write_json(tmp_path / "data/digits/manifest.json", {"labels": ["cat", "dog"]})
+    record.write_json(tmp_path / "data/digits/manifest.json", {"labels": ["cat", "dog"]})
     cfg = digits(("run.data_dir", str(tmp_path / "data")))
     home = tmp_path / train(cfg, str(tmp_path), quiet=True)["run_id"]
-    assert cli.main(["evaluate", str(home), "--split=validation"]) == 0
-    assert list(track.read_json(home / "evaluation-validation.json")["classes"]) == [str(k) for k in range(10)]
+    assert main.main(["evaluate", str(home), "--split=validation"]) == 0
+    assert list(record.read_json(home / "evaluation-validation.json")["classes"]) == [str(k) for k in range(10)]

@@ -7,9 +7,9 @@ import pytest
 from conftest import drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
 from bigmodel.models import decoder, infilling, layers
+from bigmodel.run import budget
 
 V, L = 1000, 60
 SHORT, LONG, START, END = (V + mark for mark in range(infilling.MARKS))

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import integrate, stats
 
-from bigmodel.config import UsageError
-from bigmodel.scaling import fit as fits
-from bigmodel.scaling import frontier, full_grid, laws, search, texts, uncertainty
+from bigmodel.errors import UsageError
+from bigmodel.laws import fit as fits
+from bigmodel.laws import forms, frontier, full_grid, intervals, search, texts
 
 POINTS = Path(__file__).parents[2] / "shared" / "points"
 PLANTED = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28}
@@ -21,14 +21,14 @@ def planted(noise=0.003, seed=0, sizes=7, data=6, repeats=1):
     n, d, _ = (
         x.ravel() for x in np.meshgrid(np.geomspace(1e6, 3e8, sizes), np.geomspace(2e7, 2e10, data), range(repeats))
     )
-    loss = laws.get("chinchilla").predict(PLANTED, {"N": n, "D": d})
+    loss = forms.get("chinchilla").predict(PLANTED, {"N": n, "D": d})
     return pd.DataFrame(
         {"N": n, "D": d, "L": loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))}
     )
 
 
 def solved(frame, name="chinchilla", delta=1e-3, **kwargs):
-    problem = search.problem_of(laws.get(name), {k: frame[k].to_numpy() for k in frame}, delta, **kwargs)
+    problem = search.problem_of(forms.get(name), {k: frame[k].to_numpy() for k in frame}, delta, **kwargs)
     return problem, search.search(problem)
 
 
@@ -45,12 +45,12 @@ def test_delta_and_profile_are_student_t_for_a_linear_law():
     reach = stats.t.ppf(0.975, 18) * np.array([line.intercept_stderr, line.stderr])
     centre = np.array([line.intercept, line.slope])
     np.testing.assert_allclose(found.theta, centre, rtol=1e-7)
-    cov = uncertainty.covariance(problem, found.theta)
+    cov = intervals.covariance(problem, found.theta)
     np.testing.assert_allclose(
-        uncertainty.delta_method(problem, found.theta, cov), [centre - reach, centre + reach], rtol=1e-6
+        intervals.delta_method(problem, found.theta, cov), [centre - reach, centre + reach], rtol=1e-6
     )
     np.testing.assert_allclose(
-        uncertainty.profile(problem, found.theta, cov), [centre - reach, centre + reach], rtol=2e-3
+        intervals.profile(problem, found.theta, cov), [centre - reach, centre + reach], rtol=2e-3
     )
 
 
@@ -67,8 +67,8 @@ def test_delta_and_profile_are_student_t_for_a_linear_law():
 )
 def test_an_interval_has_width_and_its_estimate(low, high, estimate, why):
     ends = np.array([low, high])
-    assert (why in uncertainty.doubt(ends, estimate)) and bool(uncertainty.doubt(ends, estimate)) == bool(why)
-    assert uncertainty.pair(ends, estimate) == (None if why else [low, high])
+    assert (why in intervals.doubt(ends, estimate)) and bool(intervals.doubt(ends, estimate)) == bool(why)
+    assert intervals.pair(ends, estimate) == (None if why else [low, high])
 
 
 def seven():
@@ -109,7 +109,7 @@ def test_no_printed_interval_leaves_out_its_estimate(runs, seed, spoiled):
 def test_a_frontier_of_few_resamples_has_no_interval():
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e8, 1e11, 9)))
     frame = pd.DataFrame(
-        {"N": n, "D": d, "C": 6 * n * d, "L": laws.get("chinchilla").predict(PLANTED, {"N": n, "D": d})}
+        {"N": n, "D": d, "C": 6 * n * d, "L": forms.get("chinchilla").predict(PLANTED, {"N": n, "D": d})}
     )
     whole = frontier.fit(frame, "envelope", bootstrap=100)
     few = frontier._result("envelope", [0.5, 1.0, 0.5, 1.0], np.ones((3, 4)), 100, frame, whole["budgets"], [])
@@ -133,7 +133,7 @@ def test_many_points_of_few_runs_are_drawn_by_run():
     n = np.repeat(np.geomspace(1e7, 1e9, 10), 600)
     d = np.tile(np.arange(1, 601) * 1e8, 10)
     luck = np.exp(0.01 * np.repeat(rng.standard_normal(10), 600) + 0.001 * rng.standard_normal(6000))
-    loss = laws.get("chinchilla").predict(PLANTED, {"N": n, "D": d}) * luck
+    loss = forms.get("chinchilla").predict(PLANTED, {"N": n, "D": d}) * luck
     frame = pd.DataFrame({"N": n, "D": d, "L": loss, "run_id": np.repeat(np.arange(10), 600).astype(str)})
     together = fits.fit(frame, bootstrap=60, holdout=0)
     apart = fits.fit(frame.drop(columns="run_id"), bootstrap=60, holdout=0)
@@ -148,7 +148,7 @@ def test_ends_at_a_bound_and_errors_that_say_nothing_are_marked():
     assert "low" in result["at_bound"]["E"]
     text = texts.law_text(result)
     assert re.search(r"E \S+ \[\S+†, ", text) and "†: intervals of E" in text
-    for name, parameter in zip(result["params"], laws.get("chinchilla").parameters, strict=True):
+    for name, parameter in zip(result["params"], forms.get("chinchilla").parameters, strict=True):
         if parameter.log and result["se"][name] is not None:
             assert result["se"][name] <= result["params"][name]
     assert result["se"]["B"] is None or result["se"]["A"] is None
@@ -157,15 +157,15 @@ def test_ends_at_a_bound_and_errors_that_say_nothing_are_marked():
 def test_bias_correction_moves_the_quantiles():
     rng = np.random.default_rng(0)
     samples = rng.normal(0, 1, size=(200_000, 1))
-    np.testing.assert_allclose(uncertainty.bias_corrected(samples, np.zeros(1)).ravel(), [-1.96, 1.96], atol=0.02)
+    np.testing.assert_allclose(intervals.bias_corrected(samples, np.zeros(1)).ravel(), [-1.96, 1.96], atol=0.02)
     # An estimate at the samples' 16th percentile (z = -1): quantiles at 2 z -+ 1.96 of them.
-    moved = uncertainty.bias_corrected(samples, -np.ones(1))
+    moved = intervals.bias_corrected(samples, -np.ones(1))
     np.testing.assert_allclose(moved.ravel(), [-3.96, -0.04], atol=0.15)
-    same = uncertainty.bias_corrected(np.exp(samples), np.exp(-np.ones(1)))
+    same = intervals.bias_corrected(np.exp(samples), np.exp(-np.ones(1)))
     np.testing.assert_allclose(np.log(same), moved, rtol=1e-3, atol=1e-4)
-    assert np.isnan(uncertainty.bias_corrected(np.full((5, 1), np.nan), np.zeros(1))).all()
-    narrow = uncertainty.percentile(samples)
-    wide = uncertainty.expanded(samples, 12, 5)
+    assert np.isnan(intervals.bias_corrected(np.full((5, 1), np.nan), np.zeros(1))).all()
+    narrow = intervals.percentile(samples)
+    wide = intervals.expanded(samples, 12, 5)
     # n = 12, P = 5: sqrt(12 / 7) t_7 = 3.1 in place of 1.96.
     assert (wide / narrow).ravel() == pytest.approx(np.sqrt(12 / 7) * stats.t.ppf(0.975, 7) / 1.96, rel=0.05)
 
@@ -214,7 +214,7 @@ def test_many_runs_take_little_bootstraps():
     result = fits.fit(frame, bootstrap=200, holdout=0)
     problem, found = solved(frame)
     counts = np.random.default_rng(1).multinomial(len(frame), np.full(len(frame), 1 / len(frame)), size=60)
-    theta, _ = uncertainty.refit(problem, found.basins, counts.astype(float), np.random.default_rng(0))
+    theta, _ = intervals.refit(problem, found.basins, counts.astype(float), np.random.default_rng(0))
     whole = problem.law.values(theta).std(axis=0)
     for i, name in enumerate(problem.law.names):
         assert result["se"][name] == pytest.approx(whole[i], rel=0.35), name
@@ -225,7 +225,7 @@ def test_every_start_finds_what_the_shortcut_finds():
     frame = planted(sizes=5, data=4)
     problem, found = solved(frame)
     counts = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20), size=3).astype(float)
-    theta, _ = uncertainty.refit(problem, found.basins, counts, np.random.default_rng(0))
+    theta, _ = intervals.refit(problem, found.basins, counts, np.random.default_rng(0))
     short = np.array(
         [problem.huber(problem.residuals(t[None])[0], c[None])[0] for t, c in zip(theta, counts, strict=True)]
     )
@@ -303,7 +303,7 @@ def test_badly_tuned_runs_weigh_less():
 def test_leaving_a_rung_out_is_a_fit_of_the_rest():
     frame = planted(sizes=5, data=5)
     result = fits.fit(frame, bootstrap=0, holdout=0)
-    groups = uncertainty.rungs((6 * frame["N"] * frame["D"]).to_numpy(), 1.5)
+    groups = intervals.rungs((6 * frame["N"] * frame["D"]).to_numpy(), 1.5)
     assert sorted(np.concatenate(groups)) == list(range(25)) and 2 < len(groups) <= 8
     for group, entry in zip(groups, result["leave_one_out"], strict=True):
         rest = fits.fit(frame.drop(index=group), bootstrap=0, holdout=0)["params"]
@@ -381,7 +381,7 @@ def test_isoflop_leaves_out_edges():
 def test_envelope_recovers_a_planted_frontier():
     """Curves of a Chinchilla law: the envelope's exponent is beta / (alpha + beta)."""
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e10, 33), np.geomspace(1e7, 1e13, 80)))
-    law = laws.get("chinchilla")
+    law = forms.get("chinchilla")
     frame = pd.DataFrame({"N": n, "D": d, "C": 6 * n * d, "L": law.predict(PLANTED, {"N": n, "D": d})})
     result = fits.fit(frame, law="envelope", bootstrap=50)
     assert result["params"]["a"] == pytest.approx(0.28 / 0.62, abs=0.01)
@@ -467,7 +467,7 @@ def test_too_few_runs_give_no_interval():
 @pytest.mark.parametrize("ratios", [(400, 4000), (0.05, 0.5)])
 def test_envelope_needs_sizes_that_compete(ratios):
     """Where D/N of all runs lies above the optimum, the largest size that ran always wins, below it the smallest."""
-    law = laws.get("chinchilla")
+    law = forms.get("chinchilla")
     n, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e10, 25), np.geomspace(*ratios, 30)))
     frame = pd.DataFrame({"N": n, "D": n * ratio, "C": 6 * n * n * ratio})
     frame["L"] = law.predict(PLANTED, frame)
@@ -525,14 +525,14 @@ def test_weights_above_reach_every_method():
     frame = pd.DataFrame({"D": np.geomspace(1e8, 1e11, 40)})
     frame["batch"] = 0.58 * frame["D"] ** 0.571 * np.exp(0.1 * rng.standard_normal(40))
     problem, found = solved(frame, "batch_size", delta=10.0, above=0.1)
-    cov = uncertainty.covariance(problem, found.theta)
-    widths = [np.diff(f(problem, found.theta, cov), axis=0)[0] for f in (uncertainty.delta_method, uncertainty.profile)]
+    cov = intervals.covariance(problem, found.theta)
+    widths = [np.diff(f(problem, found.theta, cov), axis=0)[0] for f in (intervals.delta_method, intervals.profile)]
     np.testing.assert_allclose(widths[0], widths[1], rtol=0.4)
 
 
 def test_laws_of_the_loss_hold_out_the_lowest_losses():
     frame = pd.DataFrame({"L": np.linspace(2.0, 4.0, 40)})
-    frame["accuracy"] = laws.get("downstream").predict({"b": 0.25, "a": 0.6, "k": 3.0, "L_0": 2.6}, frame)
+    frame["accuracy"] = forms.get("downstream").predict({"b": 0.25, "a": 0.6, "k": 3.0, "L_0": 2.6}, frame)
     result = fits.fit(frame, law="downstream", bootstrap=0)
     assert result["rungs_of"] == "L"
     held = result["holdout"][0]["held_out"]
@@ -549,7 +549,7 @@ def test_compute_in_another_unit_is_asked_about():
 
 def test_repeats_of_one_set_of_documents():
     """U the same in every run, D up to 60 epochs: R_D is determined."""
-    law = laws.get("muennighoff")
+    law = forms.get("muennighoff")
     params = {"E": 1.87, "A": 521.0, "alpha": 0.353, "B": 1488.0, "beta": 0.353, "R_N": 5.31, "R_D": 15.39}
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 2e10, 9), np.geomspace(1e9, 2.4e11, 9)))
     frame = pd.DataFrame({"N": n, "D": d, "U": np.minimum(d, 4e9)})

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from conftest import ROOT, bigmodel
 
-from bigmodel import cli, config, launch
-from bigmodel.config import UsageError
-from bigmodel.verbs import launching
+from bigmodel import files, launch
+from bigmodel.cli import launching, main
+from bigmodel.errors import UsageError
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_the_local_script_runs_rows_to_their_end(tmp_path, tiny):
     folder = planned(tmp_path, tiny(), 2)
     done = bigmodel("launch", folder, "--engine=local", "--max=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    ids = sorted(row["run_id"] for row in config.read_plan(folder))
+    ids = sorted(row["run_id"] for row in files.read_plan(folder))
     assert sorted(done.stdout.split("\n"))[1:] == [f"row {run_id}: code 0" for run_id in ids]
     assert all((folder / "launch" / f"{run_id}.log").read_text() for run_id in ids)
     again = bigmodel("launch", folder, "--engine=local")
@@ -209,7 +209,7 @@ def two_rows(folder):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_reach_the_local_worker_unchanged_and_no_shell(name, tmp_path, stubs):
     folder = two_rows(tmp_path / name)
-    code = cli.main(["launch", str(folder), "--engine=local", f"--config.run.data_dir={name}"])
+    code = main.main(["launch", str(folder), "--engine=local", f"--config.run.data_dir={name}"])
     assert not list(tmp_path.rglob("X"))
     assert code == 0
     assert calls(tmp_path) == [
@@ -233,7 +233,7 @@ def test_names_reach_the_slurm_worker_unchanged_or_are_refused(name, tmp_path, s
     stubs("sbatch", SBATCH)
     stubs("srun", SRUN)
     folder = two_rows(tmp_path / name)
-    code = cli.main(["launch", str(folder), "--engine=slurm", f"--config.run.data_dir={name}"])
+    code = main.main(["launch", str(folder), "--engine=slurm", f"--config.run.data_dir={name}"])
     assert not list(tmp_path.rglob("X"))
     if code:
         err = capfd.readouterr().err
@@ -250,7 +250,7 @@ def test_names_reach_the_slurm_worker_unchanged_or_are_refused(name, tmp_path, s
 def test_options_of_slurm_with_a_line_end_are_refused(tmp_path, stubs, capfd):
     folder = two_rows(tmp_path / "x")
     for option in ("--option=--partition=a\ntouch X", "--time=1:00\ntouch X"):
-        assert cli.main(["launch", str(folder), "--engine=slurm", "--print", option]) == 2
+        assert main.main(["launch", str(folder), "--engine=slurm", "--print", option]) == 2
         assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -259,7 +259,7 @@ def test_names_reach_the_sky_worker_unchanged_or_are_refused(name, tmp_path, stu
     stubs("sky", RECORD)
     folder = two_rows(tmp_path / name)
     bucket = f"gs://b/{name}"
-    code = cli.main(
+    code = main.main(
         ["launch", str(folder), "--engine=sky", "--topology=v5p:4x4x4", f"--bucket={bucket}",
          f"--config.run.data_dir=gs://b/{name}"]
     )  # fmt: skip
@@ -282,14 +282,14 @@ def test_names_reach_the_sky_worker_unchanged_or_are_refused(name, tmp_path, stu
 
 def test_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, stubs, capfd):
     folder = two_rows(tmp_path / os.fsdecode(b"a\xff"))
-    assert cli.main(["launch", str(folder), "--engine=local", "--print"]) == 2
+    assert main.main(["launch", str(folder), "--engine=local", "--print"]) == 2
     err = capfd.readouterr().err
     assert "isn't UTF-8" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_printed_flags_can_be_pasted_into_a_shell(name, tmp_path, monkeypatch):
-    from bigmodel.verbs import pods
+    from bigmodel.cli import pods
 
     monkeypatch.chdir(tmp_path)
     report = {"mesh": {"data": 4}, "execution": {"remat": "full"}}

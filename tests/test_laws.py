@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bigmodel import cli
-from bigmodel.config import UsageError
-from bigmodel.scaling import fit as fits
-from bigmodel.scaling import laws, search
-from bigmodel.scaling.solve import Problem
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
+from bigmodel.laws import fit as fits
+from bigmodel.laws import forms, search
+from bigmodel.laws.solve import Problem
 
 CHINCHILLA = {"E": 1.82, "A": 478.0, "alpha": 0.347, "B": 2143.0, "beta": 0.367}
 
@@ -62,7 +62,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_parameters_come_back(name):
-    law, (params, columns) = laws.get(name), PLANTED[name]
+    law, (params, columns) = forms.get(name), PLANTED[name]
     frame = table(columns, law, params)
     result = fits.fit(frame, law=name, bootstrap=0, holdout=0)
     for key, value in params.items():
@@ -72,12 +72,12 @@ def test_planted_parameters_come_back(name):
 
 
 def test_every_law_is_planted():
-    assert {name.partition(":")[0] for name in PLANTED} == set(laws.makers())
+    assert {name.partition(":")[0] for name in PLANTED} == set(forms.makers())
 
 
 def test_two_breaks_fit_better_than_one():
     """A curve with two breaks needs two: the grid of starts finds them."""
-    law = laws.get("bnsl:x=D,breaks=2")
+    law = forms.get("bnsl:x=D,breaks=2")
     planted = {"a": 0.1, "b": 5.0, "c0": 0.05, "c1": 0.6, "d1": 1e4, "f1": 0.3, "c2": -0.4, "d2": 1e6, "f2": 0.3}
     frame = table({"D": np.geomspace(1e2, 1e8, 36)}, law, planted)
     one, two = (fits.fit(frame, law=f"bnsl:breaks={k}", bootstrap=0, holdout=0) for k in (1, 2))
@@ -87,12 +87,12 @@ def test_two_breaks_fit_better_than_one():
 
 @pytest.mark.parametrize("name", ["chinchilla", "gadre"])
 def test_slopes_match_differences(name):
-    law, (params, columns) = laws.get(name), PLANTED[name]
+    law, (params, columns) = forms.get(name), PLANTED[name]
     frame = table(columns, law, params)
     row = {c: frame[c].to_numpy() for c in law.columns}
     rng = np.random.default_rng(0)
     theta = law.theta(params) + rng.normal(0, 0.3, size=(7, len(law.names)))
-    plain = laws.Law(**{**{k: getattr(law, k) for k in law.__dataclass_fields__}, "slopes": None})
+    plain = forms.Law(**{**{k: getattr(law, k) for k in law.__dataclass_fields__}, "slopes": None})
     log_loss = np.log(frame["L"].to_numpy())
     exact, rough = (Problem(one, row, log_loss, 1e-3).residuals(theta) for one in (law, plain))
     np.testing.assert_allclose(exact[0], rough[0], rtol=1e-12)
@@ -102,12 +102,12 @@ def test_slopes_match_differences(name):
 @pytest.mark.parametrize("name", ["chinchilla", "gadre"])
 def test_second_derivatives_match_differences(name):
     """Newton's matrix, where the law gives its own second derivatives, is that of differences of the gradient."""
-    law, (params, columns) = laws.get(name), PLANTED[name]
+    law, (params, columns) = forms.get(name), PLANTED[name]
     frame = table(columns, law, params)
     data = {k: frame[k].to_numpy() for k in frame}
     rng = np.random.default_rng(0)
     theta = law.theta(params) + rng.normal(0, 0.1, size=(5, len(law.names)))
-    plain = laws.Law(**{**{k: getattr(law, k) for k in law.__dataclass_fields__}, "bend": None})
+    plain = forms.Law(**{**{k: getattr(law, k) for k in law.__dataclass_fields__}, "bend": None})
     counts, found = np.ones((1, len(frame))), []
     for one in (law, plain):
         problem = search.problem_of(one, data, 10.0)  # no residual near the kink
@@ -120,9 +120,9 @@ def test_second_derivatives_match_differences(name):
 
 def test_kaplan_nd_has_the_published_limits():
     """With infinite data L(N, D) is L(N); the data that N needs grows as N^0.74 (their equation 4.4)."""
-    law, params = laws.get("kaplan_nd"), PLANTED["kaplan_nd"][0]
+    law, params = forms.get("kaplan_nd"), PLANTED["kaplan_nd"][0]
     n = np.array([1e8, 1e9])
-    alone = laws.get("power:x=N").predict({"x_c": 6.4e13, "alpha": 0.076}, {"N": n})
+    alone = forms.get("power:x=N").predict({"x_c": 6.4e13, "alpha": 0.076}, {"N": n})
     np.testing.assert_allclose(law.predict(params, {"N": n, "D": np.full(2, 1e30)}), alone, rtol=1e-9)
 
     def tokens(size, excess=1.02):
@@ -138,24 +138,24 @@ def test_kaplan_nd_has_the_published_limits():
 
 
 def test_muennighoff_is_chinchilla_on_fresh_data():
-    law, params = laws.get("muennighoff"), PLANTED["muennighoff"][0]
+    law, params = forms.get("muennighoff"), PLANTED["muennighoff"][0]
     plain = {k: params[k] for k in ("E", "A", "alpha", "B", "beta")}
     n, d = 1e9, 2e10
     fresh = law.predict(params, {"N": [n], "D": [d], "U": [d]})[0]
-    assert fresh == pytest.approx(laws.get("chinchilla").predict(plain, {"N": [n], "D": [d]})[0], rel=1e-9)
+    assert fresh == pytest.approx(forms.get("chinchilla").predict(plain, {"N": [n], "D": [d]})[0], rel=1e-9)
     n = 1e7  # below the size that 1e9 unique tokens are best for: no excess parameters
     # Repeats: four epochs are worth nearly as much as new data, sixteen epochs' tokens about half (their section 6).
     at = [law.predict(params, {"N": [n], "D": [e * 1e9], "U": [1e9]})[0] for e in (1, 4, 16, 400)]
-    new = [laws.get("chinchilla").predict(plain, {"N": [n], "D": [e * 1e9]})[0] for e in (1, 4, 16, 400)]
+    new = [forms.get("chinchilla").predict(plain, {"N": [n], "D": [e * 1e9]})[0] for e in (1, 4, 16, 400)]
     assert (at[0] - at[1]) / (new[0] - new[1]) > 0.9
     assert at[2] > at[3] and at[3] > new[3]
     # Their equation: D' of 16 epochs.
     effective = 1e9 * (1 + 15.39 * (1 - math.exp(-15 / 15.39)))
-    assert at[2] == pytest.approx(laws.get("chinchilla").predict(plain, {"N": [n], "D": [effective]})[0], rel=1e-9)
+    assert at[2] == pytest.approx(forms.get("chinchilla").predict(plain, {"N": [n], "D": [effective]})[0], rel=1e-9)
 
 
 def test_bnsl_slopes_are_the_sums_of_its_exponents():
-    law = laws.get("bnsl:x=C,breaks=2")
+    law = forms.get("bnsl:x=C,breaks=2")
     params = {"a": 1e-9, "b": 10.0, "c0": 0.1, "c1": 0.5, "d1": 1e4, "f1": 0.1, "c2": -0.2, "d2": 1e9, "f2": 0.1}
     for x, slope in ((1e1, -0.1), (1e6, -0.6), (1e13, -0.4)):
         y = law.predict(params, {"C": [x, 1.01 * x]})
@@ -166,14 +166,16 @@ def test_gadre_is_chinchilla_with_one_exponent():
     p = PLANTED["gadre"][0]
     same = {"E": 1.6, "A": 150 / 6**0.13, "alpha": 0.26, "B": 250 / 6**0.13, "beta": 0.26}
     row = {"N": [1e8, 1e9], "D": [1e9, 1e11]}
-    np.testing.assert_allclose(laws.get("gadre").predict(p, row), laws.get("chinchilla").predict(same, row), rtol=1e-12)
-    assert laws.get("gadre").optimum(p, 1e21) == pytest.approx(laws.get("chinchilla").optimum(same, 1e21))
+    np.testing.assert_allclose(
+        forms.get("gadre").predict(p, row), forms.get("chinchilla").predict(same, row), rtol=1e-12
+    )
+    assert forms.get("gadre").optimum(p, 1e21) == pytest.approx(forms.get("chinchilla").optimum(same, 1e21))
 
 
 @pytest.mark.parametrize("name", ["chinchilla", "gadre"])
 def test_search_finds_the_closed_optimum(name):
-    law, params = laws.get(name), PLANTED[name][0]
-    searched = laws.with_optimum(law)
+    law, params = forms.get(name), PLANTED[name][0]
+    searched = forms.with_optimum(law)
     for flops in (1e18, 1e23):
         assert searched.optimum(params, flops) == pytest.approx(law.optimum(params, flops), rel=1e-4)
     assert searched.exponents(params)["a"] == pytest.approx(law.exponents(params)["a"], abs=1e-4)
@@ -210,11 +212,11 @@ def test_a_users_law_says_nothing_of_where_it_has_no_value(tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         options = ["--bootstrap=20", "--holdout=1", f"--out={tmp_path / 'fit.json'}"]
-        assert cli.main(["fit", str(tmp_path / "points.csv"), f"--law={path}", *options]) == 0
+        assert main.main(["fit", str(tmp_path / "points.csv"), f"--law={path}", *options]) == 0
         plan = ["plan", f"--law={tmp_path / 'fit.json'}", "--flops=1e20"]
-        assert cli.main(plan) == 2  # a file of data has no code run by naming it
+        assert main.main(plan) == 2  # a file of data has no code run by naming it
         assert f"--form={path}" in capfd.readouterr().err
-        assert cli.main([*plan, f"--form={path}"]) in (0, 2)
+        assert main.main([*plan, f"--form={path}"]) in (0, 2)
     assert "Warning" not in capfd.readouterr().err
 
 
@@ -231,9 +233,9 @@ def test_a_users_law(tmp_path):
         'PARAMETERS = {"A": (10, 1e3), "alpha": (0.2, 0.5), "B": (10, 1e3), "beta": (0.2, 0.5)}\n'
         'def form(p, row): return p["A"] / row["N"] ** p["alpha"] + p["B"] / row["D"] ** p["beta"]\n'
     )
-    law = laws.get(str(both))
+    law = forms.get(str(both))
     n, d = law.optimum({"A": 400, "alpha": 0.34, "B": 410, "beta": 0.28}, 1e20)
-    closed = laws.get("chinchilla").optimum({"E": 1.0, "A": 400, "alpha": 0.34, "B": 410, "beta": 0.28}, 1e20)
+    closed = forms.get("chinchilla").optimum({"E": 1.0, "A": 400, "alpha": 0.34, "B": 410, "beta": 0.28}, 1e20)
     assert (n, d) == pytest.approx(closed, rel=1e-4)
 
 
@@ -287,12 +289,12 @@ def test_a_users_mistake_is_one_line(tmp_path, text, message):
 )
 def test_a_wrong_name_is_one_line(name, message):
     with pytest.raises(UsageError, match=message):
-        laws.get(name)
+        forms.get(name)
 
 
 def test_starts_move_with_the_units():
     """Losses in other units, and x in other units, find the same law."""
-    frame = table({"C": FLOPS}, laws.get("henighan"), PLANTED["henighan:x=C"][0])
+    frame = table({"C": FLOPS}, forms.get("henighan"), PLANTED["henighan:x=C"][0])
     small = frame.assign(C=frame["C"] / 8.64e19, L=frame["L"] * 1e-6)
     found = fits.fit(small, law="henighan", bootstrap=0, holdout=0)["params"]
     assert found["alpha"] == pytest.approx(0.24, rel=1e-4)
@@ -301,8 +303,8 @@ def test_starts_move_with_the_units():
 
 
 def test_the_published_grid_has_4500_starts():
-    starts = laws.get("chinchilla").starts()
+    starts = forms.get("chinchilla").starts()
     assert starts.shape == (4500, 5)
     assert len(np.unique(starts, axis=0)) == 4500
     data = {"N": SIZES, "D": SIZES * 20, "L": np.full(7, 3.0)}
-    assert np.array_equal(search.problem_of(laws.get("chinchilla"), data, 1e-3).starts(), starts)
+    assert np.array_equal(search.problem_of(forms.get("chinchilla"), data, 1e-3).starts(), starts)

@@ -1,4 +1,4 @@
-"""The house's one rule: import only from a lower layer, or from your own folder."""
+"""The rooms of the house: each imports only from those below it. docs/architecture.md draws them."""
 
 import ast
 import subprocess
@@ -8,24 +8,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = {
-    "config": 0, "tree": 0, "sharding": 0, "words": 0,
-    "models": 1, "data": 1, "optim": 1, "parametrize": 1, "checkpoint": 1, "track": 1, "progress": 1,
-    "hlo": 1, "claims": 1, "processes": 1, "executables": 1,
-    "budget": 2, "generate": 2, "scores": 1, "recipes": 2, "view": 2, "status": 2, "weights": 3,
-    "program": 3, "rungs": 3, "outcome": 3, "identity": 3,
-    "train": 4, "evaluate": 4, "coordcheck": 4,
-    "sweep": 5, "papers": 5, "pod": 5, "layout": 4,
-    "cli": 6, "verbs": 6, "__main__": 6, "__init__": 0,
-}  # fmt: skip
-WINGS = {"prepare", "scaling", "launch"}  # import config alone: they meet the rest through files
-USERS = {"cli", "verbs"}  # of wings; and papers, where models and fits meet
-ONLY = {"flax": {"models"}, "wandb": {"view"}, "orbax": {"checkpoint"}}
+FLAT = {"config", "errors", "files", "tree", "words"}  # modules that every room may import
+PURE = FLAT - {"tree"}  # without JAX: for rooms that meet the rest through files
+RUN = {"ops", "models", "data", "run"}
+MAY = {
+    "ops": set(),
+    "models": {"ops"},
+    "data": set(),
+    "run": RUN,
+    "after": RUN,
+    "study": RUN,
+    "pods": RUN,
+    "launch": set(),
+    "laws": set(),
+    "prepare": set(),
+    "papers": RUN | {"study", "laws"},
+    "cli": RUN | {"after", "study", "pods", "launch", "laws", "prepare", "papers"},
+}
+ALONE = {"launch", "laws", "prepare"}  # import PURE alone
+ONLY = {"flax": {"models"}, "wandb": {"run/view"}, "orbax": {"run/checkpoint"}}
 FILES = sorted((ROOT / "bigmodel").rglob("*.py"))
-
-
-def part_of(path):
-    return path.relative_to(ROOT / "bigmodel").parts[0].removesuffix(".py")
 
 
 def imports(text):
@@ -39,58 +41,79 @@ def imports(text):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def faults(part, text):
-    """What of a file's imports breaks the rule. `part` is its folder or file under bigmodel/."""
+def faults(where, text):
+    """What of a file's imports breaks the rule. `where`: its path under bigmodel/, without the suffix."""
+    room = where.split("/")[0]
     for name in imports(text):
         top, *rest = name.split(".")
-        if top in ONLY and part not in ONLY[top]:
+        if top in ONLY and not {room, where} & ONLY[top]:
             yield f"{top} belongs to {ONLY[top]}"
-        if top != "bigmodel" or not rest or rest[0] == part or rest[0] == "__version__":
+        if top != "bigmodel" or not rest or rest[0] in (room, "__version__"):
             continue
         other = rest[0]
-        if part in WINGS:
-            if other != "config":
-                yield f"a wing imports {name}"
-            continue
-        if other in WINGS:
-            if part not in USERS and (part, other) != ("papers", "scaling"):
-                yield f"{part} imports the wing {other}"
-        elif LAYERS[other] >= LAYERS[part] and not (LAYERS[other] == LAYERS[part] == 0 or LAYERS[part] == 6):
-            yield f"layer {LAYERS[part]} imports {name} of layer {LAYERS[other]}"
+        if other in FLAT:
+            if room in ALONE and other not in PURE:
+                yield f"{room} imports {name}"
+        elif other not in MAY.get(room, set()):
+            yield f"{room} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_layers(path):
-    assert list(faults(part_of(path), path.read_text())) == []
+def test_a_room_imports_only_what_is_below_it(path):
+    where = path.relative_to(ROOT / "bigmodel").with_suffix("").as_posix()
+    if where == "__main__":  # starts the command line
+        where = "cli/__main__"
+    assert list(faults(where, path.read_text())) == []
 
 
-def test_every_part_has_a_layer():
-    assert {part_of(p) for p in FILES} <= LAYERS.keys() | WINGS
+def test_every_module_is_in_a_room_and_few_lie_flat():
+    tops = {p.relative_to(ROOT / "bigmodel").parts[0].removesuffix(".py") for p in FILES}
+    assert tops == MAY.keys() | FLAT | {"__init__", "__main__"}
+    assert len(list((ROOT / "bigmodel").glob("*.py"))) <= 8
+
+
+def test_rooms_have_no_circle():
+    below = {room: set(others) - {room} for room, others in MAY.items()}
+    while below:
+        free = {room for room, others in below.items() if not others & below.keys()}
+        assert free, below
+        below = {room: others for room, others in below.items() if room not in free}
+
+
+@pytest.mark.parametrize("room", sorted(MAY))
+def test_every_room_says_its_job(room):
+    said = ast.get_docstring(ast.parse((ROOT / "bigmodel" / room / "__init__.py").read_text()))
+    assert said and "import" in said.lower()
 
 
 @pytest.mark.parametrize(
-    ("part", "line"),
+    ("where", "line"),
     [
-        ("optim", "from bigmodel import checkpoint"),
-        ("models", "from bigmodel.data import text"),
-        ("budget", "import bigmodel.train"),
-        ("scaling", "from bigmodel import budget"),
-        ("train", "def f():\n    from bigmodel import cli"),
-        ("train", "import flax.linen as nn"),
-        ("budget", "from orbax import checkpoint"),
-        ("sweep", "from bigmodel.scaling import fit"),
-        ("papers", "from bigmodel.prepare import shards"),
-        ("papers", "from bigmodel import sweep"),
-        ("scaling", "from bigmodel import papers"),
+        ("models/decoder", "from bigmodel.data import text"),
+        ("models/decoder", "from bigmodel.run import budget"),
+        ("ops/attention", "from bigmodel import models"),
+        ("ops/attention", "import flax.linen as nn"),
+        ("run/budget", "import bigmodel.study.sweep"),
+        ("run/loop", "def f():\n    from bigmodel import cli"),
+        ("run/loop", "import flax.linen as nn"),
+        ("run/budget", "from orbax import checkpoint"),
+        ("study/sweep", "from bigmodel.laws import fit"),
+        ("study/sweep", "from bigmodel.after import evaluate"),
+        ("laws/rows", "from bigmodel.run import budget"),
+        ("laws/rows", "from bigmodel import tree"),
+        ("laws/rows", "from bigmodel import papers"),
+        ("papers/gpt2", "from bigmodel.prepare import shards"),
+        ("config", "from bigmodel.run import budget"),
     ],
 )
-def test_a_forbidden_import_is_seen(part, line):
-    assert list(faults(part, line))
+def test_a_forbidden_import_is_seen(where, line):
+    assert list(faults(where, line))
 
 
 def test_no_jax_behind_help():
     """What a user waits for at the prompt must not import JAX."""
     code = (
-        "import sys; from bigmodel import cli; cli.parser(); sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+        "import sys; from bigmodel.cli import main; main.parser(); "
+        "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

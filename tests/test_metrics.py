@@ -9,8 +9,10 @@ from conftest import ROOT
 from families import small
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, config, data, models, optim, program, sharding, train
+from bigmodel import config, data, models
 from bigmodel.data import loader
+from bigmodel.ops import sharding
+from bigmodel.run import budget, loop, optim, program
 
 CASES = [
     ("mlp", dict(class_weights=(1.0, 5.0, 0.2, 3.0, 1.0), num_classes=5)),
@@ -85,7 +87,7 @@ def test_bits_per_byte_count_the_bytes_of_what_was_evaluated(tmp_path):
         ("run.wandb", "off"), ("run.data_dir", str(tmp_path / "data")),
     ]  # fmt: skip
     cfg = config.load(ROOT / "experiments/gpt.py", pairs)
-    result = train.train(cfg, str(tmp_path / "runs"), quiet=True)
+    result = loop.train(cfg, str(tmp_path / "runs"), quiet=True)
     frozen = budget.finalize(cfg)
     from bigmodel.prepare import tokenizer
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, checkpoint, config, data, optim, program, sharding, sweep, track, train
-from bigmodel.config import UsageError
+from bigmodel import config, data, errors
+from bigmodel.errors import UsageError
 from bigmodel.models import layers, mlp
+from bigmodel.ops import sharding
+from bigmodel.run import budget, checkpoint, loop, optim, program, record
+from bigmodel.study import sweep
 
 MESH = sharding.make_mesh(sharding.ALONE)
 
@@ -30,11 +33,15 @@ def table():
 
 
 def run(cfg, root):
-    result = train.train(cfg, str(root), quiet=True)
+    result = loop.train(cfg, str(root), quiet=True)
     compiled = program.build(program.static_part(budget.finalize(cfg)), MESH)
     saves = checkpoint.Checkpoints(str(root / result["run_id"] / "checkpoints"))
     state = saves.restore(saves.latest(), compiled.shapes, compiled.shardings)
-    return result, jax.tree.map(np.asarray, state["params"]), track.read_rows(root / result["run_id"] / "metrics.jsonl")
+    return (
+        result,
+        jax.tree.map(np.asarray, state["params"]),
+        record.read_rows(root / result["run_id"] / "metrics.jsonl"),
+    )
 
 
 def arrays(cfg, split):
@@ -110,10 +117,10 @@ def test_batch_norm_trains_by_the_batch_and_evaluates_by_what_ran(table, tmp_pat
     assert stats["hidden"]["norm"]["mean"].shape == (1, 16)
     # A run that is cut and goes on has the same running statistics.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Stop, "at", lambda self, step: step == 25)
-        with pytest.raises(config.Retry):
-            train.train(cfg, str(tmp_path / "cut"), quiet=True)
-    assert train.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == result["loss"]
+        patch.setattr(loop.Stop, "at", lambda self, step: step == 25)
+        with pytest.raises(errors.Retry):
+            loop.train(cfg, str(tmp_path / "cut"), quiet=True)
+    assert loop.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == result["loss"]
 
 
 def twenty_steps():
@@ -221,9 +228,9 @@ def test_early_stopping_ends_an_overfitting_run(table, tmp_path):
     assert stopped["tokens"] == 60 * stopped["steps"]
     assert stopped["flops"] == pytest.approx(whole["flops"] * stopped["steps"] / 400)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Stop, "at", lambda self, step: step == stopped["best_step"] + 15)
-        with pytest.raises(config.Retry):
-            train.train(cfg, str(tmp_path / "cut"), quiet=True)
+        patch.setattr(loop.Stop, "at", lambda self, step: step == stopped["best_step"] + 15)
+        with pytest.raises(errors.Retry):
+            loop.train(cfg, str(tmp_path / "cut"), quiet=True)
     again, _, same = run(cfg, tmp_path / "cut")
     assert again["loss"] == stopped["loss"] and same == rows
     (tmp_path / stopped["run_id"] / "result.json").unlink()  # killed between its last checkpoint and its result
@@ -262,7 +269,7 @@ def test_folds_of_a_sweep_hold_each_example_out_once(table, tmp_path):
 )
 def test_impossible_ones_are_refused(table, tmp_path, name, overrides, said):
     with pytest.raises(UsageError, match=said):
-        train.train(table(name, ("train.steps", 5), *overrides), str(tmp_path / "runs"), quiet=True)
+        loop.train(table(name, ("train.steps", 5), *overrides), str(tmp_path / "runs"), quiet=True)
     assert not (tmp_path / "runs").exists()
 
 

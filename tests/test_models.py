@@ -9,9 +9,11 @@ from conftest import drawn
 from families import batch_of, small
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, models, sharding, tree
-from bigmodel.config import UsageError
+from bigmodel import models, tree
+from bigmodel.errors import UsageError
 from bigmodel.models import attention, decoder, losses
+from bigmodel.ops import sharding
+from bigmodel.run import budget
 
 ALONE = sharding.make_mesh(sharding.ALONE)
 

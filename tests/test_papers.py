@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from test_wrong_inputs import one_line
 
-from bigmodel import budget, cli, papers
-from bigmodel.config import UsageError
+from bigmodel import papers
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
+from bigmodel.laws import fit, frontier, intervals
 from bigmodel.models import decoder, encdec
 from bigmodel.papers import Row, besiroglu, bnsl, chinchilla, gpt2, gpt3, kaplan, porian, steplaw, t5, vaswani
-from bigmodel.scaling import fit, frontier, uncertainty
+from bigmodel.run import budget
 
 POINTS = Path(__file__).parents[2] / "shared" / "points"
 needs_points = pytest.mark.skipif(
@@ -48,8 +50,8 @@ def remember(monkeypatch):
     def asked(problem, theta, counts, *rest):
         return problem.law.name, dict(problem.row), problem.log_loss, problem.delta, problem.fixed, theta, counts
 
-    refit = remembered(uncertainty.refit, asked)
-    monkeypatch.setattr(uncertainty, "refit", refit)
+    refit = remembered(intervals.refit, asked)
+    monkeypatch.setattr(intervals, "refit", refit)
 
 
 def red(result):
@@ -58,7 +60,7 @@ def red(result):
 
 def run(capsys, *args):
     """(exit code, stdout, stderr)"""
-    code = cli.main(["paper", *map(str, args)])
+    code = main.main(["paper", *map(str, args)])
     out = capsys.readouterr()
     return code, out.out, out.err
 

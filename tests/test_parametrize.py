@@ -9,9 +9,13 @@ import pytest
 from conftest import drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, config, coordcheck, optim, parametrize, program, recipes, sharding, sweep, tree
-from bigmodel.config import UsageError
+from bigmodel import config, tree
+from bigmodel.after import coordcheck
+from bigmodel.errors import UsageError
 from bigmodel.models import decoder
+from bigmodel.ops import sharding
+from bigmodel.run import budget, optim, parametrize, program
+from bigmodel.study import recipes, sweep
 
 
 def section(**shape):

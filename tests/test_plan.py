@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from bigmodel import cli
-from bigmodel.config import UsageError
-from bigmodel.scaling import design, fitted, laws, plan, uncertainty
-from bigmodel.scaling.plan import Ask
-from bigmodel.scaling.solve import Problem, descend
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
+from bigmodel.laws import design, fitted, forms, intervals, plan
+from bigmodel.laws.plan import Ask
+from bigmodel.laws.solve import Problem, descend
 
 BESIROGLU = ROOT.parent / "shared" / "points" / "besiroglu2024_chinchilla_points.csv"
 PLANTED = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28}
-LAW = laws.get("chinchilla")
+LAW = forms.get("chinchilla")
 SIZES = np.repeat([12.0 * depth * width**2 for width in (64, 128, 256, 512) for depth in (2, 4)], 4)
 DATA = np.tile([1e7, 4e7, 1.6e8, 6.4e8], 8)
 NOISE = 0.003
@@ -118,10 +118,10 @@ def test_flops_give_the_closed_form(law, exact, flops):
     # Every resample's own optimum, by the closed form.
     samples = [dict(zip(LAW.names, row, strict=True)) for row in np.array([*exact["samples"].values()]).T]
     drawn = np.array([closed(flops, p)[:1] for p in samples])
-    sizes = uncertainty.bias_corrected(drawn, np.array([n]))[:, 0]
+    sizes = intervals.bias_corrected(drawn, np.array([n]))[:, 0]
     assert (out["N"]["low"], out["N"]["high"]) == pytest.approx(tuple(sizes), rel=1e-5)
     drawn = np.array([[loss(n, d, p)] for p in samples])
-    losses = uncertainty.bias_corrected(drawn, np.array([loss(n, d)]))[:, 0]
+    losses = intervals.bias_corrected(drawn, np.array([loss(n, d)]))[:, 0]
     assert (out["loss"]["low"], out["loss"]["high"]) == pytest.approx(tuple(losses), rel=1e-5)
 
 
@@ -250,7 +250,7 @@ def test_a_loss_below_the_floor_is_no_plan(law, exact):
 def fit_json(tmp_path, rows, *flags):
     """fit.json of rows of (N, D, L), by the command."""
     pd.DataFrame(rows, columns=["params", "tokens", "loss"]).to_csv(tmp_path / "points.csv", index=False)
-    assert cli.main(["fit", str(tmp_path / "points.csv"), f"--out={tmp_path / 'fit.json'}", *flags]) == 0
+    assert main.main(["fit", str(tmp_path / "points.csv"), f"--out={tmp_path / 'fit.json'}", *flags]) == 0
     return str(tmp_path / "fit.json")
 
 
@@ -263,7 +263,7 @@ def test_a_fit_that_most_resamples_fail_is_no_plan(tmp_path, capsys):
     capsys.readouterr()
     out = tmp_path / "next.py"
     config = ["--config=experiments/gpt.py", f"--out={out}"]
-    assert cli.main(["plan", f"--law={fit}", "--flops=1e18", *config]) == 2
+    assert main.main(["plan", f"--law={fit}", "--flops=1e18", *config]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and not out.exists()
     assert re.fullmatch(r"bigmodel: plan: the fit .* doesn't determine a law: \d+ of 200 resamples .*\n", printed.err)
@@ -305,7 +305,7 @@ def test_a_plan_in_other_units_is_refused(tmp_path, capsys, unit):
             for n in (1e8, 4e8, 1.6e9, 6.4e9) for d in (1e10, 4e10, 1.6e11)]  # fmt: skip
     fit = fit_json(tmp_path, rows, "--bootstrap=0")
     capsys.readouterr()
-    assert cli.main(["plan", f"--law={fit}", "--flops=1e22"]) == 2
+    assert main.main(["plan", f"--law={fit}", "--flops=1e22"]) == 2
     err = capsys.readouterr().err
     assert "a parameter: are the runs' N and D in plain numbers, not in millions?" in err
 
@@ -356,7 +356,7 @@ def test_no_resamples_give_no_intervals(law, exact):
 def test_a_damaged_fit_is_one_line(exact, tmp_path, capsys, change, words):
     path = tmp_path / "fit.json"
     path.write_text(change if isinstance(change, str) else json.dumps({**exact, **change}))
-    assert cli.main(["plan", f"--law={path}", "--flops=1e20"]) == 2
+    assert main.main(["plan", f"--law={path}", "--flops=1e20"]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1, err
 
@@ -390,7 +390,7 @@ def test_a_wrong_question_is_one_line(exact, tmp_path, capsys, monkeypatch, args
     monkeypatch.chdir(ROOT)
     path = tmp_path / "fit.json"
     path.write_text(json.dumps(exact))
-    assert cli.main(["plan", f"--law={path}", *args]) == 2
+    assert main.main(["plan", f"--law={path}", *args]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1, err
 
@@ -398,7 +398,7 @@ def test_a_wrong_question_is_one_line(exact, tmp_path, capsys, monkeypatch, args
 def test_a_plan_imports_no_jax(exact, tmp_path):
     (tmp_path / "fit.json").write_text(json.dumps(exact))
     code = (
-        "import sys; from bigmodel import cli; "
+        "import sys; from bigmodel.cli import main as cli; "
         "code = cli.main(['plan', '--law=fit.json', '--flops=1e20']); sys.exit(code or 'jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -523,7 +523,8 @@ def test_advice_keeps_to_its_means(law, noisy):
 @pytest.mark.parametrize("counted", ["total", "nonembedding", "kaplan"])
 @pytest.mark.parametrize("wanted", [2e8, 7e9, 73.2e9, 1e12])
 def test_nearest_decoder(wanted, counted):
-    from bigmodel import budget, rungs
+    from bigmodel.run import budget
+    from bigmodel.study import rungs
 
     base = rungs.of_family("decoder")
     found = rungs.nearest(base, wanted, counted)
@@ -538,7 +539,7 @@ def test_nearest_decoder(wanted, counted):
 
 
 def test_nearest_keeps_an_aspect_ratio_and_finds_published_sizes():
-    from bigmodel import rungs
+    from bigmodel.study import rungs
 
     base = rungs.of_family("decoder")
     gpt2 = rungs.nearest(base, 124_439_808)
@@ -552,7 +553,7 @@ def test_nearest_keeps_an_aspect_ratio_and_finds_published_sizes():
 
 @pytest.mark.parametrize("wanted", [1000, 30_000, 1_000_000])
 def test_nearest_mlp(wanted):
-    from bigmodel import rungs
+    from bigmodel.study import rungs
 
     found = rungs.nearest(rungs.of_config(str(ROOT / "experiments/digits.py")), wanted)
     assert abs(found["deviation"]) < 0.15
@@ -571,13 +572,13 @@ def small(exact):
 
 
 def test_the_next_sweep_is_written_and_planned(exact, tmp_path, capsys, monkeypatch):
-    from bigmodel import rungs, sweep
+    from bigmodel.study import rungs, sweep
 
     monkeypatch.chdir(ROOT)
     fit, out = tmp_path / "fit.json", tmp_path / "sweeps/next.py"
     fit.write_text(json.dumps(small(exact)))
     args = ["plan", f"--law={fit}", "--flops=1e10", "--config=experiments/digits.py", f"--out={out}"]
-    assert cli.main([*args, "--config.train.batch_size=32", "--json"]) == 0
+    assert main.main([*args, "--config.train.batch_size=32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["config"]["overrides"].keys() == {"model.width", "model.depth"}
     rows = sweep.load(str(out)).get_sweep()
@@ -589,7 +590,7 @@ def test_the_next_sweep_is_written_and_planned(exact, tmp_path, capsys, monkeypa
     for p in planned:
         assert p.config.train.tokens == pytest.approx(p.budget.tokens, abs=32)
     before = out.read_text()
-    assert cli.main([*args]) == 2 and "is there already" in capsys.readouterr().err and out.read_text() == before
+    assert main.main([*args]) == 2 and "is there already" in capsys.readouterr().err and out.read_text() == before
     with pytest.raises(UsageError, match="is there already"):  # also one that came while the plan was made
         rungs.write_sweep(str(out), rungs.of_family("mlp"), [], "")
     assert out.read_text() == before
@@ -597,7 +598,7 @@ def test_the_next_sweep_is_written_and_planned(exact, tmp_path, capsys, monkeypa
 
 def test_the_data_bound_the_next_runs(exact, tmp_path, capsys, data_dir):
     """A decoder on two speeches: no run asks for more tokens than they hold, and the vocabulary is theirs."""
-    from bigmodel import sweep
+    from bigmodel.study import sweep
 
     n = np.repeat([2e4, 5e4, 1e5, 4e5], 3)
     d = np.tile([3e4, 9e4, 2.7e5], 4)
@@ -607,7 +608,7 @@ def test_the_data_bound_the_next_runs(exact, tmp_path, capsys, data_dir):
     overrides = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.seq_len", "32"), ("data.epochs", "3")]
     args = [f"--config.{k}={v}" for k, v in overrides]
     config = f"--config={ROOT / 'experiments/gpt.py'}"
-    assert cli.main(["plan", f"--law={fit}", "--flops=1e13", config, *args, f"--out={out}", "--json"]) == 0
+    assert main.main(["plan", f"--law={fit}", "--flops=1e13", config, *args, f"--out={out}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     planned = sweep.make_plan(str(out))
     assert planned and all(p.budget.epochs <= 3 and p.config.model.vocab_size < 1000 for p in planned)
@@ -618,9 +619,9 @@ def test_the_data_bound_the_next_runs(exact, tmp_path, capsys, data_dir):
 def test_text_says_what_json_says(exact, tmp_path, capsys):
     fit = tmp_path / "fit.json"
     fit.write_text(json.dumps(small(exact)))
-    assert cli.main(["plan", f"--law={fit}", "--flops=1e10"]) == 0
+    assert main.main(["plan", f"--law={fit}", "--flops=1e10"]) == 0
     text = capsys.readouterr().out
-    assert cli.main(["plan", f"--law={fit}", "--flops=1e10", "--json"]) == 0
+    assert main.main(["plan", f"--law={fit}", "--flops=1e10", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert f"--config.model.width={told['config']['width']} " in text and "D  examples" in text
     assert plan.si(told["N"]["value"]) in text and text.count("--config.train.tokens=") == 1 + len(told["next"]["rows"])
@@ -634,9 +635,9 @@ def test_chinchillas_own_runs_from_fit_to_plan(tmp_path, capsys):
         pytest.skip("the published points aren't beside the repository")
     fit = tmp_path / "fit.json"
     columns = ["--N=Model Size", "--C=Training FLOP", "--drop-highest=5"]
-    assert cli.main(["fit", str(BESIROGLU), *columns, "--bootstrap=100", "--holdout=1", f"--out={fit}"]) == 0
+    assert main.main(["fit", str(BESIROGLU), *columns, "--bootstrap=100", "--holdout=1", f"--out={fit}"]) == 0
     capsys.readouterr()
-    assert cli.main(["plan", f"--law={fit}", "--flops=5.76e23", "--json"]) == 0
+    assert main.main(["plan", f"--law={fit}", "--flops=5.76e23", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["N"]["value"] == pytest.approx(73.2e9, rel=2e-3) and told["D"]["value"] == pytest.approx(
         1.31e12, rel=3e-3

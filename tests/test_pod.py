@@ -10,9 +10,12 @@ import time
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel import budget, config, executables, hlo, layout, pod, program, sharding
-from bigmodel.config import UsageError
-from bigmodel.layout import Topology
+from bigmodel import config
+from bigmodel.errors import UsageError
+from bigmodel.ops import sharding
+from bigmodel.pods import hlo, layout, pod
+from bigmodel.pods.layout import Topology
+from bigmodel.run import budget, executables, program
 
 N, D, B, SEVEN_EIGHTHS = 5, 64, 32, 7 / 8
 
@@ -72,7 +75,7 @@ def test_the_state_of_a_layout_is_the_program_s(programs):
 def jax_mesh(mesh):
     import jax
 
-    from bigmodel import sharding
+    from bigmodel.ops import sharding
 
     return jax.sharding.AbstractMesh(tuple(mesh.values()), sharding.AXES)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bigmodel import cli
+from bigmodel.cli import main
 
 PLANTED = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28}
 UNKNOWN = "doesn't say what its columns count"
@@ -352,7 +352,7 @@ def test_file_of_points(name, tmp_path, monkeypatch, capfd):
     content = "{}" if content is None else content
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     source = file.split("/")[0]
-    code = cli.main(["fit", source, "--bootstrap=0", "--holdout=0", "--json", *flags])
+    code = main.main(["fit", source, "--bootstrap=0", "--holdout=0", "--json", *flags])
     out, err = capfd.readouterr()
     assert not any(word in out + err for word in NEVER), err
     if isinstance(expected, Law):
@@ -394,12 +394,12 @@ def million(path):
 def test_a_million_rows(tmp_path, capfd):
     import time
 
-    from bigmodel.scaling import rows
+    from bigmodel.laws import rows
 
     million(tmp_path / "points.csv")
     start = time.process_time()
     assert len(rows.load(tmp_path / "points.csv")) == 10**6
     assert time.process_time() - start < 10
-    assert cli.main(["fit", str(tmp_path / "points.csv"), "--bootstrap=0", "--holdout=0", "--json"]) == 0
+    assert main.main(["fit", str(tmp_path / "points.csv"), "--bootstrap=0", "--holdout=0", "--json"]) == 0
     result = json.loads(capfd.readouterr().out)
     assert result["params"]["alpha"] == pytest.approx(0.34, rel=1e-3)

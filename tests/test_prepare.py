@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from bigmodel.config import Retry, UsageError
+from bigmodel.errors import Retry, UsageError
 from bigmodel.prepare import corpora, documents, registries, shards
 from bigmodel.prepare import prepare as module
 from bigmodel.prepare import tokenizer as tokenizers

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bigmodel.scaling import pretraining
+from bigmodel.laws import pretraining
 
 SIZES = (100, 400, 1600, 6400)
 

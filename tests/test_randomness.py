@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 from split_worker import CASES
 
-from bigmodel import budget
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
+from bigmodel.run import budget
 
 FEW = ("decoder dropout", "encdec span")  # one of drawn zeros and one of drawn examples, in the default tests
 

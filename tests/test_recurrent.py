@@ -7,10 +7,11 @@ import pytest
 from conftest import drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, config, data, track, train, weights
-from bigmodel.config import UsageError
+from bigmodel import config, data, errors
 from bigmodel.data import loader
+from bigmodel.errors import UsageError
 from bigmodel.models import recurrent
+from bigmodel.run import budget, loop, record, starts
 
 SMALL = dict(width=16, depth=2, vocab_size=50, seq_len=12)
 
@@ -83,8 +84,8 @@ def carried(data_dir):
 def test_a_carried_state_is_that_of_the_text_before(carried, tmp_path):
     """At a rate of nothing, step i's loss is that of window i after all before it, of each row's part of the text."""
     cfg = carried(("optim.lr", 1e-30))
-    result = train.train(cfg, str(tmp_path), quiet=True)
-    rows = track.read_rows(tmp_path / result["run_id"] / "metrics.jsonl")
+    result = loop.train(cfg, str(tmp_path), quiet=True)
+    rows = record.read_rows(tmp_path / result["run_id"] / "metrics.jsonl")
     frozen = budget.finalize(cfg)
     examples = data.source("text").open_split(frozen.data, frozen.run.data_dir, "train")
     part = len(examples) // 4
@@ -107,13 +108,13 @@ def test_a_carried_state_is_that_of_the_text_before(carried, tmp_path):
 
 def test_a_carried_state_resumes_bitwise(carried, tmp_path, monkeypatch):
     cfg = carried(("optim.lr", 0.01))
-    whole = train.train(cfg, str(tmp_path / "whole"), quiet=True)
+    whole = loop.train(cfg, str(tmp_path / "whole"), quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr(train.Stop, "at", lambda self, step: step == 3)
-        with pytest.raises(config.Retry):
-            train.train(cfg, str(tmp_path / "cut"), quiet=True)
-    assert train.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == whole["loss"]
-    read = [track.read_rows(tmp_path / part / whole["run_id"] / "metrics.jsonl") for part in ("whole", "cut")]
+        patch.setattr(loop.Stop, "at", lambda self, step: step == 3)
+        with pytest.raises(errors.Retry):
+            loop.train(cfg, str(tmp_path / "cut"), quiet=True)
+    assert loop.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == whole["loss"]
+    read = [record.read_rows(tmp_path / part / whole["run_id"] / "metrics.jsonl") for part in ("whole", "cut")]
     assert read[0] == read[1]
 
 
@@ -149,7 +150,7 @@ def test_torch_s_numbers(cell):
     state = {f"embedding.{k}": v for k, v in embedding.state_dict().items()}
     state |= {f"lstm.{k}": v for k, v in stack.state_dict().items()}
     state |= {f"head.{k}": v for k, v in head.state_dict().items()}
-    params, _ = weights.convert("recurrent", cfg, {k: v.detach().numpy() for k, v in state.items()})
+    params, _ = starts.convert("recurrent", cfg, {k: v.detach().numpy() for k, v in state.items()})
     tokens = np.random.default_rng(0).integers(0, 50, (3, 40))
     with torch.no_grad():
         want = head(stack(embedding(torch.tensor(tokens)))[0]).numpy()

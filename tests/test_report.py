@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from bigmodel import cli
-from bigmodel.scaling import figures, report, rows, tables, texts
-from bigmodel.scaling import fit as fits
-from bigmodel.scaling.figures import style, trust
-from bigmodel.scaling.figures.study import Marks
+from bigmodel.cli import main
+from bigmodel.laws import figures, report, rows, tables, texts
+from bigmodel.laws import fit as fits
+from bigmodel.laws.figures import style, trust
+from bigmodel.laws.figures.study import Marks
 
 ROOT = Path(__file__).parents[1]
 POINTS = ROOT.parent / "shared" / "points" / "besiroglu2024_chinchilla_points.csv"
@@ -396,15 +396,15 @@ def test_points_of_runs_are_never_called_runs(quick, tmp_path):
 def test_fit_writes_a_report_of_any_points(quick, tmp_path, capsys):
     runs().to_csv(tmp_path / "points.csv", index=False)
     options = ["--bootstrap=20", f"--report={tmp_path / 'out'}"]
-    assert cli.main(["fit", str(tmp_path / "points.csv"), *options]) == 0
+    assert main.main(["fit", str(tmp_path / "points.csv"), *options]) == 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<h1>points</h1>" in page and "tokens D" in page and '<figure data-name="isoflop"' in page
     assert f"bigmodel fit {tmp_path}/points.csv --bootstrap=20 --report=" in page
-    assert cli.main(["fit", str(tmp_path / "points.csv"), "--law=isoflop", *options]) == 2
+    assert main.main(["fit", str(tmp_path / "points.csv"), "--law=isoflop", *options]) == 2
     assert "isoflop has no loss to draw" in capsys.readouterr().err
 
 
 def test_the_wing_needs_no_jax():
-    modules = "bigmodel.scaling.report, bigmodel.scaling.rows"
+    modules = "bigmodel.laws.report, bigmodel.laws.rows"
     code = f"import sys, {modules}\nsys.exit('jax' in sys.modules or 'flax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

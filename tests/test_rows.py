@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, TINY
 
-from bigmodel import cli, config
-from bigmodel.config import UsageError
-from bigmodel.scaling import fit as fits
-from bigmodel.scaling import readers, report, rows, sources
+from bigmodel import config, files
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
+from bigmodel.laws import fit as fits
+from bigmodel.laws import readers, report, rows, sources
 
 POINTS = ROOT.parent / "shared" / "points"
 CONVENTIONS = {"N": "params (total)", "D": "tokens (seen)", "C": "flops (exact)", "L": "loss (validation)"}
@@ -135,7 +136,7 @@ def test_runs_of_an_earlier_plan_are_left_out_unless_asked_for(tmp_path):
     assert len(frame) == 14
     assert "4 runs of an earlier version of the sweep: left out (--earlier takes them)" in frame.attrs["warnings"]
     assert len(rows.load(tmp_path, earlier=True)) == 18
-    assert cli.main(["fit", str(tmp_path), "--earlier", "--bootstrap=0", "--holdout=0"]) == 0
+    assert main.main(["fit", str(tmp_path), "--earlier", "--bootstrap=0", "--holdout=0"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_cut_or_damaged_plan_is_one_line(tmp_path, change, message):
     runs = results()
     write_runs(tmp_path, runs)
     plan = tmp_path / "plan.jsonl"
-    plan.write_text("".join(json.dumps(config.sealed({"run_id": r["run_id"], "rows": 18})) + "\n" for r in runs))
+    plan.write_text("".join(json.dumps(files.sealed({"run_id": r["run_id"], "rows": 18})) + "\n" for r in runs))
     assert len(rows.load(tmp_path)) == 18
     plan.write_text(change(plan.read_text()))
     with pytest.raises(UsageError, match=message):
@@ -185,7 +186,7 @@ def test_a_broken_record_is_counted_in_one_line(tmp_path, capsys, kind):
 
 
 def test_a_result_whose_checksum_differs_is_left_out(tmp_path, capsys):
-    runs = [config.sealed(run) for run in results()]
+    runs = [files.sealed(run) for run in results()]
     runs[3]["loss"] += 0.5
     frame = rows.load(write_runs(tmp_path, runs))
     assert len(frame) == 17 and "crc32" not in frame
@@ -197,14 +198,14 @@ def test_a_result_whose_checksum_differs_is_left_out(tmp_path, capsys):
 def test_a_diverged_run_of_a_sweep_is_named_and_dropped_by_its_id(tmp_path, capsys):
     write_runs(tmp_path, results(run4={"loss": 10.8}))
     options = ["--bootstrap=0", "--holdout=0"]
-    assert cli.main(["fit", str(tmp_path), *options]) == 0
+    assert main.main(["fit", str(tmp_path), *options]) == 0
     out = capsys.readouterr().out
     assert "warning: run r64-4-400: loss 10.8 where the law of the others says" in out
     drop = re.search(r"--drop=\S+", out)[0]
-    assert cli.main(["fit", str(tmp_path), drop, *options]) == 0
+    assert main.main(["fit", str(tmp_path), drop, *options]) == 0
     out = capsys.readouterr().out
     assert "17 runs" in out and "left out 1 rows, as asked: r64-4-400" in out and "where the law" not in out
-    assert cli.main(["fit", str(tmp_path), "--drop=r64-4-401"]) == 2
+    assert main.main(["fit", str(tmp_path), "--drop=r64-4-401"]) == 2
     assert "did you mean 'r64-4-400'" in capsys.readouterr().err
 
 
@@ -253,9 +254,9 @@ def test_the_column_of_runs_can_be_asked_for(tmp_path, capsys):
     assert "run_id" not in frame
     assert any("checkpoints of one run? --run=COLUMN" in line for line in frame.attrs["warnings"])
     assert rows.load(path, run="curve")["run_id"].nunique() == 8
-    assert cli.main(["fit", str(path), "--run=curv"]) == 2
+    assert main.main(["fit", str(path), "--run=curv"]) == 2
     assert "no column 'curv' (did you mean 'curve'?)" in capsys.readouterr().err
-    assert cli.main(["fit", str(path), "--run=curve", "--bootstrap=0", "--holdout=0"]) == 0
+    assert main.main(["fit", str(path), "--run=curve", "--bootstrap=0", "--holdout=0"]) == 0
     assert "96 points of 8 runs" in capsys.readouterr().out
 
 
@@ -322,7 +323,7 @@ def test_results_of_an_earlier_version_have_no_kaplan(tmp_path):
 
 
 def test_result_json_holds_three_counts(data_dir):
-    from bigmodel import budget, config
+    from bigmodel.run import budget
 
     frozen = config.load(ROOT / "experiments/gpt.py", [*TINY, ("run.data_dir", data_dir)])
     plan = budget.derive(budget.finalize(frozen))

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bigmodel.config import UsageError
-from bigmodel.scaling import fit as fits
-from bigmodel.scaling import laws, rows
-from bigmodel.scaling.solve import Problem
+from bigmodel.errors import UsageError
+from bigmodel.laws import fit as fits
+from bigmodel.laws import forms, rows
+from bigmodel.laws.solve import Problem
 
 ROOT = Path(__file__).parents[1]
 POINTS = Path(__file__).parents[2] / "shared" / "points"
@@ -102,11 +102,11 @@ def test_besiroglu_optimum():
 
 
 def test_slopes_match_differences():
-    law, frame = laws.get("chinchilla"), grid()
+    law, frame = forms.get("chinchilla"), grid()
     row = {name: frame[name].to_numpy() for name in "ND"}
     theta = np.random.default_rng(0).uniform([-1, 0, 0, 0, 0], [1, 9, 1, 9, 1], size=(7, 5))
     fields = {k: getattr(law, k) for k in law.__dataclass_fields__}
-    plain = laws.Law(**{**fields, "slopes": None})
+    plain = forms.Law(**{**fields, "slopes": None})
     log_loss = np.log(frame["L"].to_numpy())
     exact = Problem(law, row, log_loss, 1e-3).residuals(theta)
     rough = Problem(plain, row, log_loss, 1e-3).residuals(theta)
@@ -115,7 +115,7 @@ def test_slopes_match_differences():
 
 
 def test_huge_terms_stay_finite():
-    law = laws.get("chinchilla")
+    law = forms.get("chinchilla")
     row = {"N": np.array([1.0, 1e12]), "D": np.array([1.0, 1e13])}
     theta = np.array([[5.0, 800.0, 0.0, 90.0, 3.0], [-900.0, -900.0, 3.0, -900.0, 3.0]])
     assert np.isfinite(law.form(theta.T[:, :, None], row)).all()
@@ -186,7 +186,7 @@ def test_unknown_law_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'chinchilla'"):
         fits.fit(grid(), law="chinchila")
     with pytest.raises(UsageError, match="no law 'get'"):
-        laws.get("get")
+        forms.get("get")
 
 
 @pytest.mark.parametrize("row", range(9))

@@ -16,8 +16,10 @@ import pytest
 from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
-from bigmodel import config, models, sharding, track
-from bigmodel.config import UsageError
+from bigmodel import config, models
+from bigmodel.errors import UsageError
+from bigmodel.ops import sharding
+from bigmodel.run import record
 
 MESHES = ["fsdp8", "sequence2-fsdp2-tensor2"]  # with restores; all 35 below, without
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
@@ -90,9 +92,9 @@ def runs(tmp_path_factory, data_dir):
     finish(back)
     report = {name: json.loads((root / f"{name}.json").read_text()) for name in ("one", "eight", "back")}
     (folder,) = [p for p in (root / "two").iterdir() if p.is_dir()]
-    rows = track.read_rows(folder / "metrics.jsonl")
+    rows = record.read_rows(folder / "metrics.jsonl")
     report["file"] = file
-    report["two"] = [r["loss"] for r in rows if "loss" in r] + [track.read_json(folder / "result.json")["loss"]]
+    report["two"] = [r["loss"] for r in rows if "loss" in r] + [record.read_json(folder / "result.json")["loss"]]
     return report
 
 
@@ -185,7 +187,7 @@ def test_sigterm_stops_two_processes_at_one_step(tmp_path, data_dir):
 
 
 def read_steps(tmp_path):
-    return [r for f in (tmp_path / "runs").glob("*/metrics.jsonl") for r in track.read_rows(f)]
+    return [r for f in (tmp_path / "runs").glob("*/metrics.jsonl") for r in record.read_rows(f)]
 
 
 # ----------------------------------------------------------------- without more devices

@@ -16,8 +16,10 @@ from test_images import image_dir  # noqa: F401 (a fixture)
 from test_tasks import reviews
 from test_wrong_inputs import tree_of
 
-from bigmodel import budget, claims, cli, status, sweep, track
-from bigmodel.config import Retry, UsageError
+from bigmodel.cli import main
+from bigmodel.errors import Retry, UsageError
+from bigmodel.run import budget, claims, record
+from bigmodel.study import status, sweep
 
 FILE = '''"""Digits, small."""
 from bigmodel import status, sweep
@@ -160,20 +162,20 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     said = []
     tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally["trained"] == 4 and [line[1] for line in said] == ["4", "1", "2", "3"]
-    results = [track.read_json(Path(runs) / "study" / p.run_id / "result.json") for p in plan]
+    results = [record.read_json(Path(runs) / "study" / p.run_id / "result.json") for p in plan]
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], abs=1e-4)
     assert results[3]["loss"] != pytest.approx(results[0]["loss"], abs=1e-4)
     # Where the runs are is no part of what they are; nor is that the start has ended, however it did.
     assert [p.run_id for p in sweep.make_plan(str(file), runs=str(tmp_path / "x"))] == [p.run_id for p in plan]
     folder = Path(runs) / "study"
     home, broken = folder / plan[0].run_id, {**results[0], "status": "diverged", "last_good_step": 1}
-    track.write_json(home / "result.json", broken)
+    record.write_json(home / "result.json", broken)
     assert [p.run_id for p in sweep.make_plan(str(file), runs=runs)] == [p.run_id for p in plan]
     # Of a start that failed, nothing starts: one line says why.
     for p in plan[:3]:
         shutil.rmtree(folder / p.run_id)
     home.mkdir()
-    track.write_json(home / "error.json", {"error": "no", "date": ""})
+    record.write_json(home / "error.json", {"error": "no", "date": ""})
     said = []
     tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally == {"trained": 0, "skipped": 1, "failed": 3, "busy": 0}
@@ -203,7 +205,7 @@ def test_equal_rows_are_one_run(file, tmp_path):
 
 
 def test_compilations_are_shared_between_rows_of_one_shape(file, tmp_path):
-    from bigmodel import program
+    from bigmodel.run import program
 
     program.build.cache_clear()
     go(file, tmp_path)
@@ -211,21 +213,21 @@ def test_compilations_are_shared_between_rows_of_one_shape(file, tmp_path):
 
 
 def test_a_failed_row_is_told_passed_over_and_retried_on_request(file, tmp_path, monkeypatch):
-    from bigmodel import train
+    from bigmodel.run import loop
 
-    real = train.attempt
+    real = loop.attempt
 
     def broken(cfg, *args, **kwargs):
         if cfg.model.width == 4 and cfg.train.steps == 5:
             raise RuntimeError("planted")
         return real(cfg, *args, **kwargs)
 
-    monkeypatch.setattr(train, "attempt", broken)
+    monkeypatch.setattr(loop, "attempt", broken)
     tally, folder, _, said = go(file, tmp_path)
     assert (tally["trained"], tally["failed"]) == (3, 1)
     assert states(folder) == ["done", "failed", "done", "done"]
     assert "FAILED: RuntimeError: planted" in said[1]
-    monkeypatch.setattr(train, "attempt", real)
+    monkeypatch.setattr(loop, "attempt", real)
     tally, folder, _, said = go(file, tmp_path)
     assert (tally["trained"], tally["failed"]) == (0, 1) and "--retry-failed" in said[0]
     tally, folder, _, _ = go(file, tmp_path, retry_failed=True)
@@ -236,13 +238,13 @@ def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
     """A GPU's sticky error: the row isn't to blame, and those after it would fail alike."""
     import jax
 
-    from bigmodel import train
+    from bigmodel.run import loop
 
     def lost(*_, **__):
         raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
 
     with monkeypatch.context() as broken:
-        broken.setattr(train, "attempt", lost)
+        broken.setattr(loop, "attempt", lost)
         broken.setattr(jax, "block_until_ready", lost)
         with pytest.raises(Retry, match=r"the device is lost .*ILLEGAL_ADDRESS"):
             go(file, tmp_path)
@@ -251,7 +253,7 @@ def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
     assert tally["trained"] == 4
     # The second time it is the row's fault, as far as anybody can tell.
     with monkeypatch.context() as broken:
-        broken.setattr(train, "attempt", lost)
+        broken.setattr(loop, "attempt", lost)
         broken.setattr(jax, "block_until_ready", lost)
         for said in ("the same command continues", "is passed over now"):
             with pytest.raises(Retry, match=said):
@@ -317,24 +319,24 @@ def test_missing_shard_ends_with_75_and_fails_no_row(data_dir, tmp_path, monkeyp
     for away in (lambda: shard.rename("away"), lambda: (shard.rename("away"), shard.symlink_to("nowhere"))):
         away()
         capfd.readouterr()
-        assert cli.main(["sweep", "run", "study.py"]) == 75
+        assert main.main(["sweep", "run", "study.py"]) == 75
         line = capfd.readouterr().err.splitlines()[-1]
         assert "train-00000.bin' is missing" in line and "the same command continues" in line
         assert states(Path("runs/study")) == ["pending"] * 2
         assert not list(Path("runs").glob("study/*/error.json"))
         shard.unlink(missing_ok=True)
         Path("away").rename(shard)
-    assert cli.main(["sweep", "run", "study.py"]) == 0
+    assert main.main(["sweep", "run", "study.py"]) == 0
     assert states(Path("runs/study")) == ["done"] * 2
 
 
 def test_data_folder_that_is_gone_after_the_plan_fails_no_row(file, tmp_path, monkeypatch):
-    from bigmodel.config import NoData
+    from bigmodel.errors import NoData
 
     folder, plan = status.folder_of(file, str(tmp_path / "runs")), sweep.make_plan(file, OFF)
-    from bigmodel import train
+    from bigmodel.run import loop
 
-    monkeypatch.setattr(train, "attempt", lambda *_, **__: (_ for _ in ()).throw(NoData("no prepared data at 'data'")))
+    monkeypatch.setattr(loop, "attempt", lambda *_, **__: (_ for _ in ()).throw(NoData("no prepared data at 'data'")))
     sweep.write_plan(folder, plan, file, OFF)
     with pytest.raises(Retry, match="no prepared data at 'data'; the same command continues"):
         sweep.run(file, plan, folder, say=print)
@@ -346,37 +348,37 @@ def test_two_sweep_files_of_one_name_do_not_share_a_folder(tmp_path, monkeypatch
     for name, steps in (("a", [3]), ("b", [4])):
         Path(name).mkdir()
         Path(name, "lr.py").write_text(FILE.format(steps=steps).replace("experiments", str(ROOT / "experiments")))
-    assert cli.main(["sweep", "plan", "a/lr.py"]) == 0
+    assert main.main(["sweep", "plan", "a/lr.py"]) == 0
     plan = Path("runs/lr/plan.jsonl").read_bytes()
     for action in ("plan", "run"):
         capfd.readouterr()
-        assert cli.main(["sweep", action, "b/lr.py"]) == 2
+        assert main.main(["sweep", action, "b/lr.py"]) == 2
         out, err = capfd.readouterr()
         assert "a/lr.py" in err and "choose another --runs" in err and err.count("\n") == 1 and not out
         assert Path("runs/lr/plan.jsonl").read_bytes() == plan
-    assert cli.main(["sweep", "plan", "b/lr.py", "--runs=other"]) == 0
+    assert main.main(["sweep", "plan", "b/lr.py", "--runs=other"]) == 0
 
 
 def test_plan_with_other_flags_changes_nothing_and_run_with_them_adds_rows(file, tmp_path, monkeypatch, capfd):
     runs, more = f"--runs={tmp_path}/runs", ["--config.run.wandb=off", "--config.model.depth=1"]
-    assert cli.main(["sweep", "run", file, runs, *more]) == 0
+    assert main.main(["sweep", "run", file, runs, *more]) == 0
     folder = tmp_path / "runs/small"
     before, plan = tree_of(folder), (folder / "plan.jsonl").read_bytes()
     capfd.readouterr()
-    assert cli.main(["sweep", "plan", file, runs, *more, "--config.train.seed=1"]) == 0
+    assert main.main(["sweep", "plan", file, runs, *more, "--config.train.seed=1"]) == 0
     assert "4 of these 4 rows aren't in it" in capfd.readouterr().err
     assert tree_of(folder) == before
-    assert cli.main(["sweep", "run", file, runs, *more, "--config.train.seed=1"]) == 0
+    assert main.main(["sweep", "run", file, runs, *more, "--config.train.seed=1"]) == 0
     assert states(folder) == ["done"] * 8
     assert {json.loads(line)["run_id"] for line in plan.splitlines()} <= {r["run_id"] for r in status.status(folder)}
     # The file loses rows that are done: they are superseded, in status told of, and left out of fits.
     Path(file).write_text(FILE.format(steps=[3, 7]))
-    assert cli.main(["sweep", "run", file, runs, *more]) == 0
+    assert main.main(["sweep", "run", file, runs, *more]) == 0
     rows = status.status(folder)
     assert [row["state"] for row in rows] == ["done"] * 10
     assert sum(bool(row["superseded"]) for row in rows if "superseded" in row) == 2
     capfd.readouterr()
-    assert cli.main(["fit", str(folder), "--bootstrap=0", "--holdout=0"]) == 0
+    assert main.main(["fit", str(folder), "--bootstrap=0", "--holdout=0"]) == 0
     assert "2 runs of an earlier version of the sweep: left out (--earlier takes them)" in capfd.readouterr().out
 
 

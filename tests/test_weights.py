@@ -10,8 +10,11 @@ from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 
-from bigmodel import budget, cli, config, evaluate, identity, models, track, tree, weights
-from bigmodel.config import UsageError
+from bigmodel import config, models, tree
+from bigmodel.after import evaluate
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
+from bigmodel.run import budget, identity, record, starts
 
 BERT = [
     ("model.width", 16), ("model.depth", 2), ("model.num_heads", 2), ("model.parametrization", "standard"),
@@ -82,9 +85,9 @@ def trained(bert, tmp_path, capsys):
         if isinstance(start, dict):
             save_file(start, tmp_path / "x.safetensors")
             start = tmp_path / "x.safetensors"
-        track.write_text(tmp_path / "config.json", config.to_json(bert(("train.init_from", str(start)), *overrides)))
+        record.write_text(tmp_path / "config.json", config.to_json(bert(("train.init_from", str(start)), *overrides)))
         capsys.readouterr()
-        code = cli.main(["train", str(tmp_path / "config.json"), f"--runs={tmp_path / 'runs'}", "--json"])
+        code = main.main(["train", str(tmp_path / "config.json"), f"--runs={tmp_path / 'runs'}", "--json"])
         found = capsys.readouterr()
         home = tmp_path / "runs" / json.loads(found.out)["run_id"] if code == 0 else None
         return code, found.err.splitlines(), home
@@ -118,7 +121,7 @@ def test_names_are_known_after_the_prefixes_of_wrappers(prefix):
     cfg = section("bert", **SMALL_BERT)
     params = drawn(models.family("bert"), cfg)["params"]
     tensors = {prefix + k: v for k, v in published("bert", params).items()}
-    found, said = weights.convert("bert", cfg, tensors)
+    found, said = starts.convert("bert", cfg, tensors)
     assert said == f"{len(tree.paths(params))} of {len(tree.paths(params))} parameters taken"
     same(found, params)
 
@@ -181,7 +184,7 @@ def test_heads_start_afresh_and_those_left_over_are_named():
     theirs, start = (
         drawn(models.family("bert"), cfg, std)["params"] for cfg, std in zip(of.values(), (0.1, 0.2), strict=True)
     )
-    found, said = weights.convert("bert", of["classify"], published("bert", theirs), start)
+    found, said = starts.convert("bert", of["classify"], published("bert", theirs), start)
     same(found["blocks"], theirs["blocks"])
     same(found["pooler"], theirs["pooler"])
     np.testing.assert_array_equal(found["head"], start["head"])
@@ -189,37 +192,37 @@ def test_heads_start_afresh_and_those_left_over_are_named():
         r"\d+ of \d+ parameters taken; fresh: head, head_bias; unused tensors: cls\.predictions\..* and 2 more", said
     )
     with pytest.raises(UsageError, match="no published name is known for 'head'"):
-        weights.convert("bert", of["classify"], published("bert", theirs))
+        starts.convert("bert", of["classify"], published("bert", theirs))
 
 
 def test_init_only_takes_a_part_and_the_rest_is_fresh_by_request():
     cfg = section("bert", **SMALL_BERT)
     theirs, start = (drawn(models.family("bert"), cfg, std)["params"] for std in (0.1, 0.2))
     tensors = layer_more(published("bert", theirs))  # of other layers, which aren't asked for
-    found, said = weights.convert("bert", cfg, tensors, start, only="^embed/")
+    found, said = starts.convert("bert", cfg, tensors, start, only="^embed/")
     same(found["embed"], theirs["embed"])
     same(found["blocks"], start["blocks"])
     assert said.startswith("5 of ") and "fresh: blocks/" in said
     with pytest.raises(UsageError, match=r"nothing of it is in config.train.init_only='\^head'"):
-        weights.convert("bert", cfg, tensors, start, only="^head")
+        starts.convert("bert", cfg, tensors, start, only="^head")
 
 
 def test_positions_past_the_window_are_cut_and_said():
     cfg, longer = section("bert", **SMALL_BERT), section("bert", **SMALL_BERT | dict(seq_len=20))
     params = drawn(models.family("bert"), longer)["params"]
-    found, said = weights.convert("bert", cfg, published("bert", params))
+    found, said = starts.convert("bert", cfg, published("bert", params))
     np.testing.assert_array_equal(found["embed"]["positions"], params["embed"]["positions"][:12])
     assert said.endswith("embed/positions: the first 12 of 20, of a shorter window")
     with pytest.raises(UsageError, match=r"\[12, 16\], where 'embed/positions' is \[20, 16\]"):
-        weights.convert("bert", longer, published("bert", drawn(models.family("bert"), cfg)["params"]))
+        starts.convert("bert", longer, published("bert", drawn(models.family("bert"), cfg)["params"]))
 
 
 def test_a_family_without_a_map_refuses_published_weights(tiny, digits, tmp_path, capsys):
     save_file({"h.0.attn.c_attn.weight": np.ones((16, 48), np.float32)}, tmp_path / "gpt2.safetensors")
     start = ("train.init_from", str(tmp_path / "gpt2.safetensors"))
     for family, cfg in (("decoder", tiny(start)), ("mlp", digits(start))):
-        track.write_text(tmp_path / "config.json", config.to_json(cfg))
-        assert cli.main(["train", str(tmp_path / "config.json"), f"--runs={tmp_path / 'runs'}"]) == 2
+        record.write_text(tmp_path / "config.json", config.to_json(cfg))
+        assert main.main(["train", str(tmp_path / "config.json"), f"--runs={tmp_path / 'runs'}"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert f"family {family!r} has no map of published names; start from a run's folder" in line
     assert not (tmp_path / "runs").exists()
@@ -239,12 +242,12 @@ def test_both_of_torchs_biases_are_taken(cell):
     tensors = published("recurrent", params, lambda name: not name.startswith(("lstm", "rnn")) or cell in name)
     second = {k: v + 1 for k, v in tensors.items() if "bias_hh" in k}
     assert len(second) == 2
-    found, said = weights.convert("recurrent", cfg, tensors | second)
+    found, said = starts.convert("recurrent", cfg, tensors | second)
     np.testing.assert_allclose(found["blocks"]["bias"], 2 * params["blocks"]["bias"] + 1, atol=1e-6)
     assert "unused" not in said
     backwards = {f"{cell}.weight_ih_l0_reverse": tensors[f"{cell}.weight_ih_l0"]}
     with pytest.raises(UsageError, match="weight_ih_l0_reverse' is of a layer"):
-        weights.convert("recurrent", cfg, tensors | backwards)
+        starts.convert("recurrent", cfg, tensors | backwards)
 
 
 def test_t5s_files_are_understood():
@@ -256,12 +259,12 @@ def test_t5s_files_are_understood():
     tensors = published("encdec", params, lambda name: "layers" not in name and name != "final_logits_bias")
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
     tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = np.ones((32, 2), np.float32)
-    found, said = weights.convert("encdec", cfg, tensors)
+    found, said = starts.convert("encdec", cfg, tensors)
     same(found, params)  # the untied head, too
     assert "unused tensors: encoder.embed_tokens.weight, decoder.block.0.layer.1.EncDecAttention" in said
     gated = {"encoder.block.0.layer.1.DenseReluDense.wi_0.weight": np.ones((64, 16), np.float32)}
     with pytest.raises(UsageError, match=r"wi_0.weight' is of a layer, and no parameter of this model"):
-        weights.convert("encdec", cfg, tensors | gated)
+        starts.convert("encdec", cfg, tensors | gated)
 
 
 def test_marians_names_are_known_with_and_without_their_prefix():
@@ -273,7 +276,7 @@ def test_marians_names_are_known_with_and_without_their_prefix():
     heads = ("final_logits_bias", "lm_head.weight")
     for prefix in ("model.", ""):
         named = {k if k in heads else prefix + k: v for k, v in tensors.items()}
-        found, said = weights.convert("encdec", cfg, named | {"lm_head.weight": tensors["shared.weight"]})
+        found, said = starts.convert("encdec", cfg, named | {"lm_head.weight": tensors["shared.weight"]})
         same(found, params)
         assert said.endswith("unused tensors: lm_head.weight")
 
@@ -291,8 +294,8 @@ def test_minilms_tensors_are_all_accounted_for(tmp_path):
     prepare_weights("minilm", str(tmp_path / "minilm"))
     cfg = section("bert", width=384, depth=6, num_heads=12, seq_len=40, cls_token=101, sep_token=102, mask_token=103)
     start = drawn(models.family("bert"), cfg)["params"]
-    _, said = weights.load(str(tmp_path / "minilm/model.safetensors"), "bert", cfg, start)
-    body = len(weights.read(str(tmp_path / "minilm/model.safetensors"))) - 3 - 16 * 6 + 16  # of 6 layers
+    _, said = starts.load(str(tmp_path / "minilm/model.safetensors"), "bert", cfg, start)
+    body = len(starts.read(str(tmp_path / "minilm/model.safetensors"))) - 3 - 16 * 6 + 16  # of 6 layers
     assert said == (
         f"{body} of {body + 5} parameters taken; fresh: output_bias, transform/bias, transform/kernel, "
         "transform/norm/bias, transform/norm/scale; unused tensors: embeddings.position_ids, pooler.dense.bias, "
@@ -306,7 +309,7 @@ def test_minilms_tensors_are_all_accounted_for(tmp_path):
 @pytest.fixture(scope="module")
 def pretrained(data_dir, tmp_path_factory):
     """The folder of a masked BERT with the next-sentence head, trained for a step."""
-    from bigmodel.train import train
+    from bigmodel.run.loop import train
 
     root = tmp_path_factory.mktemp("pretrained")
     pairs = [*BERT, ("run.data_dir", data_dir), ("model.objective", "masked_next")]
@@ -338,8 +341,8 @@ def test_a_start_from_a_run_that_diverged_says_so(trained, pretrained, tmp_path)
     import shutil
 
     shutil.copytree(pretrained, tmp_path / "other")
-    result = track.read_json(tmp_path / "other/result.json")
-    track.write_json(tmp_path / "other/result.json", result | {"status": "diverged", "last_good_step": 1})
+    result = record.read_json(tmp_path / "other/result.json")
+    record.write_json(tmp_path / "other/result.json", result | {"status": "diverged", "last_good_step": 1})
     code, said, _ = trained(tmp_path / "other", ("model.objective", "masked_next"))
     assert code == 0 and any("that run diverged: of its step 1" in s for s in said), said
 

@@ -14,8 +14,11 @@ import time
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel import claims, cli, config, launch, status, sweep, track
-from bigmodel.config import Busy, UsageError
+from bigmodel import config, files, launch
+from bigmodel.cli import main
+from bigmodel.errors import Busy, UsageError
+from bigmodel.run import claims, record
+from bigmodel.study import status, sweep
 
 SWEEP = """
 CONFIG = {experiment!r}
@@ -70,7 +73,7 @@ def test_a_worker_trains_its_row_once(tmp_path, tiny):
     assert first.returncode == 0 and "loss" in first.stdout
     again = bigmodel("worker", folder, env={"SLURM_ARRAY_TASK_ID": "1"})
     assert again.returncode == 0 and "finished before" in again.stdout
-    assert [r["step"] for r in track.read_rows(home(folder, 1) / "attempts.jsonl")] == [0]
+    assert [r["step"] for r in record.read_rows(home(folder, 1) / "attempts.jsonl")] == [0]
     assert [row["state"] for row in status.status(folder)] == ["pending", "done"]
     assert not home(folder, 0).exists()
     for args, text in (
@@ -87,10 +90,10 @@ def test_a_worker_trains_its_row_once(tmp_path, tiny):
 def test_a_row_that_can_t_be_trained_ends_with_1_and_says_why(tmp_path, tiny):
     folder = planned(tmp_path, tiny(), 1)
     row = json.loads((folder / "plan.jsonl").read_text().replace('"speech"', '"speeches"'))
-    (folder / "plan.jsonl").write_text(json.dumps(config.sealed(row)) + "\n")
+    (folder / "plan.jsonl").write_text(json.dumps(files.sealed(row)) + "\n")
     wrong = bigmodel("worker", folder, "--index=0")
     assert wrong.returncode == 1 and "no prepared data" in wrong.stderr and wrong.stderr.count("\n") == 1
-    assert "no prepared data" in track.read_json(home(folder) / "error.json")["error"]
+    assert "no prepared data" in record.read_json(home(folder) / "error.json")["error"]
     assert status.status(folder)[0]["state"] == "failed"
 
 
@@ -103,7 +106,7 @@ def test_a_held_row_asks_to_be_tried_again(tmp_path, tiny):
 
 
 def race(folder, index, barrier, out):
-    from bigmodel import train
+    from bigmodel.run import loop
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     row = launch.row_of(folder, index=0)
@@ -112,7 +115,7 @@ def race(folder, index, barrier, out):
         cfg.train.seed = seed
         barrier.wait()
         try:
-            _, trained = train.attempt(config.from_json(config.to_json(cfg)), str(folder), quiet=True)
+            _, trained = loop.attempt(config.from_json(config.to_json(cfg)), str(folder), quiet=True)
         except Busy:
             trained = False
         out.put((seed, trained))
@@ -134,7 +137,7 @@ def test_of_two_workers_started_together_100_times_exactly_one_trains(tmp_path, 
         assert sorted(trained for s, trained in found if s == seed) == [False, True], seed
     runs = [p for p in folder.iterdir() if p.is_dir()]
     assert len(runs) == rounds
-    assert all(len(track.read_rows(p / "attempts.jsonl")) == 1 for p in runs)
+    assert all(len(record.read_rows(p / "attempts.jsonl")) == 1 for p in runs)
 
 
 def object_store(tmp_path):
@@ -204,7 +207,7 @@ def test_the_owner_of_a_claim_survives_the_engine_s_restarts():
 
 
 def test_processes_find_each_other_by_the_engine_s_variables():
-    from bigmodel import processes
+    from bigmodel.run import processes
 
     assert processes.group({}) is None
     assert processes.group({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}) == {}
@@ -227,7 +230,7 @@ def test_a_stuck_collective_ends_with_75(tmp_path, tiny):
     pair = start(folder, 0, 2, {"BIGMODEL_HEARTBEAT": "1000"})
     try:
         until = time.time() + 120
-        while (track.last_row(home(folder) / "metrics.jsonl") or {"step": 0})["step"] < 20:
+        while (record.last_row(home(folder) / "metrics.jsonl") or {"step": 0})["step"] < 20:
             assert time.time() < until and all(p.poll() is None for p in pair), [p.communicate() for p in pair]
             time.sleep(0.1)
         pair[1].send_signal(signal.SIGSTOP)
@@ -251,7 +254,7 @@ def test_50_kills_of_pairs_lose_nothing(tmp_path, tiny):
     folder = planned(tmp_path, tiny(*overrides), 3)
     pair = start(folder, 0, 2, QUICK)
     assert [p.wait(timeout=200) for p in pair] == [0, 0], [p.stderr.read() for p in pair]
-    reference = [r for r in track.read_rows(home(folder, 0) / "metrics.jsonl") if "loss" in r]
+    reference = [r for r in record.read_rows(home(folder, 0) / "metrics.jsonl") if "loss" in r]
     rng = random.Random(0)
     kills = {"worker": 0, "coordinator": 0, "amid a save": 0, "amid a restore": 0, "in training": 0}
     trial = 0
@@ -282,8 +285,8 @@ def test_50_kills_of_pairs_lose_nothing(tmp_path, tiny):
         (undisturbed / "plan.jsonl").write_text((folder / "plan.jsonl").read_text())
         pair = start(undisturbed, index, 2, QUICK)
         assert [p.wait(timeout=200) for p in pair] == [0, 0]
-        a = track.read_rows(here / "metrics.jsonl")
-        b = track.read_rows(undisturbed / here.name / "metrics.jsonl")
+        a = record.read_rows(here / "metrics.jsonl")
+        b = record.read_rows(undisturbed / here.name / "metrics.jsonl")
         assert [r["step"] for r in a] == [r["step"] for r in b]
         for x, y in zip(a, b, strict=True):
             for key in ("loss", "eval_loss"):
@@ -304,13 +307,13 @@ def wait_for(moment, here, pair, last, rng):
     """Until then; False: the run ended first."""
     names = lambda: os.listdir(here / "checkpoints") if (here / "checkpoints").exists() else []  # noqa: E731
     target = last + EVERY * rng.randint(1, 3)
-    attempts = len(track.read_rows(here / "attempts.jsonl"))
+    attempts = len(record.read_rows(here / "attempts.jsonl"))
     while all(p.poll() is None for p in pair):
         if moment == "amid a restore" and here.exists() and (here / "lock").exists():
             if claims.held(here):  # from the claim to the first step lies the restore
                 time.sleep(rng.uniform(0.0, 1.5))
                 return all(p.poll() is None for p in pair)
-        elif len(track.read_rows(here / "attempts.jsonl")) > attempts:
+        elif len(record.read_rows(here / "attempts.jsonl")) > attempts:
             done = max((int(n) for n in names() if n.isdigit()), default=0)
             if done >= min(target, STEPS - 2 * EVERY):
                 if moment == "in training":
@@ -344,8 +347,8 @@ def test_worker_takes_its_row_by_run_id_whatever_its_place_in_the_plan(tmp_path,
 def damaged_plans(whole):
     """(what is told, text of a plan) made of a whole plan's rows."""
     first = json.loads(whole[0])
-    sealed = config.sealed({k: v for k, v in first.items() if k != "crc32"})
-    counted = [json.dumps(config.sealed({**json.loads(line), "rows": 3})).encode() for line in whole]
+    sealed = files.sealed({k: v for k, v in first.items() if k != "crc32"})
+    counted = [json.dumps(files.sealed({**json.loads(line), "rows": 3})).encode() for line in whole]
     yield "is empty", b""
     yield "holds 2 of 3 rows", b"\n".join(counted[:2]) + b"\n"
     yield "line 2 is damaged", whole[0] + b"\n" + whole[1][:-9]
@@ -366,7 +369,7 @@ def test_damaged_plan_is_refused_in_one_line_by_worker_and_launch(tmp_path, tiny
     for told, text in damaged_plans(whole):
         plan.write_bytes(text)
         for args in (["launch", folder, "--engine=local"], ["worker", folder, f"--run={run_id}"]):
-            assert cli.main(list(map(str, args))) == 2, (args[0], told)
+            assert main.main(list(map(str, args))) == 2, (args[0], told)
             err = capfd.readouterr().err
             assert told in err and err.count("\n") == 1, (args[0], told, err)
         assert not (folder / "launch").exists()
@@ -374,7 +377,7 @@ def test_damaged_plan_is_refused_in_one_line_by_worker_and_launch(tmp_path, tiny
 
 def test_planned_row_without_a_config_is_refused_in_one_line(tmp_path, capfd):
     (tmp_path / "plan.jsonl").write_text('{"run_id": "abc"}\n')
-    assert cli.main(["worker", str(tmp_path), "--run=abc"]) == 2
+    assert main.main(["worker", str(tmp_path), "--run=abc"]) == 2
     err = capfd.readouterr().err
     assert "has no config of abc" in err and err.count("\n") == 1
 

@@ -19,8 +19,9 @@ import jax
 import pytest
 from conftest import ROOT, TINY, bigmodel
 
-from bigmodel import cli, program, track
-from bigmodel.config import UsageError
+from bigmodel.cli import main
+from bigmodel.errors import UsageError
+from bigmodel.run import program, record
 
 GPT_FILE, DIGITS_FILE = ROOT / "experiments/gpt.py", ROOT / "experiments/digits.py"
 PROGRESS = re.compile(r"  step \d+/\d+  loss ")
@@ -79,7 +80,7 @@ def write(path, content):
 def interrupted(tmp_path_factory):
     """A folder of runs with one that was interrupted at step 8 of 10, by `train_digits(run__checkpoint_every=4)`."""
     runs = tmp_path_factory.mktemp("interrupted") / "runs"
-    assert cli.main([*train_digits(run__checkpoint_every=4, run__keep=3), f"--runs={runs}"]) == 0
+    assert main.main([*train_digits(run__checkpoint_every=4, run__keep=3), f"--runs={runs}"]) == 0
     (folder,) = runs.iterdir()
     (folder / "result.json").unlink()
     shutil.rmtree(folder / "checkpoints/10")
@@ -455,7 +456,7 @@ def test_one_line_and_nothing_written(name, here, interrupted, capfd):
         before(interrupted) if before.__code__.co_argcount else before()
     was = tree_of(here)
     capfd.readouterr()
-    code = cli.main(list(map(str, arguments)))
+    code = main.main(list(map(str, arguments)))
     out, err = capfd.readouterr()
     one_line(err, *says)
     assert code == 2
@@ -471,18 +472,18 @@ def test_an_array_that_memory_does_not_hold_is_told():
 def test_a_plan_of_a_config_that_lacks_an_option(here, capfd):
     sizes = [(10**n, 10**d) for n in (3, 4, 5, 6) for d in (5, 6, 7)]
     points([f"{n},{d},{2 + 10 * n**-0.3 + 20 * d**-0.3:.6f}" for n, d in sizes])
-    assert cli.main(["fit", "points.csv", "--bootstrap=20", "--out=fit.json"]) == 0
+    assert main.main(["fit", "points.csv", "--bootstrap=20", "--out=fit.json"]) == 0
     head = f"from bigmodel import config as c\ndef get_config():\n    config = c.load({str(GPT_FILE)!r})\n"
     write("mine.py", f"{head}    config.data.name = 'speech'\n    del config.data.fingerprint\n    return config\n")
     capfd.readouterr()
-    assert cli.main(["plan", "--law=fit.json", "--flops=1e10", "--next-runs=0", "--config=mine.py"]) == 0
+    assert main.main(["plan", "--law=fit.json", "--flops=1e10", "--next-runs=0", "--config=mine.py"]) == 0
     assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SLURM_NTASKS", "SKYPILOT_NUM_NODES"])
 def test_a_variable_of_an_engine_that_is_no_number(name, here, monkeypatch, capfd):
     monkeypatch.setenv(name, "2(x2)")
-    assert cli.main(train_digits()) == 2
+    assert main.main(train_digits()) == 2
     one_line(capfd.readouterr().err, name, "'2(x2)'", "whole number")
 
 
@@ -542,7 +543,7 @@ def metrics(runs):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     runs = tmp_path_factory.mktemp("undisturbed") / "runs"
-    assert cli.main([*LONG, f"--runs={runs}"]) == 0
+    assert main.main([*LONG, f"--runs={runs}"]) == 0
     return runs
 
 
@@ -550,7 +551,7 @@ def test_read_only_disk(here, capfd):
     with disk(here / "disk", "size=1m,ro"):
         for command in (train_digits(), ["sweep", "plan", str(ROOT / "sweeps/digits.py")]):
             capfd.readouterr()
-            assert cli.main([*command, "--runs=disk/runs"]) == 2
+            assert main.main([*command, "--runs=disk/runs"]) == 2
             one_line(capfd.readouterr().err, "can't write", "disk/runs", "Read-only")
 
 
@@ -559,14 +560,14 @@ def test_full_disk_then_the_same_command(kilobytes, here, undisturbed, capfd):
     command = [*LONG, "--runs=disk/runs"]
     with disk(here / "disk", f"size={kilobytes}k") as resize:
         capfd.readouterr()
-        assert cli.main(command) == 75
+        assert main.main(command) == 75
         one_line(capfd.readouterr().err, "disk full", "disk/runs")
         saved = {p.name for p in here.glob("disk/runs/*/checkpoints/*") if p.name.isdigit()}
         assert saved == {"4"} if kilobytes == 148 else not saved
-        assert cli.main(command) == 75  # it stays so until there is space
+        assert main.main(command) == 75  # it stays so until there is space
         assert {p.name for p in here.glob("disk/runs/*/checkpoints/*") if p.name.isdigit()} == saved
         resize("size=64m")
-        assert cli.main(command) == 0
+        assert main.main(command) == 0
         assert metrics("disk/runs") == metrics(undisturbed)
 
 
@@ -581,7 +582,7 @@ def test_full_disk_amid_a_save_ends_in_one_line(here):
 
 def test_writes_that_end_after_the_one_that_failed_say_nothing(tmp_path, capfd, monkeypatch):
     """By chance few or many do, as above: here one is made to. Other errors that nobody catches are shown."""
-    from bigmodel.checkpoint import Checkpoints
+    from bigmodel.run.checkpoint import Checkpoints
 
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # what tensorstore calls, from a thread of its own
     Checkpoints(str(tmp_path / "checkpoints")).close()
@@ -616,16 +617,16 @@ def test_full_disk_in_a_process_with_a_compilation_cache(wandb, here, undisturbe
 def test_full_disk_at_the_very_end(here, undisturbed, capfd, monkeypatch):
     """All is trained and saved, only result.json has no space: nothing is trained or written twice."""
 
-    def full(path, value, write=track.write_record):
+    def full(path, value, write=record.write_record):
         if Path(path).name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(track, "write_record", full)
-        assert cli.main([*LONG, "--runs=runs"]) == 75
+        patch.setattr(record, "write_record", full)
+        assert main.main([*LONG, "--runs=runs"]) == 75
         one_line(capfd.readouterr().err, "disk full", "runs")
-    assert cli.main([*LONG, "--runs=runs"]) == 0
+    assert main.main([*LONG, "--runs=runs"]) == 0
     assert metrics("runs") == metrics(undisturbed)
     ours, theirs = (json.loads(next(Path(r).glob("*/result.json")).read_text()) for r in ("runs", undisturbed))
     assert {k for k in ours if ours[k] != theirs[k]} <= {"wall_seconds", "date", "crc32"}
@@ -635,11 +636,11 @@ def test_full_disk_of_a_sweep_fails_no_row(here, capfd):
     sweep_file("[{'train.steps': n, 'optim.lr': 1e-3} for n in (5, 6)]")
     command = ["sweep", "run", "study.py", "--runs=disk/runs", "--config.run.wandb=off"]
     with disk(here / "disk", "size=32k") as resize:
-        assert cli.main(command) == 75
+        assert main.main(command) == 75
         one_line(capfd.readouterr().err, "disk full", "disk/runs")
         assert not list(here.glob("disk/runs/study/*/error.json"))
         resize("size=64m")
-        assert cli.main(command) == 0
+        assert main.main(command) == 0
         assert len(list(here.glob("disk/runs/study/*/result.json"))) == 2
 
 
@@ -658,9 +659,9 @@ def test_full_disk_of_other_verbs(here, capfd):
         ]
         for command in commands:
             capfd.readouterr()
-            assert cli.main(command) == 75, command
+            assert main.main(command) == 75, command
             one_line(capfd.readouterr().err, "disk full", "disk/")
         assert Path("disk/fill").read_bytes() == b"x" * 4096
         resize("size=64m")
         for command in commands:
-            assert cli.main(command) == 0, command
+            assert main.main(command) == 0, command

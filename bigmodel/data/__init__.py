@@ -1,4 +1,7 @@
-"""One file = one source of examples. Found by name; docs/architecture.md says what a source exports."""
+"""One file = one source of examples. Found by name; docs/architecture.md says what a source exports.
+
+Imports config and files alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import NoData, Unavailable, UsageError, check_path, choose, has_sha256, is_whole, nearest
+from bigmodel.errors import NoData, Unavailable, UsageError, choose, nearest
+from bigmodel.files import check_path, has_sha256, is_whole
 
 _PARTS = {"loader", "__init__"}
 

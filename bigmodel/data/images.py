@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigmodel.config import UsageError
 from bigmodel.data import Info, check, damaged, expect, fingerprint, folder, manifest, reading
+from bigmodel.errors import UsageError
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
 
 Batch = dict[str, np.ndarray]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigmodel.config import UsageError, choose
 from bigmodel.data import Info
+from bigmodel.errors import UsageError, choose
 
 # name: (classes, 0 where a number is to be predicted; what it is)
 SETS = {

@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel.config import UsageError
 from bigmodel.data import Info, check, damaged, expect, fingerprint, folder, manifest, reading
+from bigmodel.errors import UsageError
 
 FORMAT = 1  # of the manifest: prepare.FORMAT, which layers keep apart
 CHUNK = 2**20  # tokens counted at once

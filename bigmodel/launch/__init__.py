@@ -1,4 +1,6 @@
-"""Engines that exist: one file renders plain text for one, and says which command takes it. Imports no JAX.
+"""Engines that exist: one file renders plain text for one, and says which command takes it.
+
+Imports config and files alone, no JAX.
 
 An engine's file exports
 
@@ -19,8 +21,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import config
-from bigmodel.config import UsageError, choose
+from bigmodel import errors, files
+from bigmodel.errors import UsageError, choose
 
 ENGINES = ("local", "slurm", "sky")
 
@@ -66,13 +68,13 @@ def row_of(folder: epath.Path, run_id: str = "", index: int = -1) -> dict[str, A
     Raises:
       UsageError: the plan has no such row, or can't be read.
     """
-    rows = config.read_plan(folder)
+    rows = files.read_plan(folder)
     where = repr(str(folder / "plan.jsonl"))
     if run_id:
         found = {row["run_id"]: row for row in rows}
         if run_id not in found:
             raise UsageError(
-                f"--run={run_id}: not one of the {len(rows)} rows of {where}{config.nearest(run_id, found)}"
+                f"--run={run_id}: not one of the {len(rows)} rows of {where}{errors.nearest(run_id, found)}"
             )
         row = found[run_id]
     elif 0 <= index < len(rows):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from bigmodel.config import UsageError, choose
+from bigmodel.errors import UsageError, choose
 from bigmodel.launch import Job, refuse_unprintable
 
 # SkyPilot's names count chips, or cores, two of which are a chip.

@@ -1,4 +1,4 @@
-"""One file = one family. Found by name; docs/architecture.md says what a family exports."""
+"""One file = one family. Found by name; docs/architecture.md says what a family exports. Imports ops alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from bigmodel.config import choose
+from bigmodel.errors import choose
 
-_PARTS = {"attention", "infilling", "kernels", "layers", "losses", "transformer", "__init__"}
+_PARTS = {"attention", "infilling", "layers", "losses", "transformer", "__init__"}
 
 
 @functools.cache

@@ -15,10 +15,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bigmodel import sharding
-from bigmodel.config import UsageError
-from bigmodel.models import kernels
+from bigmodel.errors import UsageError
 from bigmodel.models.layers import Norm, linear, linears, moved, normal, residual_start, score_scale, value_start
+from bigmodel.ops import kernels, sharding
 
 # ------------------------------------------------------------------------------------------- positions
 

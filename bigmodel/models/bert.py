@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel import sharding
-from bigmodel.config import UsageError, choose
+from bigmodel.errors import UsageError, choose
 from bigmodel.models import bert_published, layers, losses, transformer
 from bigmodel.models.attention import View
+from bigmodel.ops import sharding
 
 OBJECTIVES = ("masked", "masked_next", "classify", "regress", "tag")
 MARKS = ("cls", "sep", "mask")  # rows after the vocabulary's, where the vocabulary has no such token

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel import sharding
-from bigmodel.config import UsageError, choose
+from bigmodel.errors import UsageError, choose
 from bigmodel.models import attention, decoder_published, infilling, layers, losses, transformer
+from bigmodel.ops import sharding
 
 
 def get_config() -> ConfigDict:

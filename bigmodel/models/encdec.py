@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel import sharding
-from bigmodel.config import UsageError, choose
+from bigmodel.errors import UsageError, choose
 from bigmodel.models import attention, encdec_published, layers, losses, transformer
 from bigmodel.models.attention import View
+from bigmodel.ops import sharding
 
 MASKED, MEAN_SPAN = 0.15, 3  # T5's, section 3.1.4
 

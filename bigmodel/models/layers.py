@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodel import sharding
+from bigmodel.ops import sharding
 
 Init = Callable[..., jax.Array]
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigmodel import sharding
+from bigmodel.ops import sharding
 
 # name -> (sum, its weight). Sums of several batches add up to those of all their examples; means would not, where the
 # weights of batches differ. The weight of "loss" is that of the loss that is trained on, too.

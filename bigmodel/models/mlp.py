@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from bigmodel.config import UsageError, choose
+from bigmodel.errors import UsageError, choose
 from bigmodel.models import layers, losses
 
 

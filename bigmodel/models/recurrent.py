@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel import sharding
-from bigmodel.config import UsageError, choose
+from bigmodel.errors import UsageError, choose
 from bigmodel.models import layers, losses
+from bigmodel.ops import sharding
 
 GATES = {"lstm": 4, "rnn": 1}  # of an LSTM, in torch's order: input, forget, candidate, output
 

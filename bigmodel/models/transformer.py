@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import ad_checkpoint
 from ml_collections import ConfigDict
 
-from bigmodel import sharding
-from bigmodel.config import UsageError, choose
+from bigmodel.errors import UsageError, choose
 from bigmodel.models import layers
 from bigmodel.models.attention import Attention, View
+from bigmodel.ops import sharding
 
 AUTO_UNROLL = 8  # benchmarks/scan_or_unroll.py: unrolled steps are faster; scan compiles faster past this
 

@@ -1,4 +1,4 @@
-"""One file = one paper: what it prints beside what our modules and fits compute. Layer 5.
+"""One file = one paper: what it prints beside what our modules and fits compute. Imports laws, and study and below.
 
 A paper's file has a docstring with the citation, `TITLE`, `SOURCE`, and `rows(points) -> list[Row]`. The published side
 is typed there, with its source; ours is never typed. Where a part needs published points, the file names them in
@@ -22,11 +22,13 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from bigmodel import budget, models
-from bigmodel.config import UsageError, choose, nearest, writing
-from bigmodel.scaling import readers
-from bigmodel.scaling.figures import transfer as figures
-from bigmodel.scaling.laws import Law
+from bigmodel import models
+from bigmodel.errors import UsageError, choose, nearest
+from bigmodel.files import writing
+from bigmodel.laws import readers
+from bigmodel.laws.figures import transfer as figures
+from bigmodel.laws.forms import Law
+from bigmodel.run import budget
 
 NOT_GIVEN = "not computed"
 

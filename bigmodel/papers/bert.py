@@ -4,8 +4,9 @@ Shapes and vocabularies: github.com/google-research/bert. The exact counts are c
 independently of the modules that they are compared with.
 """
 
-from bigmodel import budget, tree
+from bigmodel import tree
 from bigmodel.papers import Frames, Row, count, published
+from bigmodel.run import budget
 
 TITLE = "BERT (Devlin et al. 2019) and its small sizes (Turc et al. 2019)"
 SOURCE = "arXiv:1810.04805; arXiv:1908.08962, Table 1; shapes: github.com/google-research/bert"

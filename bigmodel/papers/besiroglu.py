@@ -8,9 +8,9 @@ scipy's L-BFGS-B from the same 4500 starts.
 import numpy as np
 import pandas as pd
 
+from bigmodel.laws import fit, forms, intervals, search
 from bigmodel.papers import Frames, Row, chinchilla
 from bigmodel.papers.chinchilla import UNROUNDED, frame_of
-from bigmodel.scaling import fit, laws, search, uncertainty
 
 TITLE = "Chinchilla's law refitted (Besiroglu et al. 2024)"
 SOURCE = "arXiv:2404.10102; github.com/epoch-research/analyzing-chinchilla, data_analysis.ipynb"
@@ -73,11 +73,11 @@ def rows(points: Frames) -> list[Row]:
 
 def _bootstrap(frame: pd.DataFrame) -> list[Row]:
     """The published resampling, run for run, refitted by our solver."""
-    law, n = laws.get("chinchilla"), len(frame)
+    law, n = forms.get("chinchilla"), len(frame)
     problem = search.problem_of(law, {k: frame[k].to_numpy() for k in "NDL"}, DELTA)
     stream = np.random.RandomState(SEED)
     counts = np.array([np.bincount(stream.choice(n, n), minlength=n) for _ in range(RESAMPLES)], dtype=np.float64)
-    theta, _ = uncertainty.refit(problem, law.theta(UNROUNDED)[None], counts, np.random.default_rng(0))
+    theta, _ = intervals.refit(problem, law.theta(UNROUNDED)[None], counts, np.random.default_rng(0))
     samples = dict(zip(law.names, law.values(theta).T, strict=True))
     samples["a"] = samples["beta"] / (samples["alpha"] + samples["beta"])
 

@@ -10,9 +10,9 @@ import math
 
 import pandas as pd
 
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
+from bigmodel.laws import fit, forms
 from bigmodel.papers import Frames, Points, Row, evaluate
-from bigmodel.scaling import fit, laws
 
 TITLE = "Broken neural scaling laws (Caballero et al. 2023)"
 SOURCE = "arXiv:2210.14891, Figures 1 and 4; github.com/ethancaballero/broken_neural_scaling_laws"
@@ -53,7 +53,7 @@ def rows(points: Frames) -> list[Row]:
 
 
 def _example() -> list[Row]:
-    law = laws.get("bnsl:x=D,breaks=3")
+    law = forms.get("bnsl:x=D,breaks=3")
     reducible = {**EXAMPLE, "a": 1e-200}  # above the floor, where slopes are the exponents
 
     def log_y(x: float) -> float:
@@ -73,7 +73,7 @@ def _example() -> list[Row]:
 
 
 def _addition(points: pd.DataFrame) -> list[Row]:
-    law = laws.get("bnsl:x=D,breaks=1")
+    law = forms.get("bnsl:x=D,breaks=1")
     frame = pd.DataFrame({"D": points["x"], "L": points["y"]}).sort_values("D", ignore_index=True)
     if len(frame) <= FITTED:
         raise UsageError(f"{POINTS[0].name} has {len(frame)} points; {FITTED} are fitted and the rest predicted")

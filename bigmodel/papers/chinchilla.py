@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
+from bigmodel.laws import fit, forms, frontier
+from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 from bigmodel.models import decoder, decoder_published
 from bigmodel.papers import Frames, Points, Row, count, model, published
-from bigmodel.scaling import fit, frontier, laws
-from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
 
 TITLE = "Chinchilla (Hoffmann et al. 2022)"
 SOURCE = "arXiv:2203.15556, Tables 3, A3, A4, A9 and section 3; github.com/karpathy/nanoGPT, scaling_laws.ipynb"
@@ -133,7 +133,7 @@ def _tables() -> list[Row]:
 
 
 def _approaches() -> list[Row]:
-    law, part = laws.get("chinchilla"), "Approach 3: exponents that follow from its law"
+    law, part = forms.get("chinchilla"), "Approach 3: exponents that follow from its law"
     assert law.exponents is not None
     a, b = APPROACHES[3]
     found = {name: law.exponents(values) for name, values in (("printed", PRINTED), ("unrounded", UNROUNDED))}

@@ -7,10 +7,10 @@ that don't follow from one another within their printed digits, are shown and no
 
 import numpy as np
 
+from bigmodel.laws import forms
+from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
+from bigmodel.laws.frontier import power_law
 from bigmodel.papers import Frames, Row, count, evaluate, model
-from bigmodel.scaling import laws
-from bigmodel.scaling.frontier import power_law
-from bigmodel.scaling.laws import FLOPS_PER_PARAM_TOKEN
 
 TITLE = "Scaling laws of Kaplan et al. 2020"
 SOURCE = "arXiv:2001.08361, equations 1.1 to 1.8, 4.3, 4.4, 5.3 and 6.1 to 6.5, Tables 1 to 3, appendix A"
@@ -53,8 +53,8 @@ def rows(points: Frames) -> list[Row]:
 def _allocation() -> list[Row]:
     """Sections 5.1 and 6.1: the critical batch at L(C), and what C = 6 N B S leaves for the rest."""
     compute = np.logspace(-8, 1, 10)  # PF-days, as in Figures 13 and 14
-    losses = [evaluate(laws.get("power:x=C"), L_C, C=c) for c in compute]
-    batch = np.array([evaluate(laws.get("critical_batch"), CRITICAL, L=loss) for loss in losses])
+    losses = [evaluate(forms.get("power:x=C"), L_C, C=c) for c in compute]
+    batch = np.array([evaluate(forms.get("critical_batch"), CRITICAL, L=loss) for loss in losses])
     size, steps = (coefficient * compute**exponent for coefficient, exponent in (SIZE, STEPS))
     per_step = compute * PF_DAY / (FLOPS_PER_PARAM_TOKEN * batch)
     out = []
@@ -76,18 +76,18 @@ def _derived() -> list[Row]:
     alpha_n, alpha_s, alpha_b = L_NS["alpha_N"], L_NS["alpha_S"], CRITICAL["alpha_B"]
     alpha_c = 1 / (1 / alpha_n + 1 / alpha_s + 1 / alpha_b)
     part = "The same from L(N, S) and the critical batch alone"
-    at_optimum = evaluate(laws.get("kaplan_ns"), L_NS, N=SIZE[0], S=STEPS[0])
+    at_optimum = evaluate(forms.get("kaplan_ns"), L_NS, N=SIZE[0], S=STEPS[0])
     return [
         Row(part, "L, alpha_C", L_C["alpha"], alpha_c, None, True, ".4f", DERIVED),
         Row(part, "N, exponent", SIZE[1], alpha_c / alpha_n, None, True, ".3f", DERIVED),
         Row(part, "batch, exponent", BATCH[1], alpha_c / alpha_b, None, True, ".3f", DERIVED),
         Row(part, "steps, exponent", STEPS[1], alpha_c / alpha_s, None, True, ".3f", DERIVED),
-        Row(part, "L at 1 PF-day", evaluate(laws.get("power:x=C"), L_C, C=1), at_optimum, format=".3f", note=TOGETHER),
+        Row(part, "L at 1 PF-day", evaluate(forms.get("power:x=C"), L_C, C=1), at_optimum, format=".3f", note=TOGETHER),
     ]
 
 
 def _data_size() -> list[Row]:
-    law = laws.get("kaplan_nd")
+    law = forms.get("kaplan_nd")
 
     def excess(n: float, d: float) -> float:
         return evaluate(law, L_ND, N=n, D=d) / evaluate(law, L_ND, N=n, D=MANY) - 1
@@ -111,20 +111,20 @@ def _data_size() -> list[Row]:
 
 def _sizes() -> list[Row]:
     """L(N) and L(D) beside the laws of two variables where the other is unlimited."""
-    both, steps = laws.get("kaplan_nd"), laws.get("kaplan_ns")
+    both, steps = forms.get("kaplan_nd"), forms.get("kaplan_ns")
     part, out = "L(N) and L(D) beside L(N, S) and L(N, D), nats per token", []
     for n in SWEEP:
-        printed = evaluate(laws.get("power:x=N"), L_N, N=n)
+        printed = evaluate(forms.get("power:x=N"), L_N, N=n)
         ours = evaluate(steps, L_NS, N=n, S=MANY)
         out.append(Row(part, f"N = {n:,.0f}, unlimited steps", printed, ours, 0.015, format=".3f", note=SWEPT))
     sizes = np.array(SWEEP)
     slope = -power_law(sizes, np.array([evaluate(both, L_ND, N=n, D=MANY) for n in SWEEP]))[0]
     out.append(Row(part, "exponent in N, unlimited data", L_N["alpha"], slope, 5e-4, True, ".4f"))
     for n in SWEEP:
-        printed, ours = evaluate(laws.get("power:x=N"), L_N, N=n), evaluate(both, L_ND, N=n, D=MANY)
+        printed, ours = evaluate(forms.get("power:x=N"), L_N, N=n), evaluate(both, L_ND, N=n, D=MANY)
         out.append(Row(part, f"N = {n:,.0f}, unlimited data", printed, ours, format=".3f", note=SEPARATE))
     for d in (22e6, 23e9):
-        printed, ours = evaluate(laws.get("power:x=D"), L_D, D=d), evaluate(both, L_ND, N=MANY, D=d)
+        printed, ours = evaluate(forms.get("power:x=D"), L_D, D=d), evaluate(both, L_ND, N=MANY, D=d)
         out.append(Row(part, f"D = {d:.1e}, unlimited size", printed, ours, format=".3f", note=SEPARATE))
     return out
 

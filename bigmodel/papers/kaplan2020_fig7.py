@@ -6,9 +6,9 @@ through the whole context.
 
 from typing import Any
 
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
+from bigmodel.laws import context
 from bigmodel.papers import Frames, Points, Row
-from bigmodel.scaling import context
 
 TITLE = "Loss by position in the context (Kaplan et al. 2020, Figure 7)"
 SOURCE = "arXiv:2001.08361, Figure 7 and section 3.2.1"

@@ -7,9 +7,9 @@ budgets, with its standard error) and the runs of each IsoFLOP curve.
 
 import pandas as pd
 
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
+from bigmodel.laws import frontier
 from bigmodel.papers import Frames, Points, Row
-from bigmodel.scaling import frontier
 
 TITLE = "From Kaplan's exponent to Chinchilla's (Porian et al. 2024)"
 SOURCE = "arXiv:2406.19146, Figure 1 and the stored fits of github.com/formll/resolving-scaling-law-discrepancies"

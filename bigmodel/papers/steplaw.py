@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from bigmodel.laws import fit, forms
 from bigmodel.papers import Frames, Points, Row, count, evaluate, model
-from bigmodel.scaling import fit, laws
 
 TITLE = "Step Law: best learning rate and batch (Li et al. 2025)"
 SOURCE = "arXiv:2503.04715, equation 1; github.com/step-law/steplaw, data"
@@ -75,8 +75,8 @@ def rows(points: Frames) -> list[Row]:
 
 def _predict(constants: list[float]) -> tuple[float, float]:
     c, p, q, batch_c, batch_q = constants
-    lr = evaluate(laws.get("learning_rate"), {"c": c, "p": p, "q": q}, N=1e9, D=1e11)
-    return lr, evaluate(laws.get("batch_size"), {"c": batch_c, "q": batch_q}, D=1e11)
+    lr = evaluate(forms.get("learning_rate"), {"c": c, "p": p, "q": q}, N=1e9, D=1e11)
+    return lr, evaluate(forms.get("batch_size"), {"c": batch_c, "q": batch_q}, D=1e11)
 
 
 def _size(width: int, ffn: int, heads: int, layers: int) -> int:

@@ -1,1 +1,1 @@
-"""From a corpus, a file, a folder or a Hugging Face dataset to token shards and a manifest (imports nothing)."""
+"""From raw corpora, pictures and published weights to the files that data/ reads. Imports config and files alone."""

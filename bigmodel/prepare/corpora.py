@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bigmodel.config import UsageError
+from bigmodel.errors import UsageError
 from bigmodel.prepare.registries import CLIENTS, Archive, Package, fetch, members
 
 Documents = Iterator[tuple[str, str]]  # (id, text)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigmodel.config import UsageError, nearest
+from bigmodel.errors import UsageError, nearest
 from bigmodel.prepare import corpora
 from bigmodel.prepare.formats import (
     SUFFIXES,

@@ -11,7 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import UsageError, has_sha256, is_whole
+from bigmodel.errors import UsageError
+from bigmodel.files import has_sha256, is_whole
 from bigmodel.prepare import documents, shards
 from bigmodel.prepare import tokenizer as tokenizers
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigmodel.config import UsageError, nearest
+from bigmodel.errors import UsageError, nearest
 
 Documents = Iterator[tuple[str, str]]
 TEXT, JSON = (".txt", ".md"), (".jsonl", ".json")

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bigmodel.config import UsageError, check_path, sealed
+from bigmodel.errors import UsageError
+from bigmodel.files import check_path, sealed
 from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
 

@@ -28,7 +28,8 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import Retry, UsageError, check_path, sealed
+from bigmodel.errors import Retry, UsageError
+from bigmodel.files import check_path, sealed
 from bigmodel.prepare import documents, finished, shards
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.tokenizer import AnyTokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import check_path, sealed
+from bigmodel.files import check_path, sealed
 from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare.registries import Package, described, fetch, members, source
 

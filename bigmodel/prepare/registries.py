@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bigmodel.config import Retry, UsageError
+from bigmodel.errors import Retry, UsageError
 
 MEMBER_LIMIT = 2**29  # bytes of one member; the largest read here is gcide's 15 MB (40 MB unzipped)
 ARCHIVE_LIMIT = 2**32  # bytes of all members: above it an archive is a mistake or a bomb

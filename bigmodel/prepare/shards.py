@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bigmodel.config import UsageError, is_whole, sealed
+from bigmodel.errors import UsageError
+from bigmodel.files import is_whole, sealed
 from bigmodel.prepare.documents import piece_size, pieces
 from bigmodel.prepare.formats import Documents, Found
 from bigmodel.prepare.tokenizer import AnyTokenizer, Bytes, Subwords

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bigmodel.config import UsageError, check_path, note, sealed
+from bigmodel.errors import UsageError, note
+from bigmodel.files import check_path, sealed
 from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.config import UsageError, check_path, is_whole, nearest
+from bigmodel.errors import UsageError, nearest
+from bigmodel.files import check_path, is_whole
 from bigmodel.prepare import corpora
 from bigmodel.prepare.registries import Package, fetch, members
 

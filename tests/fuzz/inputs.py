@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bigmodel import cli, config
+from bigmodel import config
+from bigmodel.cli import main
 
 DEEP = 50_000  # brackets: deeper than any parser recurses
 
@@ -220,7 +221,7 @@ LEFT_OUT = ("--full-grid", "--coordinator", "--help", "-h")
 def kind_arguments(rng: random.Random) -> list[str]:
     """Flags that are odd, missing, twice or another verb's."""
     args = command(rng)
-    parser = cli.verb_parsers(cli.parser())[args[0]]
+    parser = main.verb_parsers(main.parser())[args[0]]
     actions = [a for a in parser._actions if a.option_strings and not {*a.option_strings} & {*LEFT_OUT}]
     for _ in range(rng.choice([1, 1, 2])):
         how = rng.random()
@@ -531,7 +532,7 @@ def kind_weights(rng: random.Random) -> list[str]:
     ]
 
 
-LAW = """from bigmodel.scaling.laws import Param
+LAW = """from bigmodel.laws.forms import Param
 
 PARAMETERS = [Param("E", 0.5), Param("A", 3.0), Param("alpha", 0.3)]
 

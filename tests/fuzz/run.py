@@ -33,7 +33,8 @@ import zstandard
 from conftest import CACHE, ROOT, TINY  # sets what JAX reads when it starts
 from inputs import KINDS
 
-from bigmodel import cli, config
+from bigmodel import errors, files
+from bigmodel.cli import main
 
 os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))  # HOME is another one below
 CPU_LIMIT, WALL_LIMIT = 60, 400  # seconds
@@ -81,7 +82,7 @@ def make_folder() -> None:
         row |= dict(
             params_nonembedding=n, params_kaplan=n, flops_6nd=6 * n * d, unique_tokens=d, steps=10, wall_seconds=1.0
         )
-        Path(f"made/{k}/result.json").write_text(json.dumps(config.sealed(row)))
+        Path(f"made/{k}/result.json").write_text(json.dumps(files.sealed(row)))
         Path(f"made/{k}/config.json").write_text(json.dumps({"family": "decoder", "model": {"width": 8}, "run": {}}))
     frame = pd.read_csv("points.csv")
     frame.to_csv("points.tsv", sep="\t", index=False)
@@ -154,7 +155,7 @@ def _hang(*_):
 def call(args: list[str]) -> tuple[object, str]:
     """(exit code, or what was raised, as text; what was printed), in this process."""
     environment = dict(os.environ)
-    config.noted.clear()
+    errors.noted.clear()
     old = [signal.signal(s, _hang) for s in (signal.SIGPROF, signal.SIGALRM)]
     with tempfile.TemporaryFile() as printed:
         sys.stdout.flush(), sys.stderr.flush()
@@ -166,7 +167,7 @@ def call(args: list[str]) -> tuple[object, str]:
         signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT)
         signal.alarm(WALL_LIMIT)
         try:
-            code: object = cli.main(args)
+            code: object = main.main(args)
         except SystemExit as e:
             code = e.code or 0
         except Hang:

@@ -150,7 +150,8 @@ def prepare(root):
 
 
 def config_of(case, data_dir, more=()):
-    from bigmodel import budget, config
+    from bigmodel import config
+    from bigmodel.run import budget
 
     found = budget.base(case["family"], case["source"])
     config.override_all(found, [*case["overrides"].items(), ("run.data_dir", str(data_dir)), *more])
@@ -165,10 +166,10 @@ def _rows(folder):
 
 def run(case, data_dir, folder, mesh=None):
     """{losses, eval} of a case; `resumed`: of the same, continued from its checkpoint at step HALF."""
-    from bigmodel import train
+    from bigmodel.run import loop
 
     def go(root):
-        return root / train.train(config_of(case, data_dir, (mesh or {}).items()), str(root), quiet=True)["run_id"]
+        return root / loop.train(config_of(case, data_dir, (mesh or {}).items()), str(root), quiet=True)["run_id"]
 
     home = go(folder / "whole")
     found = _rows(home)
@@ -218,7 +219,8 @@ def stubs(root):
 
 def plans(data_dir, names=()):
     """{sweep: its planned rows, in order}, by the manifests in `data_dir`."""
-    from bigmodel import budget, sweep
+    from bigmodel.run import budget
+    from bigmodel.study import sweep
 
     digests = json.loads((HERE / "data.json").read_text())["files"]
     whole, budget.digest = budget.digest, digests.__getitem__  # of weights that aren't there
@@ -320,8 +322,8 @@ def points_of(name):
 
 def fit(name):
     """{params, objective, ci, optimal, holdout, ...} of a fit, with 100 resamples unless FITS says otherwise."""
-    from bigmodel.scaling import fit as fits
-    from bigmodel.scaling import rows
+    from bigmodel.laws import fit as fits
+    from bigmodel.laws import rows
 
     file, where, law, more = FITS[name]
     columns = {"N": "Model Size", "C": "Training FLOP"} if file == BESIROGLU else {}

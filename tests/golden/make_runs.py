@@ -39,7 +39,7 @@ def get_sweep():
 
 def stop_at(step):
     """SIGTERM as that step begins."""
-    from bigmodel import optim
+    from bigmodel.run import optim
 
     whole = optim.learning_rate
 
@@ -53,7 +53,7 @@ def stop_at(step):
 
 
 def stopped(step, work):
-    from bigmodel.config import Retry
+    from bigmodel.errors import Retry
 
     undo = stop_at(step)
     try:
@@ -72,8 +72,10 @@ def losses(folder):
 
 
 def make(home):
-    from bigmodel import config, sweep, train
+    from bigmodel import config
     from bigmodel.prepare.prepare import prepare
+    from bigmodel.run import loop
+    from bigmodel.study import sweep
 
     data = home.parent / "data"
     prepare(str(TESTS / "data"), str(data / "speech"), validation_fraction=0.2, workers=1, progress=False)
@@ -83,11 +85,11 @@ def make(home):
         return config.load(ROOT / "experiments/gpt.py", pairs.items())
 
     expected = {}
-    train.train(text(), str(home / "done"), quiet=True)
+    loop.train(text(), str(home / "done"), quiet=True)
     half = dict(train__seed=1)
-    run_id = train.train(text(**half), str(home.parent / "whole"), quiet=True)["run_id"]
+    run_id = loop.train(text(**half), str(home.parent / "whole"), quiet=True)["run_id"]
     expected[run_id] = losses(home.parent / "whole" / run_id)
-    stopped(5, lambda: train.train(text(**half), str(home / "half"), quiet=True))
+    stopped(5, lambda: loop.train(text(**half), str(home / "half"), quiet=True))
 
     (home / "study.py").write_text(STUDY)
     plan = sweep.make_plan(str(home / "study.py"))

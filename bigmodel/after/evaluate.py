@@ -1,0 +1,162 @@
+"""What a finished run is worth on texts it hasn't seen: loss by position, classes, translations.
+
+B batch, L length, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from bigmodel import config, data, models
+from bigmodel.after import generate
+from bigmodel.data import loader
+from bigmodel.errors import UsageError
+from bigmodel.ops import sharding
+from bigmodel.run import budget, checkpoint, program, record
+
+BATCH = 64  # examples at once
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, its weights as they are in use."""
+
+    config: Any
+    family: ModuleType
+    model: Any
+    variables: Any
+    result: dict[str, Any]
+
+    def examples(self, split: str) -> Any:
+        return data.source(self.config.data.source).open_split(self.config.data, self.config.run.data_dir, split)
+
+
+def restore(folder: str, data_dir: str = "") -> Run:
+    """The run in `folder`, on one device.
+
+    Raises:
+      UsageError: no finished run there, or one whose data or checkpoint can't be read.
+    """
+    home = epath.Path(folder)
+    result = record.read_result(home)
+    if result is None:
+        raise UsageError(f"no finished run at {folder!r} (no result.json)")
+    frozen = budget.finalize(config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else []))
+    mesh = sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
+    compiled = program.build(program.static_part(frozen), mesh)
+    wanted = [{k: t[k] for k in ("params", "model_state")} for t in (compiled.shapes, compiled.shardings)]
+    state = checkpoint.restore_part(str(home / "checkpoints"), *wanted)
+    family = models.family(frozen.family)
+    scales = budget.scales(frozen.family, frozen.model, frozen.optim.name)
+    variables = {"params": scales.effective(state["params"]), **state["model_state"]}
+    return Run(frozen, family, family.Model(frozen.model), variables, result)
+
+
+def _batches(examples: Any, size: int, limit: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """(batch, how many of it count) of the first `limit` examples, 0: of all."""
+    for batch in loader.eval_batches(examples, size, limit, (0, size)):
+        counted = int(batch.pop("weight").sum())
+        yield batch, counted
+
+
+# ------------------------------------------------------------------------------- running text
+
+
+def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarray:
+    """Mean nats of each token of a window, given those before it in the window: L.
+
+    Raises:
+      UsageError: the run's family doesn't predict running text token by token.
+    """
+    cfg = run.config.model
+    if not run.family.likelihood(cfg) or "tokens" not in run.family.spec(cfg) or run.config.family == "encdec":
+        raise UsageError(f"a run of family {run.config.family!r} has no loss by position: it predicts no text in order")
+    if budget.carries(cfg):
+        raise UsageError("a run with model.carry has read text before its window: there is no loss by position")
+
+    @jax.jit
+    def nats(variables: Any, batch: Any) -> jax.Array:
+        logits_BLV = run.model.apply(variables, *run.family.inputs(cfg, batch))
+        log_p_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
+        return -jnp.take_along_axis(log_p_BLV, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+
+    total, count = np.zeros(cfg.seq_len), 0
+    for batch, n in _batches(run.examples(split), 16, limit):
+        total += np.asarray(nats(run.variables, batch), np.float64)[:n].sum(axis=0)
+        count += n
+    return total / count
+
+
+# ------------------------------------------------------------------------------------- classes
+
+
+def classes(run: Run, split: str = "test", limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(predicted, true) classes of the split's examples."""
+    cfg = run.config.model
+
+    @jax.jit
+    def predict(variables: Any, batch: Any) -> jax.Array:
+        out = run.model.apply(variables, *run.family.inputs(cfg, batch))
+        return jnp.argmax(getattr(out, "logits", out), axis=-1)
+
+    predicted, true = [], []
+    for batch, n in _batches(run.examples(split), BATCH, limit):
+        true.append(batch["label"][:n])
+        predicted.append(np.asarray(predict(run.variables, batch))[:n])
+    return np.concatenate(predicted), np.concatenate(true)
+
+
+def labels(run: Run) -> list[str]:
+    """The classes' names: those of the data's manifest, and numbers where the source has none."""
+    if run.config.data.source == "tables":
+        return [str(k) for k in range(run.config.model.num_classes)]
+    return data.manifest(run.config.data, run.config.run.data_dir, "data")["labels"]
+
+
+# -------------------------------------------------------------------------------- translations
+
+
+def translate(
+    run: Run, split: str = "test", limit: int = 0, beams: int = 4, penalty: float = 0.6
+) -> Iterator[np.ndarray]:
+    """Each example's translation, as tokens without the end: by beam search, with one beam greedily."""
+    cfg, examples = run.config.model, run.examples(split)
+    end = examples.end
+
+    @jax.jit
+    def best(variables: Any, source_BS: jax.Array, length_B: jax.Array) -> jax.Array:
+        def step(tokens: jax.Array, cache: Any, *source: Any) -> Any:
+            return run.model.apply(variables, tokens, cache, *source, method="step")
+
+        keys_BS = jnp.arange(source_BS.shape[1]) < length_B[:, None]
+        first = jnp.full((len(source_BS), 1), run.family.start(cfg), jnp.int32)
+        cache = run.family.init_cache(cfg, len(source_BS), cfg.seq_len + 1)
+        logits_BLV, cache = step(first, cache, source_BS, keys_BS)
+        if beams == 1:
+            return generate.greedy(step, logits_BLV[:, -1], cache, cfg.seq_len, end)[0]
+        return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0]
+
+    for batch, n in _batches(examples, BATCH, limit):
+        for row in np.asarray(best(run.variables, batch["source"], batch["source_length"]))[:n]:
+            stop = np.flatnonzero(row == end)
+            yield row[: stop[0]] if len(stop) else row
+
+
+def texts(run: Run, split: str, limit: int = 0) -> list[dict[str, Any]]:
+    """The examples that `translate` goes through, as text."""
+    path = epath.Path(run.config.run.data_dir) / run.config.data.name / f"{split}.jsonl"
+    if not path.exists():
+        raise UsageError(f"no examples as text at {str(path)!r}; run `bigmodel prepare` again")
+    numbers = run.examples(split).kept  # which checks the file's digest, too
+    rows = [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
+    kept = [rows[k] for k in numbers]
+    return kept[:limit] if limit else kept

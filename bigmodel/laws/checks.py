@@ -1,0 +1,122 @@
+"""What to check before a fit and to say after it: usable columns, enough runs, and what the runs don't determine.
+
+Legend: N parameters, D examples or tokens, C training FLOPs, L loss; P parameters of the law, n runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from bigmodel.errors import UsageError, nearest
+from bigmodel.laws import search
+from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
+from bigmodel.laws.search import Found
+from bigmodel.laws.solve import Problem
+
+MIN_POINTS = 5
+MAX_CONDITION = 1e9
+
+
+def columns_of(frame: pd.DataFrame, model: Law) -> dict[str, np.ndarray]:
+    """The law's columns and target, and N, D, C, L where there are; UsageError for one that isn't positive."""
+    data: dict[str, np.ndarray] = {}
+    needed = (*model.columns, model.target)
+    for name in dict.fromkeys(("N", "D", "C", *needed, "L")):
+        if name not in frame:
+            if name == "C" and {"N", "D"} <= data.keys():
+                data["C"] = FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"]
+            elif name in needed:
+                raise UsageError(f"law {model.name!r} needs column {name!r}{nearest(name, frame.columns)}")
+            continue
+        values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
+        bad = ~(np.isfinite(values) & (values > 0))
+        if bad.any() and name in needed:
+            at = int(np.flatnonzero(bad)[0])
+            raise UsageError(f"row {at + 1}: {name!r} is {frame[name].iloc[at]}, expected a positive number")
+        if not bad.any():
+            data[name] = values
+    return data
+
+
+def enough(data: Mapping[str, np.ndarray], model: Law, what: str) -> None:
+    n, least = len(data[model.target]), max(MIN_POINTS, len(model.names) + 1)
+    if n < least:
+        raise UsageError(f"can't {what} law {model.name!r} to {n} usable runs: it needs at least {least}")
+    for name in model.varying:
+        if np.ptp(data[name]) == 0:
+            value = data[name][0]
+            raise UsageError(f"can't {what} law {model.name!r}: every run has {name} = {value:.4g}; vary it")
+    if np.ptp(data[model.target]) == 0:
+        raise UsageError(f"can't {what} law {model.name!r}: every run has {model.target} = {data[model.target][0]:.4g}")
+
+
+def design_warnings(data: Mapping[str, np.ndarray], model: Law) -> list[str]:
+    """What the choice of runs can't tell apart, whatever their losses."""
+    out = []
+    names = model.varying
+    if {"N", "D", "C"} <= data.keys():
+        ratio = float(np.median(data["C"] / (FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"])))
+        if not 0.1 < ratio < 10:
+            unit = "; a PF-day is 8.64e19 FLOPs" if ratio < 1e-18 else ""
+            units = [(10.0**k, word) for k, word in ((6, "millions"), (9, "billions")) if 0.2 < ratio / 10**k < 5]
+            other = f", or N or D in {units[0][1]}" if units else ""
+            out.append(f"C is {ratio:.3g} times 6 N D: is it in FLOPs{unit}{other}?")
+    if "U" in model.columns and (data["D"] <= data["U"]).all():
+        out.append("no run repeats its data (D > U): R_D isn't determined")
+    for i, x in enumerate(names):
+        for y in names[i + 1 :]:
+            correlation = float(np.corrcoef(np.log(data[x]), np.log(data[y]))[0, 1])
+            if abs(correlation) > 0.99:
+                what = f"ln {x} and ln {y} are collinear (correlation {correlation:.4f})"
+                pair = "alpha and beta" if model.name == "chinchilla" else "their exponents"
+                out.append(f"{what}: {pair} can't be told apart; vary {y} at fixed {x}")
+    for name in names:
+        distinct = len(np.unique(data[name]))
+        if distinct == 2 and model.floor:
+            out.append(f"only 2 distinct {name}: its exponent and the floor can't be told apart; add a third")
+    return out
+
+
+def search_warnings(problem: Problem, found: Found) -> list[str]:
+    model, out = problem.law, []
+    theta, n = found.theta, len(problem.log_loss)
+    values = model.named(theta)
+    for p, parameter in enumerate(model.parameters):
+        width = problem.high[p] - problem.low[p]
+        for bound in (problem.low[p], problem.high[p]):
+            if abs(theta[p] - bound) <= 1e-9 * width:
+                number = math.exp(bound) if parameter.log else bound
+                out.append(f"{parameter.name} is at its bound {number:.4g}: the runs don't determine it")
+    if model.floor and values[model.floor] < 0.01 * math.exp(problem.log_loss.min()):
+        out.append(f"{model.floor} is about 0: the runs show no irreducible loss, so extrapolations are optimistic")
+    condition = _condition(problem, theta)
+    if not condition < MAX_CONDITION:
+        out.append(f"the objective is flat (condition number {condition:.1e}): other parameters fit nearly as well")
+    if not found.settled:
+        out.append("the best start hadn't settled when its steps ran out")
+    same = found.same(min(n, search.SCREEN_RUNS))
+    if same.mean() < 0.5:
+        reached = f"only {int(same.sum())} of the {len(same)} surviving starts"
+        out.append(f"{reached} reach the best objective: trust it less")
+    optima = model.values(found.optima[same])
+    for i, name in enumerate(model.names):
+        low, high = float(optima[:, i].min()), float(optima[:, i].max())
+        spread = high - low if name in model.exponent_names else (high - low) / max(abs(high), 1e-300)
+        if (name in model.exponent_names or name == model.floor) and spread > 0.02:
+            out.append(f"surviving starts disagree on {name}: {low:.4g} to {high:.4g} fit equally well")
+    return out
+
+
+def _condition(problem: Problem, theta: np.ndarray) -> float:
+    """Condition number of the weighted squares' curvature with its diagonal scaled to 1."""
+    residual, slopes = problem.residuals(theta[None])
+    matrix = problem.irls(residual, slopes, np.ones(residual.shape))[0]
+    unit = np.sqrt(np.diag(matrix))
+    if not (unit > 0).all():
+        return math.inf
+    values = np.linalg.eigvalsh(matrix / np.outer(unit, unit))
+    return float(values[-1] / values[0]) if values[0] > 0 else math.inf

@@ -1,0 +1,285 @@
+"""Laws: what a run's outcome is as a function of its size, one public function per law.
+
+A law is a function annotated `-> Law` in a file of this folder (copy `chinchilla` in loss.py); `get` finds it by its
+name, with its arguments: "chinchilla", "power:x=N", "bnsl:x=D,breaks=2". Or it is a user's file, see `from_file`.
+
+The fitter (solve.py) works on theta, the parameters after their transforms, for many candidates at once: inside
+`form` and `slopes`, `theta` has shape (P, S, 1), so it unpacks by name into (S, 1) arrays, and each column of `row`
+has shape (n,); they broadcast to (S, n).
+
+Legend: S candidate parameter sets, P parameters, n runs; N parameters of the model, D examples or tokens seen,
+C training FLOPs, L loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bigmodel import config
+from bigmodel.errors import UsageError, nearest
+
+Row = Mapping[str, np.ndarray]
+Values = Mapping[str, float]
+
+# Wherever a law trades N for D, C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
+FLOPS_PER_PARAM_TOKEN = 6.0
+MODULES = ("loss", "curves", "tuning")
+MOST_BREAKS = 3  # of a broken law: its grid of starts grows sixfold with each
+REFERENCE_FLOPS = 1e21  # where a law without a constant exponent is asked for one
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a law.
+
+    Attributes:
+      name: as reported, in the law's own units.
+      starts: values of theta that the grid of starts uses.
+      low, high: bounds of theta. The fit warns when a parameter ends on one.
+      log: theta = ln(value) if true, so that the value stays positive; else theta = value.
+      loss_units: theta moves by ln(s) when the target is multiplied by s (only with `log`).
+      x_units: theta moves by ln(s) when the law's first column is multiplied by s (only with `log`).
+    """
+
+    name: str
+    starts: tuple[float, ...]
+    low: float
+    high: float
+    log: bool = False
+    loss_units: bool = False
+    x_units: bool = False
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law as data; see the module's docstring for shapes.
+
+    Attributes:
+      name: what `get` makes it from.
+      formula: text with a `{name}` for each parameter; `source` says where it is from.
+      parameters: in the order of theta.
+      columns: columns of `row` that `form` reads.
+      form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n).
+      target: the column that it predicts.
+      slopes: `form` plus its derivative in each of the P parameters, each (S, n); None: by differences.
+      bend: (theta, row, pull (S, n)) -> sum over runs of pull times the second derivatives of `form`, (S, P, P); None:
+        by differences.
+      optimum: (values by name, C in FLOPs) -> (N, D) of least loss under C = 6 N D; None: has none.
+      exponents: (values by name, C) -> {"a": of N_opt ~ C^a, "b": of D_opt ~ C^b} near C; None: has none.
+      exponent_names: parameters that multiply a logarithm; the fit reports when they differ between optima.
+      floor: the parameter that is the irreducible loss, or "".
+      constant: columns that may be the same in every run.
+    """
+
+    name: str
+    formula: str
+    source: str
+    parameters: tuple[Parameter, ...]
+    columns: tuple[str, ...]
+    form: Callable[[np.ndarray, Row], np.ndarray]
+    target: str = "L"
+    slopes: Callable[[np.ndarray, Row], tuple[np.ndarray, Sequence[np.ndarray]]] | None = None
+    bend: Callable[[np.ndarray, Row, np.ndarray], np.ndarray] | None = None
+    optimum: Callable[[Values, float], tuple[float, float]] | None = None
+    exponents: Callable[..., dict[str, float]] | None = None
+    exponent_names: tuple[str, ...] = ()
+    floor: str = ""
+    constant: tuple[str, ...] = ()
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The columns that a fit needs two values of."""
+        return tuple(name for name in self.columns if name not in self.constant)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.parameters)
+
+    def starts(self, shift: float = 0.0, x_shift: float = 0.0) -> np.ndarray:
+        """Every combination of the parameters' starts, (S, P), for targets e^`shift` and a first column e^`x_shift`
+        times the usual size."""
+        moves = self._moves(shift, x_shift)
+        axes = [[s + move for s in p.starts] for p, move in zip(self.parameters, moves, strict=True)]
+        return np.array(list(itertools.product(*axes)), dtype=np.float64)
+
+    def bounds(self, shift: float = 0.0, x_shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) of theta, each (P,)."""
+        moves = self._moves(shift, x_shift)
+        return np.array([p.low for p in self.parameters]) + moves, np.array([p.high for p in self.parameters]) + moves
+
+    def _moves(self, shift: float, x_shift: float) -> np.ndarray:
+        return np.array([shift * p.loss_units + x_shift * p.x_units for p in self.parameters])
+
+    def values(self, theta: np.ndarray) -> np.ndarray:
+        """theta (..., P) -> parameters in the law's own units (..., P)."""
+        log = np.array([p.log for p in self.parameters])
+        with np.errstate(over="ignore"):  # a resample's coefficient may be beyond float64
+            return np.where(log, np.exp(np.where(log, theta, 0.0)), theta)
+
+    def named(self, theta: np.ndarray) -> dict[str, float]:
+        """theta (P,) -> parameters by name."""
+        return dict(zip(self.names, (float(v) for v in self.values(theta)), strict=True))
+
+    def theta(self, values: Values) -> np.ndarray:
+        """Parameters by name -> theta (P,). UsageError: one is missing, isn't a number, or must be positive."""
+        out = []
+        for p in self.parameters:
+            if p.name not in values:
+                raise UsageError(f"law {self.name!r} needs parameter {p.name!r}{nearest(p.name, values)}")
+            value = values[p.name]
+            if not isinstance(value, int | float) or not math.isfinite(value) or (p.log and value <= 0):
+                wanted = "a positive number" if p.log else "a number"
+                raise UsageError(f"law {self.name!r}: parameter {p.name!r} is {value!r}, expected {wanted}")
+            out.append(math.log(value) if p.log else value)
+        return np.array(out, dtype=np.float64)
+
+    def predict(self, values: Values, row: Row) -> np.ndarray:
+        """Target (n,) at each of the n rows of `row`."""
+        columns = {name: np.atleast_1d(np.asarray(row[name], dtype=np.float64)) for name in self.columns}
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return np.exp(self.form(self.theta(values)[:, None, None], columns)[0])
+
+
+def makers() -> dict[str, Callable[..., Law]]:
+    """Every law's function by its name."""
+    found = {}
+    for name in MODULES:
+        module = importlib.import_module(f"{__name__}.{name}")
+        for key, f in vars(module).items():
+            own = inspect.isfunction(f) and f.__module__ == module.__name__ and not key.startswith("_")
+            if own and inspect.get_annotations(f).get("return") == "Law":
+                found[key] = f
+    return dict(sorted(found.items()))
+
+
+def get(name: str) -> Law:
+    """The law of a name, as "chinchilla" or "bnsl:x=D,breaks=2", or of a user's .py file.
+
+    Raises:
+      UsageError: no such law, argument or file; the nearest is named.
+    """
+    if name.endswith(".py"):
+        return from_file(name)
+    known = makers()
+    head, _, rest = name.partition(":")
+    if head not in known:
+        raise UsageError(f"no law {head!r}{nearest(head, known)}; laws are {', '.join(known)}, or a .py file")
+    allowed = inspect.signature(known[head]).parameters
+    arguments: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if key not in allowed or not equals or not value:
+            takes = ", ".join(f"{k}={p.default}" for k, p in allowed.items()) or "no arguments"
+            raise UsageError(f"law {name!r}: {pair!r} is not an argument; {head} takes {takes}")
+        if isinstance(allowed[key].default, int):
+            if not value.isdigit() or not 0 < int(value) <= MOST_BREAKS:
+                raise UsageError(f"law {name!r}: {key}={value!r}, expected 1 to {MOST_BREAKS}")
+            arguments[key] = int(value)
+        else:
+            arguments[key] = value
+    law = known[head](**arguments)
+    if law.target in law.columns:
+        raise UsageError(f"law {name!r} would predict {law.target} from {law.target} itself")
+    return law
+
+
+def from_file(path: str) -> Law:
+    """A user's law: a Python file with
+
+        PARAMETERS = {"E": (1, 2), "A": (10, 1e3, 1e5), "alpha": (0.2, 0.5)}   name -> positive starts; all are combined
+        def form(params, row): return params["E"] + params["A"] / row["N"] ** params["alpha"]
+
+    `form` returns the predicted target, positive, by array operations: params are (S, 1) arrays, columns (n,).
+    Optional: COLUMNS = ("N", "D") that form reads (default: N, D), TARGET = "L", SIGNED = {"x", ...} parameters that
+    may be zero or negative, and FORMULA, text. Every other parameter is positive.
+
+    Raises:
+      UsageError: what of this is missing or wrong, or what `form` raised.
+    """
+    module = config.load_module(path, "law")
+    for name in ("PARAMETERS", "form"):
+        if not hasattr(module, name):
+            raise UsageError(f"law file {path!r} has no {name}")
+    given, user_form = module.PARAMETERS, module.form
+    for name in ("SIGNED", "COLUMNS"):
+        value = getattr(module, name, ("N",))
+        texts = isinstance(value, tuple | list | set) and all(isinstance(v, str) for v in value)
+        if not texts or (name == "COLUMNS" and not value):
+            raise UsageError(f"law file {path!r}: {name}={value!r}: expected a tuple of names")
+    signed = set(getattr(module, "SIGNED", ()))
+    columns = tuple(getattr(module, "COLUMNS", ("N", "D")))
+    if not isinstance(given, dict) or not given:
+        raise UsageError(f"law file {path!r}: PARAMETERS={given!r}: expected a dict of name -> starts")
+    parameters = []
+    for name, starts in given.items():
+        log = name not in signed
+        good = isinstance(starts, tuple | list) and starts and all(isinstance(s, int | float) for s in starts)
+        if not good or (log and min(starts) <= 0):
+            wanted = "positive numbers" if log else "numbers"
+            raise UsageError(f"law file {path!r}: starts of {name!r} are {starts!r}, expected a tuple of {wanted}")
+        theta = tuple(math.log(s) if log else float(s) for s in starts)
+        reach = 40.0 if log else 100 * (1 + max(abs(t) for t in theta))  # e^40: far, but no overflow
+        parameters.append(Parameter(name, theta, min(theta) - reach, max(theta) + reach, log))
+    unknown = sorted(signed - set(given))
+    if unknown:
+        raise UsageError(f"law file {path!r}: SIGNED names {unknown[0]!r}{nearest(unknown[0], given)}")
+    names = list(given)
+
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        params = {n: (np.exp(t) if n not in signed else t) for n, t in zip(names, theta, strict=True)}
+        # Starts may be where the user's form overflows or has no value: those lose, and numpy needn't say so.
+        with config.user_code(path, "law", "form()"), np.errstate(all="ignore"):
+            value = np.asarray(user_form(params, row), dtype=np.float64)
+            value = np.broadcast_to(value, (theta.shape[1], len(next(iter(row.values())))))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(value > 0, np.log(np.where(value > 0, value, 1.0)), np.nan)
+
+    law = Law(
+        name=path,
+        formula=getattr(module, "FORMULA", f"form({', '.join(f'{n}={{{n}}}' for n in names)})"),
+        source=f"the user's file {path}",
+        parameters=tuple(parameters),
+        columns=columns,
+        form=form,
+        target=getattr(module, "TARGET", "L"),
+    )
+    return with_optimum(law) if law.target == "L" and set(columns) == {"N", "D"} else law
+
+
+# ----------------------------------------------------------------------------- optima by search
+
+
+def with_optimum(law: Law) -> Law:
+    """The law with `optimum` and `exponents` found by search along C = 6 N D, for forms without a closed one."""
+
+    def optimum(values: Values, flops: float) -> tuple[float, float]:
+        theta = law.theta(values)[:, None, None]
+        budget = math.log(flops / FLOPS_PER_PARAM_TOKEN)
+        low, high = 0.0, budget
+        for _ in range(12):  # each round keeps 2 of 64 intervals around the best
+            log_n = np.linspace(low, high, 65)
+            loss = law.form(theta, {"N": np.exp(log_n), "D": np.exp(budget - log_n)})[0]
+            best = int(np.argmin(np.where(np.isfinite(loss), loss, np.inf)))
+            if high - low > 1 and best in (0, 64):  # the best N is no or every parameter: no optimum
+                return math.nan, math.nan
+            low, high = float(log_n[max(best - 1, 0)]), float(log_n[min(best + 1, 64)])
+            if high - low < 1e-7:  # below, the loss is flat to rounding
+                break
+        n = math.exp((low + high) / 2)
+        return n, flops / (FLOPS_PER_PARAM_TOKEN * n)
+
+    def exponents(values: Values, flops: float = REFERENCE_FLOPS) -> dict[str, float]:
+        (n0, _), (n1, _) = optimum(values, flops / 10), optimum(values, flops * 10)
+        a = math.log(n1 / n0) / math.log(100.0) if n0 > 0 and n1 > 0 else math.nan
+        return {"a": a, "b": 1 - a}
+
+    fields = {k: getattr(law, k) for k in law.__dataclass_fields__}
+    return Law(**{**fields, "optimum": optimum, "exponents": exponents})

@@ -1,0 +1,385 @@
+"""The compute-optimal frontier without a law of the loss: Hoffmann et al. 2022's approaches 1 and 2.
+
+Both find the best N and D of each budget C from the runs themselves, then fit N_opt = N0 C^a and D_opt = D0 C^b as
+straight lines on log axes (arXiv:2203.15556, sections 3.1 and 3.2).
+
+Legend: N parameters, D tokens, C training FLOPs, L loss; R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bigmodel.errors import UsageError, choose, nearest
+from bigmodel.laws import intervals
+from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
+
+METHODS = ("isoflop", "envelope")
+SHAPES = ("parabola", "akima")
+BUDGET_GAP = 1.3  # runs whose C differ by more than this factor are of different budgets
+MIN_SIZES = 4  # distinct N of a budget: three make a parabola, the fourth says how well it fits
+NEAR = 8.0  # a parabola is only local: it sees sizes within this factor of the best one
+ENVELOPE_BUDGETS = 1500  # Hoffmann et al. 2022, section 3.1
+WEIGHT_DRAWS = 200  # of each budget's noise, for how well its optimum is known
+FINE = 25  # interpolated sizes between neighbours
+
+
+def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tuple[float, float]:
+    """(exponent, coefficient) of y = coefficient * x^exponent by least squares of ln y on ln x.
+
+    Args:
+      std: standard error of each ln y, (n,); weights are 1 / std^2. None: all alike.
+    """
+    log_x, log_y = np.log(x), np.log(y)
+    weight = np.ones(len(log_x)) if std is None else np.asarray(std, dtype=np.float64) ** -2.0
+    mean_x, mean_y = np.average(log_x, weights=weight), np.average(log_y, weights=weight)
+    spread = float(weight @ (log_x - mean_x) ** 2)
+    slope = float(weight @ ((log_x - mean_x) * (log_y - mean_y))) / spread if spread > 0 else np.nan
+    return slope, float(np.exp(mean_y - slope * mean_x))
+
+
+def fit(
+    frame: pd.DataFrame,
+    law: str,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    budgets_at: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """The frontier as a fit's dict (see `fit.fit`), for `law` "isoflop" or "envelope"."""
+    choose("law", law, METHODS)
+    if budgets_at is not None and law != "isoflop":
+        raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
+    if "C" not in frame and {"N", "D"} <= set(frame):
+        frame = frame.assign(C=FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
+    if law == "isoflop":
+        result = isoflop(frame, bootstrap, seed, budgets_at=budgets_at)
+    else:
+        result = envelope(frame, bootstrap, seed)
+    samples = result.pop("samples")
+    return {
+        **result,
+        "target": "N_opt",
+        "columns": ["C"],
+        "delta": None,
+        "objective": None,
+        "estimator": "least squares",
+        "interval": {"method": "percentile", "level": intervals.LEVEL},
+        "intervals": {"percentile": result["ci"]},
+        "se": {k: float(np.std(v)) if len(v) > 1 else None for k, v in zip(result["params"], samples.T, strict=True)},
+        "holdout": [],
+        "rungs_of": "C",
+        "leave_one_out": [],
+        "compared": [],
+        "range": {k: [float(frame[k].min()), float(frame[k].max())] for k in "NDCL"},
+        "family": None,
+        "conventions": dict(frame.attrs.get("conventions", {})),
+        "source": str(frame.attrs.get("source", "")),
+        "points": {},
+        "residuals": [],
+        "bootstrap_samples": samples,
+    }
+
+
+# ---------------------------------------------------------------------------------- approach 2
+
+
+def isoflop(
+    frame: pd.DataFrame,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    shape: str = "parabola",
+    budgets_at: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Approach 2: the best N of each budget from a curve through its runs.
+
+    Args:
+      frame: columns N, D, C, L; a budget is a group of runs of about the same C.
+      bootstrap: resamples of each budget's residuals.
+      shape: "parabola", ln L quadratic in ln N within a factor of 8 of the best run (Hoffmann et al. 2022); or
+        "akima", an interpolation of ln L in ln N through every run (Porian et al. 2024, arXiv:2406.19146, section 3).
+      budgets_at: the budgets in FLOPs, where runs lie between them too: each takes the runs within a tenth of it.
+
+    Returns:
+      {"law", "params": {"a", "N0", "b", "D0"}, "ci", "n_points", "optimal", "warnings", "budgets", "samples" (R, 4)}; a
+      budget: C, n_runs, N and L of its runs, N_opt, D_opt, L_opt, N_ci, parabola (coefficients of ln L in ln N, highest
+      power first, or None), edge: true where the best size is the smallest or largest, so that the budget is left out.
+
+    Raises:
+      UsageError: a missing column, or fewer than two budgets with four sizes around an optimum.
+    """
+    choose("shape", shape, SHAPES)
+    _need(frame)
+    rng = np.random.default_rng(seed)
+    warnings, draws = list(frame.attrs.get("warnings", [])), []
+    budgets: list[dict[str, Any]] = []
+    few: list[str] = []
+    spread: list[float] = []
+    for group in _groups(frame, budgets_at):
+        best = group.sort_values("L").groupby("N", as_index=False).first().sort_values("N")  # the better of equals
+        if len(best) < MIN_SIZES:
+            few.append(f"{group['C'].median():.3g}")
+            continue
+        flops = float(np.exp(np.log(group["C"]).mean()))
+        log_n, log_l = np.log(best["N"].to_numpy(dtype=float)), np.log(best["L"].to_numpy(dtype=float))
+        ratio = float((best["C"] / (best["N"] * best["D"])).median())  # 6 where C = 6 N D; exact FLOPs differ
+        curve = _parabola if shape == "parabola" else _akima
+        x, y, coefficients, edge, local = curve(log_n, log_l)
+        noise = _noise(log_n[local], log_l[local])
+        # Weights have draws of their own: the same whatever is resampled.
+        weighed = _draws(curve, log_n, log_l, noise, np.random.default_rng(0), WEIGHT_DRAWS)
+        edge = bool(edge or len(weighed) < WEIGHT_DRAWS / 2)
+        drawn = _draws(curve, log_n, log_l, noise, rng, bootstrap)
+        budgets.append(
+            {
+                "C": flops,
+                "n_runs": len(best),
+                "N_opt": float(np.exp(x)),
+                "D_opt": flops / ratio / float(np.exp(x)),
+                "L_opt": float(np.exp(y)),
+                "N_ci": intervals.pair(np.exp(intervals.percentile(drawn[:, None])[:, 0]), float(np.exp(x)))
+                if intervals.enough(len(drawn), bootstrap)
+                else None,
+                "parabola": coefficients,
+                "N": [float(v) for v in best["N"]],
+                "L": [float(v) for v in best["L"]],
+                "edge": edge,
+            }
+        )
+        draws.append(drawn if len(drawn) else np.array([x]))
+        spread.append(float(np.std(weighed)) if len(weighed) > 1 else np.nan)
+    inside = [i for i, b in enumerate(budgets) if not b["edge"]]
+    if len(inside) < 2:
+        wide = [g for g in _groups(frame, budgets_at) if g["C"].max() > 1.5 * g["C"].min()]
+        if wide:
+            raise UsageError(
+                f"isoflop: C runs on from {wide[0]['C'].min():.3g} to {wide[0]['C'].max():.3g} without gaps between "
+                "budgets: name the budgets, as --budgets=1e19,3e19,1e20"
+            )
+        raise UsageError(
+            f"isoflop: {len(inside)} of {len(budgets)} budgets have their best size inside a range of "
+            f"{MIN_SIZES} or more; two are needed: run more sizes at each C (`bigmodel sweep` with isoflop())"
+        )
+    if few:
+        some = ", ".join(few[:4]) + (", ..." if len(few) > 4 else "")
+        warnings.append(f"{len(few)} budgets have under {MIN_SIZES} sizes, C = {some}: left out")
+    if len(inside) < len(budgets):
+        edges = ", ".join(f"{b['C']:.3g}" for b in budgets if b["edge"])
+        warnings.append(f"the best size is at the edge of the runs at C = {edges}: left out of the power law")
+    if len(inside) == 2:
+        warnings.append("two budgets: the exponent is a line through two points")
+    at = np.array([budgets[i]["C"] for i in inside])
+    n_opt = np.array([budgets[i]["N_opt"] for i in inside])
+    d_opt = np.array([budgets[i]["D_opt"] for i in inside])
+    # No optimum is known better than a fraction of the spacing of the sizes that it lies between.
+    least = np.array([np.median(np.diff(np.log(np.array(budgets[i]["N"])))) for i in inside]) / 10
+    std = np.maximum([spread[i] for i in inside], least)
+    params = _frontier(at, n_opt, d_opt, std)
+    samples = []
+    for _ in range(bootstrap):
+        moved = np.array([rng.choice(draws[i]) for i in inside])
+        samples.append(_frontier(at, np.exp(moved), d_opt * n_opt / np.exp(moved), std))
+    return _result("isoflop", params, np.array(samples).reshape(-1, 4), bootstrap, frame, budgets, warnings)
+
+
+def _groups(frame: pd.DataFrame, budgets_at: Sequence[float] | None) -> list[pd.DataFrame]:
+    """Runs by budget: neighbours in C further apart than BUDGET_GAP are of different ones."""
+    if budgets_at is not None:
+        return [frame[np.abs(np.log(frame["C"] / c)) <= np.log(1.1)] for c in sorted(budgets_at)]
+    ordered = frame.sort_values("C", kind="stable")
+    jump = np.diff(np.log(ordered["C"].to_numpy(dtype=float)), prepend=-np.inf) > np.log(BUDGET_GAP)
+    return [group for _, group in ordered.groupby(np.cumsum(jump))]
+
+
+Curve = tuple[float, float, list[float] | None, bool, np.ndarray]
+
+
+def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
+    """(ln N_opt, ln L_opt, coefficients, edge, which runs it saw)"""
+    near = np.abs(log_n - log_n[np.argmin(log_l)]) <= np.log(NEAR)
+    if near.sum() < MIN_SIZES:
+        near = np.argsort(np.abs(log_n - log_n[np.argmin(log_l)]), kind="stable")[:MIN_SIZES]
+    x, y = log_n[near], log_l[near]
+    c2, c1, c0 = (float(c) for c in np.polyfit(x - x.mean(), y, 2))
+    c1, c0 = c1 - 2 * c2 * x.mean(), c0 - c1 * x.mean() + c2 * x.mean() ** 2
+    at = -c1 / (2 * c2) if c2 > 0 else np.nan
+    inside = bool(c2 > 0 and x.min() < at < x.max())
+    return float(at if inside else np.nan), float(c0 + c1 * at / 2), [c2, c1, c0], not inside, near
+
+
+def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
+    from scipy.interpolate import Akima1DInterpolator  # a quarter of a second to import, and seldom asked for
+
+    fine = np.linspace(log_n[0], log_n[-1], FINE * (len(log_n) - 1) + 1)
+    loss = Akima1DInterpolator(log_n, log_l)(fine)
+    best = int(np.argmin(loss))
+    edge = best in (0, len(fine) - 1)
+    near = np.argsort(np.abs(log_n - fine[best]), kind="stable")[: MIN_SIZES + 1]
+    return float(np.nan if edge else fine[best]), float(loss[best]), None, edge, near
+
+
+def _draws(
+    curve: Callable[[np.ndarray, np.ndarray], Curve],
+    log_n: np.ndarray,
+    log_l: np.ndarray,
+    noise: float,
+    rng: np.random.Generator,
+    number: int,
+) -> np.ndarray:
+    """ln N_opt of curves through the runs with fresh noise, of those that have one, (at most number,)."""
+    out = np.array([curve(log_n, log_l + noise * rng.standard_normal(len(log_l)))[0] for _ in range(number)])
+    return out[np.isfinite(out)]
+
+
+def _noise(log_n: np.ndarray, log_l: np.ndarray) -> float:
+    """Standard deviation of ln L about a local parabola."""
+    if len(log_n) <= 3:
+        return 0.0
+    residual = log_l - np.polyval(np.polyfit(log_n - log_n.mean(), log_l, 2), log_n - log_n.mean())
+    return float(np.sqrt((residual**2).sum() / (len(log_n) - 3)))
+
+
+# ---------------------------------------------------------------------------------- approach 1
+
+
+def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Approach 1: the least loss of any size at each of 1500 budgets, interpolating every size's runs in C.
+
+    Args:
+      frame: columns N, D, C, L; several D for each N, whether of one training curve or of separate runs.
+      bootstrap: resamples of the sizes, with replacement.
+
+    Returns:
+      As `isoflop`; its budgets are the places where the best size changes, and carry no parabola.
+
+    Raises:
+      UsageError: a missing column, or fewer than three sizes with two D each, or no budget at which sizes compete.
+    """
+    _need(frame)
+    curves = []
+    for n, group in frame.groupby("N"):
+        best = group.sort_values("L").groupby("C", as_index=False).first().sort_values("C")
+        if len(best) > 1:
+            ratio = float((best["C"] / (best["N"] * best["D"])).median())
+            curves.append((float(n), ratio, np.log(best["C"].to_numpy(float)), np.log(best["L"].to_numpy(float))))
+    if len(curves) < 3:
+        raise UsageError(f"envelope: {len(curves)} sizes N have runs at two or more D; three are needed")
+    grid = np.linspace(min(c[2][0] for c in curves), max(c[2][-1] for c in curves), ENVELOPE_BUDGETS)
+    table = np.array([np.interp(grid, c[2], c[3], left=np.inf, right=np.inf) for c in curves])  # (sizes, budgets)
+    sizes, ratios = np.array([c[0] for c in curves]), np.array([c[1] for c in curves])
+
+    def best_of(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(budgets at which the least of the chosen sizes' losses counts, index of that size)"""
+        losses = table[chosen]
+        winner = chosen[np.argmin(losses, axis=0)]
+        # Where the smallest or the largest that ran at this budget wins, a still smaller or larger one might have.
+        ran = np.isfinite(losses)
+        smallest, largest = np.argmax(ran, axis=0), len(chosen) - 1 - np.argmax(ran[::-1], axis=0)
+        inside = (winner > chosen[smallest]) & (winner < chosen[largest])
+        return np.flatnonzero(inside), winner[inside]
+
+    at, winner = best_of(np.arange(len(curves)))
+    if len(np.unique(winner)) < 2:
+        raise UsageError("envelope: under two sizes are best at a budget where larger and smaller ones ran; run more D")
+
+    def frontier(at: np.ndarray, winner: np.ndarray) -> list[float]:
+        flops = np.exp(grid[at])
+        return _frontier(flops, sizes[winner], flops / ratios[winner] / sizes[winner], None)
+
+    rng, samples = np.random.default_rng(seed), []
+    for _ in range(bootstrap):
+        drawn = np.unique(rng.integers(len(curves), size=len(curves)))
+        own = best_of(drawn) if len(drawn) > 2 else (np.empty(0), np.empty(0))
+        if len(np.unique(own[1])) > 1:
+            samples.append(frontier(*own))
+    warnings = list(frame.attrs.get("warnings", []))
+    if len(samples) < bootstrap:
+        warnings.append(f"{bootstrap - len(samples)} of {bootstrap} resamples have no envelope")
+    budgets = []
+    for k in np.unique(winner):
+        own = at[winner == k]
+        i = int(own[np.argmin(np.abs(grid[own] - grid[own].mean()))])
+        flops = float(np.exp(grid[i]))
+        budgets.append(
+            {
+                "C": flops,
+                "n_runs": int(np.isfinite(table[:, i]).sum()),
+                "N_opt": float(sizes[k]),
+                "D_opt": flops / float(ratios[k] * sizes[k]),
+                "L_opt": float(np.exp(table[k, i])),
+                "N_ci": None,
+                "parabola": None,
+                "N": [float(v) for v in sizes[np.isfinite(table[:, i])]],
+                "L": [float(np.exp(v)) for v in table[:, i][np.isfinite(table[:, i])]],
+                "edge": False,
+            }
+        )
+    return _result(
+        "envelope", frontier(at, winner), np.array(samples).reshape(-1, 4), bootstrap, frame, budgets, warnings
+    )
+
+
+# --------------------------------------------------------------------------------------- parts
+
+
+def _need(frame: pd.DataFrame) -> None:
+    for name in "NDCL":
+        if name not in frame:
+            raise UsageError(f"a frontier needs column {name!r}{nearest(name, frame.columns)}")
+
+
+def _frontier(flops: np.ndarray, n: np.ndarray, d: np.ndarray, std: np.ndarray | None) -> list[float]:
+    """[a, N0, b, D0]"""
+    return [*power_law(flops, n, std), *power_law(flops, d, std)]
+
+
+def _result(
+    law: str,
+    params: list[float],
+    samples: np.ndarray,
+    asked: int,
+    frame: pd.DataFrame,
+    budgets: list[dict[str, Any]],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """`samples` (R, 4) are of `asked` resamples."""
+    names = ("a", "N0", "b", "D0")
+    runs = frame["D"] / frame["N"]
+    ratio = [float(runs.min()), float(runs.max())]
+    if not intervals.enough(len(samples), asked):
+        if asked:
+            warnings.append(f"no intervals: {len(samples)} of {asked} resamples have a frontier")
+        samples = samples[:0]
+    return {
+        "law": law,
+        "params": dict(zip(names, params, strict=True)),
+        "ci": intervals.columns(intervals.percentile(samples), names, np.array(params)),
+        "resamples": {"asked": asked, "fitted": len(samples)},
+        "n_points": len(frame),
+        "optimal": {
+            "a": params[0],
+            "b": params[2],
+            **_ratios(params, samples, budgets),
+            "tokens_per_param_runs": ratio,
+        },
+        "budgets": budgets,
+        "warnings": warnings,
+        "samples": samples,
+    }
+
+
+def _ratios(params: list[float], samples: np.ndarray, budgets: list[dict[str, Any]]) -> dict[str, Any]:
+    """D_opt / N_opt at 1, 10 and 100 times the largest budget, with intervals, as `fit.fit` names them."""
+    largest = max(b["C"] for b in budgets)
+    sets = np.vstack([params, samples]).T
+    at: dict[str, float] = {}
+    ends: dict[str, Any] = {}
+    for flops in (largest, 10 * largest, 100 * largest):
+        a, n0, b, d0 = sets
+        ratio = d0 / n0 * flops ** (b - a)
+        at[f"{flops:.3g}"] = float(ratio[0])
+        ends |= intervals.columns(intervals.percentile(ratio[1:, None]), [f"{flops:.3g}"], ratio[:1])
+    return {"tokens_per_param_at": at, "tokens_per_param_ci": ends}

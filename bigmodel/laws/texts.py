@@ -1,0 +1,184 @@
+"""A fit's numbers and lines as text: for a terminal, tables and figures. Draws nothing, so that it is quick to import.
+
+Legend: N parameters, D examples or tokens, C training FLOPs, L loss; N_opt ~ C^a, D_opt ~ C^b.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigmodel.laws import forms
+from bigmodel.laws import frontier as methods
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+def known(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None) -> str:
+    """About four digits, or n/a."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"
+
+
+def size(value: float | None) -> str:
+    """1.23B, or n/a."""
+    return short(value, 3) if value is not None and known(value) else "n/a"
+
+
+def interval(ends: Sequence[float | None] | None, text: Any = number) -> str:
+    return f"[{text(ends[0])}, {text(ends[1])}]" if ends and all(map(known, ends)) else "n/a"
+
+
+def runs_of(result: Mapping[str, Any]) -> str:
+    """'12 runs', or '552 points of 12 runs'."""
+    runs = result.get("n_runs", result["n_points"])
+    return count(runs, "run") if runs == result["n_points"] else f"{result['n_points']} points of {count(runs, 'run')}"
+
+
+def point(result: Mapping[str, Any]) -> str:
+    """What a row is: a run, or one of its points."""
+    return "run" if result.get("n_runs", result["n_points"]) == result["n_points"] else "point"
+
+
+def ci(result: Mapping[str, Any], name: str) -> str:
+    """The interval of a parameter or exponent; † marks an end at a bound of the search."""
+    text = interval(result["ci"].get(name))
+    if text == "n/a":
+        return "[no interval]"
+    held = result.get("at_bound", {}).get(name, ())
+    low, high = text[1:-1].split(", ")
+    return f"[{low}{'†' if 'low' in held else ''}, {high}{'†' if 'high' in held else ''}]"
+
+
+def extrapolated(best: Mapping[str, Any], flops: str) -> bool:
+    """Whether D/N of the optimum at a budget is beyond the runs: their compute, or their own D/N."""
+    at, runs = best["tokens_per_param_at"], best.get("tokens_per_param_runs")
+    beyond = flops != next(iter(at))  # the first is the largest that was fitted
+    return beyond or bool(runs and known(at[flops]) and not runs[0] <= at[flops] <= runs[1])
+
+
+def level(result: Mapping[str, Any]) -> str:
+    return f"{100 * result['interval']['level']:g} %"
+
+
+def count(value: int, noun: str) -> str:
+    return f"{value} {noun}" + ("" if value == 1 else "s")
+
+
+def percent(value: float | None, sign: bool = False) -> str:
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if abs(value) > 10:
+        return f"{'-' if value < 0 else ''}>1000 %"
+    return f"{100 * value:+.3g} %" if sign else f"{100 * value:.3g} %"
+
+
+def law_formula(result: Mapping[str, Any]) -> str:
+    """The law's right-hand side with its numbers."""
+    return forms.get(result["law"]).formula.format(**{k: number(v) for k, v in result["params"].items()})
+
+
+def short(value: float, digits: int = 4) -> str:
+    """1.5M, 20B, 2.75: short enough for a tick."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size * (1 - 1e-9):
+            return f"{value / size:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
+
+
+# --------------------------------------------------------------------------------------- names
+
+
+def law_name(name: str) -> str:
+    """A law's name, short: of a user's file its own name."""
+    return Path(name).stem if name.endswith(".py") else name
+
+
+GREEK = {"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "mu", "nu", "sigma", "phi"}
+
+
+def symbol(name: str) -> str:
+    """A parameter's name as mathematics: alpha, N0, R_d, c1; other words as they are."""
+    match = re.fullmatch(r"([A-Za-z]+?)_?(\d+|(?<=_)[A-Za-z]+)?", name)
+    stem, index = (match[1], match[2]) if match else (name, None)
+    if stem not in GREEK and len(stem) > 1:
+        return name
+    return f"${chr(92) if stem in GREEK else ''}{stem}" + (f"_{{{index}}}$" if index else "$")
+
+
+def rung_name(result: Mapping[str, Any]) -> str:
+    """What the rungs held out are ordered by: compute, or a column; of losses the lowest are the furthest."""
+    return {"C": "compute", "L": "1/L"}.get(result["rungs_of"], result["rungs_of"])
+
+
+# ------------------------------------------------------------------------------------------ fit
+
+
+def law_text(result: Mapping[str, Any]) -> str:
+    """The fit in a few lines for a terminal: law, intervals, exponents, held-out error, compared laws, warnings."""
+    if result["law"] in methods.METHODS:
+        return _frontier_text(result)
+    model, params = forms.get(result["law"]), result["params"]
+    lines = [f"{model.target}({', '.join(model.columns)}) = {law_formula(result)}"]
+    how = "Huber delta {:g}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, delta {{:g}}"
+    how = how.format(result["delta"]) + above(result)
+    lines.append(f"  {runs_of(result)}, objective {result['objective']:.6g} ({how})")
+    intervals = [f"{name} {number(params[name])} {ci(result, name)}" for name in model.names]
+    lines += ["  " + ", ".join(intervals[i : i + 3]) for i in range(0, len(intervals), 3)]
+    best = result["optimal"]
+    if best["a"] is not None:
+        size = f"N_opt ~ C^{number(best['a'])} {ci(result, 'a')}"
+        lines.append(f"  {size}, D_opt ~ C^{number(best['b'])} {ci(result, 'b')}")
+        if found := ratios(best):
+            lines.append(f"  D/N at the optimum: {found}")
+    for entry in result["holdout"]:
+        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()])
+        mean = f"{percent(entry['mean_abs_rel_error'])} {'[no interval]' if ends == 'n/a' else ends}"
+        of = rung_name(result)
+        lines.append(
+            f"  held out the largest {count(entry['n_held_out'], point(result))} ({count(entry['rungs'], 'rung')}, "
+            f"{entry['flops_gap']:.3g}x the {of}): mean |error| {mean}, max {percent(entry['max_abs_rel_error'])}, "
+            f"mean {percent(entry['mean_rel_error'], sign=True)}"
+        )
+    for entry in result["compared"]:
+        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["holdout"]]
+        lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
+    lines += [f"  warning: {text}" for text in result["warnings"]]
+    return "\n".join(lines)
+
+
+def above(result: Mapping[str, Any]) -> str:
+    """Said where runs above the law weigh less: a choice that moves the law."""
+    return "" if result["above"] == 1 else f", runs above the law weighing {result['above']:g}"
+
+
+def ratios(best: Mapping[str, Any]) -> str:
+    """D/N of the optimum at each budget, with its interval; * marks what is beyond the runs."""
+    out = []
+    for flops, ratio in best["tokens_per_param_at"].items():
+        if known(ratio):
+            ends = interval(best["tokens_per_param_ci"][flops]).replace("n/a", "[no interval]")
+            out.append(f"{number(ratio)}{'*' if extrapolated(best, flops) else ''} {ends} at {flops} FLOPs")
+    runs = best.get("tokens_per_param_runs")
+    note = f" (*: extrapolated; the runs' D/N: {number(runs[0])} to {number(runs[1])})" if runs else ""
+    return ", ".join(out) + note if out else ""
+
+
+def _frontier_text(result: Mapping[str, Any]) -> str:
+    params, best = result["params"], result["optimal"]
+    used = [b for b in result["budgets"] if not b["edge"]]
+    a, b = number(params["a"]), number(params["b"])
+    lines = [f"N_opt = {params['N0']:.4g} C^{a}, D_opt = {params['D0']:.4g} C^{b}"]
+    lines.append(f"  {count(len(used), 'budget')} of {runs_of(result)}, by {result['law']}")
+    lines.append(f"  a {number(params['a'])} {ci(result, 'a')}, b {number(params['b'])} {ci(result, 'b')}")
+    lines.append(f"  D/N at the optimum: {ratios(best)}")
+    return "\n".join([*lines, *(f"  warning: {text}" for text in result["warnings"])])

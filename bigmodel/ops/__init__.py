@@ -1,0 +1,4 @@
+"""The mesh, and what a platform does its own way; each operation has a plain reference.
+
+Imports config and tree alone.
+"""

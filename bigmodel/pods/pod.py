@@ -1,0 +1,281 @@
+"""The very train step of a config, compiled ahead of time for TPUs that aren't there.
+
+    report = prove(frozen, layout.Topology("v5p:8x8x8"))
+
+Needs the package `libtpu`, and no TPU. What XLA says is reported as such (bytes); what is counted from the program
+(collectives, memory traffic) or from the model's formula (FLOPs) is exact; the step's time is a roofline, a model of
+the hardware and not a measurement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from bigmodel import files, models
+from bigmodel.errors import NoData, UsageError
+from bigmodel.ops import sharding
+from bigmodel.pods import hlo, layout
+from bigmodel.pods.layout import Topology
+from bigmodel.run import budget, executables, processes, program, record
+
+FORMAT = 3  # of a report: part of the cache's key
+
+
+class DoesNotFit(Exception):
+    """The program needs more memory than a chip has. Attributes: needed, available: bytes."""
+
+    def __init__(self, needed: float, available: float):
+        self.needed, self.available = needed, available
+        g = 2**30
+        super().__init__(
+            f"needs {needed / g:.2f} GiB of a chip's {available / g:.2f}: {(needed - available) / g:.2f} GiB too many"
+        )
+
+
+def frozen(unfrozen: ConfigDict) -> Any:
+    """A config finalised for compiling: with the data's sizes where its data is there, else with its own."""
+    try:
+        return budget.finalize(unfrozen)
+    except NoData:
+        return budget.finalize(unfrozen, reads=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """libtpu writes its warnings to the file of standard error, past Python."""
+    saved = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def devices(topology: Topology) -> list[Any]:
+    """The chips of a topology, by libtpu.
+
+    Raises:
+      UsageError: no libtpu, or no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError(f"compiling for TPUs needs the package libtpu: {files.install('jax[tpu]')}")
+    processes.no_tpu_here()
+    from jax.experimental import topologies
+
+    topology.shape  # noqa: B018 (refuses a malformed one)
+    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    try:
+        with _quiet():
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **more).devices)
+    except Exception as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UsageError(f"--topology={topology.name!r}: libtpu knows no such one: {reason}") from e
+
+
+def lower(cfg: Any, topology: Topology) -> tuple[Any, Any]:
+    """(the step lowered for the topology, the mesh)."""
+    mesh = sharding.make_mesh(cfg.run.mesh, devices(topology))
+    return lower_on(mesh, cfg), mesh
+
+
+def lower_on(mesh: Any, cfg: Any) -> Any:
+    """The step lowered for a mesh: what `train` runs, with shapes for arrays."""
+    program.check_batch(cfg, mesh)
+    built = program.build(program.static_part(cfg), mesh)
+
+    def like(x: Any, placed: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+
+    state = jax.tree.map(like, built.shapes, built.shardings)
+    shapes = budget.batch_shapes(models.family(cfg.family), cfg.model, cfg.train.batch_size)
+    batch = {k: like(x, sharding.batch_sharding(mesh, len(x.shape))) for k, x in shapes.items()}
+    whole = sharding.replicated(mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return built.step.lower(state, batch, like(jax.ShapeDtypeStruct((), "float32"), whole), like(key, whole))
+
+
+def program_hash(lowered: Any, topology: Topology, options: Any) -> str:
+    """Of the program, the topology, the compiler and this module's idea of a report."""
+    versions = [jax.__version__, _libtpu()]
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    said = [topology.name, topology.slices, *versions, FORMAT, options, *flags]
+    text = "\n".join([lowered.as_text(), *map(str, said)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _libtpu() -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version("libtpu")
+
+
+def compile_step(lowered: Any) -> Any:
+    """The executable; raises DoesNotFit where XLA's buffers exceed the memory."""
+    try:
+        with _quiet():
+            return lowered.compile()
+    except Exception as e:
+        text = str(e)
+        found = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm", text) or re.search(
+            r"\(([\d.]+)([GMK])\) exceeds available HBM \(([\d.]+)([GMK])\)", text
+        )
+        if "RESOURCE_EXHAUSTED" not in text or not found:
+            raise
+        units = {"G": 2**30, "M": 2**20, "K": 2**10}
+        raise DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) from e
+
+
+def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> dict[str, Any]:
+    """The report of a config on a topology; see the keys in the code below. Bytes, FLOPs and seconds; of one chip
+    where not said otherwise.
+
+    Args:
+      cfg: as of `frozen`.
+      cache: a folder of reports by program hash; None: none.
+      save: where to write the executable, which is then compiled whatever the cache has; "": nowhere.
+
+    Raises:
+      DoesNotFit, UsageError.
+    """
+    began = time.time()
+    lowered, mesh = lower(cfg, topology)
+    key = program_hash(lowered, topology, program.options(mesh))
+    stored = None if cache is None else record.read_json(epath.Path(cache) / f"{key}.json")
+    if stored is not None and stored.get("shortfall"):
+        raise DoesNotFit(*stored["shortfall"])
+    if stored is not None and not save:
+        return {**stored, **_of_config(cfg, topology, stored), "cached": True}
+    cpu = _cpu_seconds()
+    try:
+        with executables.uncached() if save else contextlib.nullcontext():
+            executable = compile_step(lowered)
+    except DoesNotFit as e:
+        _store(cache, key, {"shortfall": [e.needed, e.available]})
+        raise
+    report = _measured(executable, mesh, topology)
+    report |= {
+        "program_hash": key,
+        "compile_seconds": round(time.time() - began, 1),
+        "compile_cpu_seconds": round(_cpu_seconds() - cpu, 1),
+        "jax_version": jax.__version__,
+        "libtpu_version": _libtpu(),
+        "date": record.now(),
+    }
+    _store(cache, key, report)
+    if save:
+        executables.save(save, executable, executables.made_for(program.static_part(cfg), mesh))
+    return {**report, **_of_config(cfg, topology, report), "cached": False}
+
+
+def _store(cache: Any, key: str, value: dict[str, Any]) -> None:
+    if cache is not None:
+        with files.writing(cache):
+            epath.Path(cache).mkdir(parents=True, exist_ok=True)
+            record.write_json(epath.Path(cache) / f"{key}.json", value)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
+    """What is read from the executable alone."""
+    memory = executable.memory_analysis()
+    module = hlo.parse(executable.as_text())
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for c in hlo.collectives(module, mesh.size):
+        axis = hlo.axes_of(c.group, mesh.shape) if c.group else "slices"
+        if not axis or not c.bytes:
+            continue
+        row = found.setdefault((c.kind, axis), {"kind": c.kind, "axis": axis, "count": 0, "bytes": 0.0})
+        row["count"] += c.count
+        # Between slices by rings as well: an all-reduce of S bytes over n sends 2 S (n-1)/n.
+        between = 2 * (topology.slices - 1) / topology.slices if not c.group else 1.0
+        row["bytes"] += c.count * c.bytes * between
+        row["dimensions"] = _dimensions(c.group, mesh) if c.group else 1
+        row["network"] = "DCN" if "slices" in axis.split("+") and topology.slices > 1 else "ICI"
+    if topology.slices > 1 and not any(row["network"] == "DCN" for row in found.values()):
+        raise RuntimeError("nothing is sent between slices: this libtpu's programs are not understood")
+    return {
+        "bytes": {
+            "arguments": memory.argument_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "outputs_not_donated": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "program": memory.generated_code_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+            "host": memory.host_temp_size_in_bytes,
+        },
+        "collectives": sorted(found.values(), key=lambda row: -row["bytes"]),
+        "traffic_bytes": hlo.traffic(module),
+    }
+
+
+def _dimensions(group: Any, mesh: Any) -> int:
+    """Along how many dimensions of the torus the chips of a group lie."""
+    places = [mesh.devices.flat[i].coords for i in group]
+    return max(1, sum(len(set(xs)) > 1 for xs in zip(*places, strict=True)))
+
+
+def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the config, the chip's peaks and what was measured."""
+    chip, n = topology.chip, topology.chips
+    total, nonembedding, *_ = budget.counts(cfg.family, cfg.model)
+    model_flops = 3 * models.family(cfg.family).flops(cfg.model) * cfg.train.batch_size
+    units = cfg.model.seq_len if "seq_len" in cfg.model else 1
+    hardware = model_flops * (1 + layout.BACKWARD[cfg.run.remat]) / 3
+    seconds = {
+        "compute": hardware / n / chip.flops,
+        "hbm": report["traffic_bytes"] / chip.hbm_bandwidth,
+        "ici": sum(r["bytes"] / (chip.ici * r["dimensions"]) for r in report["collectives"] if r["network"] == "ICI"),
+        "dcn": sum(r["bytes"] / chip.dcn for r in report["collectives"] if r["network"] == "DCN"),
+    }
+    step = max(seconds.values())
+    per_day = cfg.train.batch_size * units * 86400 / step
+    horizon = budget.horizon(cfg, nonembedding, units, model_flops)
+    return {
+        "family": cfg.family,
+        "topology": topology.name,
+        "slices": topology.slices,
+        "chips": n,
+        "mesh": {k: v for k, v in sharding.full(cfg.run.mesh, n).items() if v > 1},
+        "execution": {k: cfg.run[k] for k in ("remat", "attention", "loss_chunks")},
+        "dtypes": {
+            "compute": cfg.model.dtype if "dtype" in cfg.model else "float32",
+            "parameters": cfg.train.param_dtype,
+            "gradients": cfg.train.grad_dtype,
+            "optimizer": cfg.optim.state_dtype,
+        },
+        "params": total,
+        "batch_size": cfg.train.batch_size,
+        "microbatch": cfg.train.microbatch,
+        "units_per_example": units,
+        "hbm_bytes": chip.hbm,
+        "flops": {"model": model_flops, "with_recomputation": hardware},
+        "roofline": {
+            **seconds,
+            "step": step,
+            "if_nothing_overlaps": sum(seconds.values()),
+            "bound_by": max(seconds, key=lambda k: seconds[k]),
+            "mfu_at_most": model_flops / n / chip.flops / step,
+            "peaks": asdict(chip),
+        },
+        "units_per_day": per_day,
+        "chip_hours": horizon / (cfg.train.batch_size * units) * step * n / 3600,
+        "horizon": horizon,
+    }

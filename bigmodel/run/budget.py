@@ -1,0 +1,497 @@
+"""Everything that follows from a config: N, D, C, steps, memory, time. Nothing derived is written by hand."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from bigmodel import data, models, tree
+from bigmodel.config import HORIZONS, bounded, flatten
+from bigmodel.errors import NoData, UsageError, choose, nearest, note
+from bigmodel.files import check_path
+from bigmodel.run import optim, parametrize
+from bigmodel.run.record import read_result
+
+
+def get_config() -> tuple[ConfigDict, ConfigDict]:
+    """The `train` and `run` sections."""
+    train = ConfigDict(
+        dict(
+            batch_size=32,  # examples a step
+            microbatch=0,  # examples whose gradients are taken at once and accumulated; 0: the whole batch
+            steps=0,  # the horizon: exactly one of these four is given
+            tokens=0,  # D seen (examples, where a source has no tokens)
+            flops=0.0,  # C = 3 x forward FLOPs x examples
+            tokens_per_param=0.0,  # D / N, N without embeddings
+            param_dtype="float32",  # or bfloat16, in which parameters are kept
+            grad_dtype="float32",  # or bfloat16, in which gradients are summed over micro-batches and kept
+            seed=0,
+            eval_examples=0,  # validation examples evaluated; 0: all
+            patience=0,  # ends once so many checks in a row found no lower held-out loss (early stopping); 0: never
+            patience_steps=50,  # steps between checks
+            noise_scale=False,  # log the gradient noise scale, from micro-batches against the batch
+            divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
+            divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
+            init_from="",  # a finished run's folder, or a published .safetensors, whose parameters to start from
+            init_only="",  # regex of the parameters' paths to take from there; the others start afresh. "": all
+            init_fingerprint="",  # which run or file that is, filled from it
+        )
+    )
+    run = ConfigDict(
+        dict(
+            data_dir="data",  # where `bigmodel prepare` wrote; local or gs://
+            mesh=dict(slices=1, data=-1, fsdp=1, sequence=1, tensor=1),  # sharding.py; -1: the devices that are left
+            remat="none",  # or dots, full, offload: what the backward pass computes again, for memory
+            attention="auto",  # or plain, splash (TPU), cudnn (GPU)
+            loss_chunks=0,  # parts of the vocabulary that the loss takes one after another; 0: by size
+            executable="",  # a file of `bigmodel compile --save`: the step isn't compiled, but read from there
+            checkpoint_every=500,  # steps; there is always one at the end
+            keep=1,  # checkpoints kept
+            log_every=1,  # steps a row of metrics.jsonl
+            eval_every=0,  # steps; 0: only at the end
+            wandb="offline",  # or online, off
+            watchdog=1800,  # seconds without a step after which a process gives up, to be started again; 0: never
+        )
+    )
+    return train, run
+
+
+def base(family: str, source: str) -> ConfigDict:
+    """The complete default config of a family on a data source."""
+    train, run = get_config()
+    return ConfigDict(
+        dict(
+            family=family,
+            model=models.family(family).get_config(),
+            data=data.source(source).get_config(),
+            optim=optim.get_config(),
+            train=train,
+            run=run,
+        )
+    )
+
+
+def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
+    """Checks a config whole, fills what follows from other keys, and freezes it.
+
+    Args:
+      reads: whether the data is to be there; else sizes that it decides are the config's own.
+
+    Raises:
+      UsageError: an unknown or missing key, an impossible value, data that isn't there or isn't enough.
+    """
+    config = config.copy_and_resolve_references()
+    fill(config)
+    family, source = models.family(config.family), data.source(config.data.source)
+    config.unlock()
+    if reads:
+        source.finalize(config.data, config.run.data_dir)
+        sizes = source.describe(config.data, config.run.data_dir).sizes
+    else:
+        sizes = {key: value for key, value in config.data.items() if key in config.model}
+    for key, value in sizes.items():
+        if key not in config.model:
+            raise UsageError(
+                f"family {config.family!r} can't read data source {config.data.source!r}: it has no model.{key}"
+            )
+        if config.model[key] not in (value, family.get_config()[key]):
+            raise UsageError(f"config.model.{key}={config.model[key]}: the data decides it, and says {value}")
+        config.model[key] = value
+    if "parametrization" in config.model:
+        choose("config.model.parametrization", config.model.parametrization, parametrize.NAMES)
+    family.finalize(config.model)
+    optim.finalize(config.optim)
+    _check_train(config)
+    config.lock()
+    frozen = FrozenConfigDict(config)
+    if reads:
+        derive(frozen)
+    return frozen
+
+
+def fill(config: ConfigDict, quiet: bool = False) -> None:
+    """Gives a config the options that it lacks, as one of an earlier version does, at their defaults: one line says so.
+
+    Raises:
+      UsageError: it has a key that there isn't, or a value of another type.
+    """
+    for section in ("family", "data"):
+        if section not in config:
+            raise UsageError(f"config has no section {section!r}")
+    if not isinstance(config.data, ConfigDict):
+        raise UsageError(f"config.data={config.data!r} is not a section of keys")
+    if "source" not in config.data:
+        raise UsageError("config has no key 'data.source'")
+    defaults = base(config.family, config.data.source)
+    want, have = flatten(defaults), flatten(config)
+    for key in sorted(have.keys() - want.keys()):
+        raise UsageError(f"config has an unknown key {key!r}{nearest(key, want)}")
+    if lacking := sorted(want.keys() - have.keys()):
+        for key in lacking:  # not even the sections that they belong to may be something else
+            *parents, leaf = key.split(".")
+            at: Any = config
+            for part in parents:
+                at = at.get(part, {}) if isinstance(at, (ConfigDict, dict)) else {}
+            if isinstance(at, ConfigDict) and leaf in at:
+                raise UsageError(f"config.{key} is a section of keys: expected {type(want[key]).__name__}")
+        own = config.to_dict()
+        with config.unlocked(), config.ignore_type():
+            config.update(defaults)
+            config.update(own)
+        have = flatten(config)
+        if not quiet:
+            filled = ", ".join(f"{key}={want[key]!r}" for key in lacking)
+            note(f"the config lacks options, as one of an earlier version does; filled in: {filled}")
+    for key, value in want.items():
+        if type(have[key]) is not type(value):
+            raise UsageError(f"config.{key}={have[key]!r}: expected {type(value).__name__}, as in {value!r}")
+        if isinstance(value, float) and not math.isfinite(have[key]):
+            raise UsageError(f"config.{key}={have[key]!r}: must be finite")
+        if type(value) in (int, float):
+            bounded(key, have[key])
+
+
+def _check_train(config: ConfigDict) -> None:
+    train, run = config.train, config.run
+    for key in ("batch_size", "divergence_steps"):
+        if train[key] < 1:
+            raise UsageError(f"config.train.{key}={train[key]}: must be at least 1")
+    for key in ("param_dtype", "grad_dtype"):
+        choose(f"config.train.{key}", train[key], optim.DTYPES)
+    if train.patience_steps < 1:
+        raise UsageError(f"config.train.patience_steps={train.patience_steps}: must be at least 1")
+    for key in ("microbatch", "eval_examples", "seed", "patience", *HORIZONS):
+        if train[key] < 0:
+            raise UsageError(f"config.train.{key}={train[key]}: must not be negative")
+    if train.seed >= 2**32:  # JAX's keys would drop the bits above, and two seeds would be one
+        raise UsageError(f"config.train.seed={train.seed}: must be below 2^32")
+    if train.divergence <= 1:
+        raise UsageError(f"config.train.divergence={train.divergence}: a multiple of the first loss, must be over 1")
+    if train.microbatch and train.batch_size % train.microbatch:
+        raise UsageError(
+            f"config.train.microbatch={train.microbatch} doesn't divide train.batch_size={train.batch_size}"
+        )
+    if train.noise_scale and train.batch_size in (1, train.microbatch):
+        raise UsageError(
+            f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
+        )
+    if not models.family(config.family).decomposes(config.model):
+        why = "in this model each example's loss depends on the whole batch"
+        for key in ("microbatch", "noise_scale"):
+            if train[key]:
+                raise UsageError(f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches")
+        if train.batch_size == 1 and not carries(config.model):
+            raise UsageError(f"config.train.batch_size=1: {why}: use at least 2")
+    given = [k for k in HORIZONS if train[k]]
+    if len(given) != 1:
+        said = f"{', '.join(given)} are" if given else "none is"
+        raise UsageError(f"how long to train: give exactly one of train.{{{', '.join(HORIZONS)}}}; {said} given")
+    for key in ("keep", "log_every"):
+        if run[key] < 1:
+            raise UsageError(f"config.run.{key}={run[key]}: must be at least 1")
+    for key in ("checkpoint_every", "eval_every", "watchdog"):
+        if run[key] < 0:
+            meaning = "never" if key == "watchdog" else "only at the end"
+            raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: {meaning})")
+    if train.init_from:
+        check_path("config.train.init_from", train.init_from)
+        published = train.init_from.endswith(".safetensors")
+        if published:
+            _check_published(config)
+        start = {"run_id": digest(train.init_from)} if published else read_result(train.init_from)
+        if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
+            there = [] if "://" in train.init_from else sorted(Path(train.init_from).glob("*.safetensors"))
+            hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
+            raise UsageError(
+                f"config.train.init_from={train.init_from!r}: no finished run there (no result.json){hint}"
+            )
+        found = start["run_id"] if start else train.init_fingerprint
+        if train.init_fingerprint not in ("", found):
+            raise UsageError(
+                f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
+            )
+        train.init_fingerprint = found
+    elif train.init_fingerprint:  # which decides the run id
+        raise UsageError(
+            f"config.train.init_fingerprint={train.init_fingerprint!r} names what to start from, and train.init_from "
+            "is empty: to start afresh, --config.train.init_fingerprint="
+        )
+    if train.init_only:
+        paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
+        try:
+            if not any(re.search(train.init_only, p) for p in paths):
+                hint = nearest(train.init_only, paths)
+                raise UsageError(f"config.train.init_only={train.init_only!r}: no parameter has such a path{hint}")
+        except re.error as e:
+            raise UsageError(f"config.train.init_only={train.init_only!r} is no regular expression: {e}") from e
+    choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
+    choose("config.run.remat", run.remat, ["none", "dots", "full", "offload"])
+    choose("config.run.attention", run.attention, ["auto", "plain", "splash", "cudnn"])
+    if run.loss_chunks < 0:
+        raise UsageError(f"config.run.loss_chunks={run.loss_chunks}: must not be negative (0: by size)")
+
+
+def _check_published(config: ConfigDict) -> None:
+    """Refuses published weights where none can be meant, before anything is read."""
+    where, model = f"config.train.init_from={config.train.init_from!r}", config.model
+    if not models.family(config.family).WEIGHTS:
+        raise UsageError(f"{where}: family {config.family!r} has no map of published names; start from a run's folder")
+    base = ("base_width", "width"), ("base_depth", "depth"), ("base_num_heads", "num_heads")
+    if model.get("parametrization", "standard") != "standard" and any(model[a] != model[b] for a, b in base):
+        raise UsageError(
+            f"{where}: published weights aren't scaled, as config.model.parametrization={model.parametrization!r} does "
+            f"from model.base_width={model.base_width}; use --config.model.parametrization=standard"
+        )
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file of weights; a plan asks for it a row."""
+    try:
+        found = epath.Path(path).stat()
+        return _digest(path, found.length, found.mtime)
+    except OSError as e:
+        raise UsageError(f"config.train.init_from={path!r}: {e.strerror or e}") from e
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: str, length: int, changed: float) -> str:
+    with epath.Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------- derived
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run is and costs. FLOPs: 2 per multiply-add; bytes: of the whole state, all devices together."""
+
+    params: int  # N, tied tables once
+    params_nonembedding: int  # without what is under `embed/`
+    params_kaplan: int  # the blocks' matrices alone (Kaplan et al. 2020)
+    tokens: int  # D seen: steps x batch x units per example
+    unique_tokens: int
+    epochs: float
+    unit: str  # 'tokens' or 'examples'
+    steps: int
+    flops: float  # C = 3 x forward x examples: forward, and twice that backward
+    flops_6nd: float  # 6 N D with N non-embedding (Kaplan et al. 2020)
+    flops_per_step: float
+    state_bytes: int  # float32 parameters, gradients, optimizer moments
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def after(self, steps: int) -> dict[str, Any]:
+        """What a run has seen and cost that ended after so many steps."""
+        part = steps / self.steps
+        tokens = round(self.tokens * part)
+        whole = {"flops": self.flops, "flops_6nd": self.flops_6nd, "epochs": self.epochs}
+        scaled = {key: value * part for key, value in whole.items()}
+        return {"steps": steps, "tokens": tokens, "unique_tokens": min(self.unique_tokens, tokens), **scaled}
+
+
+def batch_shapes(family: ModuleType, cfg: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one batch, `weight` included."""
+    batch = {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in family.spec(cfg).items()}
+    return {**batch, "weight": jax.ShapeDtypeStruct((batch_size,), "float32")}
+
+
+def init(family: ModuleType, cfg: Any, key: jax.Array, batch_size: int = 1) -> Any:
+    """The model's variables: {'params': ..., other collections}. Under `eval_shape`, their shapes.
+
+    A state that is carried from batch to batch is of `batch_size` rows.
+    """
+    zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_shapes(family, cfg, batch_size).items()}
+    return family.Model(cfg).init(key, *family.inputs(cfg, zeros))
+
+
+def carries(model: Any) -> bool:
+    """Whether a window goes on from the state at the end of the one before it, so that data is read in order."""
+    return "carry" in model and bool(model.carry)
+
+
+@functools.lru_cache(maxsize=4096)
+def _shapes(family_name: str, model_json: str) -> Any:
+    family, cfg = models.family(family_name), FrozenConfigDict(json.loads(model_json))
+    return jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
+
+
+def _text(section: Any) -> str:
+    return json.dumps(section.to_dict(), sort_keys=True)
+
+
+def shapes(family_name: str, model: Any) -> Any:
+    """Shapes of the parameters of a finalised model section, by `eval_shape`."""
+    return _shapes(family_name, _text(model))
+
+
+def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
+    """What a model's parametrisation scales each parameter by, from the shapes of it and of its base."""
+    family = models.family(family_name)
+    own = shapes(family_name, model)
+    if "parametrization" not in model:
+        return parametrize.scales("standard", optimizer, own, own, family.RULES)
+    base = shapes(family_name, family.base(model))
+    return parametrize.scales(
+        model.parametrization,
+        optimizer,
+        own,
+        base,
+        family.RULES,
+        depth_ratio=model.depth / model.base_depth,
+        fan_in_start=model.init_std == 0,
+    )
+
+
+def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
+    """(N, N without embeddings, Kaplan's N: matrices of the blocks alone, bytes) by `eval_shape`."""
+    return _counts(family_name, _text(model))
+
+
+@functools.lru_cache(maxsize=4096)  # a layout is estimated for thousands of meshes
+def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
+    found = _shapes(family_name, model_json)
+    matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head$"
+    return (
+        tree.count(found),
+        tree.count(found, tree.EMBEDDINGS),
+        tree.count(found, matrices),
+        tree.size_bytes(found),
+    )
+
+
+def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
+    """Bytes of parameters, gradients, and what the optimizer keeps, by `eval_shape`."""
+    kept = {k: v for k, v in optim_cfg.to_dict().items() if k not in optim.RATE_KEYS}
+    return _state_bytes(family_name, _text(model), json.dumps(kept, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=4096)  # a sweep's rows differ in rates and data more often than in shapes
+def _state_bytes(family_name: str, model_json: str, optim_json: str) -> int:
+    params = _shapes(family_name, model_json)
+    moments = jax.eval_shape(
+        optim.build(FrozenConfigDict(json.loads(optim_json)), models.family(family_name).RULES).init, params
+    )
+    return 2 * tree.size_bytes(params) + tree.size_bytes(moments)
+
+
+@functools.lru_cache(maxsize=4096)  # a plan asks twice: when it checks a row, and when it prints it
+def derive(config: FrozenConfigDict) -> Budget:
+    """N, D, C, steps and the rest of a finalised config.
+
+    Raises:
+      UsageError: more tokens asked than `data.epochs` passes over the data give.
+    """
+    train = config.train
+    family, source = models.family(config.family), data.source(config.data.source)
+    info = source.describe(config.data, config.run.data_dir)
+    total, nonembedding, kaplan, _ = counts(config.family, config.model)
+    per_step = train.batch_size * info.units_per_example
+    flops_per_step = 3 * family.flops(config.model) * train.batch_size
+    if train.steps:
+        steps = train.steps
+    elif train.tokens:
+        steps = round(train.tokens / per_step)
+    elif train.flops:
+        steps = round(train.flops / flops_per_step)
+    else:
+        steps = round(train.tokens_per_param * nonembedding / per_step)
+    if steps < 1:
+        raise UsageError(
+            f"the horizon is less than one step: a step of train.batch_size={train.batch_size} is "
+            f"{per_step} {info.unit}, {flops_per_step:.3g} FLOPs"
+        )
+    if carries(config.model) and info.train_examples < train.batch_size:
+        raise UsageError(
+            f"config.train.batch_size={train.batch_size}: with model.carry each row reads a part of the data, which "
+            f"has only {info.train_examples} windows"
+        )
+    unique = info.train_examples * info.units_per_example
+    epochs = steps * per_step / unique
+    if epochs > config.data.epochs + 1e-9:
+        error = NoData(
+            f"{steps * per_step:,} {info.unit} asked, {unique:,} unique ones there are: {epochs:.2f} epochs; "
+            f"allow them with --config.data.epochs={math.ceil(epochs)}"
+        )
+        error.epochs = math.ceil(epochs)
+        raise error
+    return Budget(
+        params=total,
+        params_nonembedding=nonembedding,
+        params_kaplan=kaplan,
+        tokens=steps * per_step,
+        unique_tokens=min(unique, steps * per_step),
+        epochs=epochs,
+        unit=info.unit,
+        steps=steps,
+        flops=flops_per_step * steps,
+        flops_6nd=6.0 * nonembedding * steps * per_step,
+        flops_per_step=flops_per_step,
+        state_bytes=state_bytes(config.family, config.model, config.optim),
+    )
+
+
+def horizon(cfg: Any, params_nonembedding: int, units: int, flops_per_step: float) -> float:
+    """Units of data that a config asks for, whether or not its data is there."""
+    train = cfg.train
+    step = train.batch_size * units
+    if train.steps:
+        return float(train.steps * step)
+    if train.flops:
+        return float(train.flops / flops_per_step * step)
+    return float(train.tokens or train.tokens_per_param * params_nonembedding)
+
+
+def describe(family_name: str, model: Any) -> dict[str, Any]:
+    """What `bigmodel count` tells of a finalised model section.
+
+    `params_kaplan` counts the blocks' matrices alone, 12 depth width^2 for GPT-2's block (Kaplan et al. 2020).
+    """
+    total, nonembedding, kaplan, size = counts(family_name, model)
+
+    def defaults(name: str) -> ConfigDict:
+        cfg = optim.get_config()
+        cfg.name = name
+        return cfg
+
+    forward = models.family(family_name).flops(model)
+    length = model.to_dict().get("seq_len", 1)
+    return {
+        "params": total,
+        "params_nonembedding": nonembedding,
+        "params_kaplan": kaplan,
+        "units_per_example": length,
+        "forward_flops_per_example": forward,
+        "train_flops_per_unit": 3 * forward / length,
+        "train_flops_per_unit_6n": 6.0 * nonembedding,
+        "params_bytes": size,
+        "state_bytes": {name: state_bytes(family_name, model, defaults(name)) for name in optim.OPTIMIZERS},
+    }
+
+
+def describe_text(numbers: dict[str, Any]) -> list[str]:
+    state = ", ".join(f"{name} {size / 2**30:,.3g}" for name, size in numbers["state_bytes"].items())
+    unit = "token" if numbers["units_per_example"] > 1 else "example"
+    return [
+        f"{numbers['name']} ({numbers['family']}){'; ' + numbers['source'] if numbers['source'] else ''}",
+        f"  parameters             {numbers['params']:>18,}",
+        f"  without embeddings     {numbers['params_nonembedding']:>18,}",
+        f"  Kaplan's N             {numbers['params_kaplan']:>18,}",
+        f"  train FLOPs per {unit:<7}{numbers['train_flops_per_unit']:>18.4g}   (6N: "
+        f"{numbers['train_flops_per_unit_6n']:.4g})",
+        f"  float32 training state, GiB: {state}",
+        *([f"  note: {numbers['note']}"] if numbers["note"] else []),
+    ]

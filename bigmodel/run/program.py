@@ -1,0 +1,302 @@
+"""The compiled side of a run: init, step and evaluate of one config on one mesh.
+
+`train` runs it; whoever compiles ahead of time, for a machine that isn't there, compiles this very step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from bigmodel import config, models, tree
+from bigmodel.errors import UsageError
+from bigmodel.models import losses
+from bigmodel.ops import sharding
+from bigmodel.run import budget, optim
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled side of a run. Runs whose static parts agree share one, and so its compilations."""
+
+    init: Any  # key -> state
+    step: Any  # state, batch, rate, key -> state, metrics as means
+    evaluate: Any  # variables, batch -> metrics, each as (sum, weight)
+    shapes: Any
+    shardings: Any
+
+
+def static_part(frozen: Any) -> str:
+    """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
+    optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
+    keys = ("batch_size", "microbatch", "divergence", "divergence_steps", "noise_scale", "param_dtype", "grad_dtype")
+    train_ = {k: frozen.train[k] for k in keys}
+    run = {k: frozen.run[k] for k in ("remat", "attention", "loss_chunks")}
+    tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_, "run": run}
+    return json.dumps(tree, sort_keys=True)
+
+
+ELEMENTWISE = ("adamw", "lion", "sgd")  # optimizers that make each parameter's update from its own gradient alone
+CACHED_TOKENS = 512  # by config.train.microbatch, widths 64 to 256: 256 and 2048 are slower, 1024 about as fast
+
+
+def _microbatch(cfg: Any, mesh: Mesh) -> int:
+    """Examples whose gradients are taken at once: as the config says, else the batch; of a loss that doesn't decompose
+    into its examples', always the batch.
+
+    On one CPU device it is as few as make CACHED_TOKENS tokens: activations then stay in the caches between the
+    forward and the backward pass, which takes a third off the time of a step. Elsewhere the batch is memory's to bound.
+    """
+    B = cfg.train.batch_size
+    if not models.family(cfg.family).decomposes(cfg.model):
+        return B
+    if cfg.train.microbatch or mesh.size > 1 or mesh.devices.flat[0].platform != "cpu" or "seq_len" not in cfg.model:
+        return cfg.train.microbatch or B
+    most = max(CACHED_TOKENS // cfg.model.seq_len, 1)
+    return max(m for m in range(1, min(most, B) + 1) if B % m == 0)
+
+
+def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.Array]:
+    """Unbiased estimates from squared gradient norms of M examples (mean over micro-batches) and of B.
+
+    `grad_noise`: the trace of an example's gradient covariance; `grad_signal`: the squared norm of the true gradient.
+    The gradient noise scale, in examples, is the ratio of their means over steps (McCandlish et al. 2018,
+    arXiv:1812.06162, appendix A.1).
+    """
+    return {
+        "grad_noise": (micro - whole) / (1 / M - 1 / B),
+        "grad_signal": (B * whole - M * micro) / (B - M),
+    }
+
+
+def _as_stored(grads: Any) -> Any:
+    """A device's parts of gradients in the layout in memory that parameters have: a TPU's compiler else turns them
+    within the optimizer's own loops, which take it ten times as long to compile."""
+    grads = jax.tree.map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), grads)
+    return jax.tree.map(jax.lax.optimization_barrier, grads)
+
+
+def options(mesh: Mesh) -> dict[str, Any] | None:
+    """XLA's, where its defaults aren't ours.
+
+    Without tensor parallelism nothing that is gathered depends on activations, so that a layer's weights can be
+    fetched whole and early; products that gather or scatter an operand in a ring, a part at a time (Wang et al. 2022,
+    doi:10.1145/3567955.3567959), take memory and compilation then, and have little to hide. The price: gradients are
+    summed whole before they are cut, at twice the bytes of a reduce-scatter (docs/pods.md has the numbers).
+    """
+    if mesh.devices.flat[0].platform != "tpu" or mesh.shape["tensor"] > 1:
+        return None
+    return {f"xla_tpu_enable_windowed_einsum_for_{kind}": False for kind in ("all_gather", "reduce_scatter")}
+
+
+def check_memory(frozen: Any, mesh: Mesh) -> None:
+    """Refuses a state and a batch that all devices together can't hold: asked for so much, XLA may end the process."""
+    stats = mesh.devices.flat[0].memory_stats() if mesh.devices.flat[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        there, where = stats["bytes_limit"] * mesh.size, f"the memory of {mesh.size} devices"
+    elif hasattr(os, "sysconf") and mesh.devices.flat[0].platform == "cpu":
+        there, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count(), "this memory"
+    else:
+        return
+    batch = budget.batch_shapes(models.family(frozen.family), frozen.model, frozen.train.batch_size)
+    sizes = {"config.model": budget.derive(frozen).state_bytes, "config.train.batch_size": tree.size_bytes(batch)}
+    if sum(sizes.values()) > there:
+        state, examples = (size / 2**30 for size in sizes.values())
+        raise UsageError(
+            f"parameters, gradients and the optimizer's state take {state:,.3g} GiB and a batch {examples:,.3g} GiB; "
+            f"{where} has {there / 2**30:,.3g} GiB: choose a smaller {max(sizes, key=lambda k: sizes[k])}"
+        )
+
+
+@contextlib.contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """Around what runs programs: too large an array is the config's mistake."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e) and "Out of memory" not in str(e):
+            raise
+        raise UsageError(
+            f"{what}: out of memory ({str(e).strip().splitlines()[0][:120]}): choose a smaller config.model or "
+            "config.train.batch_size, or --config.train.microbatch=K"
+        ) from e
+
+
+def check_batch(cfg: Any, mesh: Mesh) -> None:
+    """Refuses a batch that the mesh doesn't divide."""
+    key = "microbatch" if cfg.train.microbatch else "batch_size"
+    shards = sharding.batch_shards(mesh)
+    if cfg.train[key] % shards:
+        raise UsageError(
+            f"config.train.{key}={cfg.train[key]} isn't a multiple of the mesh's slices x data x fsdp = {shards}"
+        )
+
+
+def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
+    """key -> the state before the first step."""
+
+    def init(key: jax.Array) -> Any:
+        B = cfg.train.batch_size if budget.carries(cfg.model) else 1
+        variables = dict(budget.init(family, cfg.model, key, B))
+        params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
+        params = jax.tree.map(lambda w: w.astype(cfg.train.param_dtype), params)
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "opt": tx.init(params),
+            "model_state": variables,
+            "guard": {
+                "first_loss": jnp.zeros(()),
+                "high_steps": jnp.zeros((), jnp.int32),  # steps in a row above divergence x first_loss
+                "ok": jnp.ones((), bool),
+            },
+        }
+
+    return init
+
+
+def _parts(cfg: Any) -> Any:
+    family = models.family(cfg.family)
+    scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
+    return family, scales, optim.build(cfg.optim, family.RULES, scales.rate, scales.gradient)
+
+
+@functools.lru_cache(maxsize=64)
+def state_shapes(static: str) -> Any:
+    """Shapes of a training state, whatever the mesh."""
+    cfg = FrozenConfigDict(config.from_json(static))
+    return jax.eval_shape(_start(cfg, *_parts(cfg)), jax.random.key(0))
+
+
+def totals(
+    compiled: Program, variables: Any, batches: Iterable[Any], each: Callable[[], None] = lambda: None
+) -> dict[str, tuple[float, float]]:
+    """The sum of each metric over placed batches, and its weight: their ratio doesn't depend on the batches' size.
+
+    Args:
+      each: called after each batch.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, (part, weight) in compiled.evaluate(variables, batch).items():
+            before = found.get(name, (0.0, 0.0))
+            found[name] = before[0] + float(part), before[1] + float(weight)
+        each()
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def build(static: str, mesh: Mesh) -> Program:
+    cfg = FrozenConfigDict(config.from_json(static))
+    family, scales, tx = _parts(cfg)
+    model = family.Model(cfg.model)
+    B, M = cfg.train.batch_size, _microbatch(cfg, mesh)
+    if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
+        M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
+
+    init = _start(cfg, family, scales, tx)
+
+    def gradient(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
+        def objective(p: Any) -> Any:
+            return family.loss(model, {"params": scales.effective(p), **model_state}, batch, key, True)
+
+        grads, aux = jax.grad(objective, has_aux=True)(params)
+        return jax.tree.map(lambda g: g.astype(cfg.train.grad_dtype), grads), aux
+
+    def accumulated(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
+        """Gradient and metrics of the whole batch, M examples at a time: gradients of means by their loss's weight."""
+        # Strided rows, so that every micro-batch lies over all devices as the batch does.
+        micro = jax.tree.map(lambda x: x.reshape(M, B // M, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def body(carry: Any, part: Any) -> Any:
+            total, model_state = carry
+            part = {k: sharding.constrain(x, "batch", *(None,) * (x.ndim - 1)) for k, x in part.items()}
+            grads, (metrics, new_state) = gradient(params, model_state, part, key)
+            w = metrics["loss"][1]
+            if cfg.train.noise_scale:
+                metrics = {**metrics, "micro_grad_square": (w * jnp.square(optax.global_norm(grads)), w)}
+            weighted = jax.tree.map(lambda x: (x * w).astype(x.dtype), grads)
+            return (jax.tree.map(jnp.add, total, (weighted, metrics)), new_state or model_state), None
+
+        grad_shapes, (metric_shapes, _) = jax.eval_shape(
+            gradient, params, model_state, jax.tree.map(lambda x: x[0], micro), key
+        )
+        if cfg.train.noise_scale:
+            metric_shapes["micro_grad_square"] = metric_shapes["loss"]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grad_shapes, metric_shapes))
+        ((grads, metrics), model_state), _ = jax.lax.scan(body, (zeros, model_state), micro)
+        grads = jax.tree.map(lambda x: (x / metrics["loss"][1]).astype(x.dtype), grads)
+        return grads, (metrics, model_state)
+
+    def step(state: Any, batch: Any, rate: jax.Array, key: jax.Array) -> Any:
+        # What is random is a function of the step and of the example's row: no micro-batch or mesh changes it.
+        key = jax.random.fold_in(key, state["step"])
+        batch = {**batch, "row": jnp.arange(B)}
+        take = gradient if M == B else accumulated
+        grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
+        report = {name: losses.mean(metric) for name, metric in metrics.items()}
+        if mesh.devices.flat[0].platform == "tpu":
+            parts = jax.tree.map(lambda placed: placed.spec, shardings["params"])
+            grads = jax.shard_map(_as_stored, mesh=mesh, in_specs=(parts,), out_specs=parts, check_vma=False)(grads)
+        grad_norm = optax.global_norm(grads)
+        updates, opt = tx.update(grads, state["opt"], state["params"])
+        if cfg.optim.name in ELEMENTWISE:  # bounded by the gradients, and so not kept in memory for a norm of their own
+            norm = (1 + grad_norm) / (1 - cfg.optim.momentum)
+        else:
+            norm = optax.global_norm(updates)
+        loss, guard = report["loss"], state["guard"]
+        first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
+        high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)
+        # A step that isn't finite, or is one high loss too many, changes nothing, nor does any after it: the last
+        # good state is kept, whatever the host has dispatched meanwhile.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(rate * norm)
+        ok = guard["ok"] & finite & (high < cfg.train.divergence_steps)
+        new = {
+            "step": state["step"] + 1,
+            "params": optim.apply(state["params"], updates, rate),
+            "opt": opt,
+            "model_state": model_state or state["model_state"],
+            "guard": {"first_loss": first, "high_steps": high, "ok": ok},
+        }
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, state)
+        new["guard"]["ok"] = ok
+        if cfg.train.noise_scale:
+            report.update(_noise(report.pop("micro_grad_square"), jnp.square(grad_norm), M, B))
+        return new, {**report, "grad_norm": grad_norm, "ok": ok}
+
+    def evaluate(variables: Any, batch: Any) -> Any:
+        variables = {**variables, "params": scales.effective(variables["params"])}
+        return family.loss(model, variables, batch, jax.random.key(0), False)[1][0]
+
+    def traced(fn: Any) -> Any:
+        @functools.wraps(fn)
+        def inner(*args: Any) -> Any:
+            with sharding.use(mesh, sharding.Execution(**cfg.run)):
+                return fn(*args)
+
+        return inner
+
+    shapes = jax.eval_shape(traced(init), jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, family.RULES, mesh)
+    whole = sharding.replicated(mesh)
+    # It runs once: on a CPU LLVM's first level halves the time that its random numbers take to compile.
+    first_level = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+    return Program(
+        init=jax.jit(traced(init), out_shardings=shardings, compiler_options=first_level),
+        step=jax.jit(traced(step), donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options(mesh)),
+        evaluate=jax.jit(traced(evaluate), out_shardings=whole),
+        shapes=shapes,
+        shardings=shardings,
+    )

@@ -1,0 +1,242 @@
+"""Parameters to start from: another run's, or published ones by the family's WEIGHTS.
+
+Published checkpoints name a tensor per layer and keep a dense layer as (out, in); here layers are stacked, and a dense
+layer is (in, out), its sides perhaps split into heads. Every tensor and every parameter is accounted for: a body that
+doesn't fit is an error, and one line says which heads start afresh and which tensors are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from bigmodel import models, tree
+from bigmodel.errors import UsageError, nearest
+from bigmodel.files import has_sha256
+from bigmodel.run import budget, checkpoint, record
+
+SUFFIX = ".safetensors"
+PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
+HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
+SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # what weights in use are multiplied by
+
+
+def start(frozen: Any, compiled: Any, fresh: Any) -> tuple[Any, str]:
+    """(the parameters of a run before its first step, a line that says which were taken from where).
+
+    Args:
+      frozen: the finalised config: `train.init_only` (a regex of paths; "": all) is taken of `train.init_from`.
+      compiled: its program, for the parameters' shapes and placements.
+      fresh: parameters to start with otherwise.
+
+    Raises:
+      UsageError: no finished run or weights there, or none of this model.
+    """
+    source, only = frozen.train.init_from, frozen.train.init_only
+    if source.endswith(SUFFIX):
+        found, said = load(source, frozen.family, frozen.model, fresh, only)
+        params = jax.tree.map(
+            lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
+            found, fresh, compiled.shardings["params"],
+        )  # fmt: skip
+        return params, f"{source}: {said}"
+    where, home = f"config.train.init_from={source!r}", epath.Path(source)
+    result = record.read_result(home)
+    if result is None:  # a plan may name a run that is yet to be trained
+        raise UsageError(f"{where}: no finished run there (no result.json)")
+    theirs, ours = (record.read_json(home / "config.json") or {}).get("model", {}), frozen.model
+    differ = [key for key in SCALING if theirs.get(key) != ours.get(key)]
+    if differ and {model.get("parametrization", "standard") for model in (theirs, ours)} != {"standard"}:
+        key = differ[0]
+        raise UsageError(
+            f"{where}: its model.{key} is {theirs.get(key)!r}, here it is {ours.get(key)!r}, and weights would be "
+            "scaled otherwise than there"
+        )
+    wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
+    params = tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
+    own, taken = tree.paths(fresh), tree.paths(wanted[0]["params"])
+    unused = [p for p in checkpoint.parameters(f"{source}/checkpoints") if p not in own and re.search(only, p)]
+    body = [p for p in unused if not HEADS.search(p)]
+    if body:
+        raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
+    line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
+    diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
+    return params, f"{source}: {line}{diverged}"
+
+
+def load(path: str, family: str, cfg: Any, start: Any, only: str = "") -> tuple[Any, str]:
+    """As `convert`, of a file; errors name it."""
+    tensors = read(path)
+    try:
+        return convert(family, cfg, tensors, start, only)
+    except UsageError as e:
+        raise UsageError(f"config.train.init_from={path!r}: {e}") from e
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint file, by its own names.
+
+    Raises:
+      UsageError: no such file, or not one of safetensors.
+    """
+    from safetensors.numpy import load_file
+
+    if not Path(path).is_file():
+        raise UsageError(f"no weights at {path!r}")
+    beside = record.read_json(Path(path).parent / "manifest.json")  # of `bigmodel prepare`
+    files = beside.get("files") if isinstance(beside, dict) else None
+    made = files.get(Path(path).name) if isinstance(files, dict) else None
+    if made and not has_sha256(path, made):
+        raise UsageError(f"{path!r} is damaged (its content has changed since it was prepared); prepare it again")
+    try:
+        return load_file(path)
+    except Exception as e:  # the library raises classes of its own
+        raise UsageError(f"{path!r} can't be read as safetensors: {e}") from e
+
+
+def convert(
+    family: str, cfg: Any, tensors: Mapping[str, np.ndarray], start: Any = None, only: str = ""
+) -> tuple[Any, str]:
+    """(parameters of a model section from a checkpoint's tensors, in float32; what was taken and what not, in words).
+
+    Names are those of WEIGHTS after any of PREFIX, with TensorFlow's gamma and beta for weight and bias. Several names
+    of one parameter are added up, where the checkpoint has several.
+
+    Args:
+      family, cfg: as of `models.family(family).Model(cfg)`.
+      tensors: by the checkpoint's names.
+      start: parameters to keep for heads that the checkpoint lacks, and outside of `only`; None: no head may lack.
+      only: regex of the parameters' paths to take; "": all.
+
+    Raises:
+      UsageError: a family whose WEIGHTS are empty; nothing to take; a parameter of the body without its tensor, or
+        with one of another shape; a tensor of the body without its parameter, as one of a further layer.
+    """
+    names = models.family(family).WEIGHTS
+    shapes = budget.shapes(family, cfg)
+    paths = tree.paths(shapes)
+    if not names:
+        raise UsageError(f"family {family!r} has no map of published names; start from a run's folder")
+    found, unused = _named(names, tensors)
+    if not found:
+        first, known = next(iter(tensors), "nothing"), next(iter(names))
+        raise UsageError(f"family {family!r} knows none of its {len(tensors)} tensors ({first}; a known one: {known})")
+    _check_unused(names, found, unused, paths, only)
+    unused += [theirs for name, layers in found.items() if names[name] not in paths for theirs in layers.values()]
+    taken: list[str] = []
+    fresh: list[str] = []
+    cut: list[str] = []
+
+    def one(path: str, x: Any, kept: Any) -> Any:
+        sources = [name for name in names if names[name] == path]
+        there = [name for name in sources if name in found] if re.search(only, path) else []
+        if there:
+            taken.append(path)
+            parts = (_stacked(name, found[name], tensors, path, x, cut) for name in there)
+            return jnp.asarray(functools.reduce(np.add, parts))
+        if kept is None or (re.search(only, path) and not HEADS.search(path)):
+            wanted = f"no {sources[0]!r}" if sources else "no published name is known"
+            raise UsageError(f"{wanted} for {path!r}{nearest(sources[0], tensors) if sources else ''}")
+        fresh.append(path)
+        return kept
+
+    params = tree.map_paths(one, shapes, jax.tree.map(lambda _: None, shapes) if start is None else start)
+    if not taken:
+        raise UsageError(f"nothing of it is in config.train.init_only={only!r}")
+    return params, "; ".join([_line(len(taken), fresh, unused, "tensors"), *cut])
+
+
+def _line(taken: int, fresh: Sequence[str], unused: Sequence[str], what: str) -> str:
+    """What a start takes, in words; `what` the unused ones are."""
+    parts = [f"{taken} of {taken + len(fresh)} parameters taken"]
+    parts += [f"fresh: {_few(fresh)}"] if fresh else []
+    return "; ".join([*parts, *([f"unused {what}: {_few(unused)}"] if unused else [])])
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shortened(name: str) -> Iterator[str]:
+    """A checkpoint's name as WEIGHTS may have it: by itself, then without one prefix after another."""
+    name = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+    last = ""
+    while name != last:
+        yield name
+        last, name = name, PREFIX.sub("", name)
+
+
+def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """({name of WEIGHTS: {layer: the checkpoint's name}}, the checkpoint's names that are none of WEIGHTS)."""
+    patterns = {name: re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")) for name in names}
+    found: dict[str, dict[int, str]] = {}
+    unknown = []
+    for theirs in tensors:
+        hits = ((n, m) for short in _shortened(theirs) for n, p in patterns.items() if (m := p.fullmatch(short)))
+        name, match = next(hits, ("", None))
+        if match is None:
+            unknown.append(theirs)
+            continue
+        before = found.setdefault(name, {}).setdefault(int(match[1]) if match.groups() else 0, theirs)
+        if before != theirs:
+            raise UsageError(f"{before!r} and {theirs!r} are both {name!r}")
+    return found, unknown
+
+
+def _check_unused(
+    names: Mapping[str, str], found: Any, unknown: Sequence[str], paths: Sequence[str], only: str
+) -> None:
+    """Refuses tensors of the body that no parameter takes."""
+    for name, layers in found.items():
+        path = names[name]
+        if path and path not in paths and re.search(only, path) and not HEADS.search(path):
+            raise UsageError(f"{layers[min(layers)]!r} is {path!r}, which this model lacks{nearest(path, paths)}")
+    stacks = {name.partition("{}")[0] for name, path in names.items() if "{}" in name and re.search(only, path)}
+    in_layer = re.compile("|".join(rf"{re.escape(stack)}\d" for stack in stacks) or r"(?!)")
+    for theirs in unknown:
+        if any(in_layer.match(short) for short in _shortened(theirs)):
+            raise UsageError(f"{theirs!r} is of a layer, and no parameter of this model{nearest(theirs, names)}")
+
+
+def _stacked(
+    name: str, layers: Mapping[int, str], tensors: Mapping[str, np.ndarray], path: str, x: Any, cut: list[str]
+) -> np.ndarray:
+    """The tensors of one name as the parameter `path`, of the shape of `x`; what is cut off is noted in `cut`."""
+    count, shape = (x.shape[0], x.shape[1:]) if "{}" in name else (1, x.shape)
+    lacking = sorted(set(range(count)) - set(layers))
+    if lacking:
+        wanted = name.replace("{}", str(lacking[0]))
+        raise UsageError(f"no {wanted!r} for {path!r}: the file has {len(layers)} of the model's {count} layers")
+    if len(layers) > count:
+        raise UsageError(f"{layers[max(layers)]!r}: the file has {max(layers) + 1} layers, the model {count}")
+    out = []
+    for layer in range(count):
+        tensor = tensors[layers[layer]]
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
+        part = _layout(path, np.asarray(tensor, np.float32))
+        if path == "embed/positions" and part.ndim and len(part) > shape[0]:
+            cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
+            part = part[: shape[0]]
+        # Sides may be split or joined, but not exchanged: an end of one of theirs is an end of one of ours.
+        ends = set(np.cumprod(shape).tolist())
+        if part.size != np.prod(shape) or not set(np.cumprod(part.shape).tolist()) <= ends:
+            raise UsageError(
+                f"{layers[layer]!r} is {list(tensor.shape)}, where {path!r} is {list(shape)}"
+                + (" a layer" if "{}" in name else "")
+            )
+        out.append(part.reshape(shape))
+    return np.stack(out) if "{}" in name else out[0]
+
+
+def _layout(path: str, tensor: np.ndarray) -> np.ndarray:
+    """A table stays as it is; of any other matrix the input side comes first here."""
+    return tensor if tensor.ndim != 2 or re.search(tree.EMBEDDINGS, path) else tensor.T
