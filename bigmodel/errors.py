@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -68,3 +69,23 @@ def choose(what: str, value: Any, options: Iterable[str]) -> Any:
             names = [*names, f"{others} more"]
         raise UsageError(f"{what}: {value!r} is not one of {', '.join(names)}{hint}")
     return value
+
+
+def check_ranges(prefix: str, values: Any, **intervals: str) -> None:
+    """Raises UsageError for the first of `values` outside its interval.
+
+    Args:
+      prefix: named before the key, as 'config.train.' or '--'.
+      values: a mapping, or an object with attributes.
+      intervals: key -> interval in mathematical notation, as "[1, inf)" or "(0, 1]". NaN is in none.
+    """
+    for key, interval in intervals.items():
+        value = values[key] if hasattr(values, "__getitem__") else getattr(values, key)
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        above = value > low if interval[0] == "(" else value >= low
+        below = value < high if interval[-1] == ")" else value <= high
+        if above and below:
+            continue
+        kind = {"(": "above", "[": "at least"}[interval[0]]
+        wanted = f"{kind} {interval[1:-1].split(',')[0]}" if high == math.inf else f"in {interval}"
+        raise UsageError(f"{prefix}{key.replace('_', '-') if prefix == '--' else key}={value!r}: must be {wanted}")
