@@ -37,9 +37,6 @@ def verb(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-# ----------------------------------------------------------------------------- shared arguments
-
-
 def config_arguments(parser: Parser) -> None:
     parser.add_argument("path", nargs="?", help="the config.json of an earlier run")
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a file with get_config(), e.g. experiments/gpt.py")
@@ -61,9 +58,6 @@ def topology_arguments(parser: Parser, required: bool = False) -> None:
     parser.add_argument("--slices", type=int, default=1, metavar="K", help="number of slices of that topology")
 
 
-# ----------------------------------------------------------------------------------------- JAX
-
-
 def start_jax(args: Args) -> None:
     """Sets up devices, processes and the persistent compilation cache; called before JAX is used."""
     import jax
@@ -83,9 +77,6 @@ def start_jax(args: Args) -> None:
     processes.no_tpu_here()
     if hasattr(args, "coordinator"):
         processes.join(args.coordinator or "", args.processes, args.process)
-
-
-# -------------------------------------------------------------------------------------- output
 
 
 def print_json(value: Any) -> None:

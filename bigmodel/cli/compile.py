@@ -1,13 +1,9 @@
 """Compile the train step of a config for TPUs that are not there.
 
-Reports what one chip would hold, send and compute: exact bytes of XLA's buffers, collectives counted with their loops,
-FLOPs from the model's formula, and a roofline of the step's time from published peaks, which is a model and not a
-measurement. Needs the package libtpu (of jax[tpu]) and minutes of CPU.
-
-Without --config.run.mesh.AXIS=K it takes the fastest layout whose estimate fits; `bigmodel plan --topology` lists them.
-A program that does not fit ends with exit code 2 and one line with the shortfall and the cheapest remedies. Writes
-OUT.json and OUT.png. Programs are cached by hash in runs/compile/cache. With --save it also writes OUT.executable, and
-prints the flags of a run that uses it instead of compiling.
+Reports XLA's bytes on one chip, the collectives, FLOPs from the model's formula, and a roofline of the step's time,
+which is a model and not a measurement. Without --config.run.mesh.AXIS=K it takes the fastest layout whose estimate
+fits. A program that does not fit ends with exit code 2, and one line names the cheapest remedies. Programs are cached
+in runs/compile/cache. Needs the package libtpu (of jax[tpu]) and minutes of CPU.
 
 Examples:
   bigmodel compile --config=experiments/gpt3.py:1.3b --topology=v5e:4x4 --config.train.batch_size=64
@@ -32,7 +28,7 @@ def arguments(parser: cli.Parser) -> None:
     parser.add_argument("--sweep", metavar="FILE", help="compile every row of a sweep file")
     parser.add_argument("--out", metavar="STEM", help="write STEM.json and STEM.png (default: runs/compile/NAME)")
     parser.add_argument("--no-cache", action="store_true", help="compile programs that are in the cache too")
-    parser.add_argument("--save", action="store_true", help="save the compiled step as STEM.executable")
+    parser.add_argument("--save", action="store_true", help="write STEM.executable, which run.executable reads")
 
 
 def run(args: cli.Args, overrides: cli.Overrides) -> int:
@@ -110,9 +106,6 @@ def _sweep(args: cli.Args, overrides: cli.Overrides, topology: Any, stem: Path) 
     return 1 if failed else 0
 
 
-# ------------------------------------------------------------------------------------- topology
-
-
 def topology_of(args: cli.Args) -> Any:
     from bigmodel.pods.layout import Topology
 
@@ -149,9 +142,6 @@ def refusal(cfg: Any, topology: Any, e: Any) -> str:
         )
     advice = "; ".join(parts) or "no remedy is known: fewer parameters, or a larger topology"
     return f"{label(topology)}: {e}. The cheapest remedies: {advice}"
-
-
-# -------------------------------------------------------------------------------------- reports
 
 
 def _proved(unfrozen: Any, given: set[str], topology: Any, args: Any, say: Any, save: str = "") -> dict[str, Any]:

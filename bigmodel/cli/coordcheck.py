@@ -1,8 +1,8 @@
 """Check that hyper-parameters transfer across width or depth.
 
 Trains every width (or depth) for a few steps, and measures how the size of activations and of their change grows with
-it. Where hyper-parameters transfer, the slopes are 0 within 0.1. The smallest width or depth is the base. Writes
-coords.csv, slopes.json and coords.png, .svg and .pdf. Exit code 1: the last parametrization does not pass.
+it. Where hyper-parameters transfer, the slopes are 0 within 0.1. The smallest width or depth is the base. Writes a
+table, slopes.json and a figure. Exit code 1: the last parametrization does not pass.
 
 Examples:
   bigmodel coordcheck --config=experiments/prose.py --widths=32,64,128,256

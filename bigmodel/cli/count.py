@@ -5,7 +5,7 @@ N is counted in three conventions: total, nonembedding and kaplan.
 Examples:
   bigmodel count gpt3-175b
   bigmodel count --config=experiments/gpt.py --config.model.width=128
-  bigmodel count list                                  the published models
+  bigmodel count list    # the published models
 """
 
 from typing import Any

@@ -8,10 +8,9 @@ engine's own client. Only runs without a result are launched. --config.run.KEY=V
   sky      SkyPilot managed jobs on TPU slices: checked against its schema, but never executed by us
 
 Examples:
-  bigmodel sweep plan sweeps/demo.py
   bigmodel launch runs/demo --engine=slurm --max=4 --processes=2 --time=24:00:00 --print
   bigmodel launch runs/demo --engine=sky --topology=v5p:8x8x8 --bucket=gs://mine/runs/demo \\
-      --config.run.data_dir=gs://mine/data --print     after `bigmodel upload` of the data and of runs/demo
+      --config.run.data_dir=gs://mine/data --print    # after `bigmodel upload` of the data and of runs/demo
 """
 
 import shlex
@@ -62,7 +61,7 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
             print(f"# ---- {name}\n{text}", end="")
         return 0
     if shutil.which(engine.CLIENT) is None:
-        raise UsageError(f"launch: {args.engine} needs {engine.CLIENT!r}, which is not here; --print shows the text")
+        raise UsageError(f"launch: {engine.CLIENT!r}, which --engine={args.engine} calls, is not installed")
     home = Path(job.home)
     with writing(home):
         home.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ From text to a law:
 import argparse
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,6 @@ def verb_parsers(top: Parser) -> dict[str, Parser]:
     return next(a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction))
 
 
-REPEATABLE = ("against", "option", "points")  # arguments that are lists
 NO_PATHS = ("command", "name", "option", "bucket", "coordinator", "where")
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # what reads the files of a bucket
 
@@ -74,8 +74,6 @@ def check_paths(args: cli.Args, overrides: cli.Overrides) -> None:
     verb, used = args.verb, []
     cloud = getattr(cli.verb(verb), "CLOUD", ())
     for name, value in vars(args).items():
-        if isinstance(value, list) and name not in REPEATABLE:  # argparse's answer to --flag=--
-            raise UsageError(f"{verb}: --{name} needs a value")
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str) or name in NO_PATHS:
                 continue
@@ -100,8 +98,11 @@ def check_paths(args: cli.Args, overrides: cli.Overrides) -> None:
 
 
 def _parse(args: list[str]) -> tuple[cli.Args, cli.Overrides]:
-    if any("\0" in arg for arg in args):
-        raise UsageError("an argument contains a NUL character")
+    for arg in args:
+        if "\0" in arg:
+            raise UsageError("an argument contains a NUL character")
+        if re.fullmatch("--[a-z-]+=--", arg):  # argparse would take it for an empty list
+            raise UsageError(f"{arg.partition('=')[0]} needs a value")
     overrides, rest = config.parse_flags(args)
     top = parser()
     known, unknown = top.parse_known_args(rest)

@@ -7,8 +7,8 @@ Exit code 1: a row is not ok.
 
 Examples:
   bigmodel paper list
-  bigmodel paper gpt3                                         the 8 sizes of Table 2.1
-  bigmodel paper chinchilla --points=points/ --out=tables/    also what needs the published runs
+  bigmodel paper gpt3                                         # the 8 sizes of Table 2.1
+  bigmodel paper chinchilla --points=points/ --out=tables/    # also what needs the published runs
 """
 
 from bigmodel import cli

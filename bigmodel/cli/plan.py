@@ -1,11 +1,9 @@
 """Choose the next model from a fitted law, or its layout on a pod.
 
-From a law: gives size, data and compute with intervals, how far they extrapolate, the cost of missing the size, the
-nearest model that can be built, and the next runs that would narrow the answer most. Give one of --flops, --params
-(the compute for which that size is best), --tokens, or --loss (the cheapest way to it). With --inference-tokens a
-budget pays for training and inference, so the best model is smaller and trained on more data.
-
-With --topology instead of --law: lists the meshes whose estimated memory fits, fastest first.
+Give one of --flops, --params, --tokens and --loss. Prints size, data and compute with intervals, how far they
+extrapolate, the cost of another size, the nearest model that can be built, and the next runs that would narrow the
+answer most. With --inference-tokens the best model is smaller and trained on more data. With --topology instead of
+--law: lists the meshes whose estimated memory fits, fastest first.
 
 Examples:
   bigmodel plan --law=fit.json --flops=1e23 --family=decoder

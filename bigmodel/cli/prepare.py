@@ -1,12 +1,9 @@
 """Download or read a corpus and write it as token shards.
 
 SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .md, .jsonl, .json (also .gz or .zst) or
-.parquet, or hf:OWNER/NAME, a Hugging Face dataset. Whole documents are split into training and validation; long ones
-are cut first if validation would otherwise get most of the text. A note counts what was left out. SOURCE may also be a
-task with labels or translations, a set of images, or published weights; the list names them.
-
-A killed command continues where it stopped. If the source and the tokenizer have not changed, finished data are left as
-they are; damaged shards are written again.
+.parquet, or hf:OWNER/NAME, a Hugging Face dataset. The list also names tasks with labels or translations, images, and
+published weights. Documents, not windows, are split into training and validation. A note counts what was left out.
+The command continues where it was killed; it leaves finished data as they are, and writes damaged shards again.
 
 Examples:
   bigmodel prepare news --out=data/news-bytes

@@ -40,6 +40,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 
 def _report(args: cli.Args, is_sweep: bool) -> int:
     from bigmodel.laws import stored
+    from bigmodel.run import view
 
     folder = Path(args.runs) / Path(args.file).stem if is_sweep else Path(args.file)
     results = sorted(folder.glob("*/result.json"))
@@ -48,7 +49,7 @@ def _report(args: cli.Args, is_sweep: bool) -> int:
     out = Path(args.out or folder / "report")
     configs = [path for path in folder.glob("*/config.json") if path.is_file()]
     code = [Path(name) for name in (args.file, args.law) if name.endswith(".py")]
-    mode = _wandb_mode([path.with_name("config.json") for path in results])
+    mode = view.wandb_mode(_logged([path.with_name("config.json") for path in results]))
     options = {"file": args.file, "folder": str(folder), "law": args.law, "earlier": args.earlier, "wandb": mode}
     key = stored.key([*results, *configs, folder / "plan.jsonl", *code], options)
     if (text := stored.text(out, key)) is not None:
@@ -76,7 +77,9 @@ def _report(args: cli.Args, is_sweep: bool) -> int:
     else:
         with writing(out):
             stored.write(out, key, text)
-    _log(out, mode, folder.name)
+    wandb = view.View()
+    wandb.summary(out, mode, folder.name)
+    wandb.close(seconds=5.0)
     return _print(args, numbers, text, out / "index.html")
 
 
@@ -98,25 +101,15 @@ def _write(args: cli.Args, folder: Path, results: list[Path], out: Path, title: 
     return fit.to_json(result), report.law_text(result)
 
 
-def _wandb_mode(configs: list[Path]) -> str:
-    """How the report is logged to W&B: as the runs were, if any was."""
-    from bigmodel.run import view
-
+def _logged(configs: list[Path]) -> str:
+    """How runs were logged to W&B: "online" or "offline" if any was, else "off"."""
     modes = set()
     for path in configs:
         try:
             modes.add(json.loads(path.read_text(encoding="utf-8"))["run"]["wandb"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damaged, or of another program
             continue
-    return view.wandb_mode("online" if "online" in modes else "offline" if "offline" in modes else "off")
-
-
-def _log(out: Path, mode: str, name: str) -> None:
-    from bigmodel.run import view
-
-    wandb = view.View()
-    wandb.summary(out, mode, name)
-    wandb.close(seconds=5.0)
+    return "online" if "online" in modes else "offline" if "offline" in modes else "off"
 
 
 def _print(args: cli.Args, numbers: dict[str, Any], text: str, path: Path, state: str = "") -> int:

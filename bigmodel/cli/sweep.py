@@ -4,9 +4,9 @@
   bigmodel sweep run FILE       trains the runs that are missing; it can be killed and repeated at any time
   bigmodel sweep status FILE    counts runs: done, running, interrupted, failed, pending; reads files only
 
-Runs are stored in RUNS/<name of the file>/, beside plan.jsonl, which lists them. `run` and `plan --write` add rows to
-plan.jsonl; `plan` alone only creates it. Rows that the file no longer defines are marked as superseded: their runs
-stay, and fits leave them out. --config.SECTION.KEY=VALUE overrides an option in every row.
+Runs are stored in RUNS/<name of the file>/. Its plan.jsonl lists them; `run` and `plan --write` add rows to it. Rows
+that the file no longer defines are superseded: their runs stay, and fits leave them out. --config.SECTION.KEY=VALUE
+overrides an option in every row.
 
 Examples:
   bigmodel sweep plan sweeps/digits.py

@@ -6,7 +6,7 @@ Writes config.json, metrics.jsonl, checkpoints/ and result.json.
 
 Examples:
   bigmodel train --config=experiments/digits.py --config.model.width=128 --config.optim.lr=0.001
-  bigmodel train runs/0123456789ab/config.json         continues that run in its own folder
+  bigmodel train runs/0123456789ab/config.json    # continues that run in its own folder
 """
 
 from bigmodel import cli, config

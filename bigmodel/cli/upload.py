@@ -4,8 +4,8 @@ For machines that share no disk, such as TPU slices. Data are first checked agai
 The manifest is copied last, so where it is, everything is. What is already there is not copied again.
 
 Examples:
-  bigmodel upload data/news-bytes gs://mine/data       then train with --config.run.data_dir=gs://mine/data
-  bigmodel upload runs/demo gs://mine/runs             copies runs/demo/plan.jsonl only
+  bigmodel upload data/news-bytes gs://mine/data    # then train with --config.run.data_dir=gs://mine/data
+  bigmodel upload runs/demo gs://mine/runs          # copies runs/demo/plan.jsonl only
 """
 
 import hashlib
