@@ -101,7 +101,7 @@ def _parse(args: list[str]) -> tuple[cli.Args, cli.Overrides]:
     for arg in args:
         if "\0" in arg:
             raise UsageError("an argument contains a NUL character")
-        if re.fullmatch("--[a-z-]+=--", arg):  # argparse would take it for an empty list
+        if re.fullmatch("--[A-Za-z-]+=--", arg):  # argparse would take it for an empty list
             raise UsageError(f"{arg.partition('=')[0]} needs a value")
     overrides, rest = config.parse_flags(args)
     top = parser()

@@ -75,19 +75,20 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
             if args.out or args.next_flops is not None or args.next_runs < 1:
                 raise
             lines.append(str(e).removeprefix("plan: "))
-    configs: list[dict[str, Any]] = []
+    flags: list[str] = []
     if base is None:
         lines.append("config: --family=NAME or --config=experiments/NAME.py gives the nearest model that can be built")
     else:
-        configs = _build(args, base, law, counted, out, lines, unit)
-    if out["next"]:
         from bigmodel.study import rungs
 
-        lines.append(design.text(out["next"], [rungs.flags(c) for c in configs]))
-        if args.out:
-            title = f"The next runs for the law of {args.law}, to narrow {design.TARGETS[args.target]}."
-            written = rungs.write_sweep(args.out, base, configs, title)
-            lines.append(f"{args.out}: {written} rows; `bigmodel sweep plan {args.out}`")
+        configs = _build(args, base, law, counted, out, lines, unit)
+        flags = [rungs.flags(c) for c in configs]
+    if out["next"]:
+        lines.append(design.text(out["next"], flags))
+    if args.out:
+        title = f"The next runs for the law of {args.law}, to narrow {design.TARGETS[args.target]}."
+        written = rungs.write_sweep(args.out, base, configs, title)
+        lines.append(f"{args.out}: {written} rows; `bigmodel sweep plan {args.out}`")
     cli.print_json(out) if args.json else print("\n".join(lines))
     return 0
 
