@@ -42,8 +42,8 @@ def thousand(tmp_path):
 
 MEASURE = """
 import sys
-from bigmodel.cli import main
-code = main.main(sys.argv[1:])
+from bigmodel.cli import main as cli
+code = cli.main(sys.argv[1:])
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))  # since exec
 print(peak, "jax" in sys.modules, file=sys.stderr)
 sys.exit(code)

@@ -30,14 +30,14 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
     cli.start_jax(args)
     from etils import epath
 
-    from bigmodel.run import budget, identity, loop
+    from bigmodel.run import budget, identity, session
 
     runs = args.runs or "runs"
     if args.path and not args.runs:  # the config.json of a run continues in the folder of that run
         own = epath.Path(args.path).parent
         if own.name == identity.run_id(budget.finalize(unfrozen)):
             runs = str(own.parent)
-    result = loop.train(unfrozen, runs, name=args.name)
+    result = session.train(unfrozen, runs, name=args.name)
     home = f"{runs}/{result['run_id']}"
     if args.json:
         cli.print_json(result)

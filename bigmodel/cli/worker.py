@@ -66,12 +66,12 @@ def _train(cfg: Any, folder: Any, home: Any, label: str, overridden: bool) -> in
     """The exit code of a row's training, whose errors are printed and, if they are final, recorded."""
     import jax
 
-    from bigmodel.run import claims, loop, processes, record
+    from bigmodel.run import claims, processes, record, session
 
     os.environ[claims.AS_JOB] = "1"
     alone = jax.process_count() == 1
     try:
-        result, trained = loop.attempt(cfg, str(folder), name=label, group=folder.name)
+        result, trained = session.attempt(cfg, str(folder), name=label, group=folder.name)
     except (Retry, errors.Unavailable) as e:
         print(f"bigmodel: {e}", file=sys.stderr)
         code = EXIT_RETRY
