@@ -104,6 +104,15 @@ def test_the_text_for_an_engine(engine, more):
         assert text == (GOLDEN / name).read_text(), name
 
 
+def test_an_engine_of_the_users_own(tmp_path, capsys):
+    folder = two_rows(tmp_path / "x")
+    (tmp_path / "mine.py").write_text(
+        'CLIENT = COMMAND = "cat"\ndef render(job): return {"mine.txt": f"{job.ids} {job.processes}\\n"}\n'
+    )
+    assert main.main(["launch", str(folder), f"--engine={tmp_path}/mine.py", "--print", "--processes=3"]) == 0
+    assert capsys.readouterr().out == "# ---- mine.txt\n('0a', '1b') 3\n"
+
+
 def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_path):
     rows = [{"run_id": f"{i}", "config": {}, "overrides": {}, "superseded": i == 3} for i in range(5)]
     (tmp_path / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -29,7 +29,7 @@ CONFIGURED, CLOUD = True, ("folder", "runs")
 
 def arguments(parser: cli.Parser) -> None:
     parser.add_argument("folder", help="the sweep's folder of runs, or its sweep file")
-    parser.add_argument("--engine", required=True, help="local, slurm or sky")
+    parser.add_argument("--engine", required=True, help="local, slurm, sky, or a .py file like theirs")
     parser.add_argument("--print", action="store_true", help="print the scripts; write and start nothing")
     parser.add_argument("--runs", default="runs", help="folder of runs, local or gs://")
     parser.add_argument("--max", type=int, default=1, help="runs at once")

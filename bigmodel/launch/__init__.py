@@ -1,6 +1,6 @@
-"""Engines that exist: one file renders plain text for one engine and names its client. Imports errors and files alone.
+"""Engines: one file renders plain text for one engine, and names its client. Imports config, errors and files alone.
 
-An engine's file has
+An engine's file, here or of the user's, has
 
     render(job)    file name -> text; the first file is the argument of COMMAND
     COMMAND        the command that takes the written first file
@@ -9,13 +9,11 @@ An engine's file has
 and nothing that polls: the state of runs is in their files, and restarting them is the engine's job.
 """
 
-import importlib
 import re
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-from bigmodel import errors, files
+from bigmodel import config, errors, files
 from bigmodel.errors import UsageError
 
 ENGINES = ("local", "slurm", "sky")
@@ -54,9 +52,8 @@ class Job:
     slices: int = 1
 
 
-def engine(name: str) -> ModuleType:
-    errors.choose("--engine", name, ENGINES)
-    return importlib.import_module(f"bigmodel.launch.{name}")
+def engine(name: str) -> Any:
+    return config.plugin("engines", name, "bigmodel.launch", ENGINES, "--engine")
 
 
 def row_of(folder: Any, run_id: str = "", index: int = -1) -> dict[str, Any]:
