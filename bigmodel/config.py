@@ -81,13 +81,18 @@ def plugin(kind: str, name: str, package: str, own: Iterable[str], what: str = "
       UsageError: there is none of this name, or it can't be imported.
     """
     if name.endswith(".py"):
-        return load_module(name, what.rpartition(".")[2] or kind)
+        return load_module(name, what.rpartition(".")[2])
     if name in own:
         return importlib.import_module(f"{package}.{name.replace('-', '_')}")
     entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=f"bigmodel.{kind}")}
     choose(what, name, [*own, *entries])
     with user_code(entries[name].value, f"{kind} entry point"):
         return entries[name].load()
+
+
+def plugin_name(name: str) -> str:
+    """What names a family or source in a run's id: of a user's file its name without the folder."""
+    return Path(name).name if name.endswith(".py") else name
 
 
 def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigDict:

@@ -6,18 +6,17 @@ Imports config and files alone.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from etils import epath
 
-from bigmodel.errors import NoData, Unavailable, UsageError, choose, nearest
+from bigmodel.config import plugin
+from bigmodel.errors import NoData, Unavailable, UsageError, nearest
 from bigmodel.files import check_path, has_sha256, is_whole
 
 _PARTS = {"loader", "__init__"}
@@ -147,6 +146,5 @@ def names() -> list[str]:
 
 
 def source(name: str) -> Any:
-    choose("config.data.source", name, names())
-    module: ModuleType = importlib.import_module(f"bigmodel.data.{name}")
-    return module
+    """A source by its name, the path of a file of the user's, or as an entry point `bigmodel.sources`."""
+    return plugin("sources", name, __name__, names(), "config.data.source")
