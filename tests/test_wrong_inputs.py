@@ -254,8 +254,13 @@ case("less than a step", train_gpt(train__steps=0, train__tokens=10), "less than
 case("lr 0", train_gpt(optim__lr=0), "config.optim.lr=0", "above 0")
 case("beta 1 in float32", train_gpt(optim__b2=0.99999999), "config.optim.b2=0.99999999", "must be in [0, 0.99999997)")
 case("eps 0 in float32", train_gpt(optim__eps=1e-46), "config.optim.eps=1e-46", "at least 1e-37")
-case("decay beyond float32", train_gpt(optim__weight_decay=1e38), "config.optim.weight_decay=1e+38", "must be in [0, 1e+09]")
-case("regular expression", train_gpt(optim__decay_exclude="(bias"), "config.optim.decay_exclude='(bias'", "regex")
+case(
+    "decay beyond float32",
+    train_gpt(optim__weight_decay=1e38),
+    "config.optim.weight_decay=1e+38",
+    "must be in [0, 1e+09]",
+)
+case("regex", train_gpt(optim__decay_exclude="(bias"), "config.optim.decay_exclude='(bias'", "regular expression")
 case("mesh", train_gpt(run__mesh__data=3), "config.run.mesh", "1 devices")
 case("mesh of -1 twice", train_gpt(run__mesh__fsdp=-1), "config.run.mesh", "at most one is -1")
 case("W&B mode", train_gpt(run__wandb="onlin"), "config.run.wandb", "'onlin'", "did you mean 'online'")
