@@ -1,24 +1,24 @@
 """Coordinate check: do activations and their changes keep their size as width or depth grows?
 
-A parametrisation keeps what training does to each layer independent of the shape; whether code really does so shows in
-the first steps (Yang et al. 2022, arXiv:2203.03466, appendix D.1): the root mean square of each module's output, and of
-its change since the start, against width or depth on logarithmic axes. Hyper-parameter transfer needs slopes of 0.
+A parametrisation should keep what training does to each layer independent of the shape. The first steps show whether
+the code does so (Yang et al. 2022, arXiv:2203.03466, appendix D.1): the root mean square of each module's output, and
+of its change since the start, against width or depth on logarithmic axes. Hyperparameter transfer needs slopes of 0.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from ml_collections import ConfigDict
 
 from bigmodel import config, data, models, tree
 from bigmodel.data import loader
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.ops import sharding
 from bigmodel.run import budget, parametrize, program
 
@@ -38,18 +38,18 @@ def measure(
     """Rows of module, size, step, rms and change, for every parametrisation, size and seed.
 
     Args:
-      start: an experiment's config; its rate, batch and the other dimension stay as they are.
-      axis: "width" or "depth"; sizes: its values. The first is the base of the parametrisation.
-      steps: optimizer steps at the full rate; a row for 0 too.
+      start: an experiment's config; its rate, batch and other dimension are kept.
+      axis: "width" or "depth".
+      sizes: values of the axis. The smallest is the base of the parametrisation.
+      steps: optimizer steps at the full rate; there is a row for step 0 too.
 
     Raises:
-      UsageError: a family without parametrisations, fewer than two sizes, or one that can't be built.
+      UsageError: a family without parametrisations, fewer than two sizes, or a size that can't be built.
     """
     choose("coordcheck", axis, ["width", "depth"])
     if len(set(sizes)) < 2:
         raise UsageError(f"coordcheck: give at least two {axis}s")
-    if not (1 <= steps <= 10_000 and 1 <= seeds <= 1000):
-        raise UsageError("coordcheck: --steps must be 1 to 10,000, and --seeds 1 to 1,000")
+    check_ranges("coordcheck: --", {"steps": steps, "seeds": seeds}, steps="[1, 10000]", seeds="[1, 1000]")
     if "parametrization" not in start.model:
         raise UsageError(f"coordcheck: family {start.family!r} has no parametrizations")
     frozen = []
@@ -69,7 +69,7 @@ def measure(
 
 
 def shaped(start: ConfigDict, name: str, axis: str, size: int, base: int) -> Any:
-    """The frozen config of one width or depth, under a parametrisation whose base is the least of them."""
+    """The frozen config of one width or depth, with the parametrisation's base at the width or depth `base`."""
     rung = models.family(start.family).rung
     width, depth = start.model.width, start.model.depth
     own = rung(size, depth) if axis == "width" else rung(width, size)
@@ -132,29 +132,24 @@ def _first_steps(cfg: Any, steps: int, seed: int) -> Iterator[Row]:
 
 
 def slopes(rows: Sequence[Row]) -> list[Row]:
-    """Of each module's rms and change after the last step: d ln / d ln size, over the mean of the seeds.
+    """For each module, d ln / d ln size of its rms and change after the last step, of the mean over seeds.
 
-    `ok`: its change's slope is within LIMIT. An output may start smaller at larger widths, as a readout does under muP,
-    so that rms is shown and not judged.
+    `ok`: the slope of the change is within LIMIT. The slope of the rms is not judged: an output may start smaller at
+    larger widths, as a readout does under muP.
     """
-    last = max(r["step"] for r in rows)
+    frame = pd.DataFrame(rows)
+    last = frame[frame["step"] == frame["step"].max()]
     out: list[Row] = []
-    for name in dict.fromkeys(r["parametrization"] for r in rows):
-        for module in dict.fromkeys(r["module"] for r in rows):
-            here = [r for r in rows if (r["parametrization"], r["module"], r["step"]) == (name, module, last)]
-            sizes = sorted({r["size"] for r in here})
-
-            def slope(what: str, here: list[Row] = here, sizes: list[int] = sizes) -> float:
-                means = [np.mean([r[what] for r in here if r["size"] == s]) for s in sizes]
-                if not all(m > 0 and math.isfinite(m) for m in means):
-                    return math.nan
-                return float(np.polyfit(np.log(sizes), np.log(means), 1)[0])
-
-            change = slope("change")
-            out.append(
-                {
-                    "parametrization": name, "module": module, "rms": slope("rms"), "change": change,
-                    "ok": bool(abs(change) <= LIMIT),
-                }
-            )  # fmt: skip
+    for (name, module), here in last.groupby(["parametrization", "module"], sort=False):
+        means = here.groupby("size")[["rms", "change"]].agg(lambda x: x.to_numpy().mean())
+        rms, change = _slope(means["rms"]), _slope(means["change"])
+        ok = bool(abs(change) <= LIMIT)
+        out.append({"parametrization": name, "module": module, "rms": rms, "change": change, "ok": ok})
     return out
+
+
+def _slope(means: pd.Series) -> float:
+    """d ln / d ln of the index; NaN if a value has no logarithm."""
+    if not (np.isfinite(means) & (means > 0)).all():
+        return float("nan")
+    return float(np.polyfit(np.log(means.index), np.log(means), 1)[0])

@@ -210,6 +210,8 @@ def _interpolate(tried: Mapping[tuple[int, int], int], shapes: np.ndarray) -> np
         return np.stack([d * w * w, w * w, d * w, w, np.ones_like(w)], axis=1)
 
     known = {shape: n for shape, n in tried.items() if n}
+    if not known:
+        return np.ones(len(shapes))
     matrix = features(np.array(list(known))) / np.array(list(known.values()), dtype=float)[:, None]
     scale = np.maximum(np.abs(matrix).max(axis=0), 1e-300)
     solution = np.linalg.lstsq(matrix / scale, np.ones(len(known)), rcond=1e-10)[0]
