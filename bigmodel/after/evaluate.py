@@ -41,11 +41,7 @@ class Run:
 
 
 def restore(folder: str, data_dir: str = "") -> Run:
-    """The run in `folder`, on one device.
-
-    Raises:
-      UsageError: there is no finished run, or its data or checkpoint can't be read.
-    """
+    """The run in `folder`, on one device. UsageError: it is not finished, or its data or checkpoint can't be read."""
     home = epath.Path(folder)
     result = record.read_result(home)
     if result is None:
@@ -74,8 +70,7 @@ def _outputs(
 def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarray:
     """Mean loss (nats) of the token at each position of a window, given the tokens before it in the window: L.
 
-    Raises:
-      UsageError: the run's family doesn't predict running text token by token.
+    UsageError: the run's family doesn't predict running text token by token.
     """
     cfg = run.config.model
     if not run.family.likelihood(cfg) or "tokens" not in run.family.spec(cfg) or run.config.family == "encdec":

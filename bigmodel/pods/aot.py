@@ -66,11 +66,7 @@ def _quiet() -> Iterator[None]:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """libtpu's description of a topology's chips.
-
-    Raises:
-      UsageError: no libtpu, or no such topology.
-    """
+    """libtpu's description of a topology's chips. UsageError: no libtpu, or no such topology."""
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(f"compiling for TPUs needs the package libtpu: {files.install('jax[tpu]')}")
     processes.no_tpu_here()
@@ -127,10 +123,11 @@ def compile_step(lowered: Any) -> Any:
 
 
 def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> dict[str, Any]:
-    """The report of a config (as of `frozen`) on a topology. Bytes, FLOPs and seconds are per chip, unless a key of
-    `_measured` and `_of_config` says otherwise.
+    """The report of a config on a topology, with the keys of `_measured` and `_of_config`. Bytes, FLOPs and seconds
+    are per chip unless a key says otherwise.
 
     Args:
+      cfg: as of `frozen`.
       cache: a folder of reports by program hash, or None.
       save: where to write the executable, which is then compiled even if its report is cached; "": nowhere.
 
@@ -188,7 +185,8 @@ def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
         row["count"] += c.count
         # Between slices by rings as well: an all-reduce of S bytes over n sends 2 S (n-1)/n.
         row["bytes"] += c.count * c.bytes * (1.0 if c.group else 2 * (slices - 1) / slices)
-        row["dimensions"] = _dimensions(c.group, mesh) if c.group else 1
+        places = [mesh.devices.flat[i].coords for i in c.group]  # on the torus
+        row["dimensions"] = max(1, sum(len(set(x)) > 1 for x in zip(*places, strict=True)))
         row["network"] = "DCN" if "slices" in axis.split("+") and slices > 1 else "ICI"
     if slices > 1 and not any(row["network"] == "DCN" for row in found.values()):
         raise RuntimeError("nothing is sent between slices: this libtpu's programs are not understood")
@@ -204,12 +202,6 @@ def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
         "collectives": sorted(found.values(), key=lambda row: -row["bytes"]),
         "traffic_bytes": hlo.traffic(module),
     }
-
-
-def _dimensions(group: Any, mesh: Any) -> int:
-    """The number of dimensions of the torus that the chips of a group span."""
-    places = [mesh.devices.flat[i].coords for i in group]
-    return max(1, sum(len(set(xs)) > 1 for xs in zip(*places, strict=True)))
 
 
 def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str, Any]:

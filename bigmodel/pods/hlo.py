@@ -6,7 +6,6 @@ XLA's own analysis counts the body of a loop once; here it counts once per itera
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +19,8 @@ BYTES = {
 }  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
-INSTRUCTION = re.compile(
-    r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$"
-)  # name = type op(operands), attributes
+# name = type op(operands), attributes
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 # Instructions that move nothing themselves: names, views, and calls, whose insides are counted.
 FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota",
@@ -54,7 +52,7 @@ class Computation:
 
     @functools.cached_property
     def root(self) -> Instruction:
-        return next((i for i in self.instructions.values() if i.root), next(reversed(self.instructions.values())))
+        return next(i for i in self.instructions.values() if i.root)
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
@@ -131,9 +129,6 @@ def _calls(i: Instruction) -> list[str]:
     return [name for text in found for name in re.findall(r"%([\w.\-]+)", text)]
 
 
-# ---------------------------------------------------------------------------------------- loops
-
-
 def _trips(loop: Instruction, caller: Computation, module: Module) -> int:
     """Iterations of a while loop: the number that XLA notes (CPU), or else from its counter's constants (TPU)."""
     if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
@@ -181,9 +176,6 @@ def executed(module: Module) -> Iterator[tuple[Computation, int]]:
                     yield from visit(module[name], times)
 
     yield from visit(next(c for c in module.values() if c.entry), 1)
-
-
-# ---------------------------------------------------------------------------------- collectives
 
 
 STARTS = 'custom_call_target="AsyncCollectiveStart"'  # of a TPU's collective that other fusions continue
@@ -257,11 +249,11 @@ def _group(attributes: str, devices: int) -> tuple[int, ...]:
         axes = dict(re.findall(r"'(\w+)'=(\d+)", m[1]))
         named = set(re.findall(r"'(\w+)'", m[2]))
         ids = np.arange(devices).reshape([int(n) for n in axes.values()])
-        return tuple(int(x) for x in ids[tuple(slice(None) if a in named else 0 for a in axes)].ravel())
+        return tuple(ids[tuple(slice(None) if a in named else 0 for a in axes)].ravel().tolist())
     if m := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
         ids = np.arange(devices).reshape([int(x) for x in m[3].split(",")])
         ids = ids.transpose([int(x) for x in m[4].split(",")]) if m[4] else ids
-        return tuple(int(x) for x in ids.reshape(int(m[1]), int(m[2]))[0])
+        return tuple(ids.reshape(int(m[1]), int(m[2]))[0].tolist())
     if m := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return tuple(int(x) for x in m[1].split(",") if x)
     return tuple(range(devices))
@@ -269,12 +261,8 @@ def _group(attributes: str, devices: int) -> tuple[int, ...]:
 
 def axes_of(group: Sequence[int], shape: Mapping[str, int]) -> str:
     """The mesh axes that a group of partitions spans, joined by +, as 'data+fsdp'; '' for a single device."""
-    places = np.stack(np.unravel_index(np.asarray(group, int), tuple(shape.values())))
-    varies = [len(set(row.tolist())) > 1 for row in places]
-    return "+".join(itertools.compress(shape, varies))
-
-
-# --------------------------------------------------------------------------------------- memory
+    places = np.unravel_index(np.asarray(group, int), tuple(shape.values()))
+    return "+".join(axis for axis, place in zip(shape, places, strict=True) if np.ptp(place) > 0)
 
 
 def traffic(module: Module) -> float:

@@ -26,7 +26,7 @@ COUNTS = ("total", "nonembedding", "kaplan")  # which parameters N counts, in th
 # Kaplan et al. 2020 (arXiv:2001.08361), figure 5: between these ratios of width to depth the loss hardly changes.
 FLATTEST, DEEPEST = 200.0, 10.0
 CHECKED = 6  # candidates that are counted, of those with the best interpolated N
-MOST_DEPTH, MOST_WIDTH = 400, 10**6
+MOST_DEPTH = 400
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,7 @@ def of_family(name: str) -> Base:
 
 
 def of_config(path: str, overrides: Sequence[tuple[str, Any]] = ()) -> Base:
-    """The base of an experiment; its data decides sizes if it is there.
-
-    Raises:
-      UsageError: there is no such experiment, or it does not accept an override.
-    """
+    """The base of an experiment, with the sizes of its data if that is there. UsageError: a wrong path or override."""
     if ".py" not in path:  # a run's config.json: its ffn and head size were filled for one width
         raise UsageError(f"--config={path}: give the experiment, as experiments/gpt.py, and not a config made from it")
     unfrozen = config.load(path, overrides)
@@ -84,9 +80,6 @@ def of_config(path: str, overrides: Sequence[tuple[str, Any]] = ()) -> Base:
     # One step less: the horizon is rounded to whole steps.
     examples = info.train_examples * section.epochs - unfrozen.train.batch_size
     return Base(unfrozen.family, model, path, typed, float(info.units_per_example * examples), info.unit)
-
-
-# ------------------------------------------------------------------------------------------ search
 
 
 def build(base: Base, width: int, depth: int) -> Any:
@@ -179,8 +172,9 @@ def _first_guess(count: Callable[[int, int], int], params: float, ratio: float) 
     def excess(log_width: float) -> float:
         return math.log(max(1, count(*shape(log_width))) / params)
 
-    low, high = math.log(4), math.log(MOST_WIDTH)
-    root = optimize.brentq(excess, low, high, xtol=0.02) if excess(low) < 0 < excess(high) else low
+    # A transformer has N = 12 depth width^2 and its embeddings, an MLP 1/12 of that.
+    low, high = math.log(4), math.log(4 + 4 * (params * ratio / 12) ** (1 / 3))
+    root = optimize.brentq(excess, low, high, xtol=0.05) if excess(low) < 0 < excess(high) else low
     width, depth = shape(root)
     step = step_of(width)
     for neighbour in ((width + step, depth), (width, depth + 1), (max(step, width - step), max(1, depth - 1))):
@@ -218,17 +212,14 @@ def _interpolate(tried: Mapping[tuple[int, int], int], shapes: np.ndarray) -> np
     return features(shapes) / scale @ solution
 
 
-# ------------------------------------------------------------------------------------------- sweep
-
-
 def flags(built: Mapping[str, Any]) -> str:
-    """What to say on the command line for a config of `nearest` with its data "D"."""
+    """The command-line flags of a config of `nearest` with its data "D"."""
     pairs = {**built["overrides"], "train.tokens": built["D"]}
     return " ".join(f"--config.{key}={value}" for key, value in pairs.items())
 
 
 def text(built: Mapping[str, Any], unit: str = "tokens") -> str:
-    """A config of `nearest` in lines for a terminal."""
+    """A config of `nearest` as text for a terminal."""
     flops = built["train_flops_per_unit"] * built["D"]
     lines = [
         f"config: width {built['width']}, depth {built['depth']}: N {built['N']:,} by {built['count']} count "
@@ -240,10 +231,9 @@ def text(built: Mapping[str, Any], unit: str = "tokens") -> str:
 
 
 def write_sweep(path: str, base: Base, built: Sequence[Mapping[str, Any]], title: str) -> int:
-    """Writes a sweep file of configs of `nearest` with their data "D", for `bigmodel sweep`. How many rows.
+    """Writes a sweep file of configs of `nearest` with their data "D"; returns the number of rows.
 
-    Raises:
-      UsageError: there is such a file, or it can't be written.
+    UsageError: the file exists, or can't be written.
     """
     rows = [{**(base.overrides or {}), **b["overrides"], "train.tokens": b["D"]} for b in built]
     rows = [row for i, row in enumerate(rows) if row not in rows[:i]]

@@ -20,11 +20,7 @@ def folder_of(path: str, runs: str) -> epath.Path:
 
 
 def status(folder: epath.Path) -> list[dict[str, Any]]:
-    """The rows of the plan, each with its `state_of`.
-
-    Raises:
-      UsageError: there is no plan, or it is damaged.
-    """
+    """The rows of the plan, each with its `state_of`. UsageError: there is no plan, or it is damaged."""
     plan = files.read_plan(folder)
     for row in plan:
         for key, kind in (("overrides", dict), ("params", int), ("tokens", int), ("steps", int)):

@@ -151,8 +151,7 @@ def _tuned(unfrozen: Any, recipe: recipes.Recipe, given: set[str]) -> Row:
 def stored_plan(folder: epath.Path, path: str) -> list[Row]:
     """The rows of the folder's plan.jsonl; [] if there is none. A damaged one counts as none, with a note.
 
-    Raises:
-      UsageError: the folder belongs to another sweep file.
+    UsageError: the folder belongs to another sweep file.
     """
     if not (folder / "plan.jsonl").exists():
         return []
@@ -173,8 +172,7 @@ def write_plan(folder: epath.Path, plan: Sequence[Planned], path: str, overrides
     Rows of other overrides stay. A row of the same overrides that the sweep file no longer has is marked superseded
     if its run was started, and dropped if not. `status` lists superseded rows apart; fits leave them out.
 
-    Raises:
-      UsageError: the folder belongs to another sweep file, or can't be written.
+    UsageError: the folder belongs to another sweep file, or can't be written.
     """
     stored = stored_plan(folder, path)
     own = [{**item.to_dict(), "sweep": str(Path(path).resolve()), "overridden": list(overrides)} for item in plan]

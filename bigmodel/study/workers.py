@@ -22,23 +22,12 @@ from bigmodel.study.sweep import Planned
 
 
 def run(
-    path: str,
-    plan: Sequence[Planned],
-    folder: epath.Path,
-    *,
-    retry_failed: bool = False,
-    first: int = 0,
-    say: Any = print,
+    path: str, plan: Sequence[Planned], folder: epath.Path, retry_failed: bool = False, first: int = 0, say: Any = print
 ) -> dict[str, int]:
     """Trains the rows of a plan in this process, with one compilation per shape.
 
-    Skips finished runs, failed runs (unless `retry_failed`) and runs that another process holds.
-
-    Args:
-      first: the row to begin with, so that parallel workers begin at different rows.
-
-    Returns:
-      The number of rows trained, skipped, failed, busy.
+    Skips finished runs, failed runs (unless `retry_failed`) and runs that another process holds. Parallel workers begin
+    at different rows, `first`. Returns the number of rows trained, skipped, failed and busy.
 
     Raises:
       Retry: interrupted, the disk is full, or data or device are lost.
