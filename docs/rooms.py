@@ -1,7 +1,7 @@
 """The picture of rooms in docs/architecture.md: floors, lines and imports, read from the package.
 
-    python docs/rooms.py            # writes it between the markers there
-    python docs/rooms.py --print
+python docs/rooms.py            # writes it between the markers there
+python docs/rooms.py --print
 """
 
 import ast
@@ -72,7 +72,12 @@ def picture():
     for room in found:
         out += [f"  {room} --> {below}" for below in needed(found, room)]
     levels = floors(found)
-    out += ["```", "", f"{len(found)} rooms on {len(levels)} floors, {arrows} imports between them, {total:,} lines.", ""]
+    out += [
+        "```",
+        "",
+        f"{len(found)} rooms on {len(levels)} floors, {arrows} imports between them, {total:,} lines.",
+        "",
+    ]
     out += ["| floor | room | lines | imports, beside config |", "|---|---|---|---|"]
     for number, floor in enumerate(levels):
         for room in sorted(floor):

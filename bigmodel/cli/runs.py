@@ -192,6 +192,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
         return _sweep_status(args)
     start_jax(args)
     from bigmodel.study import sweep as sweeps
+    from bigmodel.study import workers
     from bigmodel.study.status import describe, folder_of
     from bigmodel.words import duration, human
 
@@ -249,7 +250,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             errors.note(f"--workers={args.workers}: {len(plan)} are enough for {len(plan)} rows")
             args.workers = len(plan)
         return _sweep_workers(args, overrides, folder, [p.run_id for p in plan])
-    tally = sweeps.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
+    tally = workers.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
     if not args.json:
         print(f"{folder}: " + ", ".join(f"{n} {what}" for what, n in tally.items() if n))
     if tally["busy"] and not worker:  # a worker's sibling goes through the others
@@ -262,7 +263,7 @@ def _say(line: str) -> None:
 
 
 def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, ids: list[str]) -> int:
-    from bigmodel.study import sweep as sweeps
+    from bigmodel.study import workers
     from bigmodel.study.status import state_of, status
 
     os.environ["BIGMODEL_WORKER"] = "1"
@@ -272,13 +273,13 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, ids: l
     from rich.live import Live
 
     with Live(refresh_per_second=2, transient=not sys.stdout.isatty()) as live:
-        codes = sweeps.run_workers(
+        codes = workers.run_workers(
             command, args.workers, folder, len(ids), lambda: live.update(_rich_status(status(folder)))
         )
     states = [state_of(folder / run_id)["state"] for run_id in ids]  # the plan may have rows of other flags beside them
     print(f"{folder}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     left = sum(s not in ("done", "diverged", "failed") for s in states)
-    logs = sweeps.worker_logs(folder)
+    logs = workers.worker_logs(folder)
     if left and ("running" in states or any(code < 0 or code == EXIT_RETRY for code in codes)):
         raise Retry(f"{left} of {len(states)} rows remain; see {logs}/; the same command continues")
     if left:
