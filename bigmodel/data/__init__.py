@@ -148,3 +148,24 @@ def names() -> list[str]:
 def source(name: str) -> Any:
     """A source by its name, the path of a file of the user's, or as an entry point `bigmodel.sources`."""
     return plugin("sources", name, __name__, names(), "config.data.source")
+
+
+PROMISED: dict[str, Info] = {}  # of data sets that a sweep is yet to make of its runs: by name, what they will be
+
+
+def _promised(cfg: Any, root: str) -> Info | None:
+    name = cfg.get("name")
+    return PROMISED.get(name) if name in PROMISED and not (folder(cfg, root) / "manifest.json").exists() else None
+
+
+def finalize(cfg: Any, root: str) -> None:
+    """Checks a data section and fills in the fingerprint of its data."""
+    if _promised(cfg, root):
+        cfg.fingerprint = cfg.name
+    else:
+        source(cfg.source).finalize(cfg, root)
+
+
+def describe(cfg: Any, root: str) -> Info:
+    """What the data of a section is: as its source says or, of data that is yet to be made, its maker."""
+    return _promised(cfg, root) or source(cfg.source).describe(cfg, root)

@@ -209,7 +209,7 @@ def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str
     chip, n = topology.chip, topology.chips
     total, nonembedding, *_ = budget.counts(cfg.family, cfg.model)
     model_flops = 3 * models.family(cfg.family).flops(cfg.model) * cfg.train.batch_size
-    units = cfg.model.seq_len if "seq_len" in cfg.model else 1
+    units = models.family(cfg.family).units(cfg.model)
     hardware = model_flops * (1 + layout.BACKWARD[cfg.run.remat]) / 3
     seconds = {
         "compute": hardware / n / chip.flops,
@@ -228,7 +228,7 @@ def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str
         "mesh": {k: v for k, v in sharding.full(cfg.run.mesh, n).items() if v > 1},
         "execution": {k: cfg.run[k] for k in ("remat", "attention", "loss_chunks")},
         "dtypes": {
-            "compute": cfg.model.dtype if "dtype" in cfg.model else "float32",
+            "compute": cfg.model.get("dtype", "float32"),
             "parameters": cfg.train.param_dtype,
             "gradients": cfg.train.grad_dtype,
             "optimizer": cfg.optim.state_dtype,

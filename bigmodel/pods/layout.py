@@ -130,7 +130,7 @@ def _static(frozen: Any) -> str:
 
 
 def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: str = "") -> Layout:
-    """The layout of a finalised config on a mesh; without attention blocks, its state and compute alone.
+    """The layout of a finalised config on a mesh; of a family without a footprint, its state and compute alone.
 
     Args:
       static: `_static(frozen)`, if the caller has it already.
@@ -145,13 +145,13 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     forward = models.family(frozen.family).flops(cfg) * train.batch_size
     remat = frozen.run.remat
     seconds = {"compute": forward * (1 + BACKWARD[remat]) / n / chip.flops}
-    size = 2 if "dtype" in cfg and cfg.dtype == "bfloat16" else 4
     grads = params * (2 if turns > 1 else 1)  # an accumulator beside the gradient
     if train.grad_dtype != train.param_dtype:
         grads *= 0.5 if train.grad_dtype == "bfloat16" else 2.0
-    if "num_heads" not in cfg:
+    sizes = models.family(frozen.family).footprint(cfg)
+    if sizes is None:
         return Layout(mesh, remat, train.microbatch, state + grads, 0.0, {**seconds, "ici": 0.0, "dcn": 0.0})
-    N, D, L = cfg.depth, cfg.width, cfg.seq_len
+    N, D, L, size = (sizes[key] for key in ("layers", "width", "length", "itemsize"))
     tokens = B * L / s  # per chip, before the tensor axis
     entering = 0.0 if remat == "offload" else 2.0
     activations = N * tokens * D * (entering + KEPT[remat]) * size / 2 / t
@@ -159,10 +159,10 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     total, nonembedding, *_ = budget.counts(frozen.family, cfg)
     block = nonembedding / N
     activations += tokens * D * 34 * size / 2 / t * 1.5 + block / t * (2 * size + 4)
-    activations += 3 * min(4 * tokens * cfg.vocab_size / t, 2**27) + 2 * 4 * tokens * D
+    activations += 3 * min(4 * tokens * sizes["vocabulary"] / t, 2**27) + 2 * 4 * tokens * D
     # What a chip sends by ring algorithms, over one dimension of the torus at a time.
     gathered = block * N / t * size * (f - 1) / f if f > 1 else 0.0
-    # Forward, backward, gradients; without tensor parallelism gradients take twice the bytes (program.options).
+    # Forward, backward, gradients; without tensor parallelism gradients take twice the bytes (platforms.step_options).
     seconds["fsdp"] = turns * (3 if t > 1 else 4) * gathered / chip.ici
     seconds["tensor"] = turns * (4 + 4) * N * tokens * D * size * (t - 1) / t / chip.ici
     seconds["sequence"] = turns * 8 * N * tokens * D / t * size * (s - 1) / s / chip.ici if s > 1 else 0.0
@@ -189,9 +189,9 @@ def meshes(frozen: Any, topology: Topology) -> Iterator[dict[str, int]]:
     """Every mesh that fills the topology and divides the model and its batch; tensor and sequence within a slice."""
     cfg, n = frozen.model, topology.chips // topology.slices
     examples = frozen.train.microbatch or frozen.train.batch_size
-    heads = cfg.num_kv_heads if "num_kv_heads" in cfg else 1
-    length = cfg.seq_len if "seq_len" in cfg else 1
-    most = MOST_SEQUENCE if "num_heads" in cfg else 1
+    family = models.family(frozen.family)
+    sizes, length = family.footprint(cfg), family.units(cfg)
+    heads, most = (sizes["heads"], MOST_SEQUENCE) if sizes else (1, 1)
     for t, s in itertools.product(_divisors(n), repeat=2):
         if heads % t or n % (t * s) or length % (t * s) or t > 64 or s > most:
             continue

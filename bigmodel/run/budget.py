@@ -97,11 +97,11 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     """
     config = config.copy_and_resolve_references()
     fill(config)
-    family, source = models.family(config.family), data.source(config.data.source)
+    family = models.family(config.family)
     config.unlock()
     if reads:
-        source.finalize(config.data, config.run.data_dir)
-        sizes = source.describe(config.data, config.run.data_dir).sizes
+        data.finalize(config.data, config.run.data_dir)
+        sizes = data.describe(config.data, config.run.data_dir).sizes
     else:
         sizes = {key: value for key, value in config.data.items() if key in config.model}
     for key, value in sizes.items():
@@ -400,8 +400,8 @@ def derive(config: FrozenConfigDict) -> Budget:
       UsageError: more tokens asked than `data.epochs` passes over the data give.
     """
     train = config.train
-    family, source = models.family(config.family), data.source(config.data.source)
-    info = source.describe(config.data, config.run.data_dir)
+    family = models.family(config.family)
+    info = data.describe(config.data, config.run.data_dir)
     total, nonembedding, kaplan, _ = counts(config.family, config.model)
     per_step = train.batch_size * info.units_per_example
     flops_per_step = 3 * family.flops(config.model) * train.batch_size

@@ -6,7 +6,11 @@ A sweep file has
     def get_sweep(): return [...]          rows: {"model.width": 64, "optim.lr": 1e-3, ...} (algebra.py makes them).
                                            {"experiment": "experiments/bert.py", ...}: a row of another experiment;
                                            {"start": "experiments/bert.py", ...}: a row that starts from the weights
-                                           of that experiment's run, which becomes a row too and is trained first
+                                           of that experiment's run, which becomes a row too and is trained first;
+                                           or from several: [("experiments/a.py", "their/", "our/"), ...], each with
+                                           the prefix of its parameters' paths and of ours;
+                                           {"derive": ("experiments/vae.py", "codes.py"), ...}: a row whose data is
+                                           made of that experiment's run by a file (derived.py)
     def report(folder, out): ...           optional: writes its own figures and tables, returns lines to print
     RECIPE = "step_law"                    optional: a recipe (recipes.py) sets rate, batch ... of each row
     LAW = None                             optional: the report fits no law of size and data
@@ -29,28 +33,33 @@ from etils import epath
 from bigmodel import config, files
 from bigmodel.errors import NoData, UsageError, note
 from bigmodel.run import budget, identity, record
-from bigmodel.study import recipes
+from bigmodel.study import derived, recipes
 from bigmodel.study.algebra import Row, chain, isoflop, ladder, product, zip_  # noqa: F401 (for sweep files)
 from bigmodel.study.status import folder_of
 
 
 @dataclass
 class Planned:
-    """A row of a plan: `overrides` of the experiment give the finalised `config`, whose hash is `run_id`."""
+    """A row of a plan: `overrides` of the experiment give the finalised `config`, whose hash is `run_id`.
+
+    Attributes:
+      needs: run ids of the rows that are trained before it.
+    """
 
     run_id: str
     overrides: Row
     config: Any
     budget: budget.Budget
+    needs: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         own = {"run_id": self.run_id, "overrides": self.overrides}
         return {**own, **self.budget.to_dict(), "config": self.config.to_dict()}
 
 
-def _planned(overrides: Row, unfrozen: Any) -> Planned:
+def _planned(overrides: Row, unfrozen: Any, needs: Sequence[str] = ()) -> Planned:
     frozen = budget.finalize(unfrozen)
-    return Planned(identity.run_id(frozen), overrides, frozen, budget.derive(frozen))
+    return Planned(identity.run_id(frozen), overrides, frozen, budget.derive(frozen), tuple(needs))
 
 
 def load(path: str) -> Any:
@@ -91,26 +100,43 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
     def plan_row(row: Row) -> Iterator[Planned]:
         if not all(isinstance(key, str) for key in row):
             raise UsageError("its keys must be names, as 'model.width'")
-        own = {key: value for key, value in row.items() if key not in ("experiment", "start")}
-        named = {}
+        own = {key: value for key, value in row.items() if key not in ("experiment", "start", "derive")}
+        named: Row = {}
+        needs = []
         unfrozen = experiment(row.get("experiment", module.CONFIG), "experiment")
         if "experiment" in row:
             named["experiment"] = Path(row["experiment"]).stem
-        if "start" in row:
-            first = experiment(row["start"], "start")
+
+        def earlier(spec: Any, key: str) -> Planned:
+            first = experiment(spec, key)
             config.override_all(first, overrides)
-            start = _planned({"start": Path(row["start"]).stem}, first)
-            yield start
-            named["start"] = start.run_id
-            unfrozen.train.init_from = str(folder_of(path, runs) / start.run_id)
-            unfrozen.train.init_fingerprint = start.run_id
+            needs.append(_planned({key: Path(spec).stem}, first))
+            return needs[-1]
+
+        home = folder_of(path, runs)
+        if isinstance(row.get("start"), list):
+            parts = [(earlier(spec, "start").run_id, theirs, ours) for spec, theirs, ours in row["start"]]
+            named["start"] = "+".join(run_id for run_id, _, _ in parts)
+            unfrozen.train.init_parts = tuple((str(home / run_id), theirs, ours) for run_id, theirs, ours in parts)
+            unfrozen.train.init_fingerprint = named["start"]
+        elif "start" in row:
+            named["start"] = earlier(row["start"], "start").run_id
+            unfrozen.train.init_from = str(home / named["start"])
+            unfrozen.train.init_fingerprint = named["start"]
+        if "derive" in row:
+            spec, maker = row["derive"]
+            first = earlier(spec, "derive")
+            maker = derived.maker_of(maker, path)
+            named["derive"] = [first.run_id, maker]
+            unfrozen.data.name = derived.promise(maker, first.run_id, first.config)
+        yield from needs
         config.override_all(unfrozen, own.items())
         config.override_all(unfrozen, overrides)
         if recipe:
             tuned = _tuned(unfrozen, recipe, {*own, *(key for key, _ in overrides)})
             config.override_all(unfrozen, tuned.items())
             own |= tuned
-        yield _planned({**named, **own}, unfrozen)
+        yield _planned({**named, **own}, unfrozen, [item.run_id for item in needs])
 
     experiment(module.CONFIG, "CONFIG")
     planned: dict[str, Planned] = {}

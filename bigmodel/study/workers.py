@@ -17,6 +17,7 @@ from bigmodel import config
 from bigmodel.errors import Busy, NoData, Retry, Unavailable
 from bigmodel.run import claims, record
 from bigmodel.run.view import View
+from bigmodel.study import derived
 from bigmodel.study.status import describe, state_of
 from bigmodel.study.sweep import Planned
 
@@ -50,6 +51,7 @@ def run(
         began = time.time()
         cfg = config.from_json(config.to_json(item.config))
         try:
+            derived.make(item.overrides, folder, item.config.run.data_dir)
             result, trained = session.attempt(cfg, str(folder), name=name, group=Path(path).stem, view=view)
         except Busy:
             return "busy"
@@ -101,31 +103,30 @@ def _blame(home: epath.Path, text: str) -> str:
 
 
 def _in_order(plan: Sequence[Planned], folder: epath.Path, order: Sequence[int], retry_failed: bool) -> Iterator[int]:
-    """The rows of `order`, except that a row which starts from another row's run waits until that run has ended.
+    """The rows of `order`, except that a row which needs other rows' runs waits until those have ended.
 
     A failed run has ended, unless it is to be retried and this process has not come to it yet. A run that another
     process left unfinished is yielded again.
     """
     index = {item.run_id: i for i, item in enumerate(plan)}
-    start_of = [index.get(Path(item.config.train.init_from).name) for item in plan]
+    needed = [{index[run_id] for run_id in item.needs} for item in plan]
     visited: set[int] = set()
 
-    def ended(start: int) -> bool:
-        state = state_of(folder / plan[start].run_id)["state"]
-        return state in ("done", "diverged") or (state == "failed" and (not retry_failed or start in visited))
+    def ended(earlier: int) -> bool:
+        state = state_of(folder / plan[earlier].run_id)["state"]
+        return state in ("done", "diverged") or (state == "failed" and (not retry_failed or earlier in visited))
 
     while order:
         later = []
         for i in order:
-            start = start_of[i]
-            if start is not None and not ended(start):
-                later.append(i)
-            else:
+            if all(map(ended, needed[i])):
                 visited.add(i)
                 yield i
+            else:
+                later.append(i)
         if len(later) == len(order):
-            starts = sorted({s for i in later if (s := start_of[i]) is not None})
-            free = [s for s in starts if not claims.held(folder / plan[s].run_id)]
+            waited_for = sorted({earlier for i in later for earlier in needed[i] if not ended(earlier)})
+            free = [i for i in waited_for if not claims.held(folder / plan[i].run_id)]
             if not free:
                 time.sleep(1.0)
             later = free + later
