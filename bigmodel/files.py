@@ -101,6 +101,23 @@ def is_whole(record: dict[str, Any]) -> bool:
     return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
 
 
+def parse_sealed(content: bytes) -> Any:
+    """JSON in UTF-8, without the checksum that `sealed` added.
+
+    Raises:
+      ValueError: it isn't JSON, or its checksum differs.
+    """
+    try:
+        found = json.loads(content.decode())
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+    if isinstance(found, dict):
+        if not is_whole(found):
+            raise ValueError("its checksum differs")
+        found.pop("crc32", None)
+    return found
+
+
 def check_whole(record: dict[str, Any], path: Any) -> None:
     """Raises UsageError for a record of the file `path` that isn't as it was written."""
     if not is_whole(record):

@@ -395,15 +395,16 @@ def test_one_run_that_wandb_refuses_is_not_the_next_ones_trouble(tmp_path):
 
 HANG = """
 import sys, time
-from bigmodel import cli, track
-add = track.Rows.add
+from bigmodel.cli import main
+from bigmodel.run import record
+add = record.Rows.add
 def hang(self, row):
     if row["step"] == 6:
         self.flush()
         time.sleep(600)
     add(self, row)
-track.Rows.add = hang
-sys.exit(cli.main(sys.argv[1:]))
+record.Rows.add = hang
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
