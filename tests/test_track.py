@@ -363,11 +363,18 @@ def test_wandb_that_hangs(digits, tmp_path, monkeypatch, reference):
     (tmp_path / "stuck" / "wandb").mkdir(parents=True)
     (tmp_path / "stuck" / "wandb" / "__init__.py").write_text("import time; time.sleep(30)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "stuck"))
-    with subprocess.Popen(
-        [sys.executable, "-c", "from bigmodel.run import view; view.LINGER = 1; view._mirror()"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.DEVNULL,
-    ) as lingering:
+    order = tmp_path / "order"
+    order.write_text(
+        json.dumps({"do": "summary", "folder": str(tmp_path), "mode": "offline", "run": {"id": "x"}}) + "\n"
+    )
+    with (
+        open(order) as stdin,
+        subprocess.Popen(
+            [sys.executable, "-c", "from bigmodel.run import view; view.LINGER = 1; view._mirror()"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=stdin,
+        ) as lingering,
+    ):
         began = time.monotonic()
         result = train(digits(("run.wandb", "offline")), str(tmp_path), quiet=True)
         assert result["loss"] == loss
