@@ -23,11 +23,12 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDI
 
 @contextlib.contextmanager
 def full_disk(what: Any) -> Iterator[None]:
-    """Around what writes `what`: a full disk is a reason to try again, not a fault."""
+    """Around what writes `what`: a full disk is a reason to try again, not a fault. Libraries raise it in their own
+    classes."""
     try:
         yield
-    except OSError as e:
-        if e.errno in FULL:
+    except Exception as e:
+        if getattr(e, "errno", None) in FULL or "No space left" in str(e):
             raise Retry(f"disk full: can't write {str(what)!r}; nothing is lost: free space and repeat") from e
         raise
 
