@@ -1,4 +1,4 @@
-"""What a run's rows come to: noise, patience, branches."""
+"""What follows from a run's rows: gradient noise, early stopping, branches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from bigmodel.run import budget, record
 
 
 def noise_scale(folder: epath.Path, steps: int, units: float) -> dict[str, float | None]:
-    """The gradient noise scale of the run's second half in units of D, where it was logged: batches much smaller than
-    it waste no data, much larger ones do (McCandlish et al. 2018, arXiv:1812.06162, equation 2.8)."""
+    """The gradient noise scale of the run's second half in units of D, where it was logged.
+
+    Batches much smaller than it waste no data, much larger ones do (McCandlish et al. 2018, arXiv:1812.06162, equation
+    2.8).
+    """
     rows = [r for r in record.read_rows(folder / "metrics.jsonl") if r.get("grad_signal") is not None]
     rows = [r for r in rows if 2 * r["step"] > steps]
     if not rows:
@@ -27,7 +30,7 @@ def no_better(losses: Sequence[float], patience: int) -> bool:
 
 
 def branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget) -> dict[str, Any]:
-    """What differs of a branch's result from its run's: as if the branch had been trained alone."""
+    """What differs between a branch's result and its run's, as if the branch had been trained alone."""
     found = {k: v for k, v in row.items() if k.startswith("eval_")}
     return {
         **plan.after(row["end"]),
