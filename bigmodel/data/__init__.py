@@ -97,7 +97,7 @@ def manifest(
 
     Raises:
       NoData: nothing has been prepared there. Unavailable: it can't be read now. UsageError: it is damaged, of another
-        format, or not a manifest.
+        format, not a manifest, or of other data than the config's fingerprint.
     """
     check_path("data folder (config.run.data_dir/config.data.name)", f"{root}/{cfg.name}")
     home = folder(cfg, root)
@@ -121,6 +121,9 @@ def manifest(
             expect(found, keys, split)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
+    if cfg.fingerprint not in ("", found["hash"]):
+        both = f"its hash is {found['hash'][:12]}, the config asks for {cfg.fingerprint[:12]}"
+        raise UsageError(f"data {str(home)!r} has changed: {both}")
     return found
 
 
@@ -160,16 +163,6 @@ def check_amounts(cfg: Any, there: int) -> None:
     check_ranges("config.data.", cfg, epochs="[1, inf)")
     if not 0 <= cfg.examples <= there:
         raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
-
-
-def fingerprint(cfg: Any, root: str, found: str) -> str:
-    """Returns the data's hash, or refuses one that differs from the config's."""
-    if cfg.fingerprint not in ("", found):
-        raise UsageError(
-            f"data {str(folder(cfg, root))!r} has changed: its hash is {found[:12]}, the config asks for "
-            f"{cfg.fingerprint[:12]}"
-        )
-    return found
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel.data import SPLITS, Info, Split, check_file, damaged, expect, fingerprint, folder, manifest
+from bigmodel.data import SPLITS, Info, Split, check_file, damaged, expect, folder, manifest
 from bigmodel.errors import UsageError, check_ranges
 
 CHUNK = 2**20  # tokens counted at once
@@ -51,7 +51,7 @@ def _manifest(cfg: ConfigDict, root: str) -> dict[str, Any]:
 
 def finalize(cfg: ConfigDict, root: str) -> None:
     check_ranges("config.data.", cfg, seq_len="[1, inf)", epochs="[1, inf)")
-    cfg.fingerprint = fingerprint(cfg, root, _manifest(cfg, root)["hash"])
+    cfg.fingerprint = _manifest(cfg, root)["hash"]
 
 
 def describe(cfg: Any, root: str) -> Info:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ from etils import epath
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
-from bigmodel import files
 from bigmodel.errors import UsageError
+from bigmodel.files import writing
+from bigmodel.run import record
 
 SUFFIX = ".executable"
 MEANS = {"program": "model, optimizer or batch", "places": "arrangement of chips", "sources": "version of bigmodel"}
@@ -80,15 +80,9 @@ def save(path: str, compiled: jax.stages.Compiled, wanted: dict[str, Any]) -> in
     """Writes a step that was compiled `uncached`; returns its bytes. Needs no device of the kind it is for."""
     payload = pickle.dumps(serialize_executable.serialize(compiled))
     head = {**wanted, "sha256": hashlib.sha256(payload).hexdigest()}
-    target = epath.Path(path)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    with files.writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(json.dumps(head).encode() + b"\n" + payload)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+    with writing(path):
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        record.write_bytes(path, json.dumps(head).encode() + b"\n" + payload)
     return len(payload)
 
 

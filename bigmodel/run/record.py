@@ -70,16 +70,21 @@ def read_error(folder: Any) -> str:
     return str(found["error"]) if found else ""
 
 
-def write_text(path: Any, text: str) -> None:
+def write_bytes(path: Any, content: bytes) -> None:
     """Atomic: a reader sees the old file or the new one, and a full disk leaves the old."""
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Any, text: str) -> None:
+    """Atomic, as `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Any, value: Any) -> None:
@@ -175,9 +180,8 @@ class Rows:
             if needed:
                 raise UsageError(f"{text}, and the run's result depends on them; remove its folder to train it again")
             note(f"{text}; the run goes on, and this record has holes")
-        self.local = "://" not in str(path)
         self.file: IO[bytes] | None = None
-        if self.local:
+        if "://" not in str(path):
             write_text(self.path, "".join(line + "\n" for line in self.lines))
             # Unbuffered: no row waits in memory for a disk that has become full.
             self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (kept open for the run)

@@ -50,17 +50,13 @@ class View:
             pass  # the child is gone; the record is on disk
 
     def open(self, folder: Any, mode: str, name: str, group: str, step: int) -> None:
-        """Starts to mirror `folder`: its rows after `step`, or all of them where W&B has none of the earlier ones.
+        """Starts to mirror a folder on a disk: its rows after `step`, and earlier ones that W&B hasn't.
 
-        Runs in object stores are not shown.
-
-        Args:
-          mode: 'offline', 'online' or 'off'.
+        mode: 'offline', 'online' or 'off'.
         """
         if mode != "off" and "://" not in str(folder):
-            home = Path(str(folder)).absolute()
-            run = {"id": home.name, "name": name, "group": group or None}
-            self._send(do="open", folder=str(home), mode=mode, run=run, step=step)
+            run = {"id": Path(str(folder)).absolute().name, "name": name, "group": group or None}
+            self._send(do="open", folder=os.path.abspath(folder), mode=mode, run=run, step=step)
 
     def finish(self) -> None:
         """The run opened last has ended, and its result is on disk."""
@@ -71,7 +67,7 @@ class View:
         """Logs a report folder's figures and its fit.json as a run of its own."""
         if mode != "off":
             run = {"id": f"law-{group}", "name": f"{group} law", "group": group or None}
-            self._send(do="summary", folder=str(Path(str(folder)).absolute()), mode=mode, run=run)
+            self._send(do="summary", folder=os.path.abspath(folder), mode=mode, run=run)
 
     def close(self, seconds: float = 0.0) -> None:
         """Lets the child end by itself, and waits for it at most `seconds`."""
@@ -90,7 +86,7 @@ def wandb_mode(mode: str) -> str:
     try:
         netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
         return "online" if "wandb" in netrc.read_text(errors="ignore") else "offline"
-    except (OSError, RuntimeError):  # there is none, it can't be read, or there is no home
+    except (OSError, RuntimeError):  # no such file, not readable, or no home
         return "offline"
 
 
