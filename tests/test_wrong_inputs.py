@@ -582,7 +582,7 @@ def test_full_disk_amid_a_save_ends_in_one_line(here):
     with disk(here / "disk", "size=6m"):
         done = bigmodel(*command, "--runs=disk/runs", cwd=here)
         assert done.returncode == 75
-        one_line(done.stderr, "disk full while saving", "disk/runs")
+        one_line(done.stderr, "disk full: can't write", "disk/runs")
 
 
 def test_writes_that_end_after_the_one_that_failed_say_nothing(tmp_path, capfd, monkeypatch):
