@@ -14,7 +14,7 @@ from test_worker import planned
 from bigmodel import config
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
-from bigmodel.pods import pod
+from bigmodel.pods import aot
 from bigmodel.run import budget, executables, program, session
 
 OVERRIDES = [("train.steps", 4), ("optim.lr", 3e-3)]
@@ -24,10 +24,10 @@ def save_step(experiment, pairs, path):
     """The compiled step of a config, in a file."""
     frozen = budget.finalize(config.load(experiment, pairs))
     mesh = sharding.make_mesh(frozen.run.mesh)
-    pod.lower_on(mesh, frozen).compile()  # into JAX's cache, from which a CPU's step can't be saved
+    aot.lower(frozen, mesh).compile()  # into JAX's cache, from which a CPU's step can't be saved
     program.build.cache_clear()  # nor is it the executable that this process now has
     with executables.uncached():
-        compiled = pod.lower_on(mesh, frozen).compile()
+        compiled = aot.lower(frozen, mesh).compile()
     executables.save(str(path), compiled, executables.made_for(program.static_part(frozen), mesh))
     return path
 

@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import models, tree
 from bigmodel.errors import UsageError
-from bigmodel.models import attention, decoder, losses
+from bigmodel.models import decoder, losses, positions
 from bigmodel.ops import attention as attend_ops
 from bigmodel.ops import sharding
 from bigmodel.run import budget
@@ -247,11 +247,11 @@ def test_a_prefix_is_seen_whole_and_not_predicted():
 def test_relative_bias_has_t5s_buckets():
     """One distance each up to 15, then logarithmically to 128 (Raffel et al. 2020): distances that share the last."""
     table = jnp.arange(32.0)[:, None]
-    bias = attention.relative_bias(table, 200, 200, 0)[0]
+    bias = positions.relative_bias(table, 200, 200, 0)[0]
     column = np.asarray(bias[:, 0])  # the query's distance from key 0
     np.testing.assert_array_equal(column[:16], np.arange(16))
     assert column[16] == 16 and column[127] == 31 and (column[128:] == 31).all() and (np.diff(column) >= 0).all()
-    np.testing.assert_array_equal(attention.relative_bias(table, 1, 200, 150)[0, 0, :151], bias[150, :151])
+    np.testing.assert_array_equal(positions.relative_bias(table, 1, 200, 150)[0, 0, :151], bias[150, :151])
 
 
 def test_rope_depends_on_distance_alone():
@@ -260,7 +260,7 @@ def test_rope_depends_on_distance_alone():
 
     def scores(start):
         at = start + jnp.arange(6)
-        return jnp.einsum("BHLK,BHSK->BHLS", attention.rope(x, at, 100.0), attention.rope(y, at, 100.0))
+        return jnp.einsum("BHLK,BHSK->BHLS", positions.rope(x, at, 100.0), positions.rope(y, at, 100.0))
 
     np.testing.assert_allclose(scores(0), scores(7), atol=1e-5)
     assert not np.allclose(scores(0), jnp.einsum("BHLK,BHSK->BHLS", x, y), atol=1e-2)
@@ -272,10 +272,10 @@ def test_relative_scores_are_the_products_with_each_distance():
     q = jax.random.normal(jax.random.key(0), (2, 5, L, K))
     w = jax.random.normal(jax.random.key(1), (D, 5, K))
     for start in (0, 2, S - L):
-        found = attention.relative_scores(q, w, S, start)
+        found = positions.relative_scores(q, w, S, start)
         for i in range(L):
             for j in range(start + i + 1):
-                r = attention.sinusoids(jnp.array([start + i - j]), D)[0]
+                r = positions.sinusoids(jnp.array([start + i - j]), D)[0]
                 want = jnp.einsum("BHK,DHK,D->BH", q[:, :, i], w, r) / K**0.5
                 np.testing.assert_allclose(found[:, :, i, j], want, atol=1e-5)
 

@@ -19,7 +19,7 @@ from test_wrong_inputs import tree_of
 from bigmodel.cli import main
 from bigmodel.errors import Retry, UsageError
 from bigmodel.run import budget, claims, record, session
-from bigmodel.study import status, sweep
+from bigmodel.study import status, sweep, workers
 
 FILE = '''"""Digits, small."""
 from bigmodel import sweep
@@ -44,7 +44,7 @@ def go(file, tmp_path, **kwargs):
     plan = sweep.make_plan(file, OFF)
     sweep.write_plan(folder, plan, file, OFF)
     said = []
-    return sweep.run(file, plan, folder, say=said.append, **kwargs), folder, plan, said
+    return workers.run(file, plan, folder, say=said.append, **kwargs), folder, plan, said
 
 
 def states(folder):
@@ -160,7 +160,7 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     assert len(plan) == 4 and plan[0].config.train.init_from == ""
     assert all(p.config.train.init_from.endswith(plan[0].run_id) for p in plan[1:3])
     said = []
-    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
+    tally = workers.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally["trained"] == 4 and [line[1] for line in said] == ["4", "1", "2", "3"]
     results = [record.read_json(Path(runs) / "study" / p.run_id / "result.json") for p in plan]
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], abs=1e-4)
@@ -177,10 +177,10 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     home.mkdir()
     record.write_json(home / "error.json", {"error": "no", "date": ""})
     said = []
-    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
+    tally = workers.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally == {"trained": 0, "skipped": 1, "failed": 3, "busy": 0}
     assert sum("no finished run there" in line for line in said) == 2
-    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, retry_failed=True, say=said.append)
+    tally = workers.run(str(file), plan, status.folder_of(str(file), runs), first=1, retry_failed=True, say=said.append)
     assert tally["trained"] == 3 and said[-3][1] == "1"
 
 
@@ -335,7 +335,7 @@ def test_data_folder_that_is_gone_after_the_plan_fails_no_row(file, tmp_path, mo
     monkeypatch.setattr(session, "attempt", lambda *_, **__: (_ for _ in ()).throw(NoData("no data")))
     sweep.write_plan(folder, plan, file, OFF)
     with pytest.raises(Retry, match="no data; the same command continues"):
-        sweep.run(file, plan, folder, say=print)
+        workers.run(file, plan, folder, say=print)
     assert states(folder) == ["pending"] * 4
 
 

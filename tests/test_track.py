@@ -363,11 +363,18 @@ def test_wandb_that_hangs(digits, tmp_path, monkeypatch, reference):
     (tmp_path / "stuck" / "wandb").mkdir(parents=True)
     (tmp_path / "stuck" / "wandb" / "__init__.py").write_text("import time; time.sleep(30)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "stuck"))
-    with subprocess.Popen(
-        [sys.executable, "-c", "from bigmodel.run import view; view.LINGER = 1; view._mirror()"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.DEVNULL,
-    ) as lingering:
+    order = tmp_path / "order"
+    order.write_text(
+        json.dumps({"do": "summary", "folder": str(tmp_path), "mode": "offline", "run": {"id": "x"}}) + "\n"
+    )
+    with (
+        open(order) as stdin,
+        subprocess.Popen(
+            [sys.executable, "-c", "from bigmodel.run import view; view.LINGER = 1; view._mirror()"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=stdin,
+        ) as lingering,
+    ):
         began = time.monotonic()
         result = train(digits(("run.wandb", "offline")), str(tmp_path), quiet=True)
         assert result["loss"] == loss
@@ -395,7 +402,7 @@ def test_one_run_that_wandb_refuses_is_not_the_next_ones_trouble(tmp_path):
 
 HANG = """
 import sys, time
-from bigmodel.cli import main as cli
+from bigmodel.cli import main
 from bigmodel.run import record
 add = record.Rows.add
 def hang(self, row):
@@ -404,7 +411,7 @@ def hang(self, row):
         time.sleep(600)
     add(self, row)
 record.Rows.add = hang
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 """
 
 

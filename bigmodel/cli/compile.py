@@ -153,19 +153,19 @@ def _proved(unfrozen: Any, given: set[str], topology: Any, args: Any, say: Any, 
     Raises:
       UsageError: the program does not fit.
     """
-    from bigmodel.pods import layout, pod
+    from bigmodel.pods import aot, layout
 
-    cfg = pod.frozen(unfrozen)
+    cfg = aot.frozen(unfrozen)
     cache = None if args.no_cache else "runs/compile/cache"
 
     def prove(laid_out: Any, why: str) -> dict[str, Any]:
         say(f"  layout: {why}")
-        return {"layout": why, **pod.prove(laid_out, topology, cache, save)}
+        return {"layout": why, **aot.prove(laid_out, topology, cache, save)}
 
     if any(key.startswith("run.mesh.") for key in given):
         try:
             return prove(cfg, "as given")
-        except pod.DoesNotFit as e:
+        except aot.DoesNotFit as e:
             raise UsageError(refusal(cfg, topology, e)) from e
     remats = (cfg.run.remat,) if "run.remat" in given else ("none", "dots", "full")
     factor = 1.0
@@ -176,7 +176,7 @@ def _proved(unfrozen: Any, given: set[str], topology: Any, args: Any, say: Any, 
         laid_out = layout.changed(cfg, best.overrides())
         try:
             return prove(laid_out, why)
-        except pod.DoesNotFit as e:
+        except aot.DoesNotFit as e:
             if not found or not best.activation_bytes:  # an estimate of 0 can't be corrected
                 raise UsageError(refusal(laid_out, topology, e)) from e
             say(f"    {e}")

@@ -140,15 +140,15 @@ def _layout(args: cli.Args, overrides: cli.Overrides) -> int:
         raise UsageError("plan: --topology needs --config=experiments/NAME.py, the experiment to lay out")
     from bigmodel import config
     from bigmodel.cli.compile import label, refusal, topology_of, use_host
-    from bigmodel.pods import layout, pod
+    from bigmodel.pods import aot, layout
 
     topology = topology_of(args)
     use_host()
-    cfg = pod.frozen(config.load(args.config, overrides))
+    cfg = aot.frozen(config.load(args.config, overrides))
     found = layout.choices(cfg, topology)
     if not found:
         best = layout.smallest(cfg, topology)
-        error = pod.DoesNotFit(best.bytes, layout.USABLE * topology.chip.hbm)
+        error = aot.DoesNotFit(best.bytes, layout.USABLE * topology.chip.hbm)
         raise UsageError(refusal(layout.changed(cfg, best.overrides()), topology, error))
     if args.json:
         times = [{"bytes": x.bytes, "seconds": dict(x.seconds), "step": x.step_seconds} for x in found]

@@ -45,6 +45,7 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         return _status(args)
     cli.start_jax(args)
     from bigmodel.study import sweep as sweeps
+    from bigmodel.study import workers
     from bigmodel.study.status import folder_of
 
     folder = folder_of(args.file, args.runs)
@@ -63,7 +64,7 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    tally = sweeps.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=say)
+    tally = workers.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=say)
     if not args.json:
         print(f"{folder}: " + ", ".join(f"{n} {what}" for what, n in tally.items() if n))
     if tally["busy"] and not is_worker:  # a worker's sibling goes through the others
@@ -118,12 +119,12 @@ def _run_workers(args: cli.Args, overrides: cli.Overrides, folder: Any, ids: lis
     from rich.live import Live
     from rich.text import Text
 
-    from bigmodel.study import sweep as sweeps
+    from bigmodel.study import workers
     from bigmodel.study.status import state_of, status
 
-    workers = min(args.workers, len(ids))
-    if workers < args.workers:
-        errors.note(f"--workers={args.workers}: {workers} are enough for {len(ids)} rows")
+    most = min(args.workers, len(ids))
+    if most < args.workers:
+        errors.note(f"--workers={args.workers}: {most} are enough for {len(ids)} rows")
     os.environ["BIGMODEL_WORKER"] = "1"
     command = ["sweep", "run", args.file, f"--runs={args.runs}", *(f"--config.{k}={v}" for k, v in overrides)]
     command += ["--retry-failed"] if args.retry_failed else []
@@ -133,11 +134,11 @@ def _run_workers(args: cli.Args, overrides: cli.Overrides, folder: Any, ids: lis
         def watch() -> None:
             live.update(Text(cli.table(STATUS_HEAD, [_status_cells(row) for row in status(folder)]), no_wrap=True))
 
-        codes = sweeps.run_workers(command, workers, folder, len(ids), watch)
+        codes = workers.run_workers(command, most, folder, len(ids), watch)
     states = [state_of(folder / run_id)["state"] for run_id in ids]  # the plan may have rows of other flags too
     print(f"{folder}: {_counted(states)}")
     left = sum(s not in ("done", "diverged", "failed") for s in states)
-    logs = sweeps.worker_logs(folder)
+    logs = workers.worker_logs(folder)
     if left and ("running" in states or any(code < 0 or code == EXIT_RETRY for code in codes)):
         raise Retry(f"{left} of {len(states)} rows remain; see {logs}/; the same command continues")
     if left:

@@ -13,7 +13,7 @@ from typing import Any
 from bigmodel.config import plugin
 from bigmodel.errors import UsageError, choose
 
-_PARTS = {"attention", "infilling", "layers", "losses", "transformer", "__init__"}
+_PARTS = {"attention", "infilling", "layers", "losses", "positions", "transformer", "__init__"}
 REQUIRED = ("get_config", "finalize", "rung", "Model", "inputs", "loss", "spec", "flops", "RULES")
 OPTIONAL: dict[str, Any] = {
     "PUBLISHED": {},  # name -> model overrides, source, parameters

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.models import bert_published, layers, losses, transformer
 from bigmodel.ops import sharding
 from bigmodel.ops.attention import View
@@ -54,8 +54,7 @@ def finalize(cfg: ConfigDict) -> None:
     choose("config.model.objective", cfg.objective, OBJECTIVES)
     choose("config.model.pool", cfg.pool, ["cls", "mean"])
     transformer.finalize(cfg, ("vocab_size", "seq_len", "num_classes"), ("segments",))
-    if not 0 < cfg.mask_rate < 1:
-        raise UsageError(f"config.model.mask_rate={cfg.mask_rate}: must be in (0, 1)")
+    check_ranges("config.model.", cfg, mask_rate="(0, 1)")
     if cfg.class_weights and len(cfg.class_weights) != cfg.num_classes:
         raise UsageError(
             f"config.model.class_weights={cfg.class_weights}: one a class, and there are {cfg.num_classes}"
@@ -129,11 +128,6 @@ def inputs(cfg: Any, batch: Any) -> tuple[Any, ...]:
     tokens = batch["tokens"][:, :-1]
     places = jnp.broadcast_to(jnp.arange(masked(cfg)), (len(tokens), masked(cfg)))
     return tokens, False, None, None, places
-
-
-def likelihood(cfg: Any) -> range:
-    """Masked tokens' losses don't sum up to a text's: there are no bits per byte."""
-    return range(0)
 
 
 def decomposes(cfg: Any) -> bool:

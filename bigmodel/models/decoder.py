@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigmodel.errors import UsageError, choose
-from bigmodel.models import attention, decoder_published, infilling, layers, losses, transformer
+from bigmodel.models import decoder_published, infilling, layers, losses, positions, transformer
 from bigmodel.ops import products, sharding
 from bigmodel.ops.attention import View
 
@@ -127,7 +127,7 @@ class Embed(nn.Module):
             places = cfg.seq_len + cfg.position_offset
             self.positions = self.param("positions", nn.initializers.normal(std / 2), (places, cfg.width))
         if cfg.position == "relative_bias":
-            shape = (attention.BUCKETS, cfg.num_heads)
+            shape = (positions.BUCKETS, cfg.num_heads)
             self.relative_bias = self.param("relative_bias", nn.initializers.normal(std), shape)
         if cfg.embed_dim != cfg.width:
             E, D = cfg.embed_dim, cfg.width
@@ -174,17 +174,16 @@ class Model(nn.Module):
         prefix_B: jax.Array | None = None,
         positions_BL: jax.Array | None = None,
         rows_B: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits BLV for the token after each; of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or
-        as given. Rows: see `View`."""
-        view = View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
-        return self.logits(self._forward(tokens_BL, None, view, train)[0])
+        whole: bool = True,
+    ) -> Any:
+        """Logits BLV for the token after each; with `whole` False, what they are made of: (BLE, matrix VE, bias None).
 
-    def features(self, *args: Any) -> tuple[jax.Array, jax.Array, None]:
-        """As __call__, but what the head reads, BLE, and its matrix, VE, scales included; and no bias."""
-        tokens_BL, train, prefix_B, positions_BL, rows_B = args
+        Of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or as given. Rows: see `View`.
+        """
         view = View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
         x_BLE = self._forward(tokens_BL, None, view, train)[0]
+        if whole:
+            return self.logits(x_BLE)
         if self.cfg.tied_head:
             return x_BLE * layers.tied_scale(self.cfg), self.embed.tokens, None
         return x_BLE, self.head.T, None
@@ -198,7 +197,7 @@ class Model(nn.Module):
         x_BLD = self.embed(tokens_BL, view).astype(self.cfg.dtype)
         if self.cfg.position == "relative_bias":
             size = tokens_BL.shape[1] if cache is None else self.cfg.seq_len
-            bias_HLS = attention.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
+            bias_HLS = positions.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
             view = view.replace(bias_HLS=bias_HLS)
         x_BLD, cache = self.blocks(x_BLD, cache, view, train)
         if self.cfg.final_norm:
@@ -225,22 +224,21 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     cfg, rows_B = model.cfg, layers.rows_of(batch)
     tokens, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     L = tokens.shape[1]
-    weight, prefix_B, positions = batch["weight"], None, None
+    weight, prefix_B, places_BL = batch["weight"], None, None
     rng_dropout, rng = jax.random.split(rng) if cfg.objective != "causal" else (rng, rng)
     if cfg.objective == "prefix":
         prefix_B = jax.vmap(lambda key: jax.random.randint(key, (), 1, L))(layers.example_keys(rng, rows_B))
         # Token i's target is token i + 1: the prefix's last token already predicts the first one after it.
         weight = weight[:, None] * (jnp.arange(L)[None, :] >= prefix_B[:, None] - 1)
     elif cfg.objective == "infill":
-        tokens, targets, counts, prefix_B, positions = infilling.infill(
+        tokens, targets, counts, prefix_B, places_BL = infilling.infill(
             tokens, cfg.vocab_size, layers.example_keys(rng, rows_B)
         )
         weight = weight[:, None] * counts
-    rngs = {"dropout": rng_dropout}
+    given = (tokens, train, prefix_B, places_BL, rows_B)
 
     def read(whole: bool) -> tuple[Any, None]:
-        method = Model.__call__ if whole else Model.features
-        return model.apply(variables, tokens, train, prefix_B, positions, rows_B, rngs=rngs, method=method), None
+        return model.apply(variables, *given, whole, rngs={"dropout": rng_dropout}), None
 
     scalar, metrics, _ = losses.of_vocabulary(read, targets, weight, rows(cfg), z_loss=cfg.z_loss)
     return scalar, (metrics, {})

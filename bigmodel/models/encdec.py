@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigmodel.errors import UsageError, choose
-from bigmodel.models import attention, encdec_published, layers, losses, transformer
+from bigmodel.models import encdec_published, layers, losses, positions, transformer
 from bigmodel.ops import sharding
 from bigmodel.ops.attention import View
 
@@ -217,7 +217,7 @@ class Embed(nn.Module):
         std = cfg.width**-0.5 if cfg.scale_embed else cfg.init_std or 0.02
         self.tokens = self.param("tokens", nn.initializers.normal(std), (rows(cfg), cfg.width))
         if cfg.position == "relative_bias":
-            shape = (attention.BUCKETS, cfg.num_heads)
+            shape = (positions.BUCKETS, cfg.num_heads)
             self.encoder_bias = self.param("encoder_bias", nn.initializers.normal(cfg.init_std or 0.02), shape)
             self.decoder_bias = self.param("decoder_bias", nn.initializers.normal(cfg.init_std or 0.02), shape)
         if cfg.position == "learned":
@@ -229,7 +229,7 @@ class Embed(nn.Module):
         cfg, at_L = self.cfg, first + jnp.arange(tokens_BL.shape[1])
         x_BLD = self.tokens[tokens_BL] * (cfg.width**0.5 if cfg.scale_embed else 1.0)
         if cfg.position == "sinusoidal":
-            x_BLD = x_BLD + attention.sinusoids(at_L, cfg.width)
+            x_BLD = x_BLD + positions.sinusoids(at_L, cfg.width)
         elif cfg.position == "learned":
             x_BLD = x_BLD + (self.source_positions if source else self.target_positions)[at_L]
         return x_BLD.astype(cfg.dtype)
@@ -294,7 +294,7 @@ class Model(nn.Module):
         """What the decoder reads, BSD."""
         bias, S = None, source_BS.shape[1]
         if self.cfg.position == "relative_bias":
-            bias = attention.relative_bias(self.embed.encoder_bias, S, S, 0, causal=False)
+            bias = positions.relative_bias(self.embed.encoder_bias, S, S, 0, causal=False)
         x_BSD = self.drop(self.embed(source_BS, source=True), rows_B, train)
         view = View(causal=False, keys_BS=keys_BS, bias_HLS=bias, rows_B=rows_B)
         x_BSD, _ = self.encoder(x_BSD, None, view, train)
@@ -317,7 +317,7 @@ class Model(nn.Module):
         cfg, L = self.cfg, tokens_BL.shape[1]
         if cfg.position == "relative_bias":
             size = L if cache is None else cache["own"]["key"].shape[-2]
-            view = view.replace(bias_HLS=attention.relative_bias(self.embed.decoder_bias, L, size, view.start))
+            view = view.replace(bias_HLS=positions.relative_bias(self.embed.decoder_bias, L, size, view.start))
         x_BLD = self.drop(self.embed(tokens_BL, view.start), view.rows_B, train)
         x_BLD, cache = self.decoder(x_BLD, cache, view, train)
         if cfg.norm_placement == "pre":

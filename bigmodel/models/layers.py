@@ -6,7 +6,7 @@ B batch, L length, D width, H heads, K head dim, F ffn, N depth.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -190,20 +190,23 @@ class FeedForward(nn.Module):
         return y_BLD + self.param("down_bias", zeros, (D,)).astype(dtype) if cfg.bias else y_BLD
 
 
-def stack(block: Any, depth: int, scan: bool) -> Any:
+def stack(block: Any, depth: int, scan: bool, collections: Sequence[str] = ("batch_stats",)) -> Any:
     """`depth` blocks as one module whose parameters have a leading depth axis.
 
-    The block is called as block(carry, per_layer, *broadcast) and returns (carry, per_layer_out).
-    One parameter layout serves both executions: `scan` (compile time flat in depth) and unrolled (a
-    loop unrolled at lowering: faster steps on a CPU). What the backward pass computes again is the execution's
-    `remat`, one of remat.POLICIES.
+    The block is called as block(carry, per_layer, *broadcast), with two arguments after `per_layer`, and returns
+    (carry, per_layer_out). One parameter layout serves both executions: `scan` (compile time flat in depth) and
+    unrolled (at lowering: faster steps). What the backward pass computes again is the execution's `remat`. Stages
+    that differ, as a ResNet's, are one stack each.
+
+    Args:
+      collections: of the model's variables beside the parameters, which each layer has its own of.
     """
     policy = remat.POLICIES[sharding.execution().remat]
     if policy:
         block = nn.remat(block, prevent_cse=not scan, policy=policy)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0, "batch_stats": 0},
+        variable_axes=dict.fromkeys(("params", "intermediates", *collections), 0),
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         out_axes=0,

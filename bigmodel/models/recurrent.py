@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import check_ranges, choose
 from bigmodel.models import layers, losses
 from bigmodel.ops import recurrence, sharding
 
@@ -40,22 +40,16 @@ def get_config() -> ConfigDict:
 
 
 def finalize(cfg: ConfigDict) -> None:
-    for key in ("width", "depth", "vocab_size", "seq_len"):
-        if cfg[key] < 1:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
+    sizes = dict.fromkeys(("width", "depth", "vocab_size", "seq_len"), "[1, inf)")
+    check_ranges("config.model.", cfg, init_std="[0, inf)", dropout="[0, 1)", **sizes)
     choose("config.model.cell", cfg.cell, GATES)
     choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
-    if cfg.init_std < 0:
-        raise UsageError(f"config.model.init_std={cfg.init_std}: must not be negative (0: derived)")
-    if not 0 <= cfg.dropout < 1:
-        raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
 
 
 def rung(width: int, depth: int) -> dict[str, Any]:
     return {"model.width": width, "model.depth": depth}
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {}
 # torch's nn.LSTM or nn.RNN, whose two biases add up to the one here.
 WEIGHTS = {
     "embedding.weight": "embed/tokens",

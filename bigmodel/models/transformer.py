@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import ad_checkpoint
 from ml_collections import ConfigDict
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.models import layers
 from bigmodel.models.attention import Attention
 from bigmodel.ops import remat, sharding
@@ -53,17 +53,11 @@ def get_config() -> dict[str, Any]:
 
 def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tuple[str, ...] = ()) -> None:
     """Fills what follows from other keys, and refuses what can't be built; also of the family's own keys."""
-    for key in ("width", "depth", "num_heads", *positive):
-        if cfg[key] < 1:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
-    for key in (
-        "base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "value_dim", "ffn", "score_scale",
-        "init_std", *zero_or_more,
-    ):  # fmt: skip
-        if cfg[key] < 0:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
-    if cfg.norm_eps <= 0:
-        raise UsageError(f"config.model.norm_eps={cfg.norm_eps}: must be positive")
+    positive = ("width", "depth", "num_heads", *positive)
+    derived = ("base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "value_dim", "ffn")
+    zero_or_more = (*derived, "score_scale", "init_std", *zero_or_more)
+    at_least = {**dict.fromkeys(positive, "[1, inf)"), **dict.fromkeys(zero_or_more, "[0, inf)")}
+    check_ranges("config.model.", cfg, norm_eps="(0, inf)", dropout="[0, 1)", **at_least)
     choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
     choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
     choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])
@@ -84,8 +78,6 @@ def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tupl
         raise UsageError(f"config.model.head_dim={cfg.head_dim}: rope needs an even one")
     if cfg.position in ("relative", "sinusoidal") and cfg.width % 2:
         raise UsageError(f"config.model.width={cfg.width}: {cfg.position} positions need an even one")
-    if not 0 <= cfg.dropout < 1:
-        raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
     cfg.ffn = cfg.ffn or 4 * cfg.width
     cfg.base_width = cfg.base_width or cfg.width
     cfg.base_depth = cfg.base_depth or cfg.depth

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
-import time
+import timeit
 from typing import Any
 
 import jax
@@ -58,12 +57,7 @@ def measured_peak(n: int = 1024) -> float:
     x = jnp.ones((n, n), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     product(x).block_until_ready()
-    best = math.inf
-    for _ in range(3):
-        began = time.perf_counter()
-        product(x).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
+    return 2 * n**3 / min(timeit.repeat(lambda: product(x).block_until_ready(), repeat=3, number=1))
 
 
 def memory(mesh: Mesh) -> tuple[float, str] | None:

@@ -48,8 +48,11 @@ class Patience:
 
 
 def noise_scale(folder: epath.Path, steps: int, units: float) -> dict[str, float | None]:
-    """The gradient noise scale of the run's second half in units of D, where it was logged: batches much smaller than
-    it waste no data, much larger ones do (McCandlish et al. 2018, arXiv:1812.06162, equation 2.8)."""
+    """The gradient noise scale of the run's second half in units of D, where it was logged.
+
+    Batches much smaller than it waste no data, much larger ones do (McCandlish et al. 2018, arXiv:1812.06162, equation
+    2.8).
+    """
     rows = [r for r in record.read_rows(folder / "metrics.jsonl") if r.get("grad_signal") is not None]
     rows = [r for r in rows if 2 * r["step"] > steps]
     if not rows:
@@ -59,7 +62,7 @@ def noise_scale(folder: epath.Path, steps: int, units: float) -> dict[str, float
 
 
 def branch_row(result: dict[str, Any], row: dict[str, Any], plan: budget.Budget) -> dict[str, Any]:
-    """What differs of a branch's result from its run's: as if the branch had been trained alone."""
+    """What differs between a branch's result and its run's, as if the branch had been trained alone."""
     found = {k: v for k, v in row.items() if k.startswith("eval_")}
     return {
         **plan.after(row["end"]),

@@ -11,7 +11,7 @@ from bigmodel.words import duration, human
 
 
 class Line:
-    """One line, rewritten on a terminal; elsewhere a line every `every` seconds."""
+    """One line, rewritten on a terminal. Elsewhere, a line every `every` seconds."""
 
     def __init__(self, name: str, steps: int, quiet: bool = False, every: float = 10.0):
         self.name, self.steps, self.quiet = name, steps, quiet
@@ -24,7 +24,7 @@ class Line:
         return time.time() - self.shown >= self.every
 
     def show(self, step: int, loss: float, speed: dict[str, Any], rate: float) -> None:
-        """`rate`: steps a second since it was shown last."""
+        """`rate`: steps per second since the line was last shown."""
         due, self.shown = self.due() or (self.terminal and step == self.steps), time.time()
         if self.quiet or not due:
             return
@@ -40,7 +40,7 @@ class Line:
         sys.stderr.flush()
 
     def say(self, text: str) -> None:
-        """A line that stays, above the live one."""
+        """Prints a line that stays, above the progress line."""
         if not self.quiet:
             self.close()
             sys.stderr.write(text + "\n")
