@@ -245,7 +245,7 @@ def _other_sizes(fitted: Fitted, ask: Ask, n: float, loss: float, budget: float)
     return {"off": off, "basin": basin}
 
 
-def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, float | None]:
+def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, Any]:
     value, ends = float(column[0]), fitted.ends(column)
     if ends is None:
         return {"value": value, "low": None, "high": None}
@@ -322,7 +322,7 @@ def _no_answer(fitted: Fitted, ask: Ask) -> str:
     if law.floor:
         floor = _with_interval(law.values(fitted.thetas)[:, law.names.index(law.floor)], fitted)
     else:
-        floor = {"value": 0.0, "low": None}
+        floor = {"value": 0.0, "low": None, "high": None}
     if ask.value <= floor["value"]:
         ends = "" if floor["low"] is None else f" [{floor['low']:.4g}, {floor['high']:.4g}]"
         named = f"{law.floor} = {floor['value']:.4g}{ends}"
