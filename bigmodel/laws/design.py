@@ -24,7 +24,7 @@ import numpy as np
 from bigmodel.errors import UsageError, check_ranges
 from bigmodel.laws.fitted import Fitted, is_number
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
-from bigmodel.laws.plan import LOOSE, Ask, allocate, log_loss, remedy, si
+from bigmodel.laws.plan import LOOSE, Ask, allocate, log_loss, si
 
 GRID = 32  # sizes and data sizes of the candidates, each
 SLOPE_STEP, TARGET_STEP = 1e-6, 1e-3  # of theta; a target is found by search, to 1e-7
@@ -155,7 +155,7 @@ def advise(
     width = stored if stored is not None else expected
     if not width < WIDEST[target]:
         wide = f"its interval of {TARGETS[target]} is {width:.3g} wide"
-        raise UsageError(f"plan: no advice on the next runs: the fit doesn't determine it, {wide}; {remedy(fitted)}")
+        raise UsageError(f"plan: no advice on the next runs: the fit doesn't determine it, {wide}; {fitted.remedy()}")
     rows = []
     for k, i in enumerate(order):
         row = {"N": float(size[i]), "D": float(data[i]), "C": float(cost[i])}

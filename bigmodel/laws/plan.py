@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.errors import UsageError, check_ranges
-from bigmodel.laws import intervals
-from bigmodel.laws.fitted import Fitted, is_number
+from bigmodel.laws.fitted import Fitted
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 
 FLOPS_PER_INFERENCE_TOKEN = 2.0  # per parameter: a forward pass (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)
@@ -163,21 +162,19 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
     """The allocation that answers `ask`, as JSON.
 
     Returns a dict with
-      asked, law, formula, source, level;
+      asked, law, formula, source, level, warnings (one line each);
       N, D, C, loss, tokens_per_param: {"value", "low", "high"}; the interval of the loss is of this very N and D, the
         others' of each resample's own optimum. null: not determined; `total` adds inference FLOPs where asked;
       beyond: N, D, C -> how far outside the fitted runs, as a factor of 1 or more;
       holdout: of the fit, the refit with the largest gap; null without;
       off: "half" and "double" that N for the same FLOPs: N, D, loss, rel_loss (0.01: 1 % worse); null: not possible;
       basin: "0.1%", "1%" -> [least, most] N within that of the best loss for the same FLOPs (null: unbounded);
-      no_optimum, never: shares of the resamples without an optimum, and of those that never reach the loss;
-      warnings: one line each.
+      no_optimum, never: shares of the resamples without an optimum, and of those that never reach the loss.
 
     Raises:
       UsageError: the law has no answer, the runs don't determine it, or it is nonsense.
     """
     law, thetas = fitted.law, fitted.thetas
-    _check_resamples(fitted)
     budget = budget_for(law, thetas, ask)
     never = np.isinf(budget)
     n, d, _ = allocate(law, thetas, np.where(never, np.nan, budget), ask)
@@ -202,12 +199,13 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
         "level": fitted.level,
         **{name: _with_interval(column, fitted) for name, column in columns.items()},
     }
-    out["beyond"] = {k: _beyond(out[k]["value"], fitted.range[k]) for k in ("N", "D", "C") if k in fitted.range}
+    ranges = {name: fitted.range[name] for name in ("N", "D", "C") if name in fitted.range}
+    out["beyond"] = {k: max(1.0, out[k]["value"] / high, low / out[k]["value"]) for k, (low, high) in ranges.items()}
     _check_plausible(fitted, ask, out)
-    out["holdout"] = _holdout(fitted.result)
+    out["holdout"] = fitted.holdout
     out |= _other_sizes(fitted, ask, float(n[0]), float(loss[0]), float(budget[0]))
-    out["no_optimum"] = float(np.mean(np.isnan(n[1:]) & ~never[1:])) if len(n) > 1 else 0.0
-    out["never"] = float(np.mean(never[1:])) if len(n) > 1 else 0.0
+    for name, without in (("no_optimum", np.isnan(n) & ~never), ("never", never)):
+        out[name] = float(np.mean(without[1:])) if len(n) > 1 else 0.0
     out["warnings"] = _warnings(fitted, ask, out)
     return out
 
@@ -253,66 +251,32 @@ def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, Any]:
     return {"value": value, "low": low, "high": high}
 
 
-def _beyond(value: float, bounds: tuple[float, float]) -> float:
-    return max(1.0, value / bounds[1], bounds[0] / value)
-
-
-def _holdout(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    keys = ("n_held_out", "flops_gap", "mean_abs_rel_error", "max_abs_rel_error", "mean_rel_error")
-    stored = result.get("holdout")
-    entries = [e for e in stored if isinstance(e, dict)] if isinstance(stored, list) else []
-    good = [e for e in entries if all(is_number(e.get(k)) for k in keys)]
-    if not good:
-        return None
-    farthest = max(good, key=lambda e: e["flops_gap"])
-    what = "runs" if result.get("n_runs") == result.get("n_points") else "points"
-    return {k: farthest[k] for k in keys} | {"of": what}
-
-
 # ------------------------------------------------------------------------------- errors and warnings
-
-
-def _check_resamples(fitted: Fitted) -> None:
-    """Refuses a fit of which most resamples couldn't be fitted: its parameters are one of many."""
-    stored = fitted.result.get("resamples")
-    asked, done = (stored.get(k, 0) if isinstance(stored, dict) else 0 for k in ("asked", "fitted"))
-    if is_number(asked) and is_number(done) and asked and not intervals.enough(int(done), int(asked)):
-        failed = f"{int(asked - done)} of {int(asked)} resamples of the runs couldn't be fitted"
-        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine a law: {failed}; {remedy(fitted)}")
 
 
 def _check_plausible(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> None:
     n, d = out["N"], out["D"]
     if ask.kind != "params" and n["low"] is not None and n["high"] is not None and n["high"] > LOOSE * n["low"]:
         ends = f"{n['low']:.3g} to {n['high']:.3g}"
-        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine N_opt: {ends}; {remedy(fitted)}")
+        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine N_opt: {ends}; {fitted.remedy()}")
     ratio = d["value"] / n["value"]
     free = ask.kind in ("flops", "loss") and ask.max_params == ask.max_tokens == math.inf
     if free and not RATIOS[0] < ratio < RATIOS[1]:
         raise UsageError(
-            f"plan: the law's best is {si(n['value'])} parameters on {si(d['value'])} tokens, {ratio:.3g} "
-            "a parameter: are the runs' N and D in plain numbers, not in millions?"
+            f"plan: the law's best is {si(n['value'])} parameters on {si(d['value'])} tokens, {ratio:.3g} a parameter: "
+            "are the runs' N and D in plain numbers, not in millions?"
         )
     for name in ("N", "D"):
-        if (factor := out["beyond"].get(name, 1.0)) > NONSENSE:
-            low, high = fitted.range[name]
+        if out["beyond"].get(name, 1.0) > NONSENSE:
             raise UsageError(
-                f"plan: {name} = {out[name]['value']:.3g} is {factor:.1g}x outside the fitted runs ({low:.3g} to "
-                f"{high:.3g}), where the law says nothing: are N and D in plain numbers, not in millions?"
+                f"plan: {name} = {out[name]['value']:.3g} is {_outside(fitted, out, name)}, where the law says "
+                "nothing: are the runs' N and D in plain numbers, not in millions?"
             )
 
 
-def remedy(fitted: Fitted) -> str:
-    """What runs would determine the law, beside those that there are."""
-    has = ""
-    if fitted.points:
-        n, d = fitted.points["N"], fitted.points["D"]
-        ratio = f"D/N {(d / n).min():.3g} to {(d / n).max():.3g}"
-        has = f" (these {len(n)} runs have {len(np.unique(n))} N, {len(np.unique(d))} D and {ratio})"
-    return (
-        "it takes 4 or more sizes N over a factor of 30, each at 3 or more D over a factor of 30, so that D/N lies on "
-        f"both sides of the best{has}"
-    )
+def _outside(fitted: Fitted, out: Mapping[str, Any], name: str) -> str:
+    low, high = fitted.range[name]
+    return f"{out['beyond'][name]:.3g}x outside the fitted runs ({low:.3g} to {high:.3g})"
 
 
 def _no_answer(fitted: Fitted, ask: Ask) -> str:
@@ -321,12 +285,10 @@ def _no_answer(fitted: Fitted, ask: Ask) -> str:
         return f"plan: law {law.name!r} has no compute-optimal size at --{ask.kind}={ask.value:g}"
     if law.floor:
         floor = _with_interval(law.values(fitted.thetas)[:, law.names.index(law.floor)], fitted)
-    else:
-        floor = {"value": 0.0, "low": None, "high": None}
-    if ask.value <= floor["value"]:
-        ends = "" if floor["low"] is None else f" [{floor['low']:.4g}, {floor['high']:.4g}]"
-        named = f"{law.floor} = {floor['value']:.4g}{ends}"
-        return f"plan: --loss={ask.value:g} is not above the law's floor {named}: no compute reaches it"
+        if ask.value <= floor["value"]:
+            ends = "" if floor["low"] is None else f" [{floor['low']:.4g}, {floor['high']:.4g}]"
+            named = f"{law.floor} = {floor['value']:.4g}{ends}"
+            return f"plan: --loss={ask.value:g} is not above the law's floor {named}: no compute reaches it"
     limited = " within the limits" if min(ask.max_params, ask.max_tokens) < math.inf else ""
     return f"plan: --loss={ask.value:g} is reached by no compute up to {BUDGETS[1]:.0e} FLOPs{limited}"
 
@@ -334,31 +296,30 @@ def _no_answer(fitted: Fitted, ask: Ask) -> str:
 def _warnings(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, factor in out["beyond"].items():
-        if factor > FAR:
-            low, high = fitted.range[name]
-            how = "so far that only the form of the law speaks" if factor > VERY_FAR else "an extrapolation"
-            strong = "VERY FAR: " if factor > VERY_FAR else ""
-            lines.append(f"{strong}{name} is {factor:.3g}x outside the fitted runs ({low:.3g} to {high:.3g}): {how}")
+        outside = _outside(fitted, out, name)
+        if factor > VERY_FAR:
+            lines.append(f"VERY FAR: {name} is {outside}: the answer rests on the form of the law alone")
+        elif factor > FAR:
+            lines.append(f"{name} is {outside}: an extrapolation")
     if not fitted.range:
-        lines.append("the fit doesn't say which runs it saw (no range): how far this extrapolates is unknown")
+        lines.append("the fit holds no range of its runs: how far this extrapolates is unknown")
     if len(fitted.thetas) < 3:
         lines.append("no intervals: the fit was made without resamples")
     elif missing := [k for k in COLUMNS if k in out and out[k]["low"] is None and out[k]["high"] is None]:
         few = out["no_optimum"] > 0.5
-        why = "most resamples have no answer" if few else "the resamples leave out what the fitted law says"
+        why = "most resamples have no optimum" if few else "the fitted law's answer is outside those of the resamples"
         lines.append(f"no interval of {', '.join(missing)}: {why}")
     if out["no_optimum"] > 0.01:
-        lines.append(f"{100 * out['no_optimum']:.0f} % of the resamples have no answer: left out of the intervals")
+        lines.append(f"{100 * out['no_optimum']:.0f} % of the resamples have no optimum: left out of the intervals")
     if out["never"] > 0:
-        lines.append(f"by {100 * out['never']:.1f} % of the resamples no compute reaches this loss")
+        lines.append(f"for {100 * out['never']:.1f} % of the resamples no compute reaches this loss")
     for name, limit, flag in (("N", ask.max_params, "--max-params"), ("D", ask.max_tokens, "--max-tokens")):
         if out[name]["value"] > 0.999 * limit:
             lines.append(f"{name} is at its limit {flag}: a constrained optimum")
     spent = out.get("total", out["C"])["value"]
     if ask.kind == "flops" and spent < 0.999 * ask.value:
         lines.append(f"the limits leave {100 * (1 - spent / ask.value):.3g} % of the FLOPs unspent")
-    stored = fitted.result.get("warnings")
-    return lines + [f"the fit warns: {w}" for w in (stored if isinstance(stored, list) else []) if isinstance(w, str)]
+    return lines + [f"the fit warns: {warning}" for warning in fitted.warnings]
 
 
 # --------------------------------------------------------------------------------------------- text
@@ -368,9 +329,9 @@ def si(value: float | None) -> str:
     """'73.2B': three digits and a letter; '7.32e+15' past 10^15; 'unbounded' for None."""
     if value is None:
         return "unbounded"
-    for size, letter in ((1e15, ""), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{letter}" if letter else f"{value:.3g}"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if 0.9995 * size <= abs(value) < 0.9995e15:
+            return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
 
 
@@ -391,9 +352,8 @@ def _line(label: str, part: Mapping[str, Any], show: Callable[[float], str]) -> 
 
 def text(allocation: Mapping[str, Any], unit: str = "tokens") -> str:
     """The allocation in lines for a terminal."""
-    asked = ", ".join(
-        f"{k.replace('_', '-')} {f'{v:g}' if k in ('loss', 'flops') else si(v)}" for k, v in allocation["asked"].items()
-    )
+    shown = {k: f"{v:g}" if k in ("loss", "flops") else si(v) for k, v in allocation["asked"].items()}
+    asked = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in shown.items())
     lines = [
         f"L(N, D) = {allocation['formula']}   ({allocation['source']})",
         f"best for {asked}; [brackets: {100 * allocation['level']:g} % of the resamples]",
@@ -408,13 +368,10 @@ def text(allocation: Mapping[str, Any], unit: str = "tokens") -> str:
     ):
         if key in allocation:
             lines.append(_line(label, allocation[key], show))
-    off = [
-        f"{word} N: loss {row['loss']:.4f} ({100 * row['rel_loss']:+.2f} %)"
-        for word, row in zip(("half", "twice"), allocation["off"].values(), strict=True)
-        if row is not None
-    ]
-    if off:
-        lines.append("  for the same FLOPs, " + "; ".join(off))
+    off = {"half": allocation["off"]["half"], "twice": allocation["off"]["double"]}
+    other = [f"{k} N: loss {v['loss']:.4f} ({100 * v['rel_loss']:+.2f} %)" for k, v in off.items() if v is not None]
+    if other:
+        lines.append(f"  for the same FLOPs, {'; '.join(other)}")
     basins = [f"{si(low)} to {si(high)} within {name}" for name, (low, high) in allocation["basin"].items()]
     lines.append(f"  N of nearly the same loss: {'; '.join(basins)}")
     if allocation["beyond"]:

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from bigmodel import models
 from bigmodel.errors import UsageError, choose, nearest
 from bigmodel.files import writing
-from bigmodel.laws import readers
+from bigmodel.laws import readers, tables
 from bigmodel.laws.figures import transfer as figures
 from bigmodel.laws.forms import Law
 from bigmodel.run import budget
@@ -272,10 +272,7 @@ def evaluate(law: Law, params: Mapping[str, float], **columns: float) -> float:
 # ------------------------------------------------------------------------------------- output
 
 HEAD = ["", "published", "ours", "difference", "allowed", "ok"]
-TEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash ", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", ">": "$>$", "<": "$<$"}
-)
+TEX = str.maketrans(tables.LATEX)
 
 
 def _parts(result: Result, mark: str, escape: Callable[[str], str] = str) -> dict[str, list[list[str]]]:
