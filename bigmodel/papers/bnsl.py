@@ -12,7 +12,7 @@ import pandas as pd
 
 from bigmodel.errors import UsageError
 from bigmodel.laws import fit, forms
-from bigmodel.papers import Frames, Points, Row, evaluate, table
+from bigmodel.papers import Frames, Points, Row, evaluate
 
 TITLE = "Broken neural scaling laws (Caballero et al. 2023)"
 SOURCE = "arXiv:2210.14891, Figures 1 and 4; github.com/ethancaballero/broken_neural_scaling_laws"
@@ -55,23 +55,17 @@ def _example() -> list[Row]:
     def log_y(x: float) -> float:
         return math.log(evaluate(law, reducible, D=x))
 
-    slopes, lines, exponent, step = [], [], 0.0, 1e-3
+    part, out, exponent, lines, step = "Figure 1's example: slope of each segment", [], 0.0, [], 1e-3
     for i, x in enumerate(SEGMENTS):
         exponent -= EXAMPLE[f"c{i}"]
         ours = (log_y(x * math.exp(step)) - log_y(x * math.exp(-step))) / (2 * step)
-        slopes.append((f"segment {i + 1}, at x = {x:.1e}", exponent, ours))
         lines.append((ours, log_y(x) - ours * math.log(x)))
-    breaks = []
-    for i, ((slope, high), (next_slope, next_high)) in enumerate(itertools.pairwise(lines), start=1):
-        breaks.append((f"break {i}", EXAMPLE[f"d{i}"], math.exp((next_high - high) / (slope - next_slope))))
+        out.append(Row(part, f"segment {i + 1}, at x = {x:.1e}", exponent, ours, 0.01, True, ".4f", FOUR))
     part = "Figure 1's example: where segments meet"
-    return [
-        *table(
-            "Figure 1's example: slope of each segment", slopes, tolerance=0.01, absolute=True, format=".4f", note=FOUR
-        ),
-        *table(part, breaks, tolerance=0.05, format=".3g", note=FOUR),
-        Row(part, "floor", EXAMPLE["a"], evaluate(law, EXAMPLE, D=1e60), 1e-9, format=".4g"),
-    ]
+    for i, ((slope, high), (next_slope, next_high)) in enumerate(itertools.pairwise(lines), start=1):
+        at = math.exp((next_high - high) / (slope - next_slope))
+        out.append(Row(part, f"break {i}", EXAMPLE[f"d{i}"], at, 0.05, format=".3g", note=FOUR))
+    return [*out, Row(part, "floor", EXAMPLE["a"], evaluate(law, EXAMPLE, D=1e60), 1e-9, format=".4g")]
 
 
 def _addition(points: pd.DataFrame) -> list[Row]:
@@ -86,12 +80,9 @@ def _addition(points: pd.DataFrame) -> list[Row]:
         gaps = [math.log(evaluate(law, params, D=x) / y) for x, y in zip(part["D"], part["L"], strict=True)]
         return math.sqrt(sum(gap**2 for gap in gaps) / len(gaps))
 
-    fitted = [(name, value, found[name]) for name, value in PRINTED.items()]
-    errors = [
-        ("14 fitted points", error(PRINTED, seen), error(found, seen)),
-        ("3 held-out points", error(PRINTED, held), error(found, held)),
-    ]
-    return [
-        *table("Four-digit addition, 14 of 17 points: our fit", fitted, tolerance=0.02, format=".5g", note=OTHER),
-        *table("Its errors", errors, format=".4f", note=ERROR),
-    ]
+    part = "Four-digit addition, 14 of 17 points: our fit"
+    out = [Row(part, name, value, found[name], 0.02, format=".5g", note=OTHER) for name, value in PRINTED.items()]
+    part = "Its errors"
+    out.append(Row(part, "14 fitted points", error(PRINTED, seen), error(found, seen), format=".4f", note=ERROR))
+    out.append(Row(part, "3 held-out points", error(PRINTED, held), error(found, held), format=".4f", note=ERROR))
+    return out

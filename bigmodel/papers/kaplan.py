@@ -76,15 +76,12 @@ def _derived() -> list[Row]:
     alpha_n, alpha_s, alpha_b = L_NS["alpha_N"], L_NS["alpha_S"], CRITICAL["alpha_B"]
     alpha_c = 1 / (1 / alpha_n + 1 / alpha_s + 1 / alpha_b)
     part = "The same from L(N, S) and the critical batch alone"
-    exponents = [
-        ("N, exponent", SIZE[1], alpha_c / alpha_n),
-        ("batch, exponent", BATCH[1], alpha_c / alpha_b),
-        ("steps, exponent", STEPS[1], alpha_c / alpha_s),
-    ]
     at_optimum = evaluate(forms.get("kaplan_ns"), L_NS, N=SIZE[0], S=STEPS[0])
     return [
         Row(part, "L, alpha_C", L_C["alpha"], alpha_c, None, True, ".4f", DERIVED),
-        *table(part, exponents, absolute=True, format=".3f", note=DERIVED),
+        Row(part, "N, exponent", SIZE[1], alpha_c / alpha_n, None, True, ".3f", DERIVED),
+        Row(part, "batch, exponent", BATCH[1], alpha_c / alpha_b, None, True, ".3f", DERIVED),
+        Row(part, "steps, exponent", STEPS[1], alpha_c / alpha_s, None, True, ".3f", DERIVED),
         Row(part, "L at 1 PF-day", evaluate(forms.get("power:x=C"), L_C, C=1), at_optimum, format=".3f", note=TOGETHER),
     ]
 
@@ -105,36 +102,37 @@ def _data_size() -> list[Row]:
         needed.append(10**low)
     part = "Data that avoids overfitting, D >= 5e3 N^0.74, by L(N, D)"
     exponent = power_law(sizes, np.array(needed))[0]
-    at_rule = [(f"excess at N = {n:.0e}", EXCESS, excess(n, NO_OVERFIT[0] * n ** NO_OVERFIT[1])) for n in (1e6, 1e9)]
-    return [
-        Row(part, "exponent", NO_OVERFIT[1], exponent, 0.005, True, ".4f", EXPONENT),
-        *table(part, at_rule, tolerance=0.0015, absolute=True, format=".4f", note=RULE),
-    ]
+    out = [Row(part, "exponent", NO_OVERFIT[1], exponent, 0.005, True, ".4f", EXPONENT)]
+    for n in (1e6, 1e9):
+        ours = excess(n, NO_OVERFIT[0] * n ** NO_OVERFIT[1])
+        out.append(Row(part, f"excess at N = {n:.0e}", EXCESS, ours, 0.0015, True, ".4f", RULE))
+    return out
 
 
 def _sizes() -> list[Row]:
     """L(N) and L(D) beside the laws of two variables where the other is unlimited."""
-    of_n, of_d, of_both, of_steps = (forms.get(name) for name in ("power:x=N", "power:x=D", "kaplan_nd", "kaplan_ns"))
-    printed = {n: evaluate(of_n, L_N, N=n) for n in SWEEP}
-    by_both = {n: evaluate(of_both, L_ND, N=n, D=MANY) for n in SWEEP}
-    swept = [(f"N = {n:,.0f}, unlimited steps", printed[n], evaluate(of_steps, L_NS, N=n, S=MANY)) for n in SWEEP]
-    separate = [(f"N = {n:,.0f}, unlimited data", printed[n], by_both[n]) for n in SWEEP]
+    both, steps = forms.get("kaplan_nd"), forms.get("kaplan_ns")
+    part, out = "L(N) and L(D) beside L(N, S) and L(N, D), nats per token", []
+    for n in SWEEP:
+        printed = evaluate(forms.get("power:x=N"), L_N, N=n)
+        ours = evaluate(steps, L_NS, N=n, S=MANY)
+        out.append(Row(part, f"N = {n:,.0f}, unlimited steps", printed, ours, 0.015, format=".3f", note=SWEPT))
+    sizes = np.array(SWEEP)
+    slope = -power_law(sizes, np.array([evaluate(both, L_ND, N=n, D=MANY) for n in SWEEP]))[0]
+    out.append(Row(part, "exponent in N, unlimited data", L_N["alpha"], slope, 5e-4, True, ".4f"))
+    for n in SWEEP:
+        printed, ours = evaluate(forms.get("power:x=N"), L_N, N=n), evaluate(both, L_ND, N=n, D=MANY)
+        out.append(Row(part, f"N = {n:,.0f}, unlimited data", printed, ours, format=".3f", note=SEPARATE))
     for d in (22e6, 23e9):
-        what = f"D = {d:.1e}, unlimited size"
-        separate.append((what, evaluate(of_d, L_D, D=d), evaluate(of_both, L_ND, N=MANY, D=d)))
-    slope = -power_law(np.array(SWEEP), np.array([*by_both.values()]))[0]
-    part = "L(N) and L(D) beside L(N, S) and L(N, D), nats per token"
-    return [
-        *table(part, swept, tolerance=0.015, format=".3f", note=SWEPT),
-        Row(part, "exponent in N, unlimited data", L_N["alpha"], slope, 5e-4, True, ".4f"),
-        *table(part, separate, format=".3f", note=SEPARATE),
-    ]
+        printed, ours = evaluate(forms.get("power:x=D"), L_D, D=d), evaluate(both, L_ND, N=MANY, D=d)
+        out.append(Row(part, f"D = {d:.1e}, unlimited size", printed, ours, format=".3f", note=SEPARATE))
+    return out
 
 
 def _shapes() -> list[Row]:
     """Table 1's N = 12 layers width^2 of the two shapes of section 3.1, against the modules."""
-    numbers = []
+    out = []
     for (depth, width), printed in SHAPES.items():
         cfg = model("decoder", depth=depth, width=width, num_heads=width // 64, vocab_size=50257, seq_len=1024)
-        numbers.append((f"{depth} layers of {width}", printed, count(cfg, "kaplan")))
-    return table("N = 12 layers width^2, against the modules", numbers, tolerance=0, format=",.0f")
+        out.append((f"{depth} layers of {width}", printed, count(cfg, "kaplan")))
+    return table("N = 12 layers width^2, against the modules", out, tolerance=0, format=",.0f")

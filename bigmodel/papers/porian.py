@@ -9,7 +9,7 @@ import pandas as pd
 
 from bigmodel.errors import UsageError
 from bigmodel.laws import frontier
-from bigmodel.papers import Frames, Points, Row, table
+from bigmodel.papers import Frames, Points, Row
 
 TITLE = "From Kaplan's exponent to Chinchilla's (Porian et al. 2024)"
 SOURCE = "arXiv:2406.19146, Figure 1 and the stored fits of github.com/formll/resolving-scaling-law-discrepancies"
@@ -46,45 +46,38 @@ CURVES = {
 def rows(points: Frames) -> list[Row]:
     out = []
     if POINTS[0].name in points:
-        out += _from_optima(points[POINTS[0].name])
+        optima = points[POINTS[0].name]
+        part = "N_opt ~ C^a, RefinedWeb, weighted by the optima's standard errors"
+        for step, (setting, weighted, printed, _) in PATH.items():
+            chosen = _choose(optima, "rw", setting)
+            a = frontier.power_law(chosen["flops"], chosen["n"], chosen["n_star_std"])[0]
+            out.append(Row(part, f"{step}, stored", weighted, a, 5e-5, True, ".4f"))
+            out.append(Row(part, f"{step}, printed", printed, a, 0.003, True, ".4f", CENTRE))
+        part = "The same without weights"
+        for step, (setting, _, printed, _) in PATH.items():
+            chosen = _choose(optima, "rw", setting)
+            a = frontier.power_law(chosen["flops"], chosen["n"])[0]
+            out.append(Row(part, step, printed, a, None, True, ".4f", CENTRE))
+        part = "N_opt ~ C^a, OpenWebText2, weighted"
+        for step, (setting, _, _, printed) in PATH.items():
+            chosen = _choose(optima, "owt2", setting)
+            a = frontier.power_law(chosen["flops"], chosen["n"], chosen["n_star_std"])[0]
+            out.append(Row(part, step, printed, a, 0.01, True, ".4f", CENTRE))
+        part = "N_opt ~ C^a, RefinedWeb, other ways to count, weighted"
+        for step, (setting, file, printed) in VARIANTS.items():
+            chosen = _choose(optima, "rw", setting, file)
+            a = frontier.power_law(chosen["flops"], chosen["n"], chosen["n_star_std"])[0]
+            out.append(Row(part, step, printed, a, 0.01, True, ".4f", CENTRE))
     if POINTS[1].name in points:
-        out += _from_runs(points[POINTS[1].name].rename(columns={"flops": "C"}))
-    return out
-
-
-def _from_optima(optima: pd.DataFrame) -> list[Row]:
-    def exponent(dataset: str, setting: str, file: str = "", weighted: bool = True) -> float:
-        chosen = _choose(optima, dataset, setting, file)
-        weights = [chosen["n_star_std"]] if weighted else []
-        return frontier.power_law(chosen["flops"], chosen["n"], *weights)[0]
-
-    part = "N_opt ~ C^a, RefinedWeb, weighted by the optima's standard errors"
-    out = []
-    for step, (setting, stored, printed, _) in PATH.items():
-        a = exponent("rw", setting)
-        out.append(Row(part, f"{step}, stored", stored, a, 5e-5, True, ".4f"))
-        out.append(Row(part, f"{step}, printed", printed, a, 0.003, True, ".4f", CENTRE))
-    plain = [(step, p, exponent("rw", setting, weighted=False)) for step, (setting, _, p, _) in PATH.items()]
-    owt2 = [(step, p, exponent("owt2", setting)) for step, (setting, _, _, p) in PATH.items()]
-    variants = [(step, p, exponent("rw", setting, file)) for step, (setting, file, p) in VARIANTS.items()]
-    how = {"absolute": True, "format": ".4f", "note": CENTRE}
-    return [
-        *out,
-        *table("The same without weights", plain, **how),
-        *table("N_opt ~ C^a, OpenWebText2, weighted", owt2, tolerance=0.01, **how),
-        *table("N_opt ~ C^a, RefinedWeb, other ways to count, weighted", variants, tolerance=0.01, **how),
-    ]
-
-
-def _from_runs(runs: pd.DataFrame) -> list[Row]:
-    out = []
-    for dataset, name in (("rw", "RefinedWeb"), ("owt2", "OpenWebText2")):
-        part = f"From the runs of the IsoFLOP curves, {name}"
-        for step, (setting, _, *printed) in PATH.items():
-            for shape, note in CURVES.items():
-                found = frontier.isoflop(_choose(runs, dataset, setting), bootstrap=100, shape=shape)
-                a = found["params"]["a"]
-                out.append(Row(part, f"{step}, {shape}", printed[dataset == "owt2"], a, 0.03, True, ".4f", note))
+        runs = points[POINTS[1].name].rename(columns={"flops": "C"})
+        for dataset, name in (("rw", "RefinedWeb"), ("owt2", "OpenWebText2")):
+            part = f"From the runs of the IsoFLOP curves, {name}"
+            for step, (setting, _, *both) in PATH.items():
+                printed = both[dataset == "owt2"]
+                for shape, note in CURVES.items():
+                    found = frontier.isoflop(_choose(runs, dataset, setting), bootstrap=100, shape=shape)
+                    a = found["params"]["a"]
+                    out.append(Row(part, f"{step}, {shape}", printed, a, 0.03, True, ".4f", note))
     return out
 
 
