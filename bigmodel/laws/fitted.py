@@ -55,6 +55,31 @@ class Fitted:
         return (float(low), float(high)) if low - slack <= estimate[0] <= high + slack else None
 
     @property
+    def holdout(self) -> dict[str, Any] | None:
+        """The refit with the largest gap between the runs fitted and held out; None without."""
+        keys = ("n_held_out", "flops_gap", "mean_abs_rel_error", "max_abs_rel_error", "mean_rel_error")
+        stored = self.result.get("holdout")
+        entries = [e for e in stored if isinstance(e, dict)] if isinstance(stored, list) else []
+        good = [{k: e[k] for k in keys} for e in entries if all(is_number(e.get(k)) for k in keys)]
+        what = "runs" if self.result.get("n_runs") == self.result.get("n_points") else "points"
+        return max(good, key=lambda e: e["flops_gap"]) | {"of": what} if good else None
+
+    @property
+    def warnings(self) -> list[str]:
+        stored = self.result.get("warnings")
+        return [w for w in stored if isinstance(w, str)] if isinstance(stored, list) else []
+
+    def remedy(self) -> str:
+        """The runs that would determine the law, and those that there are."""
+        needed = "it takes 4 or more sizes N over a factor of 30, each at 3 or more D over a factor of 30, "
+        needed += "so that D/N lies on both sides of the best"
+        if not self.points:
+            return needed
+        n, d = self.points["N"], self.points["D"]
+        ratio = f"D/N {(d / n).min():.3g} to {(d / n).max():.3g}"
+        return f"{needed} (these {len(n)} runs have {len(np.unique(n))} N, {len(np.unique(d))} D and {ratio})"
+
+    @property
     def family(self) -> str:
         """Of the fitted runs, or "" where it isn't known or isn't one."""
         return self.result["family"] if "family" in self.result and isinstance(self.result["family"], str) else ""
@@ -118,7 +143,7 @@ def read(path: str, form: str = "") -> Fitted:
             raise UsageError(f"fit {path!r}: parameter {name!r} is {value!r}, expected a number")
     theta = law.theta(result["params"])
     samples = _samples(path, law, result)
-    return Fitted(
+    fitted = Fitted(
         path=path,
         law=law,
         thetas=np.concatenate([theta[None], samples]),
@@ -128,6 +153,8 @@ def read(path: str, form: str = "") -> Fitted:
         residuals=_numbers(path, "residuals", result["residuals"]) if "residuals" in result else np.empty(0),
         result=result,
     )
+    _check_resamples(fitted)
+    return fitted
 
 
 def is_number(value: Any) -> bool:
@@ -155,6 +182,15 @@ def _samples(path: str, law: Law, result: Mapping[str, Any]) -> np.ndarray:
         if p.log and (column <= 0).any():
             raise UsageError(f"fit {path!r}: samples of {p.name!r} must be positive")
     return np.array([np.log(c) if p.log else c for p, c in zip(law.parameters, columns, strict=True)]).T
+
+
+def _check_resamples(fitted: Fitted) -> None:
+    """Refuses a fit of which most resamples failed: many other parameters would fit its runs as well."""
+    stored = fitted.result.get("resamples")
+    asked, done = (stored.get(k, 0) if isinstance(stored, dict) else 0 for k in ("asked", "fitted"))
+    if is_number(asked) and is_number(done) and asked and not intervals.enough(int(done), int(asked)):
+        failed = f"{int(asked - done)} of {int(asked)} resamples of the runs couldn't be fitted"
+        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine a law: {failed}; {fitted.remedy()}")
 
 
 def _level(path: str, result: Mapping[str, Any]) -> float:
