@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -29,7 +30,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigmodel.errors import Retry, UsageError, nearest, note
+from bigmodel.errors import Retry, UsageError, choose, nearest, note
 from bigmodel.files import check_whole, read_text
 
 
@@ -66,6 +67,27 @@ def load_module(path: str | Path, kind: str) -> Any:
     with user_code(path, kind):
         spec.loader.exec_module(module)
     return module
+
+
+def plugin(kind: str, name: str, package: str, own: Iterable[str], what: str = "") -> Any:
+    """The module of a family, source, paper or engine: a `.py` file of the user's, one of ours, or an entry point.
+
+    Args:
+      kind: "families", ...: entry points of the group `bigmodel.<kind>`, whose values are modules, are found.
+      name: one of `own`, modules of `package`; the path of a file; or an entry point's name.
+      what: named in errors, as "config.family".
+
+    Raises:
+      UsageError: there is none of this name, or it can't be imported.
+    """
+    if name.endswith(".py"):
+        return load_module(name, what.rpartition(".")[2] or kind)
+    if name in own:
+        return importlib.import_module(f"{package}.{name.replace('-', '_')}")
+    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=f"bigmodel.{kind}")}
+    choose(what, name, [*own, *entries])
+    with user_code(entries[name].value, f"{kind} entry point"):
+        return entries[name].load()
 
 
 def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigDict:

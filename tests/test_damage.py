@@ -15,7 +15,7 @@ from test_prepare import one_line, read_back, texts, write_jsonl
 from test_prepare import quiet as prepare
 from test_tasks import packed, ratings, task_dir  # noqa: F401 (a fixture)
 
-from bigmodel import config, data
+from bigmodel import config, data, files
 from bigmodel.cli import main
 from bigmodel.errors import NoData, Unavailable, UsageError
 from bigmodel.prepare import corpora, images, tasks
@@ -73,7 +73,7 @@ def test_a_flipped_bit_of_a_shard_is_noticed_when_it_is_first_read(prepared):
 def test_one_found_whole_is_read_once(prepared, tmp_path, monkeypatch):
     first = opened(prepared.parent)[0]["tokens"]
     with monkeypatch.context() as patch:
-        patch.setattr(config.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        patch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
         assert np.array_equal(opened(prepared.parent)[0]["tokens"], first)
     assert not [p for p in prepared.iterdir() if p.stat().st_mtime_ns > (prepared / "manifest.json").stat().st_mtime_ns]
     flip(prepared / "train-00001.bin")
@@ -147,11 +147,11 @@ def test_older_manifests_without_checksums_are_read(prepared, tmp_path):
 
 
 def test_damaged_tasks_and_images_are_noticed(task_dir, image_dir, tmp_path):  # noqa: F811
-    for source, folder, kept, files in (
+    for source, folder, kept, names in (
         ("tasks", Path(task_dir) / "pairs", {"seq_len": 64}, ["train.npz", "train.jsonl"]),
         ("images", Path(image_dir) / "fashion-mnist", {}, ["train-images.npy", "train-labels.npy"]),
     ):
-        for k, file in enumerate(files):
+        for k, file in enumerate(names):
             copy = shutil.copytree(folder, tmp_path / f"{source}{k}/out")
             assert len(opened(copy.parent, source=source, **kept))
             flip(copy / file, -30)

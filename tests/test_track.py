@@ -19,7 +19,7 @@ from bigmodel import config, errors
 from bigmodel.cli import main
 from bigmodel.errors import Busy, Retry
 from bigmodel.run import claims, record
-from bigmodel.run.loop import train
+from bigmodel.run.session import train
 from bigmodel.run.view import View, wandb_mode
 
 # Without a network: an empty network namespace where we may make one, else proxies to a closed port.
@@ -395,14 +395,15 @@ def test_one_run_that_wandb_refuses_is_not_the_next_ones_trouble(tmp_path):
 
 HANG = """
 import sys, time
-from bigmodel import cli, track
-add = track.Rows.add
+from bigmodel.cli import main as cli
+from bigmodel.run import record
+add = record.Rows.add
 def hang(self, row):
     if row["step"] == 6:
         self.flush()
         time.sleep(600)
     add(self, row)
-track.Rows.add = hang
+record.Rows.add = hang
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -80,7 +80,7 @@ def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarr
     cfg = run.config.model
     if not run.family.likelihood(cfg) or "tokens" not in run.family.spec(cfg) or run.config.family == "encdec":
         raise UsageError(f"a run of family {run.config.family!r} has no loss by position: it predicts no text in order")
-    if budget.carries(cfg):
+    if run.family.carries(cfg):
         raise UsageError("a run with model.carry has read text before its window: there is no loss by position")
 
     @jax.jit

@@ -105,7 +105,7 @@ def train(args: argparse.Namespace, overrides: Any) -> int:
     unfrozen = _load(args, overrides)
     start_jax(args)
     from bigmodel.run import budget, identity
-    from bigmodel.run import loop as trainer
+    from bigmodel.run import session as trainer
 
     runs = args.runs or "runs"
     if args.path and not args.runs:  # the config.json of a run goes on in that run's folder
@@ -155,8 +155,8 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     start_jax(args)
     import jax
 
-    from bigmodel.run import loop as trainer
     from bigmodel.run import processes
+    from bigmodel.run import session as trainer
 
     os.environ[claims.AS_JOB] = "1"
     plan = folder / "plan.jsonl"

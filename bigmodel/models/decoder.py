@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from bigmodel.errors import UsageError, choose
 from bigmodel.models import attention, decoder_published, infilling, layers, losses, transformer
-from bigmodel.ops import sharding
+from bigmodel.ops import products, sharding
+from bigmodel.ops.attention import View
 
 
 def get_config() -> ConfigDict:
@@ -68,16 +69,16 @@ def base(cfg: Any) -> ConfigDict:
     return other
 
 
-rung = transformer.rung
+rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
 PUBLISHED = decoder_published.ROWS
 WEIGHTS: dict[str, str] = {}
 
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
-    (r"embed/positions$", (None, "embed")),
-    (r"embed/relative_bias$", (None, "heads")),
-    (r"embed/project_in$", (None, "embed")),
-    (r"embed/project_out$", ("embed", None)),
+    (r"embed/positions$", ("position", "embed")),
+    (r"embed/relative_bias$", ("bucket", "heads")),
+    (r"embed/project_in$", ("table", "embed")),
+    (r"embed/project_out$", ("embed", "table")),
     *transformer.RULES,
     (r"^norm/(scale|bias)$", (None,)),
     (r"^head$", ("embed", "vocab")),
@@ -97,10 +98,6 @@ def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
 def likelihood(cfg: Any) -> range:
     """The places of a window's tokens that are predicted, each given those before it: bits per byte follow from it."""
     return range(1, cfg.seq_len + 1) if cfg.objective == "causal" else range(0)
-
-
-def decomposes(cfg: Any) -> bool:
-    return True
 
 
 def flops(cfg: Any) -> float:
@@ -137,9 +134,9 @@ class Embed(nn.Module):
             self.project_in = self.param("project_in", layers.normal(cfg.init_std, E), (E, D))
             self.project_out = self.param("project_out", layers.normal(cfg.init_std, D), (D, E))
 
-    def __call__(self, tokens_BL: jax.Array, view: attention.View) -> jax.Array:
+    def __call__(self, tokens_BL: jax.Array, view: View) -> jax.Array:
         cfg = self.cfg
-        x_BLD = layers.lookup(self.tokens, tokens_BL, cfg.dtype)
+        x_BLD = products.lookup(self.tokens, tokens_BL, cfg.dtype)
         if cfg.embed_dim != cfg.width:
             x_BLD = x_BLD @ self.project_in
         if cfg.position == "learned" and view.positions_BL is not None:
@@ -179,14 +176,14 @@ class Model(nn.Module):
         rows_B: jax.Array | None = None,
     ) -> jax.Array:
         """Logits BLV for the token after each; of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or
-        as given. Rows: see `attention.View`."""
-        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
+        as given. Rows: see `View`."""
+        view = View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
         return self.logits(self._forward(tokens_BL, None, view, train)[0])
 
     def features(self, *args: Any) -> tuple[jax.Array, jax.Array, None]:
         """As __call__, but what the head reads, BLE, and its matrix, VE, scales included; and no bias."""
         tokens_BL, train, prefix_B, positions_BL, rows_B = args
-        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
+        view = View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
         x_BLE = self._forward(tokens_BL, None, view, train)[0]
         if self.cfg.tied_head:
             return x_BLE * layers.tied_scale(self.cfg), self.embed.tokens, None
@@ -194,10 +191,10 @@ class Model(nn.Module):
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
-        x_BLE, layers_cache = self._forward(tokens_BL, cache["layers"], attention.View(cache["length"]), False)
+        x_BLE, layers_cache = self._forward(tokens_BL, cache["layers"], View(cache["length"]), False)
         return self.logits(x_BLE), {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
 
-    def _forward(self, tokens_BL: jax.Array, cache: Any, view: attention.View, train: bool) -> tuple[jax.Array, Any]:
+    def _forward(self, tokens_BL: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
         x_BLD = self.embed(tokens_BL, view).astype(self.cfg.dtype)
         if self.cfg.position == "relative_bias":
             size = tokens_BL.shape[1] if cache is None else self.cfg.seq_len

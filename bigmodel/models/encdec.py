@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from bigmodel.errors import UsageError, choose
 from bigmodel.models import attention, encdec_published, layers, losses, transformer
-from bigmodel.models.attention import View
 from bigmodel.ops import sharding
+from bigmodel.ops.attention import View
 
 MASKED, MEAN_SPAN = 0.15, 3  # T5's, section 3.1.4
 
@@ -74,14 +74,14 @@ def base(cfg: Any) -> ConfigDict:
     return other
 
 
-rung = transformer.rung
+rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
 PUBLISHED = encdec_published.ROWS
 WEIGHTS = encdec_published.WEIGHTS
 
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
-    (r"embed/(encoder|decoder)_bias$", (None, "heads")),
-    (r"embed/(source|target)_positions$", (None, "embed")),
+    (r"embed/(encoder|decoder)_bias$", ("bucket", "heads")),
+    (r"embed/(source|target)_positions$", ("position", "embed")),
     *transformer.RULES,
     (r"^(encoder|decoder)_norm/(scale|bias)$", (None,)),
     (r"^head$", ("embed", "vocab")),
@@ -196,10 +196,6 @@ def likelihood(cfg: Any) -> range:
     return range(cfg.source_len, cfg.seq_len) if cfg.objective == "prefix" else range(0)
 
 
-def decomposes(cfg: Any) -> bool:
-    return True
-
-
 def flops(cfg: Any) -> float:
     """Forward FLOPs of one example: 2 per multiply-add of every matrix product.
 
@@ -273,7 +269,7 @@ class Model(nn.Module):
         rows_B: jax.Array | None = None,
     ) -> jax.Array:
         """Logits BLV for the token after each. keys: True where a source token counts; None: all do. Rows: see
-        `attention.View`."""
+        `View`."""
         return self._logits(self._given(source_BS, tokens_BL, train, keys_BS, rows_B))
 
     def features(self, *args: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -58,14 +58,12 @@ def rung(width: int, depth: int) -> dict[str, Any]:
     return {"model.width": width, "model.depth": depth}
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {}
-WEIGHTS: dict[str, str] = {}
 RULES = (
-    (r"first$", (None, "ffn")),
-    (r"hidden/kernel$", (None, "embed", "ffn")),
-    (r"hidden/(bias|norm/(scale|bias))$", (None, "ffn")),
+    (r"first$", ("feature", "ffn")),
+    (r"hidden/kernel$", ("depth", "embed", "ffn")),
+    (r"hidden/(bias|norm/(scale|bias))$", ("depth", "ffn")),
     (r"first_norm/(scale|bias)$", ("ffn",)),
-    (r"last$", ("ffn", None)),
+    (r"last$", ("ffn", "class")),
     (r"first_bias$", ("ffn",)),
     (r"last_bias$", (None,)),
 )
@@ -81,10 +79,6 @@ def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     """What Model.__call__ takes of a batch."""
     return (batch["features"],)
-
-
-def likelihood(cfg: Any) -> range:
-    return range(0)
 
 
 def decomposes(cfg: Any) -> bool:

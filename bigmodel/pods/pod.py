@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from bigmodel import files, models
 from bigmodel.errors import NoData, UsageError
-from bigmodel.ops import sharding
+from bigmodel.ops import platforms, sharding
 from bigmodel.pods import hlo, layout
 from bigmodel.pods.layout import Topology
 from bigmodel.run import budget, executables, processes, program, record
@@ -154,7 +154,7 @@ def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> di
     """
     began = time.time()
     lowered, mesh = lower(cfg, topology)
-    key = program_hash(lowered, topology, program.options(mesh))
+    key = program_hash(lowered, topology, platforms.step_options(mesh))
     stored = None if cache is None else record.read_json(epath.Path(cache) / f"{key}.json")
     if stored is not None and stored.get("shortfall"):
         raise DoesNotFit(*stored["shortfall"])

@@ -109,7 +109,7 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
         if config.model[key] not in (value, family.get_config()[key]):
             raise UsageError(f"config.model.{key}={config.model[key]}: the data decides it, and says {value}")
         config.model[key] = value
-    if "parametrization" in config.model:
+    if family.base:
         choose("config.model.parametrization", config.model.parametrization, parametrize.NAMES)
     family.finalize(config.model)
     optim.finalize(config.optim)
@@ -187,12 +187,13 @@ def _check_train(config: ConfigDict) -> None:
         raise UsageError(
             f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
         )
-    if not models.family(config.family).decomposes(config.model):
+    family = models.family(config.family)
+    if not family.decomposes(config.model):
         why = "in this model each example's loss depends on the whole batch"
         for key in ("microbatch", "noise_scale"):
             if train[key]:
                 raise UsageError(f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches")
-        if train.batch_size == 1 and not carries(config.model):
+        if train.batch_size == 1 and not family.carries(config.model):
             raise UsageError(f"config.train.batch_size=1: {why}: use at least 2")
     given = [k for k in HORIZONS if train[k]]
     if len(given) != 1:
@@ -318,11 +319,6 @@ def init(family: ModuleType, cfg: Any, key: jax.Array, batch_size: int = 1) -> A
     return family.Model(cfg).init(key, *family.inputs(cfg, zeros))
 
 
-def carries(model: Any) -> bool:
-    """Whether a window goes on from the state at the end of the one before it, so that data is read in order."""
-    return "carry" in model and bool(model.carry)
-
-
 @functools.lru_cache(maxsize=4096)
 def _shapes(family_name: str, model_json: str) -> Any:
     family, cfg = models.family(family_name), FrozenConfigDict(json.loads(model_json))
@@ -342,7 +338,7 @@ def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
     """What a model's parametrisation scales each parameter by, from the shapes of it and of its base."""
     family = models.family(family_name)
     own = shapes(family_name, model)
-    if "parametrization" not in model:
+    if not family.base:
         return parametrize.scales("standard", optimizer, own, own, family.RULES)
     base = shapes(family_name, family.base(model))
     return parametrize.scales(
@@ -414,7 +410,7 @@ def derive(config: FrozenConfigDict) -> Budget:
             f"the horizon is less than one step: a step of train.batch_size={train.batch_size} is "
             f"{per_step} {info.unit}, {flops_per_step:.3g} FLOPs"
         )
-    if carries(config.model) and info.train_examples < train.batch_size:
+    if family.carries(config.model) and info.train_examples < train.batch_size:
         raise UsageError(
             f"config.train.batch_size={train.batch_size}: with model.carry each row reads a part of the data, which "
             f"has only {info.train_examples} windows"
@@ -467,8 +463,8 @@ def describe(family_name: str, model: Any) -> dict[str, Any]:
         cfg.name = name
         return cfg
 
-    forward = models.family(family_name).flops(model)
-    length = model.to_dict().get("seq_len", 1)
+    family = models.family(family_name)
+    forward, length = family.flops(model), family.units(model)
     return {
         "params": total,
         "params_nonembedding": nonembedding,

@@ -25,6 +25,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from bigmodel import files
 from bigmodel.errors import UsageError
+from bigmodel.ops import platforms
 
 SUFFIX = ".executable"
 
@@ -42,7 +43,7 @@ def made_for(static: str, mesh: jax.sharding.Mesh) -> dict[str, Any]:
       static: program.static_part of its config.
     """
     devices = mesh.devices.flat
-    packages = ["jax", "jaxlib", "flax", "optax", *(["libtpu"] if devices[0].platform == "tpu" else [])]
+    packages = ["jax", "jaxlib", "flax", "optax", *platforms.compilers(devices[0].platform)]
     places = [(getattr(d, "coords", d.id), getattr(d, "slice_index", 0)) for d in devices]
     return {
         "program": _digest(static),

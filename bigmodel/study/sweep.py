@@ -250,8 +250,8 @@ def expected_seconds(plan: Sequence[Planned], folder: epath.Path) -> list[float]
 
     The first row of a shape pays for its compilation.
     """
-    from bigmodel.ops import sharding
-    from bigmodel.run import program, progress
+    from bigmodel.ops import platforms, sharding
+    from bigmodel.run import program
 
     shapes: set[str] = set()
     compiling = []
@@ -264,7 +264,7 @@ def expected_seconds(plan: Sequence[Planned], folder: epath.Path) -> list[float]
         rates = sorted(r["flops"] / max(1e-3, r["wall_seconds"] - RUN_OVERHEAD) for r in done)
         rate = rates[len(rates) // 2]
         return [c + RUN_OVERHEAD + p.budget.flops / rate for c, p in zip(compiling, plan, strict=True)]
-    peak = EFFICIENCY * progress.peak_flops(sharding.make_mesh({"data": -1}))
+    peak = EFFICIENCY * platforms.peak_flops(sharding.make_mesh({"data": -1}))
     return [
         c + RUN_OVERHEAD + p.budget.steps * STEP_OVERHEAD + p.budget.flops / peak
         for c, p in zip(compiling, plan, strict=True)
@@ -294,7 +294,7 @@ def run(
     Raises:
       Retry: interrupted, or the disk is full.
     """
-    from bigmodel.run import loop  # JAX's devices are not needed to plan
+    from bigmodel.run import session  # JAX's devices are not needed to plan
 
     tally = {"trained": 0, "skipped": 0, "failed": 0, "busy": 0}
     view = View()
@@ -313,7 +313,7 @@ def run(
                 continue
             began = time.time()
             try:
-                result, trained = loop.attempt(
+                result, trained = session.attempt(
                     config.from_json(config.to_json(item.config)),
                     str(folder),
                     name=describe(item.overrides),
