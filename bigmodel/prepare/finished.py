@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bigmodel.errors import UsageError
+from bigmodel.errors import UsageError, note
 from bigmodel.files import check_path, has_sha256, is_whole
 from bigmodel.prepare import documents, folder
 from bigmodel.prepare import tokenizer as tokenizers
@@ -43,7 +43,7 @@ def once(
             return old
         if broken:
             more = ", ..." if broken[3:] else ""
-            folder.say(f"{', '.join(broken[:3])}{more} in {str(root)!r}: missing or damaged, made again")
+            note(f"{', '.join(broken[:3])}{more} in {str(root)!r}: missing or damaged, made again")
         with folder.working(root) as opened:
             return make(opened, old)
 

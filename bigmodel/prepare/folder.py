@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -135,7 +134,3 @@ def has_digest(path: epath.Path, digest: str | None) -> bool:
         return sha256(path) == digest
     except OSError:
         return False
-
-
-def say(line: str) -> None:
-    print(f"bigmodel: {line}", file=sys.stderr)

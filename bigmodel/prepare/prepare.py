@@ -20,7 +20,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-from bigmodel.errors import UsageError, check_ranges
+from bigmodel.errors import UsageError, check_ranges, note
 from bigmodel.files import check_path, sealed
 from bigmodel.prepare import documents, finished, folder, shards
 from bigmodel.prepare import tokenizer as tokenizers
@@ -92,8 +92,8 @@ def make(to: Folder, old: Manifest | None, arguments: dict[str, Any], workers: i
         encoder = None if arguments["tokenizer"] == "bpe" else tokenizers.ready(arguments["tokenizer"])
         listing = old["sources"][0].get("listing") if old else None  # of an older version, whose rules its data keeps
         name, sources, found = documents.open_source(arguments["source"], arguments["text_key"], seen, bool(listing))
-        spool = Spool(to.work / "documents.txt").fill(found, encoder, seen, bar)
-        spool, splits, split_by = split(spool, name, arguments, encoder, to, seen, bar, cut=not listing)
+        spool = Spool(to.work / "documents.txt", encoder, seen, bar).fill(found)
+        spool, splits, split_by = split(spool, name, arguments, may_cut=not listing)
         if listing:
             sources[0]["listing"] = listing
         elif seen.files:
@@ -107,27 +107,20 @@ def make(to: Folder, old: Manifest | None, arguments: dict[str, Any], workers: i
             encoder = trained(spool, splits["train"], arguments["vocab_size"], to, bar)
         files = {}
         if encoder.content:
-            (to.work / "tokenizer.json").write_text(encoder.content, encoding="utf-8")  # for the workers
             files["tokenizer.json"] = to.put("tokenizer.json", encoder.content.encode())
 
         # ---- encode
-        tasks = [
-            shards.Task(
-                name=f"{split}-{number:05d}",
-                key=spool.key(part, encoder),
-                folder=to,
-                spool=spool.path,
-                spans=spool.spans(part),
-                kind=encoder.kind,
-                tokenizer=to.work / "tokenizer.json" if files else None,
+        tasks = {
+            (split, number): shards.Task(
+                f"{split}-{number:05d}", spool.key(part, encoder), to, spool.path, spool.spans(part), encoder
             )
             for split, chosen in splits.items()
             for number, part in enumerate(spool.shards(chosen, arguments["shard_tokens"]))
-        ]
-        receipts = encode(tasks, workers, bar)
+        }
+        receipts = encode(list(tasks.values()), workers, bar)
 
     # ---- manifest, last
-    rows = {s: [receipts[t.name] for t in tasks if t.name.startswith(s + "-")] for s in splits}
+    rows = {s: [receipts[task.name] for (split, _), task in tasks.items() if split == s] for s in splits}
     manifest = {
         "format": finished.FORMAT,
         "name": name,
@@ -149,7 +142,7 @@ def make(to: Folder, old: Manifest | None, arguments: dict[str, Any], workers: i
         "left_out": str(seen),
         "files": files,
     }
-    wanted = {t.name for t in tasks}
+    wanted = {task.name for task in tasks.values()}
     for path in to.root.iterdir():  # of an unfinished attempt with other arguments, which had more of them
         if re.fullmatch(shards.OURS, path.name) and path.name.split(".")[0] not in wanted:
             path.unlink()
@@ -157,10 +150,10 @@ def make(to: Folder, old: Manifest | None, arguments: dict[str, Any], workers: i
         to.put_json("sources.json", sealed({"files": seen.files}))
     if old and old["hash"] != manifest["hash"]:
         seen.notes.append(f"other data than before (another version of a library?): its hash was {old['hash'][:12]}")
-    for note in seen.notes:
-        folder.say(f"{arguments['source']!r}: {note}")
+    for line in seen.notes:
+        note(f"{arguments['source']!r}: {line}")
     if seen.left_out:
-        folder.say(f"left out of {arguments['source']!r}: {seen}")
+        note(f"left out of {arguments['source']!r}: {seen}")
     return to.finish(manifest)
 
 
@@ -174,36 +167,26 @@ def data_hash(encoder: AnyTokenizer, digests: list[str]) -> str:
 # ------------------------------------------------------------------------------------- steps
 
 
-def split(
-    spool: Spool,
-    name: str,
-    arguments: dict[str, Any],
-    encoder: AnyTokenizer | None,
-    to: Folder,
-    seen: Found,
-    bar: Any,
-    cut: bool,
-) -> tuple[Spool, dict[str, list[int]], str]:
+def split(spool: Spool, name: str, arguments: dict[str, Any], may_cut: bool) -> tuple[Spool, dict[str, list[int]], str]:
     """The documents or their pieces, which of them are in each split, and what the text was split by.
 
-    A single document is cut into pieces. So are long documents, if `cut`, where validation would be most of the text
-    though less was asked for.
+    A single document is cut into pieces. So are long documents, if `may_cut`, where validation would be most of the
+    text though less was asked for.
     """
-    fraction, split_by = arguments["validation_fraction"], "document"
+    fraction, split_by, seen = arguments["validation_fraction"], "document", spool.seen
     if len(spool) == 1:
         split_by = f"piece of {PIECES}"
-        spool = Spool(to.work / "pieces.txt").fill(spool.pieces([name]), encoder, seen, bar)
+        spool = spool.cut([name])
     if len(set(spool.texts)) < 2:
         what = "no text" if not len(spool) else "fewer than two different documents"
         why = f" (left out: {seen})" if seen.left_out else ""
         raise UsageError(f"{arguments['source']!r} holds {what}: nothing to split into train and validation{why}")
     splits = spool.split(fraction)
     share = spool.share(splits["validation"])
-    if cut and split_by == "document" and fraction <= 0.5 < share:
+    if may_cut and split_by == "document" and fraction <= 0.5 < share:
         split_by = f"document, a long one by pieces of {PIECES}"
         seen.notes.append(f"validation would be {share:.1%} of the text: long documents are split into pieces")
-        pieces = spool.pieces([i.hex() for i in spool.ids])
-        spool = Spool(to.work / "pieces.txt").fill(pieces, encoder, seen, bar)
+        spool = spool.cut([i.hex() for i in spool.ids])
         splits = spool.split(fraction)
         share = spool.share(splits["validation"])
     if not fraction / 4 <= share <= 2 * fraction + 0.02:

@@ -24,11 +24,10 @@ from bigmodel.prepare import folder
 from bigmodel.prepare.documents import piece_size, pieces
 from bigmodel.prepare.folder import Folder
 from bigmodel.prepare.formats import Documents, Found
-from bigmodel.prepare.tokenizer import AnyTokenizer, Bytes, Subwords
+from bigmodel.prepare.tokenizer import AnyTokenizer
 
 BATCH = 2**20  # bytes of text encoded at once
 CONTROL = bytes({*range(32), 127} - {*b"\b\t\n\v\f\r\x1b"})  # rare in texts
-SUFFIXES = (".bin", ".idx.npy", ".receipt.json")
 OURS = r"(train|validation)-\d{5}(\.bin|\.idx\.npy|\.receipt\.json)"
 
 
@@ -43,25 +42,30 @@ class Spool:
     """All documents' texts in one file. In memory are only where each starts and two 16-byte hashes (~150 bytes each).
 
     The source is read once, in its own order. Everything after that goes by hash.
+
+    Args:
+      tokenizer: cleans the texts; None where it is trained later.
+      seen: counts what is left out.
+      bar: shows the progress.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, tokenizer: AnyTokenizer | None, seen: Found, bar: Any):
+        self.path, self.tokenizer, self.seen, self.bar = path, tokenizer, seen, bar
         self.starts, self.sizes = array("q"), array("q")
         self.ids: list[bytes] = []
         self.texts: list[bytes] = []
 
-    def fill(self, found: Documents, tokenizer: AnyTokenizer | None, seen: Found, bar: Any) -> Spool:
-        """Writes the documents. Empty texts are left out, and counted in `seen`. `bar` shows the progress."""
-        task = bar.add_task("reading", total=None)
+    def fill(self, found: Documents) -> Spool:
+        """Writes the documents. Empty texts are left out."""
+        task = self.bar.add_task("reading", total=None)
         with open(self.path, "wb") as f:
             for document, text in found:
-                cleaned = tokenizer.clean(text) if tokenizer else text
+                cleaned = self.tokenizer.clean(text) if self.tokenizer else text
                 if not cleaned.strip():
-                    seen.leave_out("empty texts", repr(document))
+                    self.seen.leave_out("empty texts", repr(document))
                     continue
                 if cleaned != text:
-                    seen.leave_out("NUL characters in texts", repr(document))
+                    self.seen.leave_out("NUL characters in texts", repr(document))
                 data = cleaned.encode()
                 check_text(document, data, dropped=len(text) - len(cleaned))
                 self.starts.append(f.tell())
@@ -70,8 +74,8 @@ class Spool:
                 self.texts.append(hashlib.sha256(data).digest()[:16])
                 f.write(data)
                 if len(self) % 256 == 0:
-                    bar.update(task, description=f"reading, {len(self)} documents")
-        bar.update(task, total=1, completed=1, description=f"read {len(self)} documents, {sum(self.sizes)} bytes")
+                    self.bar.update(task, description=f"reading, {len(self)} documents")
+        self.bar.update(task, total=1, completed=1, description=f"read {len(self)} documents, {sum(self.sizes)} bytes")
         return self
 
     def __len__(self) -> int:
@@ -105,12 +109,12 @@ class Spool:
         """(start, bytes) of documents."""
         return [(self.starts[i], self.sizes[i]) for i in documents]
 
-    def pieces(self, names: Sequence[str]) -> Documents:
-        """The documents by their `names`, with long ones cut into pieces."""
+    def cut(self, names: Sequence[str]) -> Spool:
+        """A spool of the documents by their `names`, with long ones cut into pieces."""
         target = piece_size(sum(self.sizes))
         texts = itertools.chain.from_iterable(read_texts(self.path, self.spans(range(len(self)))))
-        for name, text in zip(names, texts, strict=True):
-            yield from pieces(name, text, target)
+        found = (piece for name, text in zip(names, texts, strict=True) for piece in pieces(name, text, target))
+        return Spool(self.path.with_name("pieces.txt"), self.tokenizer, self.seen, self.bar).fill(found)
 
     def shards(self, documents: Sequence[int], shard_tokens: int) -> Iterator[list[int]]:
         """Cuts a split into shards of about `shard_tokens` bytes of text.
@@ -173,15 +177,12 @@ class Task:
     folder: Folder
     spool: Path
     spans: list[tuple[int, int]]
-    kind: str
-    tokenizer: Path | None  # local tokenizer.json; None for bytes
+    tokenizer: AnyTokenizer
 
 
 def write_shard(task: Task) -> dict[str, Any]:
     """Encodes one shard, then moves it into the folder: .bin, .idx.npy, and last the receipt, which it returns."""
-    tokenizer: AnyTokenizer = Bytes()
-    if task.tokenizer:
-        tokenizer = Subwords(task.kind, task.tokenizer.read_text(encoding="utf-8"), str(task.tokenizer))
+    tokenizer = task.tokenizer
     dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     separator = np.array([tokenizer.separator], dtype).tobytes()
     starts, tokens, digest = array("q"), 0, hashlib.sha256()

@@ -77,20 +77,14 @@ def help_pairs(source: Archive, target: Archive) -> Iterator[Example]:
 def movie_reviews(archive: Archive) -> Iterator[Example]:
     """Sentences rated from -4 to 4 by 20 people each (Hutto and Gilbert 2014); those within 0.5 of 0 are left out."""
     packed = member(archive.path, "*/hutto_ICWSM_2014.tar.gz")
-    data = inner_file(packed, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
-    for line in corpora.decode(data).splitlines():
+    with tarfile.open(fileobj=io.BytesIO(packed)) as inner:
+        file = inner.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        assert file is not None  # the package's checksum is pinned
+        lines = corpora.decode(file.read()).splitlines()
+    for line in lines:
         number, rating, text = line.split("\t", 2)
         if abs(float(rating)) > 0.5:
             yield Example(number, {"text": " ".join(text.split())}, int(float(rating) > 0))
-
-
-def inner_file(packed: bytes, name: str) -> bytes:
-    """A member of a .tar.gz that is itself a member."""
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        found = archive.extractfile(name) if name in archive.getnames() else None
-        if found is None:
-            raise UsageError(f"archive has no file {name!r}: another version than expected?")
-        return found.read()
 
 
 def chinese_reviews(archive: Archive) -> Iterator[Example]:

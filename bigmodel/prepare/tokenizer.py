@@ -75,6 +75,9 @@ class Subwords:
             raise UsageError(f"{where} has no end-of-text token: expected one of {', '.join(ENDS)}")
         self.separator: int = found[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Subwords, (self.kind, self.content, "tokenizer.json")  # the library's own pickling loses settings
+
     def clean(self, text: str) -> str:
         return text
 
