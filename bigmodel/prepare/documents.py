@@ -53,8 +53,6 @@ def open_source(
     name = Path(source).resolve().name
     if alone:
         name = re.sub(r"(?i)(\.(txt|md|jsonl?|parquet|gz|zst))+$", "", name) or name
-    for known, path in files:
-        seen.files[known] = (path.stat().st_size, path.stat().st_mtime_ns, "")
     described = {"name": name, "registry": "local", "package": source, "version": "", "sha256": ""}
     return name, [{**described, "licence": "not stated"}], read_files(files, text_key, seen, alone)
 
@@ -133,13 +131,13 @@ def changed(source: str, files: dict[str, Any], again: bool) -> list[str]:
     A file of the same size and time of last change is taken as the same, unless `again`: then its contents are read.
     """
     there = dict(list_files(source, Found()))
-    names = [name for name in files if name not in there] + [name for name in there if name not in files]
+    names = [*(files.keys() ^ there.keys())]
     for name in files.keys() & there.keys():
-        size, when, sha256 = files[name]
+        size, when, known = files[name]
         now = there[name].stat()
-        known = not sha256 or (now.st_mtime_ns == when and not again)
-        same = now.st_size == size and (known or digest(there[name]) == sha256)
-        names += [] if same else [name]
+        same_time = now.st_mtime_ns == when and not again
+        if now.st_size != size or not (same_time or digest(there[name]) == known):
+            names.append(name)
     return sorted(names)
 
 
@@ -153,7 +151,7 @@ def digest(path: Path) -> str:
 def read_files(files: list[tuple[str, Path]], text_key: str, seen: Found, alone: bool) -> Documents:
     """`alone`: the source is one file that the user named, and no folder."""
     for name, path in files:
-        seen.files[name] = (*seen.files[name][:2], digest(path))
+        seen.files[name] = (path.stat().st_size, path.stat().st_mtime_ns, digest(path))
         kind = re.sub(r"\.(gz|zst)$", "", name.lower())
         strict = alone
         if kind.endswith(TEXT):

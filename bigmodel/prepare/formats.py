@@ -34,7 +34,7 @@ class Found:
 
     Attributes:
       left_out: reason: how many, and the first.
-      files: of each local file: its size, the time of its last change (ns) and its SHA-256 ("" where it wasn't read).
+      files: of each local file: its size, the time of its last change (ns) and its SHA-256.
       notes: lines to print at the end.
     """
 
@@ -218,10 +218,9 @@ def has_lines(path: Path) -> bool:
 def parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{where} isn't JSON: {e}") from None
-    except (RecursionError, ValueError) as e:  # a number of more than 4,300 digits is a ValueError
-        raise UsageError(f"{where} isn't usable JSON: {e}") from None
+    except (RecursionError, ValueError) as e:  # a number of more than 4,300 digits is a plain ValueError
+        usable = "" if isinstance(e, json.JSONDecodeError) else "usable "
+        raise UsageError(f"{where} isn't {usable}JSON: {e}") from None
 
 
 def parquet_rows(path: Path, text_key: str) -> Records:

