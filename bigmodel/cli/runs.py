@@ -17,14 +17,19 @@ from bigmodel.errors import EXIT_RETRY, Retry, UsageError
 
 
 def prepare(args: argparse.Namespace, _: Any) -> int:
-    from bigmodel.prepare import corpora, images, published, tasks
+    from bigmodel.prepare import corpora, images, published, registries, tasks
     from bigmodel.prepare import prepare as job
 
     if args.source == "list":
+        kinds = [corpora.CORPORA, {**tasks.TASKS, **images.SETS}, published.WEIGHTS]
+        tables = [registries.table(kind) for kind in kinds]
         if args.json:
-            print_json(corpora.table() + tasks.table() + images.table() + published.table())
-        for rows in () if args.json else (corpora.table(), tasks.table() + images.table(), published.table()):
-            print_table(list(rows[0]), [list(r.values()) for r in rows])
+            print_json([row for rows in tables for row in rows])
+            return 0
+        for rows in tables:
+            sizes = [key for key in rows[0] if key in ("megabytes", "documents", "examples")]
+            columns = ["name", "client", *sizes, "about", "package", "licence"]
+            print_table(columns, [[r[key] for key in columns] for r in rows])
             print()
         return 0
     fraction = args.validation_fraction
