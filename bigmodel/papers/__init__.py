@@ -8,7 +8,6 @@ what `--out` writes beside the table. Papers are found by file name; there is no
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +21,8 @@ import pandas as pd
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import models
-from bigmodel.errors import UsageError, choose, nearest
+from bigmodel.config import plugin
+from bigmodel.errors import UsageError, nearest
 from bigmodel.files import writing
 from bigmodel.laws import readers, tables
 from bigmodel.laws.figures import transfer as figures
@@ -162,10 +162,12 @@ def names() -> list[str]:
     return sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
 
 
-def paper(name: str) -> ModuleType:
-    """The file of a paper; UsageError, with the nearest name, if there is none."""
-    choose("paper", name, names())
-    return importlib.import_module(f"bigmodel.papers.{name.replace('-', '_')}")
+def paper(name: str) -> Any:
+    """A paper by its name, the path of a file of the user's, or as an entry point `bigmodel.papers`."""
+    module = plugin("papers", name, __name__, names(), "paper")
+    if lacking := [export for export in ("TITLE", "SOURCE", "rows") if not hasattr(module, export)]:
+        raise UsageError(f"paper {name!r} has no {lacking[0]}")
+    return module
 
 
 def wanted(module: ModuleType) -> tuple[Points, ...]:
