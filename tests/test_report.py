@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from bigmodel.cli import main
 from bigmodel.laws import figures, report, rows, tables, texts
 from bigmodel.laws import fit as fits
-from bigmodel.laws.figures import style, trust
+from bigmodel.laws.figures import study, style, trust
 from bigmodel.laws.figures.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -199,7 +199,7 @@ def test_figures_follow_from_the_columns(quick, tmp_path, law, columns, expected
 def test_a_weight_above_is_said(quick, tmp_path):
     result = fits.fit(runs(), bootstrap=0, holdout=0, above=0.3)
     assert "summed, runs above the law weighing 0.3)" in report.law_text(result)
-    assert "runs above the law weighing 0.3;" in report.write(runs(), result, tmp_path, "x", "x").read_text()
+    assert "runs above the law weighing 0.3)" in report.write(runs(), result, tmp_path, "x", "x").read_text()
 
 
 def test_an_earlier_reports_figures_go(quick, tmp_path):
@@ -277,7 +277,7 @@ def test_many_runs_are_thinned(quick, tmp_path):
     frame = pd.DataFrame({"N": n, "D": d, "C": 6 * n * d, "L": loss}).sort_values("C", ignore_index=True)
     result = fits.fit(frame, bootstrap=0, holdout=1)
     page = report.write(frame, result, tmp_path, "many", "x").read_text()
-    assert "2,000 of 5,000 runs" in page and figures.MOST_MARKS == 2000
+    assert "2,000 of 5,000 runs" in page and study.MOST_MARKS == 2000
     listed = [int(row) for row in re.findall(r"<tr>\s*<th>(\d+)</th>", page)]
     assert len(listed) == 2000 and listed[0] == 1 and listed[-1] == 5000
     assert len(pd.read_csv(tmp_path / "rows.csv")) == 5000

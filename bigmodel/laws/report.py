@@ -24,14 +24,9 @@ from bigmodel.errors import UsageError
 from bigmodel.laws import figures, forms, tables
 from bigmodel.laws import fit as fits
 from bigmodel.laws import frontier as methods
-from bigmodel.laws.figures.study import Study, thinned
+from bigmodel.laws.figures.study import MOST_MARKS, Study, thinned
 from bigmodel.laws.tables import Table
-from bigmodel.laws.texts import above, law_formula, law_text, level, runs_of, short
-
-ESTIMATORS = {
-    "huber": "sum of Huber losses of ln {target}, delta {delta:g}",
-    "likelihood": "likelihood of Huber's density of ln {target} with a free scale, delta {delta:g} of it",
-}
+from bigmodel.laws.texts import law_text, runs_of, short
 
 
 def write(
@@ -53,7 +48,7 @@ def write(
       command: the command that makes this page again, printed on it.
 
     Returns:
-      The path of index.html, which needs no other file. It lists at most figures.MOST_MARKS runs; rows.csv has all.
+      The path of index.html, which needs no other file. It lists at most MOST_MARKS runs; rows.csv has all.
     """
     out = Path(out_dir)
     study = Study(frame, result, unit, loss, frontiers)
@@ -69,13 +64,14 @@ def write(
     content = files.sealed(json.loads(json.dumps(content, allow_nan=False, default=str)))
     (out / "fit.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "law.md").write_text(_markdown(result, found, title, command), encoding="utf-8")
+    law, *summary = law_text(result).split("\n  warning: ")[0].split("\n")
     template = Template(resources.files("bigmodel.laws").joinpath("report.html").read_text(encoding="utf-8"))
     with pd.option_context("display.max_colwidth", None):
         page = template.substitute(
             title=html.escape(title),
-            law=_law(result),
+            law=re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", html.escape(law)),
             ranges=_ranges(study),
-            summary=html.escape(law_text(result).split("\n  warning: ")[0]),
+            summary=html.escape("\n".join(summary)),
             warnings=_warnings(result, frontiers),
             tables="".join(map(_section, found)),
             figures="".join(_figure(name, path) for name, path in drawn.items()),
@@ -105,14 +101,7 @@ def frontiers(
 # -------------------------------------------------------------------------------------- parts
 
 
-def _law(result: Mapping[str, Any]) -> str:
-    model = forms.get(result["law"])
-    formula = re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", html.escape(law_formula(result)))
-    return f"<i>{html.escape(model.target)}({html.escape(', '.join(model.columns))})</i> = {formula}"
-
-
 def _ranges(study: Study) -> str:
-    """How many runs, and the range of each column that the law reads."""
     parts = [runs_of(study.result)]
     for name in ["N", "D", "C"] if study.plane else study.law.columns:
         low, high = study.column(name).min(), study.column(name).max()
@@ -143,8 +132,8 @@ def _figure(name: str, path: Path) -> str:
 
 def _runs(study: Study, table: pd.DataFrame) -> str:
     note, count = "", len(table)
-    if count > figures.MOST_MARKS:
-        note = f"Figures and table show {figures.MOST_MARKS:,} of {count:,} runs, evenly spaced; rows.csv has all."
+    if count > MOST_MARKS:
+        note = f"Figures and table show {MOST_MARKS:,} of {count:,} runs, evenly spaced; rows.csv has all."
     table = table.iloc[thinned(count)].rename(columns={"predicted": "law", "residual_percent": "residual"})
     table.index += 1
     wanted = ["run_id", "family", "width", "depth", "seed", "N", "D", "C", *study.law.columns, study.target]
@@ -156,16 +145,14 @@ def _runs(study: Study, table: pd.DataFrame) -> str:
 
 
 def _source(study: Study) -> str:
-    result, attrs = study.result, study.frame.attrs
+    attrs = study.frame.attrs
     texts = [f"Law: {study.law.source}."]
     if "source" in attrs:
         texts.append(f"Runs: {attrs['source']}.")
     if "conventions" in attrs:
         texts.append("Columns: " + ", ".join(f"{k} = {v}" for k, v in attrs["conventions"].items()) + ".")
-    how = ESTIMATORS[result["estimator"]].format(target=study.target, delta=result["delta"])
-    texts.append(f"Fit: {how}{above(result)}; {level(result)} intervals: {result['interval']['method']}.")
     texts.append("Figures as PNG, SVG and PDF: figures/; at the width of a paper's column: figures/column/.")
-    texts.append("Tables as Markdown and LaTeX: tables/.")
+    texts.append("Tables as Markdown and LaTeX: tables/. All runs: rows.csv. The fit: fit.json.")
     return "<br>".join(html.escape(text) for text in texts)
 
 

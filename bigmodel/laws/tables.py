@@ -37,24 +37,17 @@ class Table:
 
     def latex(self) -> str:
         """A table environment for \\usepackage{booktabs}."""
-        head, *rows = (" & ".join(map(self._cell, line)) + r" \\" for line in self._lines())
+        symbols = {name: texts.symbol(name) for name in self.symbols if texts.symbol(name) != name}
+        cells = ([symbols.get(cell, _latex(cell)) for cell in line] for line in self._lines())
+        head, *rows = (" & ".join(line) + r" \\" for line in cells)
         columns = "l" + "r" * (len(self.cells.columns) - 1)
-        return "\n".join(
-            [
-                r"% needs \usepackage{booktabs}",
-                rf"\begin{{table}}\centering\caption{{{_latex(self.caption)}}}\label{{tab:{self.name}}}",
-                rf"\begin{{tabular}}{{{columns}}}",
-                *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
-                r"\end{tabular}\end{table}",
-                "",
-            ]
-        )
+        lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
+        lines += [rf"\caption{{{_latex(self.caption)}}}", rf"\label{{tab:{self.name}}}"]
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])
 
     def _lines(self) -> list[list[str]]:
         return [list(self.cells.columns), *self.cells.to_numpy().tolist()]
-
-    def _cell(self, text: str) -> str:
-        return texts.symbol(text) if text in self.symbols and texts.symbol(text) != text else _latex(text)
 
 
 def _latex(text: str) -> str:
@@ -97,7 +90,7 @@ def _parameters(result: Mapping[str, Any]) -> Table:
             "": name,
             "value": texts.number(value),
             "standard error": texts.number(result["se"].get(name)),
-            heading: texts.ci(result, name).replace("[no interval]", "n/a"),
+            heading: texts.ci(result, name, absent="n/a"),
         }
         for name, value in values.items()
     ]
@@ -153,15 +146,14 @@ def _compared(result: Mapping[str, Any]) -> Table:
 
 
 def _leave_one_out(result: Mapping[str, Any]) -> Table:
+    names = tuple(name for name in _values(result) if name != "b")  # b is 1 - a
     rows = []
     for entry in result["leave_one_out"]:
-        values = dict(entry["params"])
-        if result["optimal"]["a"] is not None:
-            values["a"] = entry["a"]
+        values = {**entry["params"], "a": entry["a"]}
         row = {"left out": str(entry["left_out"]), "runs": str(entry["n"])}
-        rows.append(row | {name: texts.number(value) for name, value in values.items()})
+        rows.append(row | {name: texts.number(values[name]) for name in names})
     caption = f"Law {texts.law_name(result['law'])} refitted without one rung at a time."
-    return Table("leave_one_out", "Leave one rung out", caption, pd.DataFrame(rows), tuple(_values(result)))
+    return Table("leave_one_out", "Leave one rung out", caption, pd.DataFrame(rows), names)
 
 
 def _budgets(method: Mapping[str, Any]) -> Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ def has_ends(ends: Any) -> bool:
     return bool(ends) and all(map(known, ends))
 
 
-def interval(ends: Sequence[float | None] | None, text: Any = number) -> str:
-    """[low, high], or n/a."""
-    return f"[{text(ends[0])}, {text(ends[1])}]" if ends and has_ends(ends) else "n/a"
+def interval(ends: Any, text: Callable[[float], str] = number, absent: str = "n/a") -> str:
+    """[low, high], or `absent`."""
+    return f"[{text(ends[0])}, {text(ends[1])}]" if has_ends(ends) else absent
 
 
 def runs_of(result: Mapping[str, Any]) -> str:
@@ -48,21 +48,13 @@ def point(result: Mapping[str, Any]) -> str:
     return "run" if result.get("n_runs", result["n_points"]) == result["n_points"] else "point"
 
 
-def ci(result: Mapping[str, Any], name: str) -> str:
+def ci(result: Mapping[str, Any], name: str, absent: str = "[no interval]") -> str:
     """The interval of a parameter or exponent; † marks an end at a bound of the search."""
-    text = interval(result["ci"].get(name))
-    if text == "n/a":
-        return "[no interval]"
-    held = result.get("at_bound", {}).get(name, ())
-    low, high = text[1:-1].split(", ")
-    return f"[{low}{'†' if 'low' in held else ''}, {high}{'†' if 'high' in held else ''}]"
-
-
-def extrapolated(best: Mapping[str, Any], flops: str) -> bool:
-    """Whether D/N of the optimum at a budget is beyond the runs: their compute, or their own D/N."""
-    at, runs = best["tokens_per_param_at"], best.get("tokens_per_param_runs")
-    beyond = flops != next(iter(at))  # the first is the largest that was fitted
-    return beyond or bool(runs and known(at[flops]) and not runs[0] <= at[flops] <= runs[1])
+    ends, held = result["ci"].get(name), result.get("at_bound", {}).get(name, ())
+    if not has_ends(ends):
+        return absent
+    low, high = (number(end) + ("†" if side in held else "") for end, side in zip(ends, ("low", "high"), strict=True))
+    return f"[{low}, {high}]"
 
 
 def level(result: Mapping[str, Any]) -> str:
@@ -79,11 +71,6 @@ def percent(value: float | None, sign: bool = False) -> str:
     if abs(value) > 10:
         return f"{'-' if value < 0 else ''}>1000 %"
     return f"{100 * value:+.3g} %" if sign else f"{100 * value:.3g} %"
-
-
-def law_formula(result: Mapping[str, Any]) -> str:
-    """The law's right-hand side with its numbers."""
-    return forms.get(result["law"]).formula.format(**{k: number(v) for k, v in result["params"].items()})
 
 
 def short(value: float | None, digits: int = 4) -> str:
@@ -126,11 +113,14 @@ def law_text(result: Mapping[str, Any]) -> str:
 
 def _law_lines(result: Mapping[str, Any]) -> list[str]:
     model, params, best = forms.get(result["law"]), result["params"], result["optimal"]
-    how = "Huber delta {:g}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, delta {{:g}}"
-    how = how.format(result["delta"]) + above(result)
+    delta = f"delta {result['delta']:g}"
+    how = f"Huber {delta}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, {delta}"
+    if result["above"] != 1:
+        how += f", runs above the law weighing {result['above']:g}"
+    formula = model.formula.format(**{name: number(value) for name, value in params.items()})
     intervals = [f"{name} {number(params[name])} {ci(result, name)}" for name in model.names]
     lines = [
-        f"{model.target}({', '.join(model.columns)}) = {law_formula(result)}",
+        f"{model.target}({', '.join(model.columns)}) = {formula}",
         f"  {runs_of(result)}, objective {result['objective']:.6g} ({how})",
         *("  " + ", ".join(intervals[i : i + 3]) for i in range(0, len(intervals), 3)),
     ]
@@ -141,7 +131,7 @@ def _law_lines(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"  D/N at the optimum: {found}")
     of = rung_name(result)
     for entry in result["holdout"]:
-        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()]).replace("n/a", "[no interval]")
+        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()], absent="[no interval]")
         lines.append(
             f"  held out the largest {count(entry['n_held_out'], point(result))} ({count(entry['rungs'], 'rung')}, "
             f"{entry['flops_gap']:.3g}x the {of}): mean |error| {percent(entry['mean_abs_rel_error'])} {ends}, "
@@ -164,18 +154,13 @@ def _frontier_lines(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def above(result: Mapping[str, Any]) -> str:
-    """Said where runs above the law weigh less: a choice that moves the law."""
-    return "" if result["above"] == 1 else f", runs above the law weighing {result['above']:g}"
-
-
 def ratios(best: Mapping[str, Any]) -> str:
-    """D/N of the optimum at each budget, with its interval; * marks what is beyond the runs."""
-    out = []
-    for flops, ratio in best["tokens_per_param_at"].items():
+    """D/N of the optimum at each budget, with its interval; * marks what is beyond the runs' compute or D/N."""
+    at, runs, out = best["tokens_per_param_at"], best.get("tokens_per_param_runs"), []
+    for k, (flops, ratio) in enumerate(at.items()):
         if known(ratio):
-            ends = interval(best["tokens_per_param_ci"][flops]).replace("n/a", "[no interval]")
-            out.append(f"{number(ratio)}{'*' if extrapolated(best, flops) else ''} {ends} at {flops} FLOPs")
-    runs = best.get("tokens_per_param_runs")
+            beyond = k > 0 or (runs and not runs[0] <= ratio <= runs[1])  # the first is the largest fitted
+            ends = interval(best["tokens_per_param_ci"][flops], absent="[no interval]")
+            out.append(f"{number(ratio)}{'*' if beyond else ''} {ends} at {flops} FLOPs")
     note = f" (*: extrapolated; the runs' D/N: {number(runs[0])} to {number(runs[1])})" if runs else ""
     return ", ".join(out) + note if out else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 
 from bigmodel.laws.figures import optima, runs, style, trust
-from bigmodel.laws.figures.study import MOST_MARKS, Study
+from bigmodel.laws.figures.study import Study
 
 # In the order of the page. Each: (study, size) -> Figure, or None where the columns don't allow it. The first paragraph
 # of its docstring is its caption.
@@ -26,32 +26,24 @@ FIGURES = {
     "forest": trust.forest,
     "heatmap": runs.heatmap,
 }
+FORMER = ("size_data", "fan")  # drawn by earlier versions
 SIZES = {"": style.PAGE, "column": style.COLUMN}  # by the folder under figures/
-
-__all__ = ["FIGURES", "MOST_MARKS", "SIZES", "Study", "write"]
 
 
 def write(study: Study, folder: Path) -> dict[str, Path]:
-    """Draws every figure that the columns allow.
-
-    Args:
-      folder: made if absent. Each figure is written as NAME.png, .svg and .pdf, and again under column/ for a column of
-        a two-column paper (3.25 inches). Figures that an earlier report left there are removed.
-
-    Returns:
-      name -> path of the PNG, for those of FIGURES that were drawn.
-    """
+    """Draws every figure that the columns allow as NAME.png, .svg and .pdf in `folder`, and again under column/ for a
+    column of a two-column paper (3.25 inches). Removes an earlier report's. Returns name -> its PNG."""
     drawn: dict[str, Path] = {}
     for part, size in SIZES.items():
         home = folder / part
         home.mkdir(parents=True, exist_ok=True)
-        for name, draw in FIGURES.items():
-            with matplotlib.rc_context(size.style()):
+        for name in (*FIGURES, *FORMER):
+            for form in style.FORMATS:
+                (home / f"{name}.{form}").unlink(missing_ok=True)
+        with matplotlib.rc_context(size.style()):
+            for name, draw in FIGURES.items():
                 figure = draw(study, size)
                 if figure is not None:
                     style.save(figure, home / name)
                     drawn.setdefault(name, home / f"{name}.png")
-                    continue
-            for form in style.FORMATS:
-                (home / f"{name}.{form}").unlink(missing_ok=True)
     return drawn

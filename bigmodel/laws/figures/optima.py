@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bigmodel.laws.figures import style
 from bigmodel.laws.figures.study import Study, band, dots
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
-from bigmodel.laws.texts import has_ends, law_name
+from bigmodel.laws.texts import has_ends, interval, law_name, number
 
 
 def isoflop(study: Study, size: style.Size) -> Figure | None:
@@ -68,57 +67,42 @@ def frontier(study: Study, size: style.Size) -> Figure | None:
     by_law = bool(np.isfinite(best).all())
     if not by_law and not study.frontiers:
         return None
-    words = {"N": "parameters", "D": study.unit}
     figure, panels = size.panels(2)
-    for k, (axes, column, exponent) in enumerate(zip(panels, ("N", "D"), ("a", "b"), strict=True)):
+    for k, (column, exponent, word) in enumerate((("N", "a", "parameters"), ("D", "b", study.unit))):
+        axes = panels[k]
         values = study.column(column)
         dots(axes, flops, values, color="#c4c4c4", s=0.5 * size.dot, zorder=1.5, label="Runs")
-        seen = [values]
         if by_law:
-            ends = band(study.sample_optima[:, :, k], study.budgets, compute)
-            if ends is not None:
-                axes.fill_between(compute, *ends, color=style.ORANGE, alpha=0.3, lw=0)
-            power = study.result["optimal"][exponent]
-            text = _power_text(study.result["law"], column, power, study.result["ci"].get(exponent))
+            band(axes, study.budgets, study.sample_optima[:, :, k])
+            text = _power_text(study.result, study.result["optimal"], column, exponent)
             axes.plot(compute, best[:, k], color=style.INK, lw=1.4, ls=style.DASHED, label=text, zorder=3)
-            seen.append(best[:, k])
         for method, ink, mark in zip(study.frontiers, style.CYCLE, style.MARKERS, strict=False):
-            seen.append(_method(axes, method, column, exponent, compute, ink, mark, size))
-        axes.set(xlabel=study.label("C"), ylabel=f"Compute-optimal {words[column]}, {column}")
-        # Beyond the largest run in compute, and beyond every run's N or D, the curves are extrapolated.
+            budgets = [b for b in method["budgets"] if not b["edge"] and b[f"{column}_opt"] is not None]
+            optima = np.array([b[f"{column}_opt"] for b in budgets], dtype=float)
+            ends = _ends(budgets)
+            if column == "D":  # at the same budget, D is in inverse proportion to N
+                ends = optima * np.array([b["N_opt"] for b in budgets]) / ends[::-1]
+            axes.errorbar(
+                [b["C"] for b in budgets], optima, yerr=np.abs(ends - optima), fmt=mark, color=ink, elinewidth=1,
+                ms=0.9 * size.dot**0.5, mec="white", mew=0.3, zorder=5,
+            )  # fmt: skip
+            line = method["params"][f"{column}0"] * compute ** method["params"][exponent]
+            text = _power_text(method, method["params"], column, exponent)
+            axes.plot(compute, line, color=ink, lw=1.1, zorder=3, marker=mark, markevery=[0], ms=3.5, label=text)
         axes.axvline(flops.max(), color=style.GREY, lw=0.8, ls=":", zorder=1, label="Limit of the runs")
-        for end in (values.min(), values.max()):
-            axes.axhline(end, color=style.GREY, lw=0.8, ls=":", zorder=1)
-        every = np.concatenate(seen)
+        axes.hlines([values.min(), values.max()], low, high, color=style.GREY, lw=0.8, ls=":", zorder=1)
+        axes.set(xlabel=study.label("C"), ylabel=f"Compute-optimal {word}, {column}")
         style.log_axis(axes, "x", low, high)
-        style.log_axis(axes, "y", float(every.min()) / 1.5, float(every.max()) * 1.5)
+        seen = [*values, *best[:, k]] if by_law else values
+        style.log_axis(axes, "y", float(min(seen)) / 1.5, float(max(seen)) * 1.5)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
     return figure
 
 
-def _method(
-    axes: Axes, method: Mapping[str, Any], column: str, exponent: str, compute: np.ndarray, ink: str, mark: str,
-    size: style.Size,
-) -> np.ndarray:  # fmt: skip
-    """One method's optima with their intervals, and its power law; returns what it drew."""
-    budgets = [b for b in method["budgets"] if not b["edge"] and b[f"{column}_opt"] is not None]
-    c = np.array([b["C"] for b in budgets], dtype=float)
-    y = np.array([b[f"{column}_opt"] for b in budgets], dtype=float)
-    ends = _ends(budgets)
-    if column == "D":
-        ends = y * np.array([b["N_opt"] for b in budgets]) / ends[::-1]  # at the same budget
-    marks = {"fmt": mark, "color": ink, "ms": 0.9 * size.dot**0.5, "mec": "white", "mew": 0.3, "elinewidth": 1}
-    axes.errorbar(c, y, yerr=np.abs(ends - y), zorder=5, **marks)
-    scale, power = method["params"][f"{column}0"], method["params"][exponent]
-    line = scale * compute**power
-    text = _power_text(method["law"], column, power, method["ci"].get(exponent))
-    axes.plot(compute, line, color=ink, lw=1.1, zorder=3, marker=mark, markevery=[0], ms=3.5, label=text)
-    return np.concatenate([line, y])
-
-
-def _power_text(law: str, column: str, power: float | None, ends: Any) -> str:
-    label = f"{law_name(law)}: ${column} \\propto C^{{{'?' if power is None else f'{power:.3f}'}}}$"
-    return f"{label} [{ends[0]:.3f}, {ends[1]:.3f}]" if has_ends(ends) else label
+def _power_text(result: Mapping[str, Any], values: Mapping[str, Any], column: str, exponent: str) -> str:
+    power, ends = values[exponent], result["ci"].get(exponent)
+    label = f"{law_name(result['law'])}: ${column} \\propto C^{{{number(power)}}}$"
+    return f"{label} {interval(ends)}" if has_ends(ends) else label
 
 
 def contours(study: Study, size: style.Size) -> Figure | None:
@@ -126,14 +110,11 @@ def contours(study: Study, size: style.Size) -> Figure | None:
     if not study.plane:
         return None
     n, d = study.column("N"), study.column("D")
-    if n.max() <= n.min() * 1.001 or d.max() <= d.min() * 1.001:
-        return None
     figure, (axes,) = size.panels(1)
     xlim, ylim = (d.min() / 2, d.max() * 3), (n.min() / 2, n.max() * 3)
     data, sizes = np.meshgrid(np.geomspace(*xlim, 160), np.geomspace(*ylim, 160))
     loss = study.at(study.params, N=sizes.ravel(), D=data.ravel()).reshape(data.shape)
-    observed = study.observed
-    norm = style.log_norm(observed)
+    norm = style.log_norm(study.observed)
     low, high = FLOPS_PER_PARAM_TOKEN * xlim[0] * ylim[0], FLOPS_PER_PARAM_TOKEN * xlim[1] * ylim[1]
     for c in 10.0 ** np.arange(np.ceil(np.log10(low)), np.log10(high)):
         axes.plot(xlim, [c / FLOPS_PER_PARAM_TOKEN / x for x in xlim], color="#c9c9c9", lw=0.6, ls=":", zorder=1)
@@ -141,11 +122,11 @@ def contours(study: Study, size: style.Size) -> Figure | None:
     best = study.optima(study.params, np.geomspace(low, high, 200))
     if np.isfinite(best).any():
         axes.plot(best[:, 1], best[:, 0], color=style.INK, lw=1.5, ls=style.DASHED, zorder=3, label="Compute-optimal")
-    dots(axes, d, n, c=observed, norm=norm, cmap=style.COLOURS.reversed(), s=size.dot)
-    levels = np.geomspace(max(float(np.nanmin(loss)), observed.min() / 1.2), observed.max() * 1.0001, 11)
+    dots(axes, d, n, c=study.observed, norm=norm, cmap=style.COLOURS.reversed(), s=size.dot)
+    levels = np.geomspace(max(float(np.nanmin(loss)), study.observed.min() / 1.2), study.observed.max(), 11)
     cmap = style.COLOURS.reversed()
     lines = axes.contour(data, sizes, loss, np.unique(levels), cmap=cmap, norm=norm, linewidths=0.9, zorder=2)
-    dots(axes, d, n, c=observed, norm=norm, cmap=cmap, s=size.dot)
+    dots(axes, d, n, c=study.observed, norm=norm, cmap=cmap, s=size.dot)
     axes.set(xlabel=study.label("D"), ylabel=study.label("N"))
     style.log_axis(axes, "x", *xlim)
     style.log_axis(axes, "y", *ylim)

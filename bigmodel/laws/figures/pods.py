@@ -26,9 +26,8 @@ def program(report: dict[str, Any]) -> Figure:
     memory.set(xlim=(-0.6, 0.6), xticks=[], ylim=(0, top), ylabel="GiB per chip", title="Memory")
     memory.legend(loc="upper left")
     rows = report["collectives"][:6][::-1]
-    names = [f"{row['kind']}\n{row['axis']}" for row in rows]
-    inks = [style.CYCLE[2 if row["network"] == "ICI" else 3] for row in rows]
-    sent.barh(names, [row["bytes"] / 1e9 for row in rows], color=inks)
+    names = [f"{row['kind']}\n{row['axis']}, {row['network']}" for row in rows]
+    sent.barh(names, [row["bytes"] / 1e9 for row in rows], color=style.CYCLE[2])
     sent.set(xlabel="GB sent per chip and step", title="Collectives")
     sent.tick_params(axis="y", labelsize=6)
     seconds = [report["roofline"][key] for key in ("compute", "hbm", "ici", "dcn")]

@@ -36,23 +36,22 @@ def compute(study: Study, size: style.Size) -> Figure | None:
         x = FLOPS_PER_PARAM_TOKEN * value * data * float(np.median(exact[n == value]))
         y = study.at(study.params, N=value, D=data)
         axes.plot(x, y, color=style.colour(norm, value), lw=0.9, alpha=0.75, zorder=2)
-    best = study.frontier(study.params, budget)
+    best, losses = study.frontier(study.params, budget), study.observed
     if np.isfinite(best).all():
+        losses = np.append(losses, max(best.min(), losses.min() / 1.3))  # a long curve must not squeeze the runs
         pairs = zip(study.sample_params, study.sample_optima, strict=True)
-        losses = [study.at(params, N=pair[:, 0], D=pair[:, 1]) for params, pair in pairs]
-        ends = band(losses, study.budgets, budget)
-        if ends is not None:
-            axes.fill_between(budget, *ends, color=style.ORANGE, alpha=0.3, lw=0, zorder=1, label="95 % of resamples")
+        band(axes, study.budgets, [study.at(params, N=pair[:, 0], D=pair[:, 1]) for params, pair in pairs])
         axes.plot(budget, best, color=style.INK, lw=1.6, ls=style.DASHED, zorder=3, label="Compute-optimal (law)")
         for entry in study.result["holdout"][-1:]:
             refit = study.frontier(entry["params"], budget)
             axes.plot(budget, refit, ":", color=style.VERMILLION, zorder=3, label="Refit without the ringed runs")
     dots(axes, flops, study.observed, c=n, norm=norm, s=size.dot)
     if study.held.any():
-        ring: dict[str, Any] = {"s": 3.5 * size.dot, "color": "none", "edgecolors": style.VERMILLION, "linewidths": 1.1}
-        dots(axes, flops[study.held], study.observed[study.held], zorder=5, label="Held out in a refit", **ring)
+        x, y, label = flops[study.held], study.observed[study.held], "Held out in a refit"
+        ring = {"edgecolors": style.VERMILLION, "linewidths": 1.1, "zorder": 5, "label": label}
+        dots(axes, x, y, s=3.5 * size.dot, color="none", **ring)
     axes.set(xlabel=study.label("C"), ylabel=study.loss)
-    style.loss_axis(axes, study.observed, best)
+    style.loss_axis(axes, losses)
     style.log_axis(axes, "x", low, high)
     style.colour_bar(figure, axes, norm, study.label("N"))
     if axes.get_legend_handles_labels()[0]:
@@ -72,9 +71,7 @@ def curves(study: Study, size: style.Size) -> Figure:
         low, high = values.min() / 1.5, values.max() * 1.5
         grid = np.geomspace(low, high, 120)
         if other == x:
-            ends = band([study.at(params, **{x: grid}) for params in study.sample_params], grid, grid)
-            if ends is not None:
-                axes.fill_between(grid, *ends, color=style.ORANGE, alpha=0.3, lw=0, label="95 % of resamples")
+            band(axes, grid, [study.at(params, **{x: grid}) for params in study.sample_params])
             axes.plot(grid, study.at(study.params, **{x: grid}), color=style.INK, lw=1.4, zorder=2, label="Law")
             axes.legend(loc="best")
             dots(axes, values, study.observed, s=size.dot)
@@ -85,7 +82,7 @@ def curves(study: Study, size: style.Size) -> Figure:
                 axes.plot(grid, line, color=style.colour(norm, value), lw=1, zorder=2)
             dots(axes, values, study.observed, c=study.column(other), norm=norm, s=size.dot)
             style.colour_bar(figure, axes, norm, study.label(other))
-        axes.set(xlabel=study.label(x), ylabel=study.loss if axes.get_subplotspec().is_first_col() else "")
+        axes.set(xlabel=study.label(x), ylabel=study.loss)
         style.loss_axis(axes, study.observed)
         style.log_axis(axes, "x", low, high)
     return figure
@@ -130,7 +127,7 @@ def heatmap(study: Study, size: style.Size) -> Figure | None:
     norm, cmap = Normalize(float(cells["L"].min()), float(cells["L"].max()) + 1e-12), style.COLOURS.reversed()
     image = axes.imshow(loss, cmap=cmap, norm=norm, origin="lower", aspect="auto")
     same = cells["D"].max() <= cells["D"].min() * (1 + 1e-9)
-    if max(widths, depths) <= 1.2 * size.double:
+    if max(widths, depths) <= 1.2 * size.double:  # readable
         for (i, j), value in np.ndenumerate(loss.to_numpy(dtype=float)):
             if np.isfinite(value):
                 text = f"{value:#.4g}" + ("" if same else f"\n{style.short(data.iloc[i, j], 3)}")
@@ -138,9 +135,8 @@ def heatmap(study: Study, size: style.Size) -> Figure | None:
                 axes.text(j, i, text, ha="center", va="center", fontsize=size.font - 1.5, color=ink)
     else:
         figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
-    for axis, values in ((axes.xaxis, loss.columns), (axes.yaxis, loss.index)):
-        every = -(-len(values) // 10)
-        axis.set_ticks(np.arange(len(values))[::every], [f"{value:g}" for value in values[::every]])
+    axes.set_xticks(range(widths), [f"{value:g}" for value in loss.columns])
+    axes.set_yticks(range(depths), [f"{value:g}" for value in loss.index])
     where = f"{style.short(cells['D'].max(), 3)} {study.unit}" if same else f"the most {study.unit} of each shape"
     axes.set(xlabel="Width", ylabel="Depth (layers)", title=f"{study.loss}\nbest run at {where}")
     axes.grid(False)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bigmodel.laws import forms, intervals
+from bigmodel.laws import forms
 from bigmodel.laws.figures import style
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 
@@ -95,13 +95,6 @@ class Study:
         return [dict(zip(self.law.names, map(float, row), strict=True)) for row in self.samples[:300]]
 
     @cached_property
-    def exponent_samples(self) -> np.ndarray:
-        """The exponent a of each resample at the largest compute fitted, (R,); empty if the law has none."""
-        largest = float(self.column("C").max()) if "C" in self.frame else forms.REFERENCE_FLOPS
-        found = intervals.exponent_samples(self.law, self.samples, largest)
-        return found["a"] if found else np.empty(0)
-
-    @cached_property
     def ratio(self) -> float:
         """The runs' median C / (6 N D): laws count 6 N D, runs may count exactly."""
         return float(np.median(self.column("C") / (FLOPS_PER_PARAM_TOKEN * self.column("N") * self.column("D"))))
@@ -153,10 +146,9 @@ def dots(axes: Axes, x: Any, y: Any, **kwargs: Any) -> None:
     axes.scatter(np.asarray(x)[keep], np.asarray(y)[keep], **(outline | kwargs))
 
 
-def band(curves: Any, at: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Ends of the central 95 % of r curves drawn at `at` (k,), interpolated to x; None with under two curves."""
+def band(axes: Axes, x: np.ndarray, curves: Any) -> None:
+    """Shades the central 95 % of r curves over x, (r, k) and (k,), where two at least are usable."""
     usable = [curve for curve in curves if (np.isfinite(curve) & (curve > 0)).all()]
-    if len(usable) < 2:
-        return None
-    low, high = np.log(np.percentile(usable, [2.5, 97.5], axis=0))
-    return np.exp(np.interp(np.log(x), np.log(at), low)), np.exp(np.interp(np.log(x), np.log(at), high))
+    if len(usable) > 1:
+        ends = np.percentile(usable, [2.5, 97.5], axis=0)
+        axes.fill_between(x, *ends, color=style.ORANGE, alpha=0.3, lw=0, zorder=1, label="95 % of resamples")

@@ -111,8 +111,7 @@ def colour_bar(figure: Figure, axes: Any, norm: LogNorm, label: str, reverse: bo
     mappable = ScalarMappable(norm, COLOURS.reversed() if reverse else COLOURS)
     bar = figure.colorbar(mappable, ax=axes, pad=0.02, aspect=30, label=label)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    low, high = float(norm.vmin or 1), float(norm.vmax or 1)
-    _ticks(bar.ax.yaxis, low, high, 6, _text(low, high))
+    _ticks(bar.ax.yaxis, float(norm.vmin or 1), float(norm.vmax or 1), most=6)
 
 
 # -------------------------------------------------------------------------------------- axes
@@ -121,17 +120,14 @@ def colour_bar(figure: Figure, axes: Any, norm: LogNorm, label: str, reverse: bo
 def log_axis(axes: Axes, which: str, low: float, high: float, text: Callable[[float], str] | None = None) -> None:
     """A log scale from low to high, with as many labels as fit; `text` makes a label of a value."""
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    text = text or _text(low, high)
-    box, inches = axes.get_position(), axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
-    if which == "x":
-        most = int(0.8 * box.width * inches[0] / (0.55 if text is power else 0.4))
-        _ticks(axes.xaxis, low, high, most, text)
-    else:
-        _ticks(axes.yaxis, low, high, int(box.height * inches[1] / 0.3), text)
+    box, (wide, tall) = axes.get_position(), axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
+    most = box.width * wide / 0.65 if which == "x" else box.height * tall / 0.3
+    _ticks(getattr(axes, f"{which}axis"), low, high, int(most), text)
 
 
-def _ticks(axis: Any, low: float, high: float, most: int, text: Callable[[float], str]) -> None:
+def _ticks(axis: Any, low: float, high: float, most: int, text: Callable[[float], str] | None = None) -> None:
     """At most `most` labelled ticks, but two at least. matplotlib's log locator labels too many or too few."""
+    text = text or (power if high >= 1e13 or low < 1e-3 else short)  # FLOPs are not counted in billions
     locators = [LogLocator(subs=(1, 2, 5)), LogLocator(subs=(1, 3)), LogLocator(numticks=max(2, most))]
     counts = [sum(low <= tick <= high for tick in locator.tick_values(low, high)) for locator in locators]
     fitting = [locator for locator, count in zip(locators, counts, strict=True) if 2 <= count <= most]
@@ -142,17 +138,11 @@ def _ticks(axis: Any, low: float, high: float, most: int, text: Callable[[float]
     axis.set_minor_formatter(NullFormatter())
 
 
-def loss_axis(axes: Axes, observed: np.ndarray, curve: np.ndarray | None = None) -> None:
-    """A log y axis for the runs; a long curve must not squeeze them."""
-    low, high = float(np.min(observed)), float(np.max(observed))
-    if curve is not None and np.isfinite(curve).any():
-        low = min(low, max(float(np.nanmin(curve)), low / 1.3))
+def loss_axis(axes: Axes, losses: np.ndarray) -> None:
+    """A log y axis over the losses."""
+    low, high = float(np.min(losses)), float(np.max(losses))
     room = max((high / low) ** 0.08, 1.01)
     log_axis(axes, "y", low / room, high * room)
-
-
-def _text(low: float, high: float) -> Callable[[float], str]:
-    return power if high >= 1e13 or low < 1e-3 else short  # FLOPs are not counted in billions
 
 
 def power(value: float) -> str:

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from bigmodel.laws.figures import style
 from bigmodel.laws.figures.study import Study
+from bigmodel.laws.forms import REFERENCE_FLOPS
+from bigmodel.laws.intervals import exponent_samples
 from bigmodel.laws.texts import has_ends, known, law_name, level, rung_name, symbol
 
 # (who, a, interval, what the interval holds of its distribution). N_opt ~ C^a.
@@ -31,27 +33,24 @@ PUBLISHED = (
 
 def comparison(study: Study, size: style.Size) -> Figure | None:
     """Error on the runs held out when a law is refitted without the largest rungs. Lower and flatter is better."""
-    compared = [entry for entry in study.result["compared"] if entry["holdout"]]
-    if not compared and study.result["holdout"]:
-        compared = [{**study.result, "num_params": len(study.params)}]
+    alone = {**study.result, "num_params": len(study.params)}
+    compared = [entry for entry in study.result["compared"] or [alone] if entry["holdout"]]
     if not compared:
         return None
+    names = {entry["law"]: f"{law_name(entry['law'])} ({entry['num_params']} parameters)" for entry in compared}
+    held = pd.DataFrame([{"law": entry["law"], **rung} for entry in compared for rung in entry["holdout"]])
+    gaps, errors = held["flops_gap"], 100 * held["mean_abs_rel_error"]
     figure, (axes,) = size.panels(1)
-    for k, entry in enumerate(compared):
-        gaps = [held["flops_gap"] for held in entry["holdout"]]
-        errors = [100 * held["mean_abs_rel_error"] for held in entry["holdout"]]
-        ink, mark = style.CYCLE[k % len(style.CYCLE)], style.MARKERS[k % len(style.MARKERS)]
-        label = f"{law_name(entry['law'])} ({entry['num_params']} parameters)"
-        axes.plot(gaps, errors, color=ink, marker=mark, ms=5, mec="white", mew=0.5, lw=1.1, label=label)
-    gaps = [held["flops_gap"] for entry in compared for held in entry["holdout"]]
+    for k, (law, name) in enumerate(names.items()):
+        mine, ink, mark = held["law"] == law, style.CYCLE[k % len(style.CYCLE)], style.MARKERS[k % len(style.MARKERS)]
+        axes.plot(gaps[mine], errors[mine], color=ink, marker=mark, ms=5, mec="white", mew=0.5, lw=1.1, label=name)
     rungs = rung_name(study.result)
     axes.set(xlabel=f"Gap: largest {rungs} held out / fitted", ylabel="Mean |error| on held-out runs (%)")
-    errors = [100 * held["mean_abs_rel_error"] for entry in compared for held in entry["holdout"]]
-    if max(errors) > 20 * min(errors) > 0:
-        style.log_axis(axes, "y", min(errors) / 1.4, max(errors) * 1.4)
+    style.log_axis(axes, "x", gaps.min() / 1.12, gaps.max() * 1.12, "{:.3g}×".format)
+    if errors.max() > 20 * errors.min() > 0:
+        style.log_axis(axes, "y", errors.min() / 1.4, errors.max() * 1.4)
     else:
         axes.set_ylim(bottom=0)
-    style.log_axis(axes, "x", min(gaps) / 1.12, max(gaps) * 1.12, "{:.3g}×".format)
     figure.legend(loc="outside lower center", ncols=2 if size.across > 1 else 1)
     return figure
 
@@ -61,10 +60,11 @@ def clouds(study: Study, size: style.Size) -> Figure | None:
     interval ends at a bound of the search."""
     if len(study.samples) < 10:
         return None
-    samples = pd.DataFrame(study.samples, columns=study.law.names)
-    estimates = study.params | {"a": study.result["optimal"]["a"]}
-    if len(study.exponent_samples) == len(samples) and estimates["a"] is not None:
-        samples["a"] = study.exponent_samples
+    samples, estimates = pd.DataFrame(study.samples, columns=study.law.names), dict(study.params)
+    largest = float(study.column("C").max()) if "C" in study.frame else REFERENCE_FLOPS
+    exponents = exponent_samples(study.law, study.samples, largest)
+    if exponents and study.result["optimal"]["a"] is not None:
+        samples["a"], estimates["a"] = exponents["a"], study.result["optimal"]["a"]
     samples = samples.where((samples >= samples.quantile(0.005)) & (samples <= samples.quantile(0.995)))
     first = ["a", *study.law.exponent_names, study.law.floor, *study.law.names]  # those that say most
     names = [name for name in dict.fromkeys(first) if name in samples][: 6 if size.across > 1 else 4]
@@ -72,25 +72,21 @@ def clouds(study: Study, size: style.Size) -> Figure | None:
     grid = figure.subplots(len(names), len(names), squeeze=False, sharex="col")
     few = {"nbins": 3, "steps": [1, 2, 5, 10]}
     for i, y in enumerate(names):
-        for j, x in enumerate(names):
-            axes = grid[i, j]
-            axes.grid(False)
-            axes.set_axis_on() if j <= i else axes.set_axis_off()
-            if j < i:
-                axes.scatter(samples[x], samples[y], s=0.2 * size.dot, c=style.BLUE, alpha=0.4, lw=0, rasterized=True)
-                axes.plot(estimates[x], estimates[y], "o", color=style.VERMILLION, ms=3.5, mec="white", mew=0.5)
-                axes.locator_params(**few)
-                axes.tick_params(labelleft=j == 0)
-    for i, name in enumerate(names):
-        axes, ends = grid[i, i], study.result["ci"].get(name)
-        axes.hist(samples[name].dropna(), 28, color=style.BLUE, alpha=0.75)
-        axes.axvline(estimates[name], color=style.VERMILLION, lw=1.2)
+        for axes in grid[i, i + 1 :]:
+            axes.set_axis_off()
+        for axes, x in zip(grid[i, :i], names, strict=False):
+            axes.scatter(samples[x], samples[y], s=0.2 * size.dot, c=style.BLUE, alpha=0.4, lw=0, rasterized=True)
+            axes.plot(estimates[x], estimates[y], "o", color=style.VERMILLION, ms=3.5, mec="white", mew=0.5)
+            axes.locator_params(**few)
+            axes.tick_params(labelleft=axes is grid[i, 0])
+        axes, ends = grid[i, i], study.result["ci"].get(y)
+        axes.hist(samples[y].dropna(), 28, color=style.BLUE, alpha=0.75)
+        axes.axvline(estimates[y], color=style.VERMILLION, lw=1.2)
         if has_ends(ends):
             axes.axvspan(*ends, color=style.ORANGE, alpha=0.25, lw=0, zorder=0)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", **few)
-        text = symbol(name) + ("†" if study.result.get("at_bound", {}).get(name) else "")
+        axes.yaxis.set_visible(False)
+        text = symbol(y) + ("†" if study.result.get("at_bound", {}).get(y) else "")
         grid[-1, i].set_xlabel(text)
         grid[-1, i].tick_params(axis="x", labelrotation=40)
         if i > 0:
