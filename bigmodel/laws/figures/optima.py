@@ -116,13 +116,12 @@ def contours(study: Study, size: style.Size) -> Figure | None:
     loss = study.at(study.params, N=sizes.ravel(), D=data.ravel()).reshape(data.shape)
     norm = style.log_norm(study.observed)
     low, high = FLOPS_PER_PARAM_TOKEN * xlim[0] * ylim[0], FLOPS_PER_PARAM_TOKEN * xlim[1] * ylim[1]
-    for c in 10.0 ** np.arange(np.ceil(np.log10(low)), np.log10(high)):
-        axes.plot(xlim, [c / FLOPS_PER_PARAM_TOKEN / x for x in xlim], color="#c9c9c9", lw=0.6, ls=":", zorder=1)
-    axes.plot([], [], color="#b0b0b0", lw=0.8, ls=":", label="Equal compute")
+    for k, c in enumerate(10.0 ** np.arange(np.ceil(np.log10(low)), np.log10(high))):
+        n_of_d = [c / FLOPS_PER_PARAM_TOKEN / x for x in xlim]
+        axes.plot(xlim, n_of_d, ":", color="#b0b0b0", lw=0.7, zorder=1, label="" if k else "Equal compute")
     best = study.optima(study.params, np.geomspace(low, high, 200))
     if np.isfinite(best).any():
         axes.plot(best[:, 1], best[:, 0], color=style.INK, lw=1.5, ls=style.DASHED, zorder=3, label="Compute-optimal")
-    dots(axes, d, n, c=study.observed, norm=norm, cmap=style.COLOURS.reversed(), s=size.dot)
     levels = np.geomspace(max(float(np.nanmin(loss)), study.observed.min() / 1.2), study.observed.max(), 11)
     cmap = style.COLOURS.reversed()
     lines = axes.contour(data, sizes, loss, np.unique(levels), cmap=cmap, norm=norm, linewidths=0.9, zorder=2)

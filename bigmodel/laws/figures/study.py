@@ -55,8 +55,8 @@ class Study:
         self.held = np.zeros(len(frame), dtype=bool)
         for entry in result["holdout"]:
             self.held[entry["held_out"]] = True
-        read = set(self.law.columns)
-        self.plane = {"N", "D"} <= set(frame.columns) and len(read) > 1 and read <= {"N", "D", "C"}
+        some, read = len(self.law.columns) > 1, set(self.law.columns)
+        self.plane = some and read <= {"N", "D", "C"} and {"N", "D"} <= set(frame.columns)
 
     def label(self, column: str) -> str:
         """A column in words, for an axis."""
@@ -115,9 +115,8 @@ class Study:
         if self.law.optimum is None:
             return np.full((len(compute), 2), np.nan)
         pairs = np.array([self.law.optimum(params, float(c)) for c in compute], dtype=float)
-        bad = ~(np.isfinite(pairs) & (pairs > 0)).all(axis=1)
-        pairs[bad] = np.nan
-        return pairs
+        usable = (np.isfinite(pairs) & (pairs > 0)).all(axis=1, keepdims=True)
+        return np.where(usable, pairs, np.nan)
 
     def frontier(self, params: Mapping[str, float], compute: np.ndarray) -> np.ndarray:
         """Least loss that the law allows for each budget, as the runs count it, (k,); nan where it has no optimum."""
