@@ -11,6 +11,7 @@ import html
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -64,14 +65,14 @@ def write(
     content = files.sealed(json.loads(json.dumps(content, allow_nan=False, default=str)))
     (out / "fit.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "law.md").write_text(_markdown(result, found, title, command), encoding="utf-8")
-    law, *summary = law_text(result).split("\n  warning: ")[0].split("\n")
+    law, summary = law_text(result).split("\n  warning: ")[0].split("\n", 1)
     template = Template(resources.files("bigmodel.laws").joinpath("report.html").read_text(encoding="utf-8"))
     with pd.option_context("display.max_colwidth", None):
         page = template.substitute(
             title=html.escape(title),
             law=re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", html.escape(law)),
             ranges=_ranges(study),
-            summary=html.escape("\n".join(summary)),
+            summary=html.escape(textwrap.dedent(summary)),
             warnings=_warnings(result, frontiers),
             tables="".join(map(_section, found)),
             figures="".join(_figure(name, path) for name, path in drawn.items()),
@@ -79,9 +80,8 @@ def write(
             command=html.escape(command),
             source=_source(study),
         )
-    path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    (out / "index.html").write_text(page, encoding="utf-8")
+    return out / "index.html"
 
 
 def frontiers(
@@ -145,8 +145,7 @@ def _runs(study: Study, table: pd.DataFrame) -> str:
 
 
 def _source(study: Study) -> str:
-    attrs = study.frame.attrs
-    texts = [f"Law: {study.law.source}."]
+    texts, attrs = [f"Law: {study.law.source}."], study.frame.attrs
     if "source" in attrs:
         texts.append(f"Runs: {attrs['source']}.")
     if "conventions" in attrs:

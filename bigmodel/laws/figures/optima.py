@@ -67,7 +67,7 @@ def frontier(study: Study, size: style.Size) -> Figure | None:
     by_law = bool(np.isfinite(best).all())
     if not by_law and not study.frontiers:
         return None
-    figure, panels = size.panels(2)
+    figure, panels = size.panels(2, 1.2 * size.single[1])  # room for the legends
     for k, (column, exponent, word) in enumerate((("N", "a", "parameters"), ("D", "b", study.unit))):
         axes = panels[k]
         values = study.column(column)

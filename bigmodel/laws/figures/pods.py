@@ -22,8 +22,8 @@ def program(report: dict[str, Any]) -> Figure:
     peak, hbm = report["bytes"]["peak"] / GIB, report["hbm_bytes"] / GIB
     memory.hlines(peak, -0.35, 0.35, color="black", linewidth=2, label=f"Peak {peak:.1f}")
     memory.axhline(hbm, color="black", linewidth=1, linestyle="--", label=f"HBM {hbm:.0f}")
-    top = 1.7 * max(arguments + temporaries, hbm)  # room for the legend
-    memory.set(xlim=(-0.6, 0.6), xticks=[], ylim=(0, top), ylabel="GiB per chip", title="Memory")
+    memory.set(xlim=(-0.6, 0.6), xticks=[], ylabel="GiB per chip", title="Memory")
+    memory.set_ylim(0, 1.7 * max(arguments + temporaries, hbm))  # room for the legend
     memory.legend(loc="upper left")
     rows = report["collectives"][:6][::-1]
     names = [f"{row['kind']}\n{row['axis']}, {row['network']}" for row in rows]
