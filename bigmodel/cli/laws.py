@@ -167,7 +167,7 @@ def _report(args: argparse.Namespace) -> int:
             title=(module.__doc__ or "").strip().split("\n")[0] if module else folder.name,
             command=f"bigmodel report {args.file}",
             unit=unit,
-            loss=f"loss (nats per {unit.removesuffix('s')})",
+            loss=f"Validation loss (nats/{unit.removesuffix('s')})",
             frontiers=reports.frontiers(frame, result),
         )
     own = None

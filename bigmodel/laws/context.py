@@ -102,7 +102,7 @@ def write(frame: pd.DataFrame, out: str | Path) -> str:
     home.mkdir(parents=True, exist_ok=True)
     frame.to_csv(home / "by_position.csv", index=False, float_format="%.5g")
     with matplotlib.rc_context(style.PAGE.style()):
-        style.save(figure(frame), home / "by_position", {})
+        style.save(figure(frame), home / "by_position")
     lines = [
         f"{r['family']:>10} {r['params']:>10,} parameters, {r['seeds']} seeds: flat from {r['flat']:.0f} "
         f"({r['flat_range'][0]}-{r['flat_range'][1]}); positions after 100 gain {r['gain']:.2%} of the loss "

@@ -57,7 +57,7 @@ def report(folder: str | Path, out: str | Path) -> str:
     home.mkdir(parents=True, exist_ok=True)
     frame.to_csv(home / "corpora.csv", index=False)
     with matplotlib.rc_context(style.PAGE.style()):
-        style.save(figure(frame), home / "corpora", {})
+        style.save(figure(frame), home / "corpora")
     lines = [
         f"{r.family:<10} {r.data:<14} width {r.width:>4}, {r.tokens:>9,} tokens: loss {r.loss:.4f}, "
         f"{r.bits_per_byte:.4f} bits per byte"

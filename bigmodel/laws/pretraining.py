@@ -128,7 +128,7 @@ def report(folder: str | Path, out: str | Path) -> str:
     frame.to_csv(home / "pretraining.csv", index=False)
     (home / "pretraining.json").write_text(json.dumps({"sizes": rows, "law": fitted}, indent=1) + "\n")
     with matplotlib.rc_context(style.PAGE.style()):
-        style.save(figure(frame), home / "pretraining", {})
+        style.save(figure(frame), home / "pretraining")
     seeds = frame.groupby(["start", "examples"]).seed.nunique()
     lines = [
         f"{start}, {n:,} examples: {count} of {seeds.max()} seeds"

@@ -18,7 +18,7 @@ def write(figure_of: Any, stem: Path, *args: Any) -> Path:
     """Draws a figure of this file for the page: stem.png, .svg, .pdf. Returns the PNG."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(style.PAGE.style()):
-        style.save(figure_of(*args), stem, {})
+        style.save(figure_of(*args), stem)
     return stem.with_name(stem.name + ".png")
 
 
