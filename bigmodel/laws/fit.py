@@ -262,26 +262,20 @@ def _optimal(
     law: Law, params: Mapping[str, float], values: np.ndarray, largest: float, data: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """The fit's "optimal"; `values` (R, P) are of the resamples, `largest` is the largest C fitted."""
-    out: dict[str, Any] = {"a": None, "b": None}
-    if law.exponents is not None:
-        out |= {k: float(v) for k, v in law.exponents(params, largest).items()}
-    samples = [dict(zip(law.names, map(float, row), strict=True)) for row in values]
+    exponents = law.exponents(params, largest) if law.exponents is not None else {}
+    sets = [params, *(dict(zip(law.names, map(float, row), strict=True)) for row in values)]
 
-    def ratio(params: Mapping[str, float], flops: float) -> float:
-        n, d = law.optimum(params, flops) if law.optimum else (math.nan, math.nan)
-        return float(d / n) if n > 0 else math.nan
+    def ratio(flops: float) -> np.ndarray:
+        optima = [law.optimum(own, flops) if law.optimum else (math.nan, math.nan) for own in sets]
+        return np.array([d / n if n > 0 else math.nan for n, d in optima])
 
-    ratios: dict[str, float] = {}
-    ends: dict[str, list[float] | None] = {}
-    for flops in (largest, 10 * largest, 100 * largest):
-        text = f"{flops:.3g}"
-        ratios[text], ends[text] = ratio(params, flops), None
-        drawn = np.array([[ratio(sample, flops)] for sample in samples]).reshape(-1, 1)
-        if intervals.enough(int(np.isfinite(drawn).sum()), len(values)):
-            ends[text] = intervals.pair(intervals.bias_corrected(drawn, np.array([ratios[text]]))[:, 0], ratios[text])
     runs = data["D"] / data["N"] if {"N", "D"} <= data.keys() else None
-    of_runs = None if runs is None else [float(runs.min()), float(runs.max())]
-    return out | {"tokens_per_param_at": ratios, "tokens_per_param_ci": ends, "tokens_per_param_runs": of_runs}
+    return {
+        "a": float(exponents["a"]) if exponents else None,
+        "b": float(exponents["b"]) if exponents else None,
+        **intervals.tokens_per_param(largest, ratio, corrected=True),
+        "tokens_per_param_runs": None if runs is None else [float(runs.min()), float(runs.max())],
+    }
 
 
 # --------------------------------------------------------------------------- what is done with a fit

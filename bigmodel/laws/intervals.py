@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -316,6 +316,25 @@ def doubt(ends: np.ndarray, estimate: float) -> str:
 def enough(fitted: int, asked: int) -> bool:
     """Whether so many of the resamples asked for could be fitted that their spread means something."""
     return fitted >= max(2, asked / 2)
+
+
+def tokens_per_param(largest: float, ratio: Callable[[float], np.ndarray], corrected: bool) -> dict[str, Any]:
+    """D_opt / N_opt and its interval at 1, 10 and 100 times the largest budget, as `fit.fit` names them.
+
+    Args:
+      ratio: FLOPs -> (1 + R,) of the fit, then of each resample.
+      corrected: intervals are bias-corrected; else percentiles.
+    """
+    at: dict[str, float] = {}
+    ends: dict[str, list[float] | None] = {}
+    for flops in (largest, 10 * largest, 100 * largest):
+        text, found = f"{flops:.3g}", ratio(flops)
+        drawn = found[1:, None]
+        at[text], ends[text] = float(found[0]), None
+        if enough(int(np.isfinite(drawn).sum()), len(drawn)):
+            own = bias_corrected(drawn, found[:1]) if corrected else percentile(drawn)
+            ends[text] = pair(own[:, 0], at[text])
+    return {"tokens_per_param_at": at, "tokens_per_param_ci": ends}
 
 
 def exponent_samples(law: Law, samples: np.ndarray, flops: float) -> dict[str, np.ndarray]:
