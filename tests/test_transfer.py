@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, bigmodel
 
+from bigmodel import files
 from bigmodel.config import load_module
 from bigmodel.errors import UsageError
 from bigmodel.laws import rows
@@ -162,9 +163,10 @@ def test_settings_are_compared_over_their_folds(tmp_path):
     for number, (width, fold, loss) in enumerate([(8, 0, 0.4), (8, 1, 0.6), (16, 0, 0.3), (16, 1, 0.5)]):
         home = tmp_path / f"{number:012x}"
         home.mkdir()
-        (home / "config.json").write_text(json.dumps({"model": {"width": width, "depth": 2}, "data": {"fold": fold}}))
+        config = {"model": {"width": width, "depth": 2}, "data": {"fold": fold}}
+        (home / "config.json").write_text(json.dumps(files.sealed(config)))
         result = {"run_id": home.name, "status": "done", "loss": loss, "eval_accuracy": 1 - loss}
-        (home / "result.json").write_text(json.dumps(result))
+        (home / "result.json").write_text(json.dumps(files.sealed(result)))
     text = settings.report(tmp_path, tmp_path / "out")
     first, second, _ = text.splitlines()
     assert first.startswith("width=16, 2 runs: loss 0.4000 (deviation 0.1414), accuracy 0.6000")
