@@ -28,17 +28,21 @@ import json, resource, sys
 sys.path.insert(0, {root!r})
 import jax
 jax.config.update("jax_platforms", "cpu")
-from bigmodel import config, layout, pod
-cfg = pod.frozen(config.load({root!r} + "/experiments/gpt3.py:" + {size!r}, {overrides!r}))
-lowered, mesh = pod.lower(cfg, layout.Topology({topology!r}))
+from importlib.metadata import version
+from bigmodel import config
+from bigmodel.ops import sharding
+from bigmodel.pods import aot, layout
+cfg = aot.frozen(config.load({root!r} + "/experiments/gpt3.py:" + {size!r}, {overrides!r}))
+mesh = sharding.make_mesh(cfg.run.mesh, aot.devices(layout.Topology({topology!r})))
+lowered = aot.lower(cfg, mesh)
 before = resource.getrusage(resource.RUSAGE_SELF)
-compiled = pod.compile_step(lowered)
+compiled = aot.compile_step(lowered)
 after = resource.getrusage(resource.RUSAGE_SELF)
 m = compiled.memory_analysis()
 print(json.dumps({{
     "arguments": m.argument_size_in_bytes, "temporaries": m.temp_size_in_bytes, "peak": m.peak_memory_in_bytes,
     "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-    "jax": jax.__version__, "libtpu": pod._libtpu(),
+    "jax": jax.__version__, "libtpu": version("libtpu"),
 }}))
 """
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from bigmodel.models import recurrent
+from bigmodel.ops import recurrence
 
 B, L, STEPS = 8, 128, 15
 
@@ -30,18 +31,19 @@ def step(width: int, recur: Callable[..., Any]) -> Callable[[], Any]:
     def loss(params):
         return recurrent.loss(model, {"params": params}, batch, jax.random.key(2), True)[0]
 
-    written, recurrent._recur = recurrent._recur, recur
+    written, recurrence.recur = recurrence.recur, recur
     try:
         compiled = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
     finally:
-        recurrent._recur = written
+        recurrence.recur = written
     return lambda: jax.block_until_ready(compiled(params))
 
 
 def main() -> None:
     print(f"width  written out  derived   ms of a step of {B} x {L} tokens; ratio")
     for width in (64, 128, 256, 512):
-        sides = {name: step(width, recur) for name, recur in (("out", recurrent._recur), ("derived", recurrent._scan))}
+        ways = {"out": recurrence.recur, "derived": recurrence.reference}
+        sides = {name: step(width, recur) for name, recur in ways.items()}
         spent: dict[str, list[float]] = {name: [] for name in sides}
         for k in range(STEPS + 2):
             for name, run in sides.items():

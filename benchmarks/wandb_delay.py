@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 # The run, telling when its first row came; and its view's process, to be waited for.
 RUN = """
 import sys, time
-from bigmodel import cli, track
-add, close = track.Rows.add, view.View.close
+from bigmodel.cli import main
+from bigmodel.run import record, view
+add, close = record.Rows.add, view.View.close
 def first(self, row):
     if row["step"] == 1:
         print("row", time.time(), flush=True)
@@ -29,8 +30,8 @@ def first(self, row):
 def last(self, *args, **kwargs):
     print("view", self.child.pid if self.child else 0, flush=True)
     close(self, *args, **kwargs)
-track.Rows.add, view.View.close = first, last
-sys.exit(cli.main(sys.argv[1:]))
+record.Rows.add, view.View.close = first, last
+sys.exit(main.main(sys.argv[1:]))
 """
 CUT = ["unshare", "-n"]
 if not shutil.which("unshare") or subprocess.run([*CUT, "true"], capture_output=True).returncode:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -30,7 +31,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigmodel.errors import Retry, UsageError, nearest, note
+from bigmodel.errors import Retry, UsageError, choose, nearest, note
 from bigmodel.files import check_whole, read_text
 
 
@@ -52,6 +53,23 @@ def user_code(path: Any, kind: str, call: str = "") -> Iterator[None]:
             lines.append(e.lineno or 0)
         where = [f"{kind} file {str(path)!r}", *(f"line {n}" for n in lines[-1:]), *([f"in {call}"] if call else [])]
         raise UsageError(f"{', '.join(where)}: {type(e).__name__}: {e}") from e
+
+
+def built_in(path: str | Path, folder: str) -> Path:
+    """A file by its path, or one of ours by its name: 'gpt' or 'experiments/gpt.py' where there is no such file here.
+
+    Args:
+      folder: "experiments" or "sweeps". They lie beside the package, or within it where it was installed.
+    """
+    path = Path(path)
+    if path.exists() or path.is_absolute():
+        return path
+    home = Path(__file__).parent
+    for parent in (home, home.parent):
+        if path.parent in (Path(), Path(folder)) and (found := parent / folder / f"{path.stem}.py").is_file():
+            note(f"no {str(path)!r} here: {folder}/{found.name} of the package is used")
+            return found
+    return path
 
 
 @contextlib.contextmanager
@@ -97,6 +115,32 @@ def load_module(path: str | Path, kind: str) -> Any:
     return module
 
 
+def plugin(kind: str, name: str, package: str, own: Iterable[str], what: str = "") -> Any:
+    """The module of a family, source, paper or engine: a `.py` file of the user's, one of ours, or an entry point.
+
+    Args:
+      kind: "families", ...: entry points of the group `bigmodel.<kind>`, whose values are modules, are found.
+      name: one of `own`, modules of `package`; the path of a file; or an entry point's name.
+      what: named in errors, as "config.family".
+
+    Raises:
+      UsageError: there is none of this name, or it can't be imported.
+    """
+    if name.endswith(".py"):
+        return load_module(name, what.rpartition(".")[2])
+    if name in own:
+        return importlib.import_module(f"{package}.{name.replace('-', '_')}")
+    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=f"bigmodel.{kind}")}
+    choose(what, name, [*own, *entries])
+    with user_code(entries[name].value, f"{kind} entry point"):
+        return entries[name].load()
+
+
+def plugin_name(name: str) -> str:
+    """What names a family or source in a run's id: of a user's file its name without the folder."""
+    return Path(name).name if name.endswith(".py") else name
+
+
 def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigDict:
     """Loads `FILE.py[:VARIANT]` (its get_config([VARIANT])) or a frozen `config.json`, then overrides.
 
@@ -108,7 +152,8 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
       UsageError: no such file, no get_config, unknown key, wrong type.
     """
     text = str(spec)
-    path, _, variant = text.partition(":") if ".py:" in text else (text, "", "")
+    path, _, variant = (text, "", "") if "://" in text or Path(text).exists() else text.partition(":")
+    path = str(built_in(path, "experiments"))
     overrides = list(overrides)
     if path.endswith(".json"):
         config = without_code(from_json(read_text(path, "config"), path), path, overrides)

@@ -23,11 +23,12 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDI
 
 @contextlib.contextmanager
 def full_disk(what: Any) -> Iterator[None]:
-    """Around what writes `what`: a full disk is a reason to try again, not a fault."""
+    """Around what writes `what`: a full disk is a reason to try again, not a fault. Libraries raise it in their own
+    classes."""
     try:
         yield
-    except OSError as e:
-        if e.errno in FULL:
+    except Exception as e:
+        if getattr(e, "errno", None) in FULL or "No space left" in str(e):
             raise Retry(f"disk full: can't write {str(what)!r}; nothing is lost: free space and repeat") from e
         raise
 
@@ -99,6 +100,23 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 def is_whole(record: dict[str, Any]) -> bool:
     """Whether a record has the "crc32" that `sealed` gave it. True where there is none: older files have no seal."""
     return "crc32" not in record or record["crc32"] == sealed(record)["crc32"]
+
+
+def parse_sealed(content: bytes) -> Any:
+    """JSON in UTF-8, without the checksum that `sealed` added.
+
+    Raises:
+      ValueError: it isn't JSON, or its checksum differs.
+    """
+    try:
+        found = json.loads(content.decode())
+    except RecursionError as e:
+        raise ValueError("it is nested too deeply") from e
+    if isinstance(found, dict):
+        if not is_whole(found):
+            raise ValueError("its checksum differs")
+        found.pop("crc32", None)
+    return found
 
 
 def check_whole(record: dict[str, Any], path: Any) -> None:

@@ -40,17 +40,28 @@ def match(rules: Iterable[tuple[str, Any]], path: str) -> Any:
     raise KeyError(path)
 
 
-def sides(rules: Any, path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A matrix's input and output axes. Axis 0 of what has three or more is depth.
+STACKED = ("depth", "expert")  # axes along which a parameter is several matrices, one beside the other
 
-    A projection to or from heads has its width ('embed' in the family's rules) on one side and heads x head dim on the
-    other; where no axis is so named, the first is the input.
+
+def sides(names: Sequence[str | None]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A matrix's input and output axes, from the names of its axes.
+
+    A projection to or from heads has the width, `embed`, on one side and heads x head dim on the other. A convolution
+    reads its window. Where no axis is `embed`, the last one is the output.
     """
-    axes = range(1 if ndim > 2 else 0, ndim)
-    names = match(rules, path) if rules else (None,) * ndim
-    width = next((i for i in axes if names[i] == "embed"), axes[0])
-    rest = tuple(i for i in axes if i != width)
-    return ((width,), rest) if width < rest[0] else (rest, (width,))
+    window = [i for i, name in enumerate(names) if name == "window"]
+    axes = [i for i, name in enumerate(names) if name not in (*STACKED, "window")]
+    width = next((i for i in axes if names[i] == "embed"), axes[-1])
+    rest = [i for i in axes if i != width]
+    if rest and width < rest[0]:
+        return (*window, width), tuple(rest)
+    return (*window, *rest), (width,)
+
+
+def is_hidden_matrix(path: str, names: Sequence[str | None]) -> bool:
+    """Whether a parameter is a matrix of a stack of layers, of an expert or of a convolution, not a table or a head."""
+    inner = {"depth", "expert", "window"} & set(names)
+    return bool(inner) and not re.search(f"{NOT_MATRICES}|{EMBEDDINGS}", path)
 
 
 def match_all(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
@@ -80,6 +91,20 @@ def pick(tree: Any, pattern: str) -> Any:
         return {k: v for k, v in kept.items() if v is not None and v != {}}
 
     return inside(tree, "")
+
+
+def renamed(tree: Any, old: str, new: str) -> Any:
+    """Nested dicts whose paths begin with `new` in place of `old`, with which they all begin."""
+    if old == new:
+        return tree
+    out: dict[str, Any] = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *parents, last = (new + path_of(key_path)[len(old) :]).split("/")
+        node = out
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return out
 
 
 def merge(tree: Any, other: Any) -> Any:

@@ -19,7 +19,7 @@ jax.config.update("jax_num_cpu_devices", int(devices))
 
 from bigmodel import config  # noqa: E402
 from bigmodel.ops import sharding  # noqa: E402
-from bigmodel.run import budget, loop, program, record  # noqa: E402
+from bigmodel.run import budget, program, record, session  # noqa: E402
 
 folder = Path(folder)
 
@@ -31,7 +31,7 @@ def sizes(mesh):
 def run(mesh, root):
     cfg = config.load(config_file)
     cfg.run.mesh.update(sizes(mesh))
-    result = loop.train(cfg, str(root), quiet=True)
+    result = session.train(cfg, str(root), quiet=True)
     rows = record.read_rows(root / result["run_id"] / "metrics.jsonl")
     return [r["loss"] for r in rows if "loss" in r] + [result["loss"]]
 

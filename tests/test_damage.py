@@ -15,11 +15,12 @@ from test_prepare import one_line, read_back, texts, write_jsonl
 from test_prepare import quiet as prepare
 from test_tasks import packed, ratings, task_dir  # noqa: F401 (a fixture)
 
-from bigmodel import config, data
+from bigmodel import config, data, files
 from bigmodel.cli import main
 from bigmodel.errors import NoData, Unavailable, UsageError
-from bigmodel.prepare import corpora, images, shards, tasks
+from bigmodel.prepare import corpora, images, tasks
 from bigmodel.prepare import tokenizer as tokenizers
+from bigmodel.prepare.folder import sha256
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def test_a_flipped_bit_of_a_shard_is_noticed_when_it_is_first_read(prepared):
 def test_one_found_whole_is_read_once(prepared, tmp_path, monkeypatch):
     first = opened(prepared.parent)[0]["tokens"]
     with monkeypatch.context() as patch:
-        patch.setattr(config.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        patch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
         assert np.array_equal(opened(prepared.parent)[0]["tokens"], first)
     assert not [p for p in prepared.iterdir() if p.stat().st_mtime_ns > (prepared / "manifest.json").stat().st_mtime_ns]
     flip(prepared / "train-00001.bin")
@@ -130,7 +131,7 @@ def test_damage_whose_source_is_gone_loses_nothing(prepared, tmp_path):
 def test_a_changed_digit_of_a_manifest_is_noticed(prepared, tmp_path, old, new):
     path = prepared / "manifest.json"
     path.write_text(path.read_text().replace(old, new, 1))
-    one_line("manifest.json' is not a manifest .*damaged", lambda: opened(prepared.parent))
+    one_line("manifest.json' is not a manifest .*its checksum differs", lambda: opened(prepared.parent))
     arguments = dict(shard_tokens=9000, tokenizer="bpe", vocab_size=300)
     one_line("or it is damaged", lambda: quiet(tmp_path / "a.jsonl", prepared, **arguments))
     path.unlink()  # as that line says
@@ -146,11 +147,11 @@ def test_older_manifests_without_checksums_are_read(prepared, tmp_path):
 
 
 def test_damaged_tasks_and_images_are_noticed(task_dir, image_dir, tmp_path):  # noqa: F811
-    for source, folder, kept, files in (
+    for source, folder, kept, names in (
         ("tasks", Path(task_dir) / "pairs", {"seq_len": 64}, ["train.npz", "train.jsonl"]),
         ("images", Path(image_dir) / "fashion-mnist", {}, ["train-images.npy", "train-labels.npy"]),
     ):
-        for k, file in enumerate(files):
+        for k, file in enumerate(names):
             copy = shutil.copytree(folder, tmp_path / f"{source}{k}/out")
             assert len(opened(copy.parent, source=source, **kept))
             flip(copy / file, -30)
@@ -266,7 +267,7 @@ def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa
     with np.load(folder / "train.npz") as file:
         arrays = dict(file)
     spoil(folder / "train.npz", arrays)
-    digest = shards.file_digest(folder / "train.npz")
+    digest = sha256(folder / "train.npz")
     edit(folder / "manifest.json", lambda m: (m["splits"]["train"].update(sha256=digest), m.update(hash=digest)))
     one_line("train.npz' is damaged", lambda: opened(folder.parent, source="tasks"))
 
@@ -276,7 +277,7 @@ def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa
 def test_images_of_other_shapes_are_one_line(image_dir, tmp_path, kind, array):  # noqa: F811
     folder = shutil.copytree(Path(image_dir) / "fashion-mnist", tmp_path / "images/out")
     np.save(folder / f"train-{kind}.npy", array)
-    digest = shards.file_digest(folder / f"train-{kind}.npy")
+    digest = sha256(folder / f"train-{kind}.npy")
     edit(folder / "manifest.json", lambda m: m["files"].update({f"train-{kind}.npy": digest}))
     one_line("is damaged", lambda: opened(folder.parent, source="images"))
 

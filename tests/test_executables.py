@@ -14,8 +14,8 @@ from test_worker import planned
 from bigmodel import config
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
-from bigmodel.pods import pod
-from bigmodel.run import budget, executables, loop, program
+from bigmodel.pods import aot
+from bigmodel.run import budget, executables, program, session
 
 OVERRIDES = [("train.steps", 4), ("optim.lr", 3e-3)]
 
@@ -24,10 +24,10 @@ def save_step(experiment, pairs, path):
     """The compiled step of a config, in a file."""
     frozen = budget.finalize(config.load(experiment, pairs))
     mesh = sharding.make_mesh(frozen.run.mesh)
-    pod.lower_on(mesh, frozen).compile()  # into JAX's cache, from which a CPU's step can't be saved
+    aot.lower(frozen, mesh).compile()  # into JAX's cache, from which a CPU's step can't be saved
     program.build.cache_clear()  # nor is it the executable that this process now has
     with executables.uncached():
-        compiled = pod.lower_on(mesh, frozen).compile()
+        compiled = aot.lower(frozen, mesh).compile()
     executables.save(str(path), compiled, executables.made_for(program.static_part(frozen), mesh))
     return path
 
@@ -53,7 +53,7 @@ def losses(root):
 
 def test_a_saved_step_has_the_losses_of_a_compiled_one(saved, tiny, tmp_path, monkeypatch):
     overrides, _ = saved
-    loop.train(tiny(*overrides[:-1]), str(tmp_path / "compiled"), quiet=True)
+    session.train(tiny(*overrides[:-1]), str(tmp_path / "compiled"), quiet=True)
 
     (tmp_path / "config.json").write_text(json.dumps(tiny(*overrides).to_dict()))
     command = [
@@ -80,7 +80,9 @@ def test_a_saved_step_has_the_losses_of_a_compiled_one(saved, tiny, tmp_path, mo
         return dataclasses.replace(build(static, mesh), step=step)
 
     monkeypatch.setattr(program, "build", without_step)
-    loop.train(tiny(*overrides, ("optim.lr", 1e-3)), str(tmp_path / "rate"), quiet=True)  # not compiled: one serves all
+    session.train(
+        tiny(*overrides, ("optim.lr", 1e-3)), str(tmp_path / "rate"), quiet=True
+    )  # not compiled: one serves all
     assert losses(tmp_path / "rate")[0] == losses(tmp_path / "compiled")[0]
     assert losses(tmp_path / "rate")[2:] != losses(tmp_path / "compiled")[2:]
 
@@ -91,7 +93,7 @@ def test_a_step_of_another_program_is_refused(saved, tiny, tmp_path, monkeypatch
 
     def refused(*more):
         with pytest.raises(UsageError) as e:
-            loop.train(tiny(*overrides, *more), root, quiet=True)
+            session.train(tiny(*overrides, *more), root, quiet=True)
         assert not (tmp_path / "runs").exists()
         return str(e.value)
 

@@ -507,10 +507,10 @@ def test_config_json_of_a_run_goes_on_in_that_run_s_folder(interrupted, tmp_path
 
 def test_speed_after_a_resume_is_of_steps_that_took_time(interrupted, tmp_path, monkeypatch):
     """The first row after it counts no step that was only dispatched."""
-    from bigmodel.run import loop
+    from bigmodel.run import session
 
     folder = copied(interrupted, tmp_path, monkeypatch)
-    monkeypatch.setattr(loop.Line, "due", lambda _: True)  # a row as often as there can be one
+    monkeypatch.setattr(session.Line, "due", lambda _: True)  # a row as often as there can be one
     done(*TRAIN)
     rows = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["step"] > 8] == [10]  # step 9 is known to have ended with step 10

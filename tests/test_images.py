@@ -13,7 +13,7 @@ from bigmodel.cli import main
 from bigmodel.errors import UsageError
 from bigmodel.prepare import images
 from bigmodel.run import record
-from bigmodel.run.loop import train
+from bigmodel.run.session import train
 
 
 def idx(array):

@@ -41,7 +41,7 @@ def thousand(tmp_path):
 
 MEASURE = """
 import sys
-from bigmodel import cli
+from bigmodel.cli import main as cli
 code = cli.main(sys.argv[1:])
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))  # since exec
 print(peak, "jax" in sys.modules, file=sys.stderr)

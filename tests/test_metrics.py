@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from bigmodel import config, data, models
 from bigmodel.data import loader
 from bigmodel.ops import sharding
-from bigmodel.run import budget, loop, optim, program
+from bigmodel.run import budget, optim, program, session
 
 CASES = [
     ("mlp", dict(class_weights=(1.0, 5.0, 0.2, 3.0, 1.0), num_classes=5)),
@@ -56,7 +56,7 @@ def test_no_metric_depends_on_the_batch_size(family, options):
     for size in (5, 50, 61):
         batches = loader.eval_batches(examples, size, 0, (0, size))
         total = program.totals(compiled, variables, (sharding.place(b, mesh, size) for b in batches))
-        found[size] = {name: part / weight for name, (part, weight) in total.items()}
+        found[size] = program.scores(compiled, total)
     assert found[61]["loss"] > 0
     for size in (5, 50):
         assert found[size] == pytest.approx(found[61], rel=1e-6), size
@@ -87,7 +87,7 @@ def test_bits_per_byte_count_the_bytes_of_what_was_evaluated(tmp_path):
         ("run.wandb", "off"), ("run.data_dir", str(tmp_path / "data")),
     ]  # fmt: skip
     cfg = config.load(ROOT / "experiments/gpt.py", pairs)
-    result = loop.train(cfg, str(tmp_path / "runs"), quiet=True)
+    result = session.train(cfg, str(tmp_path / "runs"), quiet=True)
     frozen = budget.finalize(cfg)
     from bigmodel.prepare import tokenizer
 

@@ -10,7 +10,7 @@ from bigmodel import config, data, errors
 from bigmodel.errors import UsageError
 from bigmodel.models import layers, mlp
 from bigmodel.ops import sharding
-from bigmodel.run import budget, checkpoint, loop, optim, program, record
+from bigmodel.run import budget, checkpoint, loop, optim, program, record, session
 from bigmodel.study import sweep
 
 MESH = sharding.make_mesh(sharding.ALONE)
@@ -33,7 +33,7 @@ def table():
 
 
 def run(cfg, root):
-    result = loop.train(cfg, str(root), quiet=True)
+    result = session.train(cfg, str(root), quiet=True)
     compiled = program.build(program.static_part(budget.finalize(cfg)), MESH)
     saves = checkpoint.Checkpoints(str(root / result["run_id"] / "checkpoints"))
     state = saves.restore(saves.latest(), compiled.shapes, compiled.shardings)
@@ -119,8 +119,8 @@ def test_batch_norm_trains_by_the_batch_and_evaluates_by_what_ran(table, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Stop, "at", lambda self, step: step == 25)
         with pytest.raises(errors.Retry):
-            loop.train(cfg, str(tmp_path / "cut"), quiet=True)
-    assert loop.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == result["loss"]
+            session.train(cfg, str(tmp_path / "cut"), quiet=True)
+    assert session.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == result["loss"]
 
 
 def twenty_steps():
@@ -230,7 +230,7 @@ def test_early_stopping_ends_an_overfitting_run(table, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Stop, "at", lambda self, step: step == stopped["best_step"] + 15)
         with pytest.raises(errors.Retry):
-            loop.train(cfg, str(tmp_path / "cut"), quiet=True)
+            session.train(cfg, str(tmp_path / "cut"), quiet=True)
     again, _, same = run(cfg, tmp_path / "cut")
     assert again["loss"] == stopped["loss"] and same == rows
     (tmp_path / stopped["run_id"] / "result.json").unlink()  # killed between its last checkpoint and its result
@@ -269,7 +269,7 @@ def test_folds_of_a_sweep_hold_each_example_out_once(table, tmp_path):
 )
 def test_impossible_ones_are_refused(table, tmp_path, name, overrides, said):
     with pytest.raises(UsageError, match=said):
-        loop.train(table(name, ("train.steps", 5), *overrides), str(tmp_path / "runs"), quiet=True)
+        session.train(table(name, ("train.steps", 5), *overrides), str(tmp_path / "runs"), quiet=True)
     assert not (tmp_path / "runs").exists()
 
 

@@ -11,7 +11,8 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import models, tree
 from bigmodel.errors import UsageError
-from bigmodel.models import attention, decoder, losses
+from bigmodel.models import decoder, losses, positions
+from bigmodel.ops import attention as attend_ops
 from bigmodel.ops import sharding
 from bigmodel.run import budget
 
@@ -86,7 +87,7 @@ BIG = dict(width=256, num_heads=4, seq_len=128, vocab_size=1024, execution="unro
 )
 def test_flops_are_within_2_percent_of_xlas_count(family, overrides, monkeypatch):
     """Where attention takes all L^2 products, in one block; XLA also counts what is no matrix product."""
-    monkeypatch.setattr(attention, "QUERIES", 10**6)
+    monkeypatch.setattr(attend_ops, "QUERIES", 10**6)
     scan = jax.lax.scan  # of a loop XLA counts one turn
     monkeypatch.setattr(jax.lax, "scan", lambda *args, **kwargs: scan(*args, **{**kwargs, "unroll": True}))
     module, cfg, model, variables, batch = make(family, **overrides)
@@ -204,40 +205,6 @@ def test_remat_saves_memory():
     assert sizes["full"] < 0.8 * sizes["dots"] < 0.8 * sizes["none"]
 
 
-def test_grouped_queries_equal_repeated_heads():
-    """G key heads shared by H queries are H key heads that happen to be equal."""
-    k = jax.random.normal(jax.random.key(0), (3, 2, 2, 5, 4))
-    q = jax.random.normal(jax.random.key(1), (2, 6, 5, 4))
-    grouped = attention.attend(q, k[0], k[1])
-    repeated = attention.attend(q, jnp.repeat(k[0], 3, axis=1), jnp.repeat(k[1], 3, axis=1))
-    np.testing.assert_allclose(grouped, repeated, atol=1e-6)
-    plain = jax.nn.dot_product_attention(
-        q.transpose(0, 2, 1, 3), k[0].transpose(0, 2, 1, 3), k[1].transpose(0, 2, 1, 3), is_causal=True
-    )
-    np.testing.assert_allclose(grouped, plain.transpose(0, 2, 1, 3), atol=1e-6)
-
-
-@pytest.mark.parametrize("added", [False, True])
-def test_attention_in_blocks_of_queries_is_attention(added):
-    """Values and gradients, for lengths that blocks don't divide, against softmax written out."""
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 150, 8))
-    k, v = k[:, :2], v[:, :2]
-    scores = jax.random.normal(jax.random.key(1), (2, 4, 150, 150)) if added else None
-
-    def plain(q, k, v, scores):
-        k, v = jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1)
-        raw = jnp.einsum("BHLK,BHSK->BHLS", q, k) * 8**-0.5 + (0 if scores is None else scores)
-        return jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((150, 150), bool)), raw, -jnp.inf)) @ v
-
-    def run(f, *args):
-        weights = jnp.arange(8.0) - 3
-        return jax.jit(jax.value_and_grad(lambda a: jnp.sum(jnp.sin(f(*a)) @ weights)))(args)
-
-    ours = run(lambda q, k, v, s: attention.attend(q, k, v, attention.View(), s), q, k, v, scores)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours[1], run(plain, q, k, v, scores)[1])
-    np.testing.assert_allclose(ours[0], run(plain, q, k, v, scores)[0], rtol=1e-4)  # a sum that nearly cancels
-
-
 def test_cross_entropy_s_gradient_is_the_derived_one():
     """Also of z-loss, with weights, and with logits whose exponential overflows."""
     logits = jax.random.normal(jax.random.key(0), (2, 5, 7)) * 100
@@ -280,11 +247,11 @@ def test_a_prefix_is_seen_whole_and_not_predicted():
 def test_relative_bias_has_t5s_buckets():
     """One distance each up to 15, then logarithmically to 128 (Raffel et al. 2020): distances that share the last."""
     table = jnp.arange(32.0)[:, None]
-    bias = attention.relative_bias(table, 200, 200, 0)[0]
+    bias = positions.relative_bias(table, 200, 200, 0)[0]
     column = np.asarray(bias[:, 0])  # the query's distance from key 0
     np.testing.assert_array_equal(column[:16], np.arange(16))
     assert column[16] == 16 and column[127] == 31 and (column[128:] == 31).all() and (np.diff(column) >= 0).all()
-    np.testing.assert_array_equal(attention.relative_bias(table, 1, 200, 150)[0, 0, :151], bias[150, :151])
+    np.testing.assert_array_equal(positions.relative_bias(table, 1, 200, 150)[0, 0, :151], bias[150, :151])
 
 
 def test_rope_depends_on_distance_alone():
@@ -293,7 +260,7 @@ def test_rope_depends_on_distance_alone():
 
     def scores(start):
         at = start + jnp.arange(6)
-        return jnp.einsum("BHLK,BHSK->BHLS", attention.rope(x, at, 100.0), attention.rope(y, at, 100.0))
+        return jnp.einsum("BHLK,BHSK->BHLS", positions.rope(x, at, 100.0), positions.rope(y, at, 100.0))
 
     np.testing.assert_allclose(scores(0), scores(7), atol=1e-5)
     assert not np.allclose(scores(0), jnp.einsum("BHLK,BHSK->BHLS", x, y), atol=1e-2)
@@ -305,10 +272,10 @@ def test_relative_scores_are_the_products_with_each_distance():
     q = jax.random.normal(jax.random.key(0), (2, 5, L, K))
     w = jax.random.normal(jax.random.key(1), (D, 5, K))
     for start in (0, 2, S - L):
-        found = attention.relative_scores(q, w, S, start)
+        found = positions.relative_scores(q, w, S, start)
         for i in range(L):
             for j in range(start + i + 1):
-                r = attention.sinusoids(jnp.array([start + i - j]), D)[0]
+                r = positions.sinusoids(jnp.array([start + i - j]), D)[0]
                 want = jnp.einsum("BHK,DHK,D->BH", q[:, :, i], w, r) / K**0.5
                 np.testing.assert_allclose(found[:, :, i, j], want, atol=1e-5)
 

@@ -108,7 +108,7 @@ def test_weight_multipliers_are_trained_through():
     state = built.init(jax.random.key(0))
     host = {"tokens": np.arange(18).reshape(2, 9).astype("int32"), "weight": np.ones(2, "float32")}
     batch = sharding.place(host, mesh, 2)
-    got, weight = built.evaluate({"params": state["params"]}, batch)["loss"]
+    got, weight = built.evaluate({"params": state["params"]}, batch)[0]["loss"]
     scales = budget.scales("decoder", FrozenConfigDict(cfg.model), "adamw")
     model = decoder.Model(FrozenConfigDict(cfg.model))
     scaled = {"params": jax.tree.map(lambda w, m: w * m, state["params"], scales.weight)}

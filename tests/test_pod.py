@@ -13,7 +13,7 @@ from conftest import ROOT, bigmodel
 from bigmodel import config
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
-from bigmodel.pods import hlo, layout, pod
+from bigmodel.pods import aot, hlo, layout
 from bigmodel.pods.layout import Topology
 from bigmodel.run import budget, executables, program
 
@@ -240,7 +240,7 @@ def test_mistakes_end_in_one_line(args, text):
 def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'jax\[tpu\]'"):
-        pod.devices(Topology("v5e:2x2"))
+        aot.devices(Topology("v5e:2x2"))
 
 
 def test_plan_lays_out_and_says_what_to_prove():
@@ -266,8 +266,8 @@ def test_a_report(tmp_path):
     r = json.loads((tmp_path / "small.json").read_text())
     head = json.loads((tmp_path / "small.executable").open("rb").readline())
     pairs = [flag.removeprefix("--config.").split("=", 1) for flag in r["executable"]["flags"].split()]
-    cfg = pod.frozen(config.load(SMALL[0].partition("=")[2], pairs))
-    mesh = sharding.make_mesh(cfg.run.mesh, pod.devices(Topology("v5e:2x2")))
+    cfg = aot.frozen(config.load(SMALL[0].partition("=")[2], pairs))
+    mesh = sharding.make_mesh(cfg.run.mesh, aot.devices(Topology("v5e:2x2")))
     made = executables.made_for(program.static_part(cfg), mesh)
     assert head.items() >= made.items() and head.keys() - made.keys() == {"sha256"}
     assert cfg.run.executable.endswith(".executable")

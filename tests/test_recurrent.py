@@ -11,7 +11,7 @@ from bigmodel import config, data, errors
 from bigmodel.data import loader
 from bigmodel.errors import UsageError
 from bigmodel.models import recurrent
-from bigmodel.run import budget, loop, record, starts
+from bigmodel.run import budget, loop, record, session, starts
 
 SMALL = dict(width=16, depth=2, vocab_size=50, seq_len=12)
 
@@ -41,28 +41,6 @@ def test_states_passed_on_are_one_long_window(cell):
     assert (jnp.abs(changed[:, 6:] - full(tokens)[:, 6:]).max(axis=(1, 2)) > 1e-4).all()
 
 
-@pytest.mark.parametrize("cell", recurrent.GATES)
-def test_gradients_are_the_derived_ones(cell):
-    """Of weights, inputs and the state a window starts from; that of the weights is written out."""
-    U, D, B, L = recurrent.GATES[cell], 8, 3, 7
-    x, w, hidden, inner = (
-        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(L, B, U, D), (D, U, D), (B, D), (B, D)])
-    )
-    state = {"hidden": hidden, "cell": inner} if cell == "lstm" else {"hidden": hidden}
-
-    def total(window):
-        def loss(state, x, w):
-            after, y_LBD = window(recurrent.CELLS[cell], state, x, w)
-            return sum(jnp.sum(jnp.cos(3 * leaf)) for leaf in (*jax.tree.leaves(after), y_LBD))
-
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(state, x, w)
-
-    derived = total(recurrent._scan)
-    assert all(jnp.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(derived))
-    for a, b in zip(jax.tree.leaves(derived), jax.tree.leaves(total(recurrent._recur)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
 @pytest.fixture
 def carried(data_dir):
     """A tiny LSTM that carries its state, on real text."""
@@ -84,7 +62,7 @@ def carried(data_dir):
 def test_a_carried_state_is_that_of_the_text_before(carried, tmp_path):
     """At a rate of nothing, step i's loss is that of window i after all before it, of each row's part of the text."""
     cfg = carried(("optim.lr", 1e-30))
-    result = loop.train(cfg, str(tmp_path), quiet=True)
+    result = session.train(cfg, str(tmp_path), quiet=True)
     rows = record.read_rows(tmp_path / result["run_id"] / "metrics.jsonl")
     frozen = budget.finalize(cfg)
     examples = data.source("text").open_split(frozen.data, frozen.run.data_dir, "train")
@@ -108,12 +86,12 @@ def test_a_carried_state_is_that_of_the_text_before(carried, tmp_path):
 
 def test_a_carried_state_resumes_bitwise(carried, tmp_path, monkeypatch):
     cfg = carried(("optim.lr", 0.01))
-    whole = loop.train(cfg, str(tmp_path / "whole"), quiet=True)
+    whole = session.train(cfg, str(tmp_path / "whole"), quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Stop, "at", lambda self, step: step == 3)
         with pytest.raises(errors.Retry):
-            loop.train(cfg, str(tmp_path / "cut"), quiet=True)
-    assert loop.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == whole["loss"]
+            session.train(cfg, str(tmp_path / "cut"), quiet=True)
+    assert session.train(cfg, str(tmp_path / "cut"), quiet=True)["loss"] == whole["loss"]
     read = [record.read_rows(tmp_path / part / whole["run_id"] / "metrics.jsonl") for part in ("whole", "cut")]
     assert read[0] == read[1]
 

@@ -18,11 +18,11 @@ from test_wrong_inputs import tree_of
 
 from bigmodel.cli import main
 from bigmodel.errors import Retry, UsageError
-from bigmodel.run import budget, claims, record
-from bigmodel.study import status, sweep
+from bigmodel.run import budget, claims, record, session
+from bigmodel.study import status, sweep, workers
 
 FILE = '''"""Digits, small."""
-from bigmodel import status, sweep
+from bigmodel import sweep
 CONFIG = "experiments/digits.py"
 def get_sweep():
     return sweep.product({{"model.width": [4, 8], "train.steps": {steps}}})
@@ -44,7 +44,7 @@ def go(file, tmp_path, **kwargs):
     plan = sweep.make_plan(file, OFF)
     sweep.write_plan(folder, plan, file, OFF)
     said = []
-    return sweep.run(file, plan, folder, say=said.append, **kwargs), folder, plan, said
+    return workers.run(file, plan, folder, say=said.append, **kwargs), folder, plan, said
 
 
 def states(folder):
@@ -160,7 +160,7 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     assert len(plan) == 4 and plan[0].config.train.init_from == ""
     assert all(p.config.train.init_from.endswith(plan[0].run_id) for p in plan[1:3])
     said = []
-    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
+    tally = workers.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally["trained"] == 4 and [line[1] for line in said] == ["4", "1", "2", "3"]
     results = [record.read_json(Path(runs) / "study" / p.run_id / "result.json") for p in plan]
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], abs=1e-4)
@@ -177,10 +177,10 @@ def test_rows_that_start_from_a_run_wait_for_it(tmp_path, data_dir):
     home.mkdir()
     record.write_json(home / "error.json", {"error": "no", "date": ""})
     said = []
-    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
+    tally = workers.run(str(file), plan, status.folder_of(str(file), runs), first=1, say=said.append)
     assert tally == {"trained": 0, "skipped": 1, "failed": 3, "busy": 0}
     assert sum("no finished run there" in line for line in said) == 2
-    tally = sweep.run(str(file), plan, status.folder_of(str(file), runs), first=1, retry_failed=True, say=said.append)
+    tally = workers.run(str(file), plan, status.folder_of(str(file), runs), first=1, retry_failed=True, say=said.append)
     assert tally["trained"] == 3 and said[-3][1] == "1"
 
 
@@ -213,21 +213,20 @@ def test_compilations_are_shared_between_rows_of_one_shape(file, tmp_path):
 
 
 def test_a_failed_row_is_told_passed_over_and_retried_on_request(file, tmp_path, monkeypatch):
-    from bigmodel.run import loop
 
-    real = loop.attempt
+    real = session.attempt
 
     def broken(cfg, *args, **kwargs):
         if cfg.model.width == 4 and cfg.train.steps == 5:
             raise RuntimeError("planted")
         return real(cfg, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "attempt", broken)
+    monkeypatch.setattr(session, "attempt", broken)
     tally, folder, _, said = go(file, tmp_path)
     assert (tally["trained"], tally["failed"]) == (3, 1)
     assert states(folder) == ["done", "failed", "done", "done"]
     assert "FAILED: RuntimeError: planted" in said[1]
-    monkeypatch.setattr(loop, "attempt", real)
+    monkeypatch.setattr(session, "attempt", real)
     tally, folder, _, said = go(file, tmp_path)
     assert (tally["trained"], tally["failed"]) == (0, 1) and "--retry-failed" in said[0]
     tally, folder, _, _ = go(file, tmp_path, retry_failed=True)
@@ -238,13 +237,11 @@ def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
     """A GPU's sticky error: the row isn't to blame, and those after it would fail alike."""
     import jax
 
-    from bigmodel.run import loop
-
     def lost(*_, **__):
         raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
 
     with monkeypatch.context() as broken:
-        broken.setattr(loop, "attempt", lost)
+        broken.setattr(session, "attempt", lost)
         broken.setattr(jax, "block_until_ready", lost)
         with pytest.raises(Retry, match=r"the device is lost .*ILLEGAL_ADDRESS"):
             go(file, tmp_path)
@@ -253,7 +250,7 @@ def test_a_lost_device_fails_no_row(file, tmp_path, monkeypatch):
     assert tally["trained"] == 4
     # The second time it is the row's fault, as far as anybody can tell.
     with monkeypatch.context() as broken:
-        broken.setattr(loop, "attempt", lost)
+        broken.setattr(session, "attempt", lost)
         broken.setattr(jax, "block_until_ready", lost)
         for said in ("the same command continues", "is passed over now"):
             with pytest.raises(Retry, match=said):
@@ -334,12 +331,11 @@ def test_data_folder_that_is_gone_after_the_plan_fails_no_row(file, tmp_path, mo
     from bigmodel.errors import NoData
 
     folder, plan = status.folder_of(file, str(tmp_path / "runs")), sweep.make_plan(file, OFF)
-    from bigmodel.run import loop
 
-    monkeypatch.setattr(loop, "attempt", lambda *_, **__: (_ for _ in ()).throw(NoData("no prepared data at 'data'")))
+    monkeypatch.setattr(session, "attempt", lambda *_, **__: (_ for _ in ()).throw(NoData("no data")))
     sweep.write_plan(folder, plan, file, OFF)
-    with pytest.raises(Retry, match="no prepared data at 'data'; the same command continues"):
-        sweep.run(file, plan, folder, say=print)
+    with pytest.raises(Retry, match="no data; the same command continues"):
+        workers.run(file, plan, folder, say=print)
     assert states(folder) == ["pending"] * 4
 
 

@@ -20,7 +20,7 @@ from bigmodel.prepare import published, registries, tasks
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.tasks import Example
 from bigmodel.run import budget, record
-from bigmodel.run.loop import train
+from bigmodel.run.session import train
 
 ENGLISH = ["one", "two", "red", "blue", "house", "tree"]
 GERMAN = ["eins", "zwei", "rot", "blau", "Haus", "Baum"]

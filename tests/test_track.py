@@ -19,7 +19,7 @@ from bigmodel import config, errors
 from bigmodel.cli import main
 from bigmodel.errors import Busy, Retry
 from bigmodel.run import claims, record
-from bigmodel.run.loop import train
+from bigmodel.run.session import train
 from bigmodel.run.view import View, wandb_mode
 
 # Without a network: an empty network namespace where we may make one, else proxies to a closed port.
@@ -363,11 +363,18 @@ def test_wandb_that_hangs(digits, tmp_path, monkeypatch, reference):
     (tmp_path / "stuck" / "wandb").mkdir(parents=True)
     (tmp_path / "stuck" / "wandb" / "__init__.py").write_text("import time; time.sleep(30)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "stuck"))
-    with subprocess.Popen(
-        [sys.executable, "-c", "from bigmodel.run import view; view.LINGER = 1; view._mirror()"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.DEVNULL,
-    ) as lingering:
+    order = tmp_path / "order"
+    order.write_text(
+        json.dumps({"do": "summary", "folder": str(tmp_path), "mode": "offline", "run": {"id": "x"}}) + "\n"
+    )
+    with (
+        open(order) as stdin,
+        subprocess.Popen(
+            [sys.executable, "-c", "from bigmodel.run import view; view.LINGER = 1; view._mirror()"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=stdin,
+        ) as lingering,
+    ):
         began = time.monotonic()
         result = train(digits(("run.wandb", "offline")), str(tmp_path), quiet=True)
         assert result["loss"] == loss
@@ -395,15 +402,16 @@ def test_one_run_that_wandb_refuses_is_not_the_next_ones_trouble(tmp_path):
 
 HANG = """
 import sys, time
-from bigmodel import cli, track
-add = track.Rows.add
+from bigmodel.cli import main
+from bigmodel.run import record
+add = record.Rows.add
 def hang(self, row):
     if row["step"] == 6:
         self.flush()
         time.sleep(600)
     add(self, row)
-track.Rows.add = hang
-sys.exit(cli.main(sys.argv[1:]))
+record.Rows.add = hang
+sys.exit(main.main(sys.argv[1:]))
 """
 
 

@@ -20,13 +20,13 @@ from bigmodel.data import loader
 from bigmodel.errors import Retry, UsageError
 from bigmodel.models import losses
 from bigmodel.ops import sharding
-from bigmodel.run import budget, checkpoint, identity, loop, optim, program, record
+from bigmodel.run import budget, checkpoint, identity, loop, optim, program, record, session
 
 MESH = sharding.make_mesh(sharding.ALONE)
 
 
 def run(cfg, root):
-    result = loop.train(cfg, str(root), quiet=True)
+    result = session.train(cfg, str(root), quiet=True)
     return result, record.read_rows(root / result["run_id"] / "metrics.jsonl")
 
 
@@ -140,21 +140,21 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_again(tiny, tmp_pa
     home = tmp_path / first["run_id"]
     (home / "result.json").unlink()
     shutil.rmtree(home / "checkpoints")
-    loop.train(tiny(), str(tmp_path))
-    said = f"{home}: no checkpoint there; starts again at step 0, without the {len(rows)} rows of metrics.jsonl"
+    session.train(tiny(), str(tmp_path))
+    said = f"{home}: no checkpoint there; starts again at step 0, without {len(rows)} rows of metrics.jsonl"
     assert said in capsys.readouterr().err.splitlines()
     shutil.rmtree(home)
-    loop.train(tiny(), str(tmp_path))
+    session.train(tiny(), str(tmp_path))
     assert "starts again" not in capsys.readouterr().err
 
 
 def test_wandb_without_a_key_is_said_to_be_offline(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setattr(loop.View, "_say", lambda *_, **__: None)  # no process of W&B's
-    loop.train(tiny(run__wandb="online"), str(tmp_path))
+    monkeypatch.setattr(session.View, "_say", lambda *_, **__: None)  # no process of W&B's
+    session.train(tiny(run__wandb="online"), str(tmp_path))
     assert "W&B is offline, without WANDB_API_KEY or a key in ~/.netrc: `wandb sync " in capsys.readouterr().err
-    loop.train(tiny(run__wandb="offline", train__seed=1), str(tmp_path))
+    session.train(tiny(run__wandb="offline", train__seed=1), str(tmp_path))
     assert "W&B" not in capsys.readouterr().err
 
 
@@ -184,15 +184,15 @@ def test_a_signal_between_any_two_lines_loses_no_row(tiny, tmp_path, monkeypatch
     cfg = tiny(train__steps=12)
     _, rows = run(cfg, tmp_path / "whole")
     calls = iter(range(10**6))
-    real = getattr(loop.Line, moment)
+    real = getattr(session.Line, moment)
 
     def signalled(*args):
         if next(calls) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr(loop.Line, "due", lambda self: True)
-    monkeypatch.setattr(loop.Line, moment, signalled if moment == "show" else lambda self: signalled(self) or True)
+    monkeypatch.setattr(session.Line, "due", lambda self: True)
+    monkeypatch.setattr(session.Line, moment, signalled if moment == "show" else lambda self: signalled(self) or True)
     with pytest.raises(Retry, match="interrupted at step"):
         run(cfg, tmp_path / "part")
     monkeypatch.undo()

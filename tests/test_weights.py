@@ -309,7 +309,7 @@ def test_minilms_tensors_are_all_accounted_for(tmp_path):
 @pytest.fixture(scope="module")
 def pretrained(data_dir, tmp_path_factory):
     """The folder of a masked BERT with the next-sentence head, trained for a step."""
-    from bigmodel.run.loop import train
+    from bigmodel.run.session import train
 
     root = tmp_path_factory.mktemp("pretrained")
     pairs = [*BERT, ("run.data_dir", data_dir), ("model.objective", "masked_next")]

@@ -1,7 +1,7 @@
-"""Text from models with `step(tokens, cache) -> (logits, cache)`: greedy and beam search.
+"""Greedy and beam search for models with `step(tokens, cache) -> (logits, cache)`.
 
 A cache is {'layers': leaves whose second axis is the batch, 'length': (), and leaves whose first axis is the batch}.
-The caller has run the prompt; what goes on here is one compiled loop.
+The caller has run the prompt; the search is one compiled loop.
 
 B batch, J beams, L length, V vocab.
 """
@@ -25,11 +25,11 @@ def _batch(fn: Callable[[jax.Array, int], jax.Array], cache: Any) -> Any:
 
 
 def greedy(step: Step, logits_BV: jax.Array, cache: Any, length: int, end: int = -1) -> tuple[jax.Array, jax.Array]:
-    """(tokens BL, log-probability B): the likeliest token each time.
+    """(tokens BL, log-probability B): the likeliest token at each step.
 
     Args:
       logits_BV, cache: after the prompt.
-      end: the token after which a row holds only it, at no cost; -1: none.
+      end: the token that ends a row; the rest of the row repeats it at no cost. -1: none.
     """
 
     def body(carry: Any, _: None) -> Any:
@@ -49,10 +49,9 @@ def greedy(step: Step, logits_BV: jax.Array, cache: Any, length: int, end: int =
 def beam(
     step: Step, logits_BV: jax.Array, cache: Any, length: int, end: int, beams: int = 4, penalty: float = 0.6
 ) -> tuple[jax.Array, jax.Array]:
-    """(tokens BL, score B) of the best of `beams` hypotheses kept at once, or greedy's, where beams have lost a better
-    one's path; after `end` a row holds only it.
+    """(tokens BL, score B) of the best hypothesis of `beams` and greedy search, whose path beams can lose.
 
-    The score is log p / ((5 + n) / 6)^penalty, n the tokens, `end` among them (Wu et al. 2016, arXiv:1609.08144,
+    The score is log p / ((5 + n) / 6)^penalty for n tokens, `end` included (Wu et al. 2016, arXiv:1609.08144,
     equation 14; 4 beams and 0.6 are Vaswani et al.'s). Arguments as of `greedy`.
     """
     B, J = len(logits_BV), beams
@@ -83,7 +82,7 @@ def beam(
         logits, cache = step(pick(token_BC, kept).reshape(-1, 1), cache)
         return (logits[:, -1].reshape(B, J, V), cache, live_BJL, log_p_BJ, done_BJL, score_BJ), None
 
-    # At first all beams are the prompt: one of them may grow.
+    # At first all beams are the prompt, and only one of them may grow.
     log_p = jnp.where(jnp.arange(J) == 0, 0.0, low) * jnp.ones((B, 1))
     held = jnp.full((B, J, length), end, jnp.int32)
     carry = (
@@ -94,7 +93,7 @@ def beam(
     plain_BL, total_B = greedy(step, logits_BV, cache, length, end)
     ended_BL = plain_BL == end
     n_B = jnp.where(ended_BL.any(axis=1), jnp.argmax(ended_BL, axis=1) + 1, length)
-    # What ended, what never did, as it stands, and greedy's.
+    # Hypotheses that ended, those that did not, and greedy's.
     texts = jnp.concatenate([done_BJL, live_BJL, plain_BL[:, None]], axis=1)
     scores = jnp.concatenate([score_BJ, log_p_BJ / lengthy(length), (total_B / lengthy(n_B))[:, None]], axis=1)
     best = jnp.argmax(scores, axis=1)[:, None]

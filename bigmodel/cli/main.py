@@ -64,14 +64,18 @@ def parser() -> Parser:
     p.add_argument("source", help="corpus name, file, folder, hf:NAME, or `list`")
     p.add_argument("--out", help="folder to write (default: data/SOURCE-TOKENIZER)")
     p.add_argument("--tokenizer", default="bytes", help="bytes, bpe (trained here), gpt2, or a tokenizer.json")
-    p.add_argument("--vocab-size", type=int, default=4096, help="of a bpe trained here")
+    p.add_argument("--vocab-size", type=int, default=4096, help="entries of a bpe trained here")
     p.add_argument(
-        "--validation-fraction", type=float, help="of the documents (default: 0.02; of a task 0.05 or 0.1, twice)"
+        "--validation-fraction",
+        type=float,
+        help="of the documents (default: 0.02; tasks: 0.05 or 0.1, and as many in test)",
     )
-    p.add_argument("--text-key", default="text", help="field of .jsonl, .json and .parquet")
-    p.add_argument("--workers", type=int, default=0, help="processes; 0: one a core")
     p.add_argument(
-        "--verify", action="store_true", help="read every file of finished data again, and mend what differs"
+        "--text-key", default="text", help="key (.jsonl, .json) or column (.parquet, hf:) that holds the text"
+    )
+    p.add_argument("--workers", type=int, default=0, help="number of processes; 0: one per core")
+    p.add_argument(
+        "--verify", action="store_true", help="read every file of finished data again, and repair damaged ones"
     )
 
     p = verb("train", texts.TRAIN)

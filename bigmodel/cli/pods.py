@@ -28,9 +28,9 @@ def _topology(args: argparse.Namespace) -> Any:
 def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any, save: str = "") -> dict[str, Any]:
     """The report of a config. One that names no mesh gets the fastest layout whose estimate fits, and another where the
     compiler finds that it doesn't."""
-    from bigmodel.pods import layout, pod
+    from bigmodel.pods import aot, layout
 
-    cfg = pod.frozen(unfrozen)
+    cfg = aot.frozen(unfrozen)
     cache = None if args.no_cache else "runs/compile/cache"
     given = {key for key, _ in overrides}
     if any(key.startswith("run.mesh.") for key in given):
@@ -44,7 +44,7 @@ def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any, s
         laid_out = layout.changed(cfg, best.overrides())
         try:
             return _report(laid_out, topology, cache, why, say, save)
-        except pod.DoesNotFit as e:
+        except aot.DoesNotFit as e:
             if not found or not best.activation_bytes:  # an estimate of nothing can't be corrected
                 raise UsageError(_refusal(laid_out, topology, e)) from e
             say(f"    {e}")
@@ -53,10 +53,10 @@ def _proved(unfrozen: Any, overrides: Any, topology: Any, args: Any, say: Any, s
 
 
 def _report(cfg: Any, topology: Any, cache: Any, why: str, say: Any, save: str) -> dict[str, Any]:
-    from bigmodel.pods import pod
+    from bigmodel.pods import aot
 
     say(f"  layout: {why}")
-    return {"layout": why, **pod.prove(cfg, topology, cache, save)}
+    return {"layout": why, **aot.prove(cfg, topology, cache, save)}
 
 
 def _start() -> None:
@@ -78,7 +78,7 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
         raise UsageError(f"compile: --out={args.out} is written here, on a disk; copy it to a bucket from there")
     topology = _topology(args)
     _start()
-    from bigmodel.pods import pod
+    from bigmodel.pods import aot
     from bigmodel.run import executables
 
     if args.sweep:
@@ -91,8 +91,8 @@ def compile(args: argparse.Namespace, overrides: Any) -> int:
     save = f"{stem}{executables.SUFFIX}" if args.save else ""
     try:
         report = {"name": source, **_proved(unfrozen, overrides, topology, args, say, save)}
-    except pod.DoesNotFit as e:
-        cfg = pod.frozen(unfrozen)
+    except aot.DoesNotFit as e:
+        cfg = aot.frozen(unfrozen)
         raise UsageError(_refusal(cfg, topology, e)) from e
     if save:
         report["executable"] = {"path": save, "flags": _flags(report, overrides, save)}
@@ -192,7 +192,7 @@ def _show(r: dict[str, Any]) -> None:
 
 def _compile_sweep(args: argparse.Namespace, overrides: Any, topology: Any) -> int:
     """Every row of a sweep; rows whose programs are the same are compiled once."""
-    from bigmodel.pods import pod
+    from bigmodel.pods import aot
     from bigmodel.study import sweep as sweeps
     from bigmodel.study.status import describe
 
@@ -203,7 +203,7 @@ def _compile_sweep(args: argparse.Namespace, overrides: Any, topology: Any) -> i
         unfrozen = config.ConfigDict(item.config.to_dict())
         try:
             r = _proved(unfrozen, [(k, None) for k in given], topology, args, lambda line: None)
-        except (pod.DoesNotFit, UsageError) as e:
+        except (aot.DoesNotFit, UsageError) as e:
             failed += 1
             rows.append([item.run_id, label, "-", "-", "-", str(e).partition(". The cheapest")[0]])
             reports.append({"run_id": item.run_id, "error": str(e)})
@@ -239,14 +239,14 @@ def plan_layout(args: argparse.Namespace, overrides: Any) -> int:
         raise UsageError("plan: --topology needs --config=experiments/NAME.py, the experiment to lay out")
     topology = _topology(args)
     _start()
-    from bigmodel.pods import layout, pod
+    from bigmodel.pods import aot, layout
 
-    cfg = pod.frozen(config.load(args.config, overrides))
+    cfg = aot.frozen(config.load(args.config, overrides))
     found = layout.choices(cfg, topology)
     if not found:
         best = layout.smallest(cfg, topology)
         raise UsageError(_refusal(layout.changed(cfg, best.overrides()), topology,
-                                  pod.DoesNotFit(best.bytes, layout.USABLE * topology.chip.hbm)))  # fmt: skip
+                                  aot.DoesNotFit(best.bytes, layout.USABLE * topology.chip.hbm)))  # fmt: skip
     if args.json:
         print_json(
             [{**x.overrides(), "bytes": x.bytes, "seconds": dict(x.seconds), "step": x.step_seconds} for x in found]

@@ -17,14 +17,19 @@ from bigmodel.errors import EXIT_RETRY, Retry, UsageError
 
 
 def prepare(args: argparse.Namespace, _: Any) -> int:
-    from bigmodel.prepare import corpora, images, published, tasks
+    from bigmodel.prepare import corpora, images, published, registries, tasks
     from bigmodel.prepare import prepare as job
 
     if args.source == "list":
+        kinds = [corpora.CORPORA, {**tasks.TASKS, **images.SETS}, published.WEIGHTS]
+        tables = [registries.table(kind) for kind in kinds]
         if args.json:
-            print_json(corpora.table() + tasks.table() + images.table() + published.table())
-        for rows in () if args.json else (corpora.table(), tasks.table() + images.table(), published.table()):
-            print_table(list(rows[0]), [list(r.values()) for r in rows])
+            print_json([row for rows in tables for row in rows])
+            return 0
+        for rows in tables:
+            sizes = [key for key in rows[0] if key in ("megabytes", "documents", "examples")]
+            columns = ["name", "client", *sizes, "about", "package", "licence"]
+            print_table(columns, [[r[key] for key in columns] for r in rows])
             print()
         return 0
     fraction = args.validation_fraction
@@ -102,7 +107,7 @@ def train(args: argparse.Namespace, overrides: Any) -> int:
     unfrozen = _load(args, overrides)
     start_jax(args)
     from bigmodel.run import budget, identity
-    from bigmodel.run import loop as trainer
+    from bigmodel.run import session as trainer
 
     runs = args.runs or "runs"
     if args.path and not args.runs:  # the config.json of a run goes on in that run's folder
@@ -152,8 +157,8 @@ def worker(args: argparse.Namespace, overrides: Any) -> int:
     start_jax(args)
     import jax
 
-    from bigmodel.run import loop as trainer
     from bigmodel.run import processes
+    from bigmodel.run import session as trainer
 
     os.environ[claims.AS_JOB] = "1"
     plan = folder / "plan.jsonl"
@@ -192,6 +197,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
         return _sweep_status(args)
     start_jax(args)
     from bigmodel.study import sweep as sweeps
+    from bigmodel.study import workers
     from bigmodel.study.status import describe, folder_of
     from bigmodel.words import duration, human
 
@@ -249,7 +255,7 @@ def sweep(args: argparse.Namespace, overrides: Any) -> int:
             errors.note(f"--workers={args.workers}: {len(plan)} are enough for {len(plan)} rows")
             args.workers = len(plan)
         return _sweep_workers(args, overrides, folder, [p.run_id for p in plan])
-    tally = sweeps.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
+    tally = workers.run(args.file, plan, folder, retry_failed=args.retry_failed, first=args.first, say=_say)
     if not args.json:
         print(f"{folder}: " + ", ".join(f"{n} {what}" for what, n in tally.items() if n))
     if tally["busy"] and not worker:  # a worker's sibling goes through the others
@@ -262,7 +268,7 @@ def _say(line: str) -> None:
 
 
 def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, ids: list[str]) -> int:
-    from bigmodel.study import sweep as sweeps
+    from bigmodel.study import workers
     from bigmodel.study.status import state_of, status
 
     os.environ["BIGMODEL_WORKER"] = "1"
@@ -272,13 +278,13 @@ def _sweep_workers(args: argparse.Namespace, overrides: Any, folder: Any, ids: l
     from rich.live import Live
 
     with Live(refresh_per_second=2, transient=not sys.stdout.isatty()) as live:
-        codes = sweeps.run_workers(
+        codes = workers.run_workers(
             command, args.workers, folder, len(ids), lambda: live.update(_rich_status(status(folder)))
         )
     states = [state_of(folder / run_id)["state"] for run_id in ids]  # the plan may have rows of other flags beside them
     print(f"{folder}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     left = sum(s not in ("done", "diverged", "failed") for s in states)
-    logs = sweeps.worker_logs(folder)
+    logs = workers.worker_logs(folder)
     if left and ("running" in states or any(code < 0 or code == EXIT_RETRY for code in codes)):
         raise Retry(f"{left} of {len(states)} rows remain; see {logs}/; the same command continues")
     if left:

@@ -20,20 +20,21 @@ A study from text to law:
 """
 
 PREPARE = """\
-Turns text into token shards and a manifest, under --out.
+Writes token shards and a manifest into the folder --out.
 
 SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .md, .jsonl, .json or .parquet (the
-first four also as .gz or .zst), or hf:OWNER/NAME, a Hugging Face dataset. Documents, not windows, are split into train
-and validation; where that would put most of the text into validation, long ones are cut first. One line counts what was
-left out: other kinds of files, hidden ones, records whose text is null or missing.
+first four also as .gz or .zst), or hf:OWNER/NAME, a Hugging Face dataset. Whole documents are assigned to train or
+validation. If validation would get most of the text, long documents are cut into pieces first. One line on stderr
+counts what was left out: files of other kinds, hidden files, records whose text is null or missing.
 
-A killed prepare continues where it was; a finished one returns at once, if neither the source nor the tokenizer has
-changed. Shards that were damaged since are made again; --verify reads all of them, even those that look unchanged.
+If prepare is killed, the same command continues. If it has finished, and neither the source nor the tokenizer has
+changed, it returns at once. Damaged shards are made again. --verify reads every file, even those that look unchanged.
 
   bigmodel prepare news --out=data/news-bytes
   bigmodel prepare my_texts/ --tokenizer=bpe --vocab-size=8192 --out=data/mine-bpe
 
-Or a task: pairs of texts to translate, or texts with a label, split by file into train, validation and test.
+SOURCE can also name a task: pairs of texts to translate, or texts with a label. A task is split into train, validation
+and test: a file of the help or an email is in one split as a whole.
 
   bigmodel prepare help-en-de --tokenizer=bpe --out=data/help-en-de-bpe
   bigmodel prepare movie-reviews --tokenizer=data/prose-bpe/tokenizer.json --out=data/movie-reviews

@@ -6,26 +6,30 @@ Imports config and files alone.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
+import functools
+import operator
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType
 from typing import Any
 
 from etils import epath
 
-from bigmodel.errors import NoData, Unavailable, UsageError, choose, nearest
-from bigmodel.files import check_path, has_sha256, is_whole
+from bigmodel.config import plugin
+from bigmodel.errors import NoData, Unavailable, UsageError, check_ranges, nearest
+from bigmodel.files import check_path, has_sha256, parse_sealed
 
 _PARTS = {"loader", "__init__"}
+FORMAT = 1  # of the manifests that `bigmodel prepare` writes; this layer can't import it
+SPLITS = ("train", "validation")
+REQUIRED = ("get_config", "finalize", "describe", "open_split")
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a source says of itself without reading its examples."""
+    """A data set's sizes, known without reading its examples."""
 
     unit: str  # 'tokens' or 'examples': what D counts
     units_per_example: int
@@ -34,13 +38,26 @@ class Info:
     sizes: dict[str, int]  # model keys that the data decides, as vocab_size
 
 
+class Split:
+    """Base of a split's examples: with `len` and `[k]`, a random-access source for grain.
+
+    A worker process opens the files by itself: only the arguments are pickled.
+    """
+
+    def __init__(self, cfg: Any, root: str, split: str):
+        self.opened = cfg, root, split
+
+    def __reduce__(self) -> Any:
+        return type(self), self.opened
+
+
 def folder(cfg: Any, root: str) -> epath.Path:
     """Where `bigmodel prepare` put what a data section names."""
     return epath.Path(root) / cfg.name
 
 
-# What `bigmodel prepare` has by name, for hints, since this layer can't ask it; and the names that the experiments give
-# to what it makes of them, where they aren't NAME-TOKENIZER.
+# For hints: the names that `bigmodel prepare` knows, and how the folders are made that the experiments read, where they
+# aren't named NAME-TOKENIZER. This layer can't import either.
 PREPARED = (
     "news", "chinese-news", "sotu", "moby-dick", "austen", "anarchism", "web", "gcide", "wordnet", "prose",
     "help-en-de", "help-en-zh", "movie-reviews", "reviews-zh", "spam", "fashion-mnist",
@@ -56,7 +73,7 @@ NAMED = {
 
 
 def command(name: str, home: Any) -> str:
-    """The command that prepares data of this name into the folder `home`, as far as the name says what it is."""
+    """The command that prepares data of this name into the folder `home`, as far as the name tells."""
     base, _, tokenizer = name.rpartition("-")
     what = NAMED.get(name) or (name if name in PREPARED else "SOURCE")
     if base in PREPARED and tokenizer in ("bytes", "bpe", "gpt2"):
@@ -65,11 +82,23 @@ def command(name: str, home: Any) -> str:
     return f"bigmodel prepare {what} --out={shlex.quote(str(home))}{hint}"
 
 
-def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
-    """The manifest.json of a data section's folder, which holds `what`.
+def manifest(
+    cfg: Any,
+    root: str,
+    what: str,
+    keys: Mapping[type, str] = MappingProxyType({}),
+    inspect: Callable[[Any], None] = lambda found: None,
+) -> dict[str, Any]:
+    """The manifest.json of a data section's folder.
+
+    Args:
+      what: what the folder holds, in words.
+      keys: of each type the dotted keys whose values have it; '{split}' stands for each of SPLITS.
+      inspect: called with the manifest for other checks: raises ValueError where one fails.
 
     Raises:
-      NoData: it hasn't been prepared. Unavailable: it can't be read. UsageError: it is no manifest, or damaged.
+      NoData: nothing has been prepared there. Unavailable: it can't be read now. UsageError: it is damaged, of another
+        format, not a manifest, or of other data than the config's fingerprint.
     """
     check_path("data folder (config.run.data_dir/config.data.name)", f"{root}/{cfg.name}")
     home = folder(cfg, root)
@@ -78,34 +107,41 @@ def manifest(cfg: Any, root: str, what: str) -> dict[str, Any]:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         hint = ""
-        with contextlib.suppress(OSError):  # of `root`, which may be missing or closed to us
+        with contextlib.suppress(OSError):  # `root` itself may be missing or closed to us
             hint = nearest(cfg.name, [p.name for p in epath.Path(root).iterdir()])
         raise NoData(f"no prepared {what} at {str(home)!r}{hint}; make it with: {command(home.name, home)}") from None
     except OSError as e:
         raise Unavailable(f"can't read {str(path)!r}: {e.strerror or e}") from e
-    with reading(path):
-        found: dict[str, Any] = json.loads(content.decode())
-        expect(found, {"format": int, "hash": str})
-        if not is_whole(found):
-            raise ValueError("it is damaged (its checksum is another)")
-        return found
+    try:
+        found: dict[str, Any] = parse_sealed(content)
+        expect(found, {int: "format", str: "hash"})
+        if found["format"] != FORMAT:
+            raise UsageError(f"{str(path)!r} is of format {found['format']}, not {FORMAT}: prepare the data again")
+        inspect(found)
+        for split in SPLITS:
+            expect(found, keys, split)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
+    if cfg.fingerprint not in ("", found["hash"]):
+        both = f"its hash is {found['hash'][:12]}, the config asks for {cfg.fingerprint[:12]}"
+        raise UsageError(f"data {str(home)!r} has changed: {both}")
+    return found
 
 
-def expect(found: Any, want: dict[str, type]) -> None:
-    """Raises KeyError, TypeError or ValueError unless a manifest has these dotted keys, with values of these types and
-    no negative numbers. To be called within `reading`."""
-    for key, kind in want.items():
-        value = found
-        for part in key.split("."):
-            value = value[part]
+def expect(found: Any, keys: Mapping[type, str], split: str = "") -> None:
+    """Raises KeyError, TypeError or ValueError unless `found` has the dotted keys of each type, and no negative numbers
+    there."""
+    pairs = ((kind, key) for kind, names in keys.items() for key in names.format(split=split).split())
+    for kind, key in pairs:
+        value = functools.reduce(operator.getitem, key.split("."), found)
         if type(value) is not kind:
             raise TypeError(f"{key} is {str(value)[:40]!r}, not {kind.__name__}")
         if isinstance(value, int) and value < 0:
             raise ValueError(f"{key} is {value}")
 
 
-def check(path: epath.Path, sha256: str | None) -> None:
-    """A prepared file, before it is read: is it there, and is its content what the manifest says?
+def check_file(path: epath.Path, sha256: str | None) -> None:
+    """Checks a prepared file against the SHA-256 of its manifest, before it is read.
 
     Raises:
       Unavailable: it isn't there, or can't be read. UsageError: it is damaged.
@@ -123,23 +159,11 @@ def damaged(path: Any, why: str = "its content has changed since it was prepared
     return UsageError(f"{str(path)!r} is damaged ({why}); delete it and run `bigmodel prepare` again")
 
 
-@contextlib.contextmanager
-def reading(path: Any) -> Iterator[None]:
-    """Around what takes a manifest apart: one that isn't what it should be is a mistake of whoever named it."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UsageError(f"{str(path)!r} is not a manifest of `bigmodel prepare`: {type(e).__name__}: {e}") from e
-
-
-def fingerprint(cfg: Any, root: str, found: str) -> str:
-    """The hash of the data, which a config that names one must agree with."""
-    if cfg.fingerprint not in ("", found):
-        raise UsageError(
-            f"data {str(folder(cfg, root))!r} has changed: its hash is {found[:12]}, the config asks for "
-            f"{cfg.fingerprint[:12]}"
-        )
-    return found
+def check_amounts(cfg: Any, there: int) -> None:
+    """Checks `epochs` and `examples` of a data section with `there` training examples."""
+    check_ranges("config.data.", cfg, epochs="[1, inf)")
+    if not 0 <= cfg.examples <= there:
+        raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
 
 
 def names() -> list[str]:
@@ -147,6 +171,31 @@ def names() -> list[str]:
 
 
 def source(name: str) -> Any:
-    choose("config.data.source", name, names())
-    module: ModuleType = importlib.import_module(f"bigmodel.data.{name}")
+    """A source by its name, the path of a file of the user's, or as an entry point `bigmodel.sources`."""
+    module = plugin("sources", name, __name__, names(), "config.data.source")
+    if lacking := [export for export in REQUIRED if not hasattr(module, export)]:
+        raise UsageError(f"data source {name!r} has no {lacking[0]} (docs/architecture.md says what a source exports)")
+    if not hasattr(module, "augment"):
+        module.augment = None  # (data section, example, rng) -> example, of training examples
     return module
+
+
+PROMISED: dict[str, Info] = {}  # of data sets that a sweep is yet to make of its runs: by name, what they will be
+
+
+def _promised(cfg: Any, root: str) -> Info | None:
+    name = cfg.get("name")
+    return PROMISED.get(name) if name in PROMISED and not (folder(cfg, root) / "manifest.json").exists() else None
+
+
+def finalize(cfg: Any, root: str) -> None:
+    """Checks a data section and fills in the fingerprint of its data."""
+    if _promised(cfg, root):
+        cfg.fingerprint = cfg.name
+    else:
+        source(cfg.source).finalize(cfg, root)
+
+
+def describe(cfg: Any, root: str) -> Info:
+    """What the data of a section is: as its source says or, of data that is yet to be made, its maker."""
+    return _promised(cfg, root) or source(cfg.source).describe(cfg, root)

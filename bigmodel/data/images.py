@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigmodel.data import Info, check, damaged, expect, fingerprint, folder, manifest, reading
-from bigmodel.errors import UsageError
+from bigmodel.data import Info, Split, check_amounts, check_file, damaged, folder, manifest
+
+KEYS = {list: "labels size", dict: "files", int: "splits.{split}.examples"}
 
 
 def get_config() -> ConfigDict:
@@ -24,42 +25,33 @@ def get_config() -> ConfigDict:
 
 
 def _manifest(cfg: Any, root: str) -> dict[str, Any]:
-    found = manifest(cfg, root, "images")
-    with reading(folder(cfg, root) / "manifest.json"):
-        expect(found, {"labels": list, "size": list, "files": dict})
-        expect(found, {f"splits.{split}.examples": int for split in ("train", "validation")})
+    def inspect(found: Any) -> None:
         if not all(type(n) is int and n > 0 for n in found["size"]) or not found["labels"]:
             raise ValueError(f"size is {found['size']}, of {len(found['labels'])} labels")
-    return found
+
+    return manifest(cfg, root, "images", KEYS, inspect)
 
 
 def finalize(cfg: ConfigDict, root: str) -> None:
     found = _manifest(cfg, root)
-    if cfg.epochs < 1:
-        raise UsageError(f"config.data.epochs={cfg.epochs}: must be at least 1")
-    there = found["splits"]["train"]["examples"]
-    if not 0 <= cfg.examples <= there:
-        raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
-    cfg.fingerprint = fingerprint(cfg, root, found["hash"])
+    check_amounts(cfg, found["splits"]["train"]["examples"])
+    cfg.fingerprint = found["hash"]
 
 
 def describe(cfg: Any, root: str) -> Info:
     found = _manifest(cfg, root)
-    return Info(
-        unit="examples",
-        units_per_example=1,
-        train_examples=cfg.examples or found["splits"]["train"]["examples"],
-        validation_examples=found["splits"]["validation"]["examples"],
-        sizes={"num_features": int(np.prod(found["size"])), "num_classes": len(found["labels"])},
-    )
+    train, validation = (found["splits"][split]["examples"] for split in ("train", "validation"))
+    sizes = {"num_features": int(np.prod(found["size"])), "num_classes": len(found["labels"])}
+    return Info("examples", 1, cfg.examples or train, validation, sizes)
 
 
-class Grey:
+class Grey(Split):
     def __init__(self, cfg: Any, root: str, split: str):
+        super().__init__(cfg, root, split)
         found, home = _manifest(cfg, root), folder(cfg, root)
         files = [home / f"{split}-{kind}.npy" for kind in ("images", "labels")]
         for path in files:
-            check(path, found["files"].get(path.name))
+            check_file(path, found["files"].get(path.name))
         try:
             self.images, self.labels = (np.load(str(path), mmap_mode="r") for path in files)
         except (OSError, ValueError, EOFError) as e:
@@ -76,10 +68,9 @@ class Grey:
         return {key: value[0] for key, value in self.take([k]).items()}
 
     def take(self, indices: list[int]) -> dict[str, np.ndarray]:
-        """Many at once, stacked."""
+        """Several examples, stacked."""
         pixels = self.images[indices].reshape(len(indices), -1)
         return {"features": pixels.astype(np.float32) / 255, "label": np.asarray(self.labels[indices])}
 
 
-def open_split(cfg: Any, root: str, split: str) -> Grey:
-    return Grey(cfg, root, split)
+open_split = Grey

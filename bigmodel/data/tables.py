@@ -1,4 +1,4 @@
-"""scikit-learn's own small data sets, in the package itself: no download. Images of digits, and measured tables."""
+"""The small data sets that scikit-learn ships: images of digits, and measured tables. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigmodel.data import Info
+from bigmodel.data import Info, check_amounts
 from bigmodel.errors import UsageError, choose
 
 # name: (classes, 0 where a number is to be predicted; what it is)
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 
 @functools.cache
 def _arrays(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features and targets, the features of a table in the units of the set."""
+    """Features and targets. The features of a table are in the data set's units."""
     from sklearn import datasets
 
     found: Any = getattr(datasets, f"load_{name}")()
@@ -56,7 +56,7 @@ def _fingerprint(name: str) -> str:
 
 @functools.cache
 def _split(name: str, split: str, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of tables, features at the training part's mean 0 and deviation 1."""
+    """Features and targets of a split. A table's features are standardised by the training split."""
     features, targets = _arrays(name)
     held = np.arange(len(targets)) % folds == fold
     if name != "digits":
@@ -67,46 +67,34 @@ def _split(name: str, split: str, folds: int, fold: int) -> tuple[np.ndarray, np
 
 def finalize(cfg: ConfigDict, root: str) -> None:
     choose("config.data.name", cfg.name, SETS)
-    if cfg.epochs < 1:
-        raise UsageError(f"config.data.epochs={cfg.epochs}: must be at least 1")
     if not 0 <= cfg.fold < cfg.folds or cfg.folds < 2:
         raise UsageError(f"config.data.fold={cfg.fold}: one of 0 to data.folds - 1, and folds={cfg.folds} at least 2")
-    there = len(_split(cfg.name, "train", cfg.folds, cfg.fold)[1])
-    if not 0 <= cfg.examples <= there:
-        raise UsageError(f"config.data.examples={cfg.examples}: there are {there} training examples (0: all)")
+    check_amounts(cfg, len(_split(cfg.name, "train", cfg.folds, cfg.fold)[1]))
     cfg.fingerprint = _fingerprint(cfg.name)
 
 
 def describe(cfg: Any, root: str) -> Info:
     features, _ = _arrays(cfg.name)
-    there = len(_split(cfg.name, "train", cfg.folds, cfg.fold)[1])
-    classes = {"num_classes": SETS[cfg.name][0]} if SETS[cfg.name][0] else {}
-    return Info(
-        unit="examples",
-        units_per_example=1,
-        train_examples=cfg.examples or there,
-        validation_examples=len(_split(cfg.name, "validation", cfg.folds, cfg.fold)[1]),
-        sizes={"num_features": features.shape[1], **classes},
-    )
+    sizes = {"num_features": features.shape[1], "num_classes": SETS[cfg.name][0]}
+    if not sizes["num_classes"]:
+        del sizes["num_classes"]
+    train, validation = (len(_split(cfg.name, split, cfg.folds, cfg.fold)[1]) for split in ("train", "validation"))
+    return Info("examples", 1, cfg.examples or train, validation, sizes)
 
 
 class Table:
-    def __init__(self, cfg: Any, split: str):
-        self.features, self.labels = _split(cfg.name, split, cfg.folds, cfg.fold)
-        if split == "train" and cfg.examples:
-            self.features, self.labels = self.features[: cfg.examples], self.labels[: cfg.examples]
+    def __init__(self, cfg: Any, root: str, split: str):
+        count = cfg.examples if split == "train" and cfg.examples else None
+        self.features, self.labels = (array[:count] for array in _split(cfg.name, split, cfg.folds, cfg.fold))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, k: Any) -> dict[str, np.ndarray]:
         """{'features': float32, 'label': () int32 or float32}; digits are in [0, 1]."""
         return {"features": self.features[k], "label": self.labels[k]}
 
-    def take(self, indices: list[int]) -> dict[str, np.ndarray]:
-        """Many at once, stacked."""
-        return {"features": self.features[indices], "label": self.labels[indices]}
+    take = __getitem__  # several examples, stacked
 
 
-def open_split(cfg: Any, root: str, split: str) -> Table:
-    return Table(cfg, split)
+open_split = Table

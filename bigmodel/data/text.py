@@ -12,11 +12,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel.data import Info, check, damaged, expect, fingerprint, folder, manifest, reading
-from bigmodel.errors import UsageError
+from bigmodel.data import SPLITS, Info, Split, check_file, damaged, expect, folder, manifest
+from bigmodel.errors import UsageError, check_ranges
 
-FORMAT = 1  # of the manifest: prepare.FORMAT, which layers keep apart
 CHUNK = 2**20  # tokens counted at once
+KEYS = {
+    str: "dtype tokenizer.kind tokenizer.file",
+    int: "tokenizer.vocab_size tokenizer.separator splits.{split}.tokens splits.{split}.bytes",
+    list: "splits.{split}.shards",
+}
 
 
 def get_config() -> ConfigDict:
@@ -32,59 +36,46 @@ def get_config() -> ConfigDict:
 
 
 def _manifest(cfg: ConfigDict, root: str) -> dict[str, Any]:
-    found = manifest(cfg, root, "data")
-    path = folder(cfg, root) / "manifest.json"
-    if found["format"] != FORMAT:
-        raise UsageError(f"{str(path)!r} is of format {found['format']!r}, not {FORMAT}: prepare the data again")
-    with reading(path):  # what is read from it, each in its type
-        want: dict[str, type] = {"dtype": str, "tokenizer.kind": str, "tokenizer.file": str}
-        want |= {"tokenizer.vocab_size": int, "tokenizer.separator": int}
-        for split in ("train", "validation"):
-            expect(found, {**want, f"splits.{split}.tokens": int, f"splits.{split}.bytes": int})
-            expect(found, {f"splits.{split}.shards": list})
+    def inspect(found: Any) -> None:
+        for split in SPLITS:
             rows = found["splits"][split]["shards"]
             for row in rows:
-                expect(row, {"file": str, "tokens": int})
+                expect(row, {str: "file", int: "tokens"})
             if not rows or sum(row["tokens"] for row in rows) != found["splits"][split]["tokens"]:
                 raise ValueError(f"splits.{split}.tokens are not those of its shards")
         if found["dtype"] not in ("uint8", "uint16", "uint32"):
             raise ValueError(f"dtype is {found['dtype']!r}")
-    return found
+
+    return manifest(cfg, root, "data", KEYS, inspect)
 
 
 def finalize(cfg: ConfigDict, root: str) -> None:
-    if cfg.seq_len < 1:
-        raise UsageError(f"config.data.seq_len={cfg.seq_len}: must be at least 1")
-    if cfg.epochs < 1:
-        raise UsageError(f"config.data.epochs={cfg.epochs}: must be at least 1")
-    cfg.fingerprint = fingerprint(cfg, root, _manifest(cfg, root)["hash"])
+    check_ranges("config.data.", cfg, seq_len="[1, inf)", epochs="[1, inf)")
+    cfg.fingerprint = _manifest(cfg, root)["hash"]
 
 
 def describe(cfg: Any, root: str) -> Info:
     found = _manifest(cfg, root)
     splits = found["splits"]
-    examples = {s: max(0, (splits[s]["tokens"] - 1) // cfg.seq_len) for s in ("train", "validation")}
+    examples = {split: max(0, (splits[split]["tokens"] - 1) // cfg.seq_len) for split in SPLITS}
     for split, n in examples.items():
         if n < 1:
             raise UsageError(
                 f"config.data.seq_len={cfg.seq_len}: {str(folder(cfg, root))!r} has only "
                 f"{splits[split]['tokens']} {split} tokens"
             )
-    return Info(
-        unit="tokens",
-        units_per_example=cfg.seq_len,
-        train_examples=examples["train"],
-        validation_examples=examples["validation"],
-        sizes={"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len},
-    )
+    sizes = {"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len}
+    return Info("tokens", cfg.seq_len, examples["train"], examples["validation"], sizes)
 
 
 @functools.lru_cache(maxsize=4)
 def _token_bytes(
     path: str, kind: str, vocab_size: int, separator: int, of: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """How many UTF-8 bytes of text each token stands for, inside a document and as its first; None where its
-    tokenizer doesn't say. `of`, the data's hash, is there for the cache."""
+    """UTF-8 bytes of text that each token stands for: (inside a document, as its first token).
+
+    None where the tokenizer doesn't say. `of` is the data's hash, for the cache.
+    """
     inside = np.ones(vocab_size, np.int64)
     first = inside
     if kind != "bytes":
@@ -124,10 +115,11 @@ def _byte_level(step: Any) -> bool:
     return step.get("type") == "ByteLevel" or any(map(_byte_level, step.get("pretokenizers", ())))
 
 
-class Windows:
-    """Random access over the split's concatenated shards; a window may span shards."""
+class Windows(Split):
+    """Windows of a split's concatenated shards; a window may span shards."""
 
     def __init__(self, cfg: Any, root: str, split: str):
+        super().__init__(cfg, root, split)
         found, home = _manifest(cfg, root), folder(cfg, root)
         self.seq_len, self.bytes = cfg.seq_len, found["splits"][split]["bytes"]
         made = found["tokenizer"]
@@ -136,14 +128,14 @@ class Windows:
         dtype = np.dtype(found["dtype"]).newbyteorder("<")
         self.shards: list[np.ndarray] = []
         for file, sha256 in found.get("files", {}).items():
-            check(home / file, sha256)
+            check_file(home / file, sha256)
         for shard in found["splits"][split]["shards"]:
             path, remote = home / shard["file"], "://" in str(home)
-            check(path, None)
+            check_file(path, None)
             want, have = shard["tokens"] * dtype.itemsize, path.stat().length
             if have != want:
                 raise damaged(path, f"it has {have} bytes, not {want}")
-            check(path, shard.get("sha256"))
+            check_file(path, shard.get("sha256"))
             content = path.read_bytes() if remote else b""
             if remote and shard.get("sha256") not in (None, hashlib.sha256(content).hexdigest()):
                 raise damaged(path)
@@ -172,8 +164,8 @@ class Windows:
     def text_bytes(self, count: int, first: int, stop: int) -> int | None:
         """UTF-8 bytes of text in the tokens at places [first, stop) of each of the first `count` windows.
 
-        Place 0 is a window's first token, seq_len its last target. A separator has no bytes. None where the tokenizer
-        doesn't say how many bytes a token is, or where the split's tokens don't add up to the manifest's bytes.
+        Place 0 is a window's first token, place seq_len its last target. A separator has no bytes. None where the
+        tokenizer doesn't say a token's bytes, or where the split's tokens don't add up to the manifest's bytes.
         """
         table = self._table
         if table is None:
@@ -198,7 +190,7 @@ class Windows:
 
     @functools.cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Of `_token_bytes`, if by it the split has as many bytes as it was made of."""
+        """`_token_bytes`, if the split's bytes by it are those that the manifest counts."""
         table, length = _token_bytes(*self.tokenizer), int(self.ends[-1])
         if table is None:
             return None
@@ -206,5 +198,4 @@ class Windows:
         return table if sum(int(sizes.sum()) for sizes in chunks) == self.bytes else None
 
 
-def open_split(cfg: Any, root: str, split: str) -> Windows:
-    return Windows(cfg, root, split)
+open_split = Windows

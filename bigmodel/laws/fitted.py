@@ -56,6 +56,31 @@ class Fitted:
         return (float(low), float(high)) if low - slack <= estimate[0] <= high + slack else None
 
     @property
+    def holdout(self) -> dict[str, Any] | None:
+        """The refit with the largest gap between the runs fitted and held out; None without."""
+        keys = ("n_held_out", "flops_gap", "mean_abs_rel_error", "max_abs_rel_error", "mean_rel_error")
+        stored = self.result.get("holdout")
+        entries = [e for e in stored if isinstance(e, dict)] if isinstance(stored, list) else []
+        good = [{k: e[k] for k in keys} for e in entries if all(is_number(e.get(k)) for k in keys)]
+        what = "runs" if self.result.get("n_runs") == self.result.get("n_points") else "points"
+        return max(good, key=lambda e: e["flops_gap"]) | {"of": what} if good else None
+
+    @property
+    def warnings(self) -> list[str]:
+        stored = self.result.get("warnings")
+        return [w for w in stored if isinstance(w, str)] if isinstance(stored, list) else []
+
+    def remedy(self) -> str:
+        """The runs that would determine the law, and those that there are."""
+        needed = "it takes 4 or more sizes N over a factor of 30, each at 3 or more D over a factor of 30, "
+        needed += "so that D/N lies on both sides of the best"
+        if not self.points:
+            return needed
+        n, d = self.points["N"], self.points["D"]
+        ratio = f"D/N {(d / n).min():.3g} to {(d / n).max():.3g}"
+        return f"{needed} (these {len(n)} runs have {len(np.unique(n))} N, {len(np.unique(d))} D and {ratio})"
+
+    @property
     def family(self) -> str:
         """Of the fitted runs, or "" where it isn't known or isn't one."""
         family = self.result.get("family")
@@ -129,7 +154,7 @@ def read(path: str, form: str = "") -> Fitted:
     for letter, ends in ranges.items():
         if len(ends) != 2 or ends[0] > ends[1]:
             raise UsageError(f"fit {path!r}: range of {letter!r} is {ends.tolist()}, expected [least, most]")
-    return Fitted(
+    fitted = Fitted(
         path=path,
         law=law,
         thetas=thetas,
@@ -139,6 +164,8 @@ def read(path: str, form: str = "") -> Fitted:
         residuals=_numbers(path, "residuals", result.get("residuals", []), positive=False),
         result=result,
     )
+    _check_resamples(fitted)
+    return fitted
 
 
 def is_number(value: Any) -> bool:
@@ -150,6 +177,15 @@ def _numbers(path: str, what: str, values: Any, positive: bool) -> np.ndarray:
     if not isinstance(values, list) or not all(is_number(v) and (v > 0 or not positive) for v in values):
         raise UsageError(f"fit {path!r}: {what} is not a list of {'positive ' if positive else ''}numbers")
     return np.array(values, dtype=np.float64)
+
+
+def _check_resamples(fitted: Fitted) -> None:
+    """Refuses a fit of which most resamples failed: many other parameters would fit its runs as well."""
+    stored = fitted.result.get("resamples")
+    asked, done = (stored.get(k, 0) if isinstance(stored, dict) else 0 for k in ("asked", "fitted"))
+    if is_number(asked) and is_number(done) and asked and not intervals.enough(int(done), int(asked)):
+        failed = f"{int(asked - done)} of {int(asked)} resamples of the runs couldn't be fitted"
+        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine a law: {failed}; {fitted.remedy()}")
 
 
 def _columns(

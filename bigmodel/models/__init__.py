@@ -1,27 +1,54 @@
-"""One file = one family. Found by name; docs/architecture.md says what a family exports. Imports ops alone."""
+"""One file = one family: found by name here, by path, or as an entry point of another package. Imports ops alone.
+
+docs/architecture.md says what a family exports; OPTIONAL are the exports that it may leave out, and what they are then.
+"""
 
 from __future__ import annotations
 
 import functools
-import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from bigmodel.errors import choose
+from bigmodel.config import plugin
+from bigmodel.errors import UsageError, choose
 
-_PARTS = {"attention", "infilling", "layers", "losses", "transformer", "__init__"}
+_PARTS = {"attention", "infilling", "layers", "losses", "positions", "transformer", "__init__"}
+REQUIRED = ("get_config", "finalize", "rung", "Model", "inputs", "loss", "spec", "flops", "RULES")
+OPTIONAL: dict[str, Any] = {
+    "PUBLISHED": {},  # name -> model overrides, source, parameters
+    "WEIGHTS": {},  # published checkpoint names -> parameter paths
+    "base": None,  # cfg -> the base shape, where there is `model.parametrization`
+    "units": lambda cfg: 1,  # tokens of one example
+    "likelihood": lambda cfg: range(0),  # places of a window's tokens that the loss predicts in turn
+    "decomposes": lambda cfg: True,  # whether the loss is a mean over independent examples
+    "carries": lambda cfg: False,  # whether a batch goes on from the state after the one before it
+    "footprint": lambda cfg: None,  # sizes from which a pod's layout estimates activations
+    "evaluate": None,  # (model, variables, batch) -> sums over examples; None: the loss's metrics
+    "summarize": None,  # those sums -> metrics
+}
 
 
 @functools.cache
 def names() -> list[str]:
-    return sorted(
-        p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS and not p.stem.endswith("_published")
-    )
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(p.stem for p in files if p.stem not in _PARTS and not p.stem.endswith("_published"))
 
 
+@functools.cache
 def family(name: str) -> ModuleType:
-    choose("config.family", name, names())
-    return importlib.import_module(f"bigmodel.models.{name}")
+    """A family by its name, the path of a file of the user's, or as an entry point `bigmodel.families`.
+
+    Raises:
+      UsageError: there is none, or it lacks an export.
+    """
+    module = plugin("families", name, __name__, names(), "config.family")
+    if lacking := [export for export in REQUIRED if not hasattr(module, export)]:
+        raise UsageError(f"family {name!r} has no {lacking[0]} (docs/architecture.md says what a family exports)")
+    for export, default in OPTIONAL.items():
+        if not hasattr(module, export):
+            setattr(module, export, default)
+    return module
 
 
 def published(name: str) -> tuple[str, dict]:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.models import bert_published, layers, losses, transformer
-from bigmodel.models.attention import View
 from bigmodel.ops import sharding
+from bigmodel.ops.attention import View
 
 OBJECTIVES = ("masked", "masked_next", "classify", "regress", "tag")
 MARKS = ("cls", "sep", "mask")  # rows after the vocabulary's, where the vocabulary has no such token
@@ -54,8 +54,7 @@ def finalize(cfg: ConfigDict) -> None:
     choose("config.model.objective", cfg.objective, OBJECTIVES)
     choose("config.model.pool", cfg.pool, ["cls", "mean"])
     transformer.finalize(cfg, ("vocab_size", "seq_len", "num_classes"), ("segments",))
-    if not 0 < cfg.mask_rate < 1:
-        raise UsageError(f"config.model.mask_rate={cfg.mask_rate}: must be in (0, 1)")
+    check_ranges("config.model.", cfg, mask_rate="(0, 1)")
     if cfg.class_weights and len(cfg.class_weights) != cfg.num_classes:
         raise UsageError(
             f"config.model.class_weights={cfg.class_weights}: one a class, and there are {cfg.num_classes}"
@@ -90,20 +89,20 @@ def masked(cfg: Any) -> int:
     return max(1, round(cfg.mask_rate * cfg.seq_len))
 
 
-rung = transformer.rung
+rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
 PUBLISHED = bert_published.ROWS
 WEIGHTS = bert_published.WEIGHTS
 
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
-    (r"embed/(positions|segments)$", (None, "embed")),
+    (r"embed/(positions|segments)$", ("position", "embed")),
     (r"embed/norm/(scale|bias)$", (None,)),
     *transformer.RULES,
     (r"^norm/(scale|bias)$", (None,)),
-    (r"(pooler|transform)/kernel$", ("embed", None)),
+    (r"(pooler|transform)/kernel$", ("embed", "output")),
     (r"transform/norm/(scale|bias)$", (None,)),
     (r"(pooler|transform)/bias$", (None,)),
-    (r"^(next|head)$", ("embed", None)),
+    (r"^(next|head)$", ("embed", "class")),
     (r"^(output|next|head)_bias$", (None,)),
 )
 
@@ -129,11 +128,6 @@ def inputs(cfg: Any, batch: Any) -> tuple[Any, ...]:
     tokens = batch["tokens"][:, :-1]
     places = jnp.broadcast_to(jnp.arange(masked(cfg)), (len(tokens), masked(cfg)))
     return tokens, False, None, None, places
-
-
-def likelihood(cfg: Any) -> range:
-    """Masked tokens' losses don't sum up to a text's: there are no bits per byte."""
-    return range(0)
 
 
 def decomposes(cfg: Any) -> bool:
@@ -254,7 +248,7 @@ class Model(nn.Module):
     ) -> Outputs:
         """See `Outputs`. keys: True where a token counts (None: all do); segments: 0 or 1 (None: all 0); places: whose
         tokens to predict (None: all); whole: False for what masked places' logits are made of in their stead: (BMD, the
-        head's matrix VD, its bias V); rows: see `attention.View`."""
+        head's matrix VD, its bias V); rows: see `View`."""
         cfg = self.cfg
         x_BLD = self.embed(tokens_BL, segments_BL, rows_B, train).astype(cfg.dtype)
         x_BLD, _ = self.blocks(x_BLD, None, View(causal=False, keys_BS=keys_BL, rows_B=rows_B), train)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigmodel.errors import UsageError, choose
-from bigmodel.models import attention, decoder_published, infilling, layers, losses, transformer
-from bigmodel.ops import sharding
+from bigmodel.models import decoder_published, infilling, layers, losses, positions, transformer
+from bigmodel.ops import products, sharding
+from bigmodel.ops.attention import View
 
 
 def get_config() -> ConfigDict:
@@ -68,16 +69,16 @@ def base(cfg: Any) -> ConfigDict:
     return other
 
 
-rung = transformer.rung
+rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
 PUBLISHED = decoder_published.ROWS
 WEIGHTS: dict[str, str] = {}
 
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
-    (r"embed/positions$", (None, "embed")),
-    (r"embed/relative_bias$", (None, "heads")),
-    (r"embed/project_in$", (None, "embed")),
-    (r"embed/project_out$", ("embed", None)),
+    (r"embed/positions$", ("position", "embed")),
+    (r"embed/relative_bias$", ("bucket", "heads")),
+    (r"embed/project_in$", ("table", "embed")),
+    (r"embed/project_out$", ("embed", "table")),
     *transformer.RULES,
     (r"^norm/(scale|bias)$", (None,)),
     (r"^head$", ("embed", "vocab")),
@@ -97,10 +98,6 @@ def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
 def likelihood(cfg: Any) -> range:
     """The places of a window's tokens that are predicted, each given those before it: bits per byte follow from it."""
     return range(1, cfg.seq_len + 1) if cfg.objective == "causal" else range(0)
-
-
-def decomposes(cfg: Any) -> bool:
-    return True
 
 
 def flops(cfg: Any) -> float:
@@ -130,16 +127,16 @@ class Embed(nn.Module):
             places = cfg.seq_len + cfg.position_offset
             self.positions = self.param("positions", nn.initializers.normal(std / 2), (places, cfg.width))
         if cfg.position == "relative_bias":
-            shape = (attention.BUCKETS, cfg.num_heads)
+            shape = (positions.BUCKETS, cfg.num_heads)
             self.relative_bias = self.param("relative_bias", nn.initializers.normal(std), shape)
         if cfg.embed_dim != cfg.width:
             E, D = cfg.embed_dim, cfg.width
             self.project_in = self.param("project_in", layers.normal(cfg.init_std, E), (E, D))
             self.project_out = self.param("project_out", layers.normal(cfg.init_std, D), (D, E))
 
-    def __call__(self, tokens_BL: jax.Array, view: attention.View) -> jax.Array:
+    def __call__(self, tokens_BL: jax.Array, view: View) -> jax.Array:
         cfg = self.cfg
-        x_BLD = layers.lookup(self.tokens, tokens_BL, cfg.dtype)
+        x_BLD = products.lookup(self.tokens, tokens_BL, cfg.dtype)
         if cfg.embed_dim != cfg.width:
             x_BLD = x_BLD @ self.project_in
         if cfg.position == "learned" and view.positions_BL is not None:
@@ -177,31 +174,30 @@ class Model(nn.Module):
         prefix_B: jax.Array | None = None,
         positions_BL: jax.Array | None = None,
         rows_B: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits BLV for the token after each; of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or
-        as given. Rows: see `attention.View`."""
-        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
-        return self.logits(self._forward(tokens_BL, None, view, train)[0])
+        whole: bool = True,
+    ) -> Any:
+        """Logits BLV for the token after each; with `whole` False, what they are made of: (BLE, matrix VE, bias None).
 
-    def features(self, *args: Any) -> tuple[jax.Array, jax.Array, None]:
-        """As __call__, but what the head reads, BLE, and its matrix, VE, scales included; and no bias."""
-        tokens_BL, train, prefix_B, positions_BL, rows_B = args
-        view = attention.View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
+        Of the first prefix_B tokens, each sees all. Positions: 0, 1, ... or as given. Rows: see `View`.
+        """
+        view = View(0, prefix_B=prefix_B, positions_BL=positions_BL, rows_B=rows_B)
         x_BLE = self._forward(tokens_BL, None, view, train)[0]
+        if whole:
+            return self.logits(x_BLE)
         if self.cfg.tied_head:
             return x_BLE * layers.tied_scale(self.cfg), self.embed.tokens, None
         return x_BLE, self.head.T, None
 
     def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
-        x_BLE, layers_cache = self._forward(tokens_BL, cache["layers"], attention.View(cache["length"]), False)
+        x_BLE, layers_cache = self._forward(tokens_BL, cache["layers"], View(cache["length"]), False)
         return self.logits(x_BLE), {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
 
-    def _forward(self, tokens_BL: jax.Array, cache: Any, view: attention.View, train: bool) -> tuple[jax.Array, Any]:
+    def _forward(self, tokens_BL: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
         x_BLD = self.embed(tokens_BL, view).astype(self.cfg.dtype)
         if self.cfg.position == "relative_bias":
             size = tokens_BL.shape[1] if cache is None else self.cfg.seq_len
-            bias_HLS = attention.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
+            bias_HLS = positions.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
             view = view.replace(bias_HLS=bias_HLS)
         x_BLD, cache = self.blocks(x_BLD, cache, view, train)
         if self.cfg.final_norm:
@@ -228,22 +224,21 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     cfg, rows_B = model.cfg, layers.rows_of(batch)
     tokens, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     L = tokens.shape[1]
-    weight, prefix_B, positions = batch["weight"], None, None
+    weight, prefix_B, places_BL = batch["weight"], None, None
     rng_dropout, rng = jax.random.split(rng) if cfg.objective != "causal" else (rng, rng)
     if cfg.objective == "prefix":
         prefix_B = jax.vmap(lambda key: jax.random.randint(key, (), 1, L))(layers.example_keys(rng, rows_B))
         # Token i's target is token i + 1: the prefix's last token already predicts the first one after it.
         weight = weight[:, None] * (jnp.arange(L)[None, :] >= prefix_B[:, None] - 1)
     elif cfg.objective == "infill":
-        tokens, targets, counts, prefix_B, positions = infilling.infill(
+        tokens, targets, counts, prefix_B, places_BL = infilling.infill(
             tokens, cfg.vocab_size, layers.example_keys(rng, rows_B)
         )
         weight = weight[:, None] * counts
-    rngs = {"dropout": rng_dropout}
+    given = (tokens, train, prefix_B, places_BL, rows_B)
 
     def read(whole: bool) -> tuple[Any, None]:
-        method = Model.__call__ if whole else Model.features
-        return model.apply(variables, tokens, train, prefix_B, positions, rows_B, rngs=rngs, method=method), None
+        return model.apply(variables, *given, whole, rngs={"dropout": rng_dropout}), None
 
     scalar, metrics, _ = losses.of_vocabulary(read, targets, weight, rows(cfg), z_loss=cfg.z_loss)
     return scalar, (metrics, {})

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigmodel.errors import UsageError, choose
-from bigmodel.models import attention, encdec_published, layers, losses, transformer
-from bigmodel.models.attention import View
+from bigmodel.models import encdec_published, layers, losses, positions, transformer
 from bigmodel.ops import sharding
+from bigmodel.ops.attention import View
 
 MASKED, MEAN_SPAN = 0.15, 3  # T5's, section 3.1.4
 
@@ -74,14 +74,14 @@ def base(cfg: Any) -> ConfigDict:
     return other
 
 
-rung = transformer.rung
+rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
 PUBLISHED = encdec_published.ROWS
 WEIGHTS = encdec_published.WEIGHTS
 
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
-    (r"embed/(encoder|decoder)_bias$", (None, "heads")),
-    (r"embed/(source|target)_positions$", (None, "embed")),
+    (r"embed/(encoder|decoder)_bias$", ("bucket", "heads")),
+    (r"embed/(source|target)_positions$", ("position", "embed")),
     *transformer.RULES,
     (r"^(encoder|decoder)_norm/(scale|bias)$", (None,)),
     (r"^head$", ("embed", "vocab")),
@@ -196,10 +196,6 @@ def likelihood(cfg: Any) -> range:
     return range(cfg.source_len, cfg.seq_len) if cfg.objective == "prefix" else range(0)
 
 
-def decomposes(cfg: Any) -> bool:
-    return True
-
-
 def flops(cfg: Any) -> float:
     """Forward FLOPs of one example: 2 per multiply-add of every matrix product.
 
@@ -221,7 +217,7 @@ class Embed(nn.Module):
         std = cfg.width**-0.5 if cfg.scale_embed else cfg.init_std or 0.02
         self.tokens = self.param("tokens", nn.initializers.normal(std), (rows(cfg), cfg.width))
         if cfg.position == "relative_bias":
-            shape = (attention.BUCKETS, cfg.num_heads)
+            shape = (positions.BUCKETS, cfg.num_heads)
             self.encoder_bias = self.param("encoder_bias", nn.initializers.normal(cfg.init_std or 0.02), shape)
             self.decoder_bias = self.param("decoder_bias", nn.initializers.normal(cfg.init_std or 0.02), shape)
         if cfg.position == "learned":
@@ -233,7 +229,7 @@ class Embed(nn.Module):
         cfg, at_L = self.cfg, first + jnp.arange(tokens_BL.shape[1])
         x_BLD = self.tokens[tokens_BL] * (cfg.width**0.5 if cfg.scale_embed else 1.0)
         if cfg.position == "sinusoidal":
-            x_BLD = x_BLD + attention.sinusoids(at_L, cfg.width)
+            x_BLD = x_BLD + positions.sinusoids(at_L, cfg.width)
         elif cfg.position == "learned":
             x_BLD = x_BLD + (self.source_positions if source else self.target_positions)[at_L]
         return x_BLD.astype(cfg.dtype)
@@ -273,7 +269,7 @@ class Model(nn.Module):
         rows_B: jax.Array | None = None,
     ) -> jax.Array:
         """Logits BLV for the token after each. keys: True where a source token counts; None: all do. Rows: see
-        `attention.View`."""
+        `View`."""
         return self._logits(self._given(source_BS, tokens_BL, train, keys_BS, rows_B))
 
     def features(self, *args: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -298,7 +294,7 @@ class Model(nn.Module):
         """What the decoder reads, BSD."""
         bias, S = None, source_BS.shape[1]
         if self.cfg.position == "relative_bias":
-            bias = attention.relative_bias(self.embed.encoder_bias, S, S, 0, causal=False)
+            bias = positions.relative_bias(self.embed.encoder_bias, S, S, 0, causal=False)
         x_BSD = self.drop(self.embed(source_BS, source=True), rows_B, train)
         view = View(causal=False, keys_BS=keys_BS, bias_HLS=bias, rows_B=rows_B)
         x_BSD, _ = self.encoder(x_BSD, None, view, train)
@@ -321,7 +317,7 @@ class Model(nn.Module):
         cfg, L = self.cfg, tokens_BL.shape[1]
         if cfg.position == "relative_bias":
             size = L if cache is None else cache["own"]["key"].shape[-2]
-            view = view.replace(bias_HLS=attention.relative_bias(self.embed.decoder_bias, L, size, view.start))
+            view = view.replace(bias_HLS=positions.relative_bias(self.embed.decoder_bias, L, size, view.start))
         x_BLD = self.drop(self.embed(tokens_BL, view.start), view.rows_B, train)
         x_BLD, cache = self.decoder(x_BLD, cache, view, train)
         if cfg.norm_placement == "pre":

@@ -5,7 +5,6 @@ B batch, L length, D width, H heads, K head dim, F ffn, N depth.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodel.ops import sharding
+from bigmodel.ops import remat, sharding
+from bigmodel.ops.products import linear, made
 
 Init = Callable[..., jax.Array]
 
@@ -156,57 +156,6 @@ def value_start(cfg: Any) -> float:
     return residual_start(cfg) if cfg.norm_placement == "deepnorm" else 1.0
 
 
-def moved(x: jax.Array) -> jax.Array:
-    """Moved in memory: XLA's CPU products of an operand that is only marked as transposed take twice as long."""
-    return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
-
-
-def _one_cpu() -> bool:
-    return sharding.platform() == "cpu" and sharding.shards(*sharding.SPREAD) == 1
-
-
-def made(x: jax.Array) -> jax.Array:
-    """What products read, before them: a TPU's compiler else computes it within them, again for each part of their
-    result, and takes a quarter longer to compile a step."""
-    return jax.lax.optimization_barrier(x) if sharding.platform() == "tpu" else x
-
-
-def linears(x_BLD: jax.Array, weights_DHK: Sequence[jax.Array]) -> list[jax.Array]:
-    """`linear` of each of the weights, BLHK, as one product where they have one shape: a third of the collectives, and
-    of the compilation, of queries, keys and values by themselves. Not on one CPU, which would copy them side by side.
-    """
-    if _one_cpu() or len({w.shape for w in weights_DHK}) > 1:
-        return [linear(x_BLD, w) for w in weights_DHK]
-    y_BLNHK = linear(made(x_BLD), jnp.stack([w.astype(x_BLD.dtype) for w in weights_DHK], axis=1))
-    y_BLNHK = sharding.constrain(y_BLNHK, "batch", "length", None, "heads", None)  # else their gradient is made whole
-    # Their gradients are put side by side, not added up, and that before the products that read them.
-    return [y[:, :, 0] for y in jnp.split(made(y_BLNHK), len(weights_DHK), axis=2)]
-
-
-def linear(x_xD: jax.Array, w_Dy: jax.Array) -> jax.Array:
-    """x w over x's last axis and w's first, in x's type. On one CPU it is one product of two matrices, which XLA's
-    library does fastest, where more axes make it copy operands into other layouts; on a mesh the axes are kept apart,
-    so that each stays sharded."""
-    if not _one_cpu():
-        return jax.lax.dot_general(x_xD, w_Dy.astype(x_xD.dtype), (((x_xD.ndim - 1,), (0,)), ((), ())))
-    rows = x_xD.reshape(-1, x_xD.shape[-1])
-    y = _matmul(rows, w_Dy.reshape(w_Dy.shape[0], -1).astype(x_xD.dtype))
-    return y.reshape(*x_xD.shape[:-1], *w_Dy.shape[1:])
-
-
-@jax.custom_vjp
-def _matmul(x_TD: jax.Array, w_DF: jax.Array) -> jax.Array:
-    return x_TD @ w_DF
-
-
-def _matmul_backward(saved: Any, y_TF: jax.Array) -> Any:
-    x_TD, w_DF = saved
-    return y_TF @ w_DF.T, moved(x_TD) @ y_TF
-
-
-_matmul.defvjp(lambda x, w: (x @ w, (x, w)), _matmul_backward)
-
-
 class FeedForward(nn.Module):
     """Position-wise MLP, gated where cfg.activation is. cfg keys: width, ffn, activation, bias, init_std."""
 
@@ -225,84 +174,39 @@ class FeedForward(nn.Module):
         b = {name: self.param(f"{name}_bias", zeros, (F,)) for name in into if cfg.bias}
         down = self.param("down", normal(std, F, residual_start(cfg)), (F, D))
 
-        def hidden(w: Any, b: Any) -> jax.Array:
+        def layer(w: Any, b: Any, down: jax.Array) -> jax.Array:
             y = {name: linear(x_BLD, w[name]) for name in w}
             y = {name: y[name] + b[name].astype(dtype) for name in y} if b else y
             h_BLF = made(y["up"] * act(y["gate"]) if gated else act(y["up"]))
-            return sharding.constrain(h_BLF, "batch", "length", "ffn")
+            return linear(sharding.constrain(h_BLF, "batch", "length", "ffn"), down)
 
-        parts = _ffn_parts(x_BLD.shape, F, dtype)
+        parts = remat.ffn_parts(x_BLD.shape, F, dtype)
         if parts == 1:
-            y_BLD = linear(hidden(w, b), down)
-        else:  # as many units at a time, so that their activations aren't all in memory while they are computed again
+            y_BLD = layer(w, b, down)
+        else:
             cut = {name: v.reshape(D, parts, -1).swapaxes(0, 1) for name, v in w.items()}
             cut_b = {name: v.reshape(parts, -1) for name, v in b.items()}
-
-            @functools.partial(jax.checkpoint, prevent_cse=False)
-            def body(y_BLD: jax.Array, xs: Any) -> Any:
-                return y_BLD + linear(hidden(xs[0], xs[1]), xs[2]), None
-
-            start = jnp.zeros_like(x_BLD)
-            y_BLD, _ = jax.lax.scan(body, start, (cut, cut_b, down.reshape(parts, -1, D)))
+            y_BLD = remat.sum_of_parts(layer, x_BLD, cut, cut_b, down.reshape(parts, -1, D))
         return y_BLD + self.param("down_bias", zeros, (D,)).astype(dtype) if cfg.bias else y_BLD
 
 
-PART_BYTES = 2**25  # of a feed-forward layer's activations that a device has at once, where they are computed again
-
-
-def _ffn_parts(shape: Any, ffn: int, dtype: Any) -> int:
-    """Into how many parts a feed-forward layer is cut: one where nothing is computed again, or other devices have
-    parts of it, whose sums would be exchanged a part at a time."""
-    if sharding.execution().remat not in ("full", "offload") or sharding.shards("ffn") > 1:
-        return 1
-    bytes_ = math.prod(shape[:-1]) * ffn * dtype.itemsize / sharding.shards("batch", "length")
-    return max((k for k in (1, 2, 4, 8) if bytes_ / k >= PART_BYTES and ffn % k == 0 and ffn // k >= 512), default=1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def lookup(table_VE: jax.Array, tokens_x: jax.Array, dtype: str) -> jax.Array:
-    """Rows of a table, in `dtype`: gathered over a mesh in that, their gradients summed in the table's own type (in
-    bfloat16 a sum of ones ends at 256)."""
-    return table_VE.astype(dtype)[tokens_x]
-
-
-def _lookup_backward(dtype: str, saved: Any, y_xE: jax.Array) -> Any:
-    tokens_x, like_VE = saved
-    return jnp.zeros_like(like_VE).at[tokens_x].add(y_xE.astype(like_VE.dtype)), None
-
-
-lookup.defvjp(
-    lambda table_VE, tokens_x, dtype: (lookup(table_VE, tokens_x, dtype), (tokens_x, table_VE)), _lookup_backward
-)
-
-RESIDUAL = "residual"  # the name of what enters a block
-POLICIES = {
-    "none": None,  # nothing is computed again
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # all but products with weights
-    "full": jax.checkpoint_policies.nothing_saveable,  # all of a block, from what enters it
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(  # as full; what enters lies in host memory
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[RESIDUAL],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
-
-
-def stack(block: Any, depth: int, scan: bool) -> Any:
+def stack(block: Any, depth: int, scan: bool, collections: Sequence[str] = ("batch_stats",)) -> Any:
     """`depth` blocks as one module whose parameters have a leading depth axis.
 
-    The block is called as block(carry, per_layer, *broadcast) and returns (carry, per_layer_out).
-    One parameter layout serves both executions: `scan` (compile time flat in depth) and unrolled (a
-    loop unrolled at lowering: faster steps on a CPU). What the backward pass computes again is the execution's
-    `remat`, one of POLICIES.
+    The block is called as block(carry, per_layer, *broadcast), with two arguments after `per_layer`, and returns
+    (carry, per_layer_out). One parameter layout serves both executions: `scan` (compile time flat in depth) and
+    unrolled (at lowering: faster steps). What the backward pass computes again is the execution's `remat`. Stages
+    that differ, as a ResNet's, are one stack each.
+
+    Args:
+      collections: of the model's variables beside the parameters, which each layer has its own of.
     """
-    policy = POLICIES[sharding.execution().remat]
+    policy = remat.POLICIES[sharding.execution().remat]
     if policy:
         block = nn.remat(block, prevent_cse=not scan, policy=policy)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0, "batch_stats": 0},
+        variable_axes=dict.fromkeys(("params", "intermediates", *collections), 0),
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         out_axes=0,

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.models import layers, losses
 
 
@@ -35,37 +35,28 @@ def get_config() -> ConfigDict:
 
 
 def finalize(cfg: ConfigDict) -> None:
-    for key in ("width", "num_features", "num_classes"):
-        if cfg[key] < 1:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
-    if cfg.depth < 0:
-        raise UsageError(f"config.model.depth={cfg.depth}: must not be negative (0: no hidden layer)")
+    sizes = dict.fromkeys(("width", "num_features", "num_classes"), "[1, inf)")
+    parts = dict.fromkeys(("dropout", "smoothing"), "[0, 1)")
+    check_ranges("config.model.", cfg, depth="[0, inf)", init_std="[0, inf)", **sizes, **parts)
     choose("config.model.objective", cfg.objective, ["classify", "regress"])
     choose("config.model.activation", cfg.activation, layers.ACTIVATIONS)
     choose("config.model.norm", cfg.norm, ["none", "batchnorm", "layernorm", "rmsnorm"])
-    for key in ("dropout", "smoothing"):
-        if not 0 <= cfg[key] < 1:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must be in [0, 1)")
     if cfg.class_weights and len(cfg.class_weights) != cfg.num_classes:
         raise UsageError(
             f"config.model.class_weights={cfg.class_weights}: one a class, and there are {cfg.num_classes}"
         )
-    if cfg.init_std < 0:
-        raise UsageError(f"config.model.init_std={cfg.init_std}: must not be negative (0: derived)")
 
 
 def rung(width: int, depth: int) -> dict[str, Any]:
     return {"model.width": width, "model.depth": depth}
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {}
-WEIGHTS: dict[str, str] = {}
 RULES = (
-    (r"first$", (None, "ffn")),
-    (r"hidden/kernel$", (None, "embed", "ffn")),
-    (r"hidden/(bias|norm/(scale|bias))$", (None, "ffn")),
+    (r"first$", ("feature", "ffn")),
+    (r"hidden/kernel$", ("depth", "embed", "ffn")),
+    (r"hidden/(bias|norm/(scale|bias))$", ("depth", "ffn")),
     (r"first_norm/(scale|bias)$", ("ffn",)),
-    (r"last$", ("ffn", None)),
+    (r"last$", ("ffn", "class")),
     (r"first_bias$", ("ffn",)),
     (r"last_bias$", (None,)),
 )
@@ -81,10 +72,6 @@ def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     """What Model.__call__ takes of a batch."""
     return (batch["features"],)
-
-
-def likelihood(cfg: Any) -> range:
-    return range(0)
 
 
 def decomposes(cfg: Any) -> bool:

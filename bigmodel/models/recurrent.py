@@ -5,7 +5,6 @@ B batch, L length, D width, U gates, V vocab, N depth.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import check_ranges, choose
 from bigmodel.models import layers, losses
-from bigmodel.ops import sharding
+from bigmodel.ops import recurrence, sharding
 
 GATES = {"lstm": 4, "rnn": 1}  # of an LSTM, in torch's order: input, forget, candidate, output
 
@@ -41,22 +40,16 @@ def get_config() -> ConfigDict:
 
 
 def finalize(cfg: ConfigDict) -> None:
-    for key in ("width", "depth", "vocab_size", "seq_len"):
-        if cfg[key] < 1:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
+    sizes = dict.fromkeys(("width", "depth", "vocab_size", "seq_len"), "[1, inf)")
+    check_ranges("config.model.", cfg, init_std="[0, inf)", dropout="[0, 1)", **sizes)
     choose("config.model.cell", cfg.cell, GATES)
     choose("config.model.dtype", cfg.dtype, ["float32", "bfloat16"])
-    if cfg.init_std < 0:
-        raise UsageError(f"config.model.init_std={cfg.init_std}: must not be negative (0: derived)")
-    if not 0 <= cfg.dropout < 1:
-        raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
 
 
 def rung(width: int, depth: int) -> dict[str, Any]:
     return {"model.width": width, "model.depth": depth}
 
 
-PUBLISHED: dict[str, dict[str, Any]] = {}
 # torch's nn.LSTM or nn.RNN, whose two biases add up to the one here.
 WEIGHTS = {
     "embedding.weight": "embed/tokens",
@@ -68,8 +61,8 @@ WEIGHTS = {
 }
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
-    (r"blocks/(input|recurrent)$", (None, "embed", None, "ffn")),
-    (r"blocks/bias$", (None, None, "ffn")),
+    (r"blocks/(input|recurrent)$", ("depth", "embed", "gate", "ffn")),
+    (r"blocks/bias$", ("depth", "gate", "ffn")),
     (r"^head$", ("embed", "vocab")),
     (r"^head_bias$", (None,)),
 )
@@ -88,6 +81,16 @@ def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
 def likelihood(cfg: Any) -> range:
     """The places of a window's tokens that are predicted, each given those before it: bits per byte follow from it."""
     return range(1, cfg.seq_len + 1)
+
+
+def units(cfg: Any) -> int:
+    """Tokens of one example."""
+    return int(cfg.seq_len)
+
+
+def carries(cfg: Any) -> bool:
+    """Whether a window goes on from the state at the end of the one before it, so that data is read in order."""
+    return bool(cfg.carry)
 
 
 def decomposes(cfg: Any) -> bool:
@@ -117,39 +120,6 @@ def _rnn(state: Any, x_BUD: jax.Array) -> Any:
 CELLS = {"lstm": _lstm, "rnn": _rnn}
 
 
-def _scan(cell: Any, state: Any, x_LBUD: jax.Array, w_DUD: jax.Array) -> tuple[Any, jax.Array]:
-    def one(state: Any, x_BUD: jax.Array) -> tuple[Any, jax.Array]:
-        state = cell(state, x_BUD + layers.linear(state["hidden"], w_DUD))
-        return state, state["hidden"]
-
-    return jax.lax.scan(one, state, x_LBUD)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recur(cell: Any, state: Any, x_LBUD: jax.Array, w_DUD: jax.Array) -> tuple[Any, jax.Array]:
-    """(the state after, the hidden states LBD) of x + the state before times w, token after token.
-
-    The gradient of w is one product over all tokens: the derived one adds one up token after token, which devices that
-    share the batch would each time exchange.
-    """
-    return _scan(cell, state, x_LBUD, w_DUD)
-
-
-def _recur_forward(cell: Any, state: Any, x_LBUD: jax.Array, w_DUD: jax.Array) -> Any:
-    out, back = jax.vjp(lambda state, x_LBUD: _scan(cell, state, x_LBUD, w_DUD), state, x_LBUD)
-    before_LBD = jnp.concatenate([state["hidden"][None], out[1][:-1]])
-    return out, (back, before_LBD)
-
-
-def _recur_backward(cell: Any, saved: Any, gradients: Any) -> Any:
-    back, before_LBD = saved
-    by_state, by_x_LBUD = back(gradients)
-    return by_state, by_x_LBUD, jnp.einsum("LBD,LBUE->DUE", before_LBD, by_x_LBUD)
-
-
-_recur.defvjp(_recur_forward, _recur_backward)
-
-
 class Block(nn.Module):
     """One layer over a whole window: the inputs' products at once, then the states', one after another."""
 
@@ -167,7 +137,7 @@ class Block(nn.Module):
             x_BLUD = x_BLUD.at[:, :, 1].add(cfg.forget_bias)
 
         w_DUD = sharding.constrain(w_DUD, None, None, "ffn")  # gathered here, and not at each token
-        state, y_LBD = _recur(CELLS[cfg.cell], state, x_BLUD.swapaxes(0, 1), w_DUD)
+        state, y_LBD = recurrence.recur(CELLS[cfg.cell], state, x_BLUD.swapaxes(0, 1), w_DUD)
         y_BLD = sharding.constrain(y_LBD.swapaxes(0, 1), "batch", None, None)
         if cfg.dropout:
             y_BLD = layers.Dropout(cfg.dropout)(y_BLD, rows_B, train)

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from jax import ad_checkpoint
 from ml_collections import ConfigDict
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.models import layers
-from bigmodel.models.attention import Attention, View
-from bigmodel.ops import sharding
-
-AUTO_UNROLL = 8  # benchmarks/scan_or_unroll.py: unrolled steps are faster; scan compiles faster past this
+from bigmodel.models.attention import Attention
+from bigmodel.ops import remat, sharding
+from bigmodel.ops.attention import View
 
 
 def get_config() -> dict[str, Any]:
@@ -48,23 +47,17 @@ def get_config() -> dict[str, Any]:
         base_depth=0,  # 0: depth
         base_num_heads=0,  # 0: num_heads
         dtype="float32",  # compute; parameters are float32
-        execution="auto",  # scan over depth, unrolled, or auto: unrolled up to AUTO_UNROLL layers, on a CPU
+        execution="auto",  # scan over depth, unrolled, or auto (remat.unrolls)
     )
 
 
 def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tuple[str, ...] = ()) -> None:
     """Fills what follows from other keys, and refuses what can't be built; also of the family's own keys."""
-    for key in ("width", "depth", "num_heads", *positive):
-        if cfg[key] < 1:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must be at least 1")
-    for key in (
-        "base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "value_dim", "ffn", "score_scale",
-        "init_std", *zero_or_more,
-    ):  # fmt: skip
-        if cfg[key] < 0:
-            raise UsageError(f"config.model.{key}={cfg[key]}: must not be negative (0: derived)")
-    if cfg.norm_eps <= 0:
-        raise UsageError(f"config.model.norm_eps={cfg.norm_eps}: must be positive")
+    positive = ("width", "depth", "num_heads", *positive)
+    derived = ("base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "value_dim", "ffn")
+    zero_or_more = (*derived, "score_scale", "init_std", *zero_or_more)
+    at_least = {**dict.fromkeys(positive, "[1, inf)"), **dict.fromkeys(zero_or_more, "[0, inf)")}
+    check_ranges("config.model.", cfg, norm_eps="(0, inf)", dropout="[0, 1)", **at_least)
     choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
     choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
     choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])
@@ -85,8 +78,6 @@ def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tupl
         raise UsageError(f"config.model.head_dim={cfg.head_dim}: rope needs an even one")
     if cfg.position in ("relative", "sinusoidal") and cfg.width % 2:
         raise UsageError(f"config.model.width={cfg.width}: {cfg.position} positions need an even one")
-    if not 0 <= cfg.dropout < 1:
-        raise UsageError(f"config.model.dropout={cfg.dropout}: must be in [0, 1)")
     cfg.ffn = cfg.ffn or 4 * cfg.width
     cfg.base_width = cfg.base_width or cfg.width
     cfg.base_depth = cfg.base_depth or cfg.depth
@@ -120,16 +111,34 @@ def rung(width: int, depth: int) -> dict[str, Any]:
 
 
 RULES = (
-    (r"attention/(query|key|value|relative)$", (None, "embed", "heads", None)),
-    (r"attention/(query|key|value)_bias$", (None, "heads", None)),
-    (r"attention/(query|key)_norm/scale$", (None, None)),
-    (r"attention/out$", (None, "heads", None, "embed")),
-    (r"mlp/(up|gate)$", (None, "embed", "ffn")),
-    (r"mlp/(up|gate)_bias$", (None, "ffn")),
-    (r"mlp/down$", (None, "ffn", "embed")),
-    (r"(out|down)_bias$", (None, None)),
-    (r"/norm_\w+/(scale|bias)$", (None, None)),
+    (r"attention/(query|key|value|relative)$", ("depth", "embed", "heads", "head_dim")),
+    (r"attention/(query|key|value)_bias$", ("depth", "heads", "head_dim")),
+    (r"attention/(query|key)_norm/scale$", ("depth", None)),
+    (r"attention/out$", ("depth", "heads", "head_dim", "embed")),
+    (r"mlp/(up|gate)$", ("depth", "embed", "ffn")),
+    (r"mlp/(up|gate)_bias$", ("depth", "ffn")),
+    (r"mlp/down$", ("depth", "ffn", "embed")),
+    (r"(out|down)_bias$", ("depth", None)),
+    (r"/norm_\w+/(scale|bias)$", ("depth", None)),
 )
+
+
+def units(cfg: Any) -> int:
+    """Tokens of one example."""
+    return int(cfg.seq_len)
+
+
+def footprint(cfg: Any) -> dict[str, int]:
+    """Sizes from which a pod's layout estimates activations; heads: what tensor parallelism has to divide."""
+    itemsize = 2 if cfg.dtype == "bfloat16" else 4
+    return {
+        "layers": cfg.depth,
+        "width": cfg.width,
+        "length": cfg.seq_len,
+        "heads": cfg.num_kv_heads,
+        "vocabulary": cfg.vocab_size,
+        "itemsize": itemsize,
+    }
 
 
 def flops(cfg: Any, queries: int, keys: int) -> float:
@@ -168,7 +177,7 @@ class Block(nn.Module):
                 y_BLD = layers.Dropout(cfg.dropout)(y_BLD, view.rows_B, train)
             return (x_BLD + y_BLD if cfg.norm_placement == "pre" else norm(alpha * x_BLD + y_BLD)), out
 
-        x_BLD = ad_checkpoint.checkpoint_name(sharding.constrain(x_BLD, "batch", "residual", None), layers.RESIDUAL)
+        x_BLD = ad_checkpoint.checkpoint_name(sharding.constrain(x_BLD, "batch", "residual", None), remat.RESIDUAL)
         own, memory = (cache["own"], cache["memory"]) if self.cross and cache is not None else (cache, None)
         attention = Attention(cfg, name="attention")
         x_BLD, own = branch("attention", x_BLD, lambda x: attention(x, own, view))
@@ -188,6 +197,5 @@ def empty(cfg: Any, depth: int, batch_size: int, size: int) -> dict[str, jax.Arr
 
 def blocks(cfg: Any, depth: int, cross: bool = False) -> Any:
     """`depth` blocks, called as blocks(x_BLD, cache, view, train): unrolled where that is worth compiling."""
-    auto = depth > AUTO_UNROLL or sharding.platform() != "cpu"
-    scan = cfg.execution == "scan" or (cfg.execution == "auto" and auto)
+    scan = cfg.execution == "scan" or (cfg.execution == "auto" and not remat.unrolls(depth))
     return layers.stack(Block, depth, scan)(cfg, cross)

@@ -1,7 +1,8 @@
 """The mesh, and the one place that knows it: regex rules -> NamedSharding, batches, constraints.
 
-A family says for each parameter which *logical* axes its dimensions are; LOGICAL says which mesh axes
-shard a logical axis. Families without rules get FSDP on the largest dimension that divides.
+A family's RULES name each axis of each parameter; LOGICAL has the names, and the mesh axes that shard each. `depth` is
+an axis of layers, `expert` one of experts, `window` one of a convolution's kernel; `embed` is the width of the residual
+stream. Families without rules get FSDP on the largest dimension that divides.
 
 The mesh's axes, the slowest network first:
 
@@ -41,6 +42,9 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
     "heads": ("tensor",),
     "ffn": ("tensor",),
     "vocab": ("tensor",),
+    # whole on every device
+    **dict.fromkeys(("depth", "expert", "window", "head_dim", "gate", "position", "bucket", "feature", "class"), ()),
+    **dict.fromkeys(("output", "table"), ()),
     # of activations alone
     "length": ("sequence",),
     "residual": ("sequence", "tensor"),  # length, between the products that tensor parallelism splits
@@ -175,7 +179,7 @@ def _parameter_spec(shape: Sequence[int], logical: Sequence[str | None], mesh: M
                     for i, size in enumerate(shape)
                     if i != dim
                     and size % (mesh.shape[axis] * math.prod(mesh.shape[a] for a in found[i])) == 0
-                    and not (i == 0 and logical[0] is None)  # depth: a layer would be one device's
+                    and logical[i] != "depth"  # else a layer would be one device's
                 ]
                 if free:
                     best = max(free, key=lambda i: shape[i] / math.prod(mesh.shape[a] for a in found[i]))

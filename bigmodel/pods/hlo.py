@@ -1,17 +1,15 @@
-"""What a compiled program moves, read from its HLO text: collectives and memory traffic, loops counted.
+"""Collectives and memory traffic of a compiled program, from its HLO text.
 
-XLA's own analysis takes a loop's body once; here a body counts as often as its loop runs it. Sizes are of one device.
+XLA's own analysis counts the body of a loop once; here it counts once per iteration. Sizes are per device.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -21,8 +19,9 @@ BYTES = {
 }  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
-INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-# What moves nothing by itself: names, views, and calls, whose insides are counted.
+# name = type op(operands), attributes
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+# Instructions that move nothing themselves: names, views, and calls, whose insides are counted.
 FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota",
      "partition-id", "replica-id", "after-all", "opt-barrier", "optimization-barrier", "copy-done", "async-done",
@@ -39,6 +38,11 @@ class Instruction:
     attributes: str
     root: bool
 
+    def attribute(self, pattern: str) -> str:
+        """The first group of a regex in the attributes, or ""."""
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else ""
+
 
 @dataclass
 class Computation:
@@ -48,30 +52,31 @@ class Computation:
 
     @functools.cached_property
     def root(self) -> Instruction:
-        return next((i for i in self.instructions.values() if i.root), next(reversed(self.instructions.values())))
+        return next(i for i in self.instructions.values() if i.root)
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
         return {int(i.attributes): i for i in self.instructions.values() if i.op == "parameter"}
 
 
+Module = Mapping[str, Computation]
+
+
 @dataclass(frozen=True)
 class Collective:
     """Attributes:
     kind: of KINDS.
-    count: how often a step runs it.
-    bytes: that a device sends in one of them, by the ring algorithm: of a result of R bytes over n devices,
-      R (n-1)/n for an all-gather or all-to-all, R (n-1) for a reduce-scatter (its result is the n-th part), 2 R (n-1)/n
-      for an all-reduce, R for a permutation.
-    group: the partitions that one of them joins; (): slices, of which one sends all `bytes` to each of the others.
-    name: of the operation in the source.
+    count: executions per step.
+    bytes: sent by a device per execution, by the ring algorithm. With a result of R bytes over n devices:
+      R (n-1)/n for an all-gather or all-to-all, R (n-1) for a reduce-scatter (its result is one of n parts),
+      2 R (n-1)/n for an all-reduce, R for a permutation.
+    group: the partitions that one of them joins; () for slices, where each sends `bytes` to every other.
     """
 
     kind: str
     count: int
     bytes: float
     group: tuple[int, ...]
-    name: str
 
 
 def parse(text: str) -> dict[str, Computation]:
@@ -86,23 +91,13 @@ def parse(text: str) -> dict[str, Computation]:
         elif line == "}" or line.startswith("} //"):
             current = None
         elif match := INSTRUCTION.match(line):
-            root, name, rest = match.groups()
-            kind, rest = _take_type(rest)
-            op, _, rest = rest.partition("(")
+            root, name, kind, op, rest = match.groups()
             inside, attributes = _take_parenthesis(rest)
             operands = tuple(re.findall(r"%([\w.\-]+)", inside))
             if op in ("parameter", "constant"):
                 attributes = inside
-            current.instructions[name] = Instruction(name, kind, op.strip(), operands, attributes, bool(root))
+            current.instructions[name] = Instruction(name, kind, op, operands, attributes, bool(root))
     return found
-
-
-def _take_type(text: str) -> tuple[str, str]:
-    if text.startswith("("):
-        inside, rest = _take_parenthesis(text[1:])
-        return f"({inside})", rest.lstrip()
-    kind, _, rest = text.partition(" ")
-    return kind, rest
 
 
 def _take_parenthesis(text: str) -> tuple[str, str]:
@@ -116,7 +111,7 @@ def _take_parenthesis(text: str) -> tuple[str, str]:
 
 
 def size(kind: str, hbm: bool = False) -> float:
-    """Bytes of a type, all parts of a tuple together; `hbm`: only of what a layout doesn't place in another memory."""
+    """Bytes of a type, summed over a tuple; `hbm`: without the arrays whose layout places them in another memory."""
     total = 0.0
     for name, dims, layout in ARRAY.findall(kind):
         if name in BYTES and not (hbm and re.search(r"S\([1-9]", layout)):
@@ -124,84 +119,56 @@ def size(kind: str, hbm: bool = False) -> float:
     return total
 
 
-def _calls(instruction: Instruction) -> list[str]:
-    found = re.findall(
-        r"(?:calls|called_computations|branch_computations)=\{?([^}\s]+(?:, %[\w.\-]+)*)\}?", instruction.attributes
-    )
-    if instruction.op in ("call", "async-start"):
-        found += re.findall(r"to_apply=(%[\w.\-]+)", instruction.attributes)
+def _calls(i: Instruction) -> list[str]:
+    keys = "calls|called_computations|branch_computations"
+    if i.op in ("call", "async-start"):
+        keys += "|to_apply"
+    found = re.findall(rf"(?:{keys})=\{{?([^}}\s]+(?:, %[\w.\-]+)*)\}}?", i.attributes)
     return [name for text in found for name in re.findall(r"%([\w.\-]+)", text)]
 
 
-# ---------------------------------------------------------------------------------------- loops
-
-
-def _trips(loop: Instruction, caller: Computation, module: Mapping[str, Computation]) -> int:
-    """How often a while loop runs: from its bound, start and step, which are constants in the programs of XLA."""
-    condition, body = (module[re.search(rf"{key}=%([\w.\-]+)", loop.attributes)[1]] for key in ("condition", "body"))  # type: ignore[index]
-    test, where = _inside_fusion(condition.root, condition, module)
-    bound, counter = None, None
-    for operand in test.operands:
-        of, _ = _resolve(operand, where, condition)
-        if of.op == "constant":
-            bound = int(of.attributes)
-        elif of.op == "get-tuple-element":
-            counter = int(re.search(r"index=(\d+)", of.attributes)[1])  # type: ignore[index]
-    if counter is None:
+def _trips(loop: Instruction, caller: Computation, module: Module) -> int:
+    """Iterations of a while loop: the number that XLA notes (CPU), or else from its counter's constants (TPU)."""
+    if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
+        return int(known)
+    condition = module[loop.attribute(r"condition=%([\w.\-]+)")]
+    body = module[loop.attribute(r"body=%([\w.\-]+)")]
+    test = [_origin(name, condition) for name in condition.root.operands]
+    counters = [int(i.attribute(r"index=(\d+)")) for i in test if i.op == "get-tuple-element"]
+    bound = _constant(condition.root.operands, condition)
+    if bound is None or not counters:
         return 1
     initial = caller.instructions[loop.operands[0]]
-    start = _constant(initial.operands[counter], caller) if initial.op == "tuple" else 0
-    if bound is None:  # carried through the loop
-        indices = [
-            int(re.search(r"index=(\d+)", i.attributes)[1])  # type: ignore[index]
-            for i in condition.instructions.values()
-            if i.op == "get-tuple-element"
-        ]
-        bounds = [_constant(initial.operands[i], caller) for i in indices if i != counter]
-        bound = next((b for b in bounds if b is not None), 1)
+    start = _constant([initial.operands[counters[0]]], caller) if initial.op == "tuple" else 0
     step = 1
     if body.root.op == "tuple":
-        change, where = _inside_fusion(body.instructions[body.root.operands[counter]], body, module)
-        values = [_resolve(o, where, body)[0] for o in change.operands]
-        step = next((int(v.attributes) for v in values if v.op == "constant"), 1) if change.op == "add" else 1
-    return max(0, -(-(bound - (start or 0)) // max(1, step)))
+        change = body.instructions[body.root.operands[counters[0]]]
+        step = _constant(change.operands, body) or 1
+    return max(0, math.ceil((bound - (start or 0)) / max(1, step)))
 
 
-def _inside_fusion(
-    i: Instruction, where: Computation, module: Mapping[str, Computation]
-) -> tuple[Instruction, tuple[Computation, Instruction] | None]:
-    """An instruction, or the root of what it fuses, with that computation and the call."""
-    if i.op == "fusion":
-        inner = module[_calls(i)[0]]
-        return inner.root, (inner, i)
-    return i, None
+def _origin(name: str, where: Computation) -> Instruction:
+    """The instruction that an operand is a copy of."""
+    i = where.instructions[name]
+    while i.op in ("copy", "bitcast", "convert"):
+        i = where.instructions[i.operands[0]]
+    return i
 
 
-def _resolve(name: str, fused: tuple[Computation, Instruction] | None, outer: Computation) -> tuple[Instruction, Any]:
-    """What an operand is: through a fusion's parameter, a copy or a bitcast."""
-    here = fused[0] if fused else outer
-    i = here.instructions[name]
-    while i.op in ("copy", "bitcast", "convert") and i.operands:
-        i = here.instructions[i.operands[0]]
-    if fused and i.op == "parameter":
-        return _resolve(fused[1].operands[int(i.attributes)], None, outer)
-    return i, here
+def _constant(operands: Sequence[str], where: Computation) -> int | None:
+    """The first of the operands that is an integer constant."""
+    origins = [_origin(name, where) for name in operands]
+    return next((int(i.attributes) for i in origins if i.op == "constant" and i.attributes.lstrip("-").isdigit()), None)
 
 
-def _constant(name: str, where: Computation) -> int | None:
-    i = _resolve(name, None, where)[0]
-    return int(i.attributes) if i.op == "constant" and re.fullmatch(r"-?\d+", i.attributes) else None
-
-
-def executed(module: Mapping[str, Computation]) -> Iterator[tuple[Computation, int]]:
-    """Computations that run, with how often: the entry, bodies of loops, calls and branches; not what is fused."""
+def executed(module: Module) -> Iterator[tuple[Computation, int]]:
+    """The computations that run and how often: the entry, bodies of loops, calls and branches; not what is fused."""
 
     def visit(c: Computation, times: int) -> Iterator[tuple[Computation, int]]:
         yield c, times
         for i in c.instructions.values():
             if i.op == "while":
-                body = module[re.search(r"body=%([\w.\-]+)", i.attributes)[1]]  # type: ignore[index]
-                yield from visit(body, times * _trips(i, c, module))
+                yield from visit(module[i.attribute(r"body=%([\w.\-]+)")], times * _trips(i, c, module))
             elif i.op in ("call", "conditional", "async-start"):
                 for name in _calls(i):
                     yield from visit(module[name], times)
@@ -209,14 +176,11 @@ def executed(module: Mapping[str, Computation]) -> Iterator[tuple[Computation, i
     yield from visit(next(c for c in module.values() if c.entry), 1)
 
 
-# ---------------------------------------------------------------------------------- collectives
+STARTS = 'custom_call_target="AsyncCollectiveStart"'  # of a TPU's collective that other fusions continue
 
 
-STARTS = 'custom_call_target="AsyncCollectiveStart"'  # of a TPU's collective that other fusions carry on with
-
-
-def collectives(module: Mapping[str, Computation], devices: int) -> list[Collective]:
-    """Of a program of so many partitions. One that is carried out by several fusions is counted once."""
+def collectives(module: Module, devices: int) -> list[Collective]:
+    """The collectives of a program of `devices` partitions. One that several fusions carry out is counted once."""
     found: list[Collective] = []
 
     def look(c: Computation, times: int, seen: set[str], fused: bool = False) -> None:
@@ -226,52 +190,45 @@ def collectives(module: Mapping[str, Computation], devices: int) -> list[Collect
                     look(module[name], times, seen, True)
             kind = i.op.removesuffix("-start")
             if kind == "send" and "megascale" in i.attributes:  # the data-centre network's runtime does the rest
-                what = re.search(r'transfer_type="(\w+)"', i.attributes)
-                name = "send" if what is None else what[1].lower().replace("_", "-")
-                found.append(Collective(name, times, size(c.instructions[i.operands[0]].type), (), _source(i)))
-                continue
+                name = i.attribute(r'transfer_type="(\w+)"').lower().replace("_", "-") or "send"
+                found.append(Collective(name, times, size(c.instructions[i.operands[0]].type), ()))
             if kind not in KINDS:
                 continue
             if "chain_id=" in i.attributes and not any(STARTS in j.attributes for j in c.instructions.values()):
-                continue  # what is done meanwhile, maybe in a loop that starts and ends after it, has a part of it
-            channel = re.search(r"channel_id=(\d+)", i.attributes)
-            if channel and channel[1] in seen:
+                continue  # a part of a collective that started elsewhere, perhaps before this loop
+            channel = i.attribute(r"channel_id=(\d+)")
+            if channel in seen:
                 continue
             if channel:
-                seen.add(channel[1])
+                seen.add(channel)
             if fused and kind == "all-reduce" and c.name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
                 group = _group(i.attributes, devices)
                 sent = size(i.type) * (len(group) - 1) / len(group)
             else:
                 sent, group = _sent(kind, i, c, devices)
-            found.append(Collective(kind, times, sent, group, _source(i)))
+            found.append(Collective(kind, times, sent, group))
 
     for c, times in executed(module):
-        look(c, times, set())  # a loop's copies have its channels: they run, too
+        look(c, times, set())  # per computation: copies of a loop have the same channels, and run too
     return found
 
 
-def _source(i: Instruction) -> str:
-    match = re.search(r'op_name="([^"]*)"', i.attributes)
-    return match[1] if match else ""
-
-
 def _sent(kind: str, i: Instruction, c: Computation, devices: int) -> tuple[float, tuple[int, ...]]:
+    """Bytes that a device sends, and the group, of an instruction of one of KINDS."""
     given = sum(size(c.instructions[o].type) for o in i.operands)
     if kind == "collective-permute":
-        pairs = re.search(r"source_target_pairs=\{\{(.*?)\}\}", i.attributes)
-        moves = [tuple(map(int, p.split(","))) for p in pairs[1].split("},{")] if pairs else []
-        return given * len([m for m in moves if m[0] != m[1]]) / max(1, devices), _ring(moves)
+        pairs = re.findall(r"\{(\d+),(\d+)\}", i.attribute(r"source_target_pairs=\{(.*?\})\}"))
+        to = {int(a): int(b) for a, b in pairs}
+        return given * sum(a != b for a, b in to.items()) / max(1, devices), _ring(to)
     group = _group(i.attributes, devices)
     n = len(group)
     factor = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n}.get(kind, (n - 1) / n)
     return given * factor, group
 
 
-def _ring(moves: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The partitions that permuting again and again joins to the first."""
-    to: dict[int, int] = {move[0]: move[1] for move in moves}
+def _ring(to: Mapping[int, int]) -> tuple[int, ...]:
+    """The partitions that repeated permutation joins to the first."""
     ring: list[int] = []
     at = next(iter(to), 0)
     while at not in ring:
@@ -286,36 +243,34 @@ def _group(attributes: str, devices: int) -> tuple[int, ...]:
         axes = dict(re.findall(r"'(\w+)'=(\d+)", m[1]))
         named = set(re.findall(r"'(\w+)'", m[2]))
         ids = np.arange(devices).reshape([int(n) for n in axes.values()])
-        return tuple(int(x) for x in ids[tuple(slice(None) if a in named else 0 for a in axes)].ravel())
+        return tuple(ids[tuple(slice(None) if a in named else 0 for a in axes)].ravel().tolist())
     if m := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
         ids = np.arange(devices).reshape([int(x) for x in m[3].split(",")])
         ids = ids.transpose([int(x) for x in m[4].split(",")]) if m[4] else ids
-        return tuple(int(x) for x in ids.reshape(int(m[1]), int(m[2]))[0])
+        return tuple(ids.reshape(int(m[1]), int(m[2]))[0].tolist())
     if m := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return tuple(int(x) for x in m[1].split(",") if x)
     return tuple(range(devices))
 
 
 def axes_of(group: Sequence[int], shape: Mapping[str, int]) -> str:
-    """The mesh axes that a group of partitions spans, joined by +: 'fsdp', 'data+fsdp'. '': a device alone."""
-    places = np.stack(np.unravel_index(np.asarray(group, int), tuple(shape.values())))
-    varies = [len(set(row.tolist())) > 1 for row in places]
-    return "+".join(itertools.compress(shape, varies))
+    """The mesh axes that a group of partitions spans, joined by +, as 'data+fsdp'; '' for a single device."""
+    places = np.unravel_index(np.asarray(group, int), tuple(shape.values()))
+    return "+".join(axis for axis, place in zip(shape, places, strict=True) if np.ptp(place) > 0)
 
 
-# --------------------------------------------------------------------------------------- memory
+def traffic(module: Module) -> float:
+    """Bytes per step that a device reads from and writes to its main memory: operands and results of instructions.
 
-
-def traffic(module: Mapping[str, Computation]) -> float:
-    """Bytes that a step reads from and writes to a device's main memory: what each instruction takes and makes, of a
-    slice only the slice. What stays in on-chip memory is left out."""
+    Of a slice only the slice counts. What stays in on-chip memory doesn't count.
+    """
     total = 0.0
     for c, times in executed(module):
         total += times * sum(_moved(i, c, module) for i in c.instructions.values() if i.op not in FREE)
     return total
 
 
-def _moved(i: Instruction, c: Computation, module: Mapping[str, Computation]) -> float:
+def _moved(i: Instruction, c: Computation, module: Module) -> float:
     if i.op in ("dynamic-slice", "gather", "slice"):
         return 2 * size(i.type, hbm=True)
     if i.op == "dynamic-update-slice":

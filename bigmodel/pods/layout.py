@@ -1,8 +1,9 @@
-"""Which mesh, and what to compute again: memory and time of every layout of a model on a topology, by formula.
+"""Memory and time of every layout (mesh, recomputation, micro-batch) of a model on a topology, by formula.
 
-Estimates choose; `pod.prove` proves. Of a chip's bytes the state is exact (from the shardings that training uses),
-activations are as XLA was seen to keep them. A step's time is the largest of its matrix
-products at the published peak and of what each network carries at its published rate: as if all overlapped.
+Layouts are chosen by these estimates and verified by `aot.prove`. The state's bytes per chip are exact, from the
+shardings that training uses; activations follow what XLA was observed to keep. The time of a step is the largest of the
+time of its matrix products at the published peak and of each network's traffic at its published rate, as if all
+overlapped.
 
 Legend: B examples, L length, D width, F ffn, N depth, H heads, V vocab; t tensor, s sequence, f fsdp, d data x slices.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,11 +29,11 @@ from bigmodel.run import budget, program
 
 @dataclass(frozen=True)
 class Chip:
-    """Published peaks of one chip, in FLOPs, bytes and seconds; bfloat16.
+    """Published peaks of one chip in FLOPs, bytes and seconds; bfloat16.
 
     Attributes:
-      ici: bytes a second that a chip sends along one dimension of the torus, both ways together.
-      dcn: bytes a second that a chip sends to another slice.
+      ici: bytes per second that a chip sends along one dimension of the torus, both directions together.
+      dcn: bytes per second that a chip sends to other slices.
     """
 
     flops: float
@@ -51,8 +52,8 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 200e9, 6.25e9, 3),
     "v6e": Chip(918e12, 32 * 2**30, 1640e9, 200e9, 12.5e9, 2),
 }
-MOST_SEQUENCE = 8  # devices that a sequence is spread over, in the layouts looked at
-USABLE = 0.92  # of HBM, that an estimate may fill: the rest is the compiler's, and the estimate's error
+MOST_SEQUENCE = 8  # devices that a sequence is spread over, at most
+USABLE = 0.92  # of HBM that an estimate may fill: the rest is for the compiler, and for the estimate's error
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,13 @@ class Topology:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Chips along each dimension of a slice."""
-        try:
-            shape = tuple(int(n) for n in self.name.partition(":")[2].split("x"))
-        except ValueError:
-            shape = ()
-        if len(shape) != self.chip.dimensions or min(shape) < 1:
-            example = f"{self.name.partition(':')[0]}:{'x'.join(['4'] * self.chip.dimensions)}"
-            raise UsageError(f"--topology={self.name!r}: chips along {self.chip.dimensions} dimensions, as {example}")
+        """Chips along each dimension of a slice. UsageError: the name is malformed."""
+        chip, _, text = self.name.partition(":")
+        dimensions = self.chip.dimensions
+        shape = tuple(int(n) if n.isdecimal() else 0 for n in text.split("x"))
+        if len(shape) != dimensions or min(shape) < 1:
+            example = f"{chip}:{'x'.join(['4'] * dimensions)}"
+            raise UsageError(f"--topology={self.name!r}: chips along {dimensions} dimensions, as {example}")
         if self.slices * math.prod(shape) > 2**20:
             raise UsageError(f"--topology={self.name!r} --slices={self.slices}: more than {2**20:,} chips")
         return shape
@@ -85,14 +85,14 @@ class Topology:
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to carry a step out, with its estimated bytes a chip and seconds."""
+    """A way to execute a step, with its estimated bytes per chip and seconds."""
 
     mesh: Mapping[str, int]
     remat: str
     microbatch: int
     state_bytes: float
     activation_bytes: float
-    seconds: Mapping[str, float]  # compute, fsdp, tensor, sequence, data
+    seconds: Mapping[str, float]  # compute, dcn; the others are on ICI: fsdp, tensor, sequence, data
 
     @property
     def bytes(self) -> float:
@@ -110,27 +110,26 @@ class Layout:
         mesh = {f"run.mesh.{axis}": n for axis, n in self.mesh.items()}
         return {**mesh, "run.remat": self.remat, "train.microbatch": self.microbatch}
 
-    def describe(self) -> str:
-        mesh = " x ".join(f"{axis} {n}" for axis, n in self.mesh.items() if n > 1) or "one chip"
-        micro = f", microbatch {self.microbatch}" if self.microbatch else ""
-        return f"{mesh}, remat {self.remat}{micro}"
-
 
 BACKWARD = {"none": 2.0, "dots": 2.1, "full": 3.0, "offload": 3.0}  # in forward passes
-# Bytes a token and unit of width that a block keeps for its backward pass, beside what enters it, 2 bytes a number:
-# what XLA was found to keep of GPT-3's block (docs/pods.md), not what a program written by hand has to (34: Korthikanti
-# et al., table 2). Heads narrower than 128 are stored as if they weren't.
+# Bytes per token and unit of width that a block keeps for its backward pass beside its input, at 2 bytes a number: what
+# XLA was observed to keep of GPT-3's block (docs/pods.md), where a hand-written program needs 34 (Korthikanti et al.,
+# table 2). Heads narrower than 128 are stored as if they had 128.
 KEPT = {"none": 100.0, "dots": 26.0, "full": 0.0, "offload": 0.0}
 
 
 def _static(frozen: Any) -> str:
-    """What the state's shapes follow from, the same for every way to carry the step out."""
+    """What the state's shapes follow from; the same for every way to execute the step."""
     how = {"train.microbatch": 0, "train.grad_dtype": "float32", "run.remat": "none", "run.loss_chunks": 0}
     return program.static_part(changed(frozen, how))
 
 
 def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: str = "") -> Layout:
-    """Of a finalised config on a mesh; of families without blocks of attention, the state and compute alone."""
+    """The layout of a finalised config on a mesh; of a family without a footprint, its state and compute alone.
+
+    Args:
+      static: `_static(frozen)`, if the caller has it already.
+    """
     chip, cfg, train = topology.chip, frozen.model, frozen.train
     n = topology.chips
     abstract = AbstractMesh(tuple(mesh[a] for a in sharding.AXES), sharding.AXES)
@@ -141,40 +140,36 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     forward = models.family(frozen.family).flops(cfg) * train.batch_size
     remat = frozen.run.remat
     seconds = {"compute": forward * (1 + BACKWARD[remat]) / n / chip.flops}
-    size = 2 if "dtype" in cfg and cfg.dtype == "bfloat16" else 4
     grads = params * (2 if turns > 1 else 1)  # an accumulator beside the gradient
     if train.grad_dtype != train.param_dtype:
         grads *= 0.5 if train.grad_dtype == "bfloat16" else 2.0
-    if "num_heads" not in cfg:
+    sizes = models.family(frozen.family).footprint(cfg)
+    if sizes is None:
         return Layout(mesh, remat, train.microbatch, state + grads, 0.0, {**seconds, "ici": 0.0, "dcn": 0.0})
-    N, D, L = cfg.depth, cfg.width, cfg.seq_len
-    tokens = B * L / s  # of a chip, but for the tensor axis
+    N, D, L, size = (sizes[key] for key in ("layers", "width", "length", "itemsize"))
+    tokens = B * L / s  # per chip, before the tensor axis
     entering = 0.0 if remat == "offload" else 2.0
     activations = N * tokens * D * (entering + KEPT[remat]) * size / 2 / t
-    # Of the block at work: as `none` keeps, its gradient, and two layers' gathered weights with one's gradient.
-    block = _block_params(frozen)
+    # The current block: what `none` keeps, its gradient, and two layers' gathered weights with one layer's gradient.
+    total, nonembedding, *_ = budget.counts(frozen.family, cfg)
+    block = nonembedding / N
     activations += tokens * D * 34 * size / 2 / t * 1.5 + block / t * (2 * size + 4)
-    activations += 3 * min(4 * tokens * cfg.vocab_size / t, 2**27) + 2 * 4 * tokens * D
-    # What a chip sends, by ring algorithms, over a dimension of the torus at a time.
+    activations += 3 * min(4 * tokens * sizes["vocabulary"] / t, 2**27) + 2 * 4 * tokens * D
+    # What a chip sends by ring algorithms, over one dimension of the torus at a time.
     gathered = block * N / t * size * (f - 1) / f if f > 1 else 0.0
-    # Forward, backward, gradients: without tensor parallelism these whole, at twice the bytes (program.options).
+    # Forward, backward, gradients; without tensor parallelism gradients take twice the bytes (platforms.step_options).
     seconds["fsdp"] = turns * (3 if t > 1 else 4) * gathered / chip.ici
     seconds["tensor"] = turns * (4 + 4) * N * tokens * D * size * (t - 1) / t / chip.ici
     seconds["sequence"] = turns * 8 * N * tokens * D / t * size * (s - 1) / s / chip.ici if s > 1 else 0.0
-    reduce = turns * 2 * 4 * budget.counts(frozen.family, cfg)[0] / (f * t)
+    reduce = turns * 2 * 4 * total / (f * t)
     seconds["data"] = reduce * (mesh["data"] - 1) / mesh["data"] / chip.ici
     seconds["dcn"] = reduce * (mesh["slices"] - 1) / mesh["slices"] / chip.dcn
     return Layout(mesh, remat, train.microbatch, state + grads, activations, seconds)
 
 
-def _block_params(frozen: Any) -> float:
-    """Parameters of a layer: all without embeddings, over the depth."""
-    return budget.counts(frozen.family, frozen.model)[1] / frozen.model.depth
-
-
 @functools.lru_cache(maxsize=4096)
 def _state(static: str, family: str, mesh: AbstractMesh) -> tuple[float, float]:
-    """Bytes of a chip's part of the gradients, and of the whole state, from the shardings of training."""
+    """Bytes per chip of the gradients and of the whole state, by the shardings of training."""
     shapes = program.state_shapes(static)
     layout = sharding.state_shardings(shapes, models.family(family).RULES, mesh)
 
@@ -186,12 +181,12 @@ def _state(static: str, family: str, mesh: AbstractMesh) -> tuple[float, float]:
 
 
 def meshes(frozen: Any, topology: Topology) -> Iterator[dict[str, int]]:
-    """Every mesh of the topology that divides the model and its batch; tensor and sequence within a slice."""
+    """Every mesh that fills the topology and divides the model and its batch; tensor and sequence within a slice."""
     cfg, n = frozen.model, topology.chips // topology.slices
     examples = frozen.train.microbatch or frozen.train.batch_size
-    heads = cfg.num_kv_heads if "num_kv_heads" in cfg else 1
-    length = cfg.seq_len if "seq_len" in cfg else 1
-    most = MOST_SEQUENCE if "num_heads" in cfg else 1
+    family = models.family(frozen.family)
+    sizes, length = family.footprint(cfg), family.units(cfg)
+    heads, most = (sizes["heads"], MOST_SEQUENCE) if sizes else (1, 1)
     for t, s in itertools.product(_divisors(n), repeat=2):
         if heads % t or n % (t * s) or length % (t * s) or t > 64 or s > most:
             continue
@@ -205,74 +200,78 @@ def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def choices(
-    frozen: Any, topology: Topology, remats: tuple[str, ...] = ("none", "dots", "full"), factor: float = 1.0
-) -> list[Layout]:
-    """Layouts whose estimate fits: the fastest first, of those within about 2 % of each other the smallest.
-
-    `factor`: by how much activations were found to be larger than estimated.
-    """
-    found = []
+def _estimates(frozen: Any, topology: Topology, remats: Sequence[str]) -> Iterator[Layout]:
+    """Every layout with one of `remats`."""
     for remat in remats:
         cfg = changed(frozen, {"run.remat": remat})
         static = _static(cfg)
         for mesh in meshes(cfg, topology):
-            layout = estimate(cfg, mesh, topology, static)
-            if layout.state_bytes + factor * layout.activation_bytes <= USABLE * topology.chip.hbm:
-                found.append(layout)
+            yield estimate(cfg, mesh, topology, static)
+
+
+def choices(
+    frozen: Any, topology: Topology, remats: Sequence[str] = ("none", "dots", "full"), factor: float = 1.0
+) -> list[Layout]:
+    """Layouts whose estimate fits, the fastest first; the smallest first among those within about 2 % of each other.
+
+    `factor`: observed over estimated bytes of activations.
+    """
+    usable = USABLE * topology.chip.hbm
+    estimates = _estimates(frozen, topology, remats)
+    found = [x for x in estimates if x.state_bytes + factor * x.activation_bytes <= usable]
     return sorted(found, key=lambda x: (round(math.log(x.step_seconds, 1.02)), x.bytes))
 
 
 def smallest(frozen: Any, topology: Topology) -> Layout:
-    """The layout of the fewest bytes a chip, all of a block computed again."""
-    cfg = changed(frozen, {"run.remat": "full"})
-    static = _static(cfg)
-    found = [estimate(cfg, mesh, topology, static) for mesh in meshes(cfg, topology)]
-    if not found:
+    """The layout with the fewest bytes per chip, with full recomputation."""
+    found = min(_estimates(frozen, topology, ["full"]), key=lambda x: x.bytes, default=None)
+    if found is None:
         raise UsageError(
             f"config.train.batch_size={frozen.train.batch_size}: no mesh of {topology.chips} chips divides it and the "
             "model's heads and length"
         )
-    return min(found, key=lambda x: x.bytes)
+    return found
 
 
 def changed(frozen: Any, overrides: Mapping[str, Any]) -> Any:
+    """A finalised config with other values for some dotted keys; nothing is filled again."""
     cfg = ConfigDict(frozen.to_dict())
-    for key, value in overrides.items():
-        *parents, leaf = key.split(".")
-        section = cfg
-        for part in parents:
-            section = section[part]
-        section[leaf] = value
+    cfg.update_from_flattened_dict(overrides)
     return FrozenConfigDict(cfg)
 
 
 def why(layout: Layout, topology: Topology) -> str:
-    """One line: what the choice fills and what bounds it."""
+    """One line: the memory that a layout fills, its seconds, and what bounds them."""
     g, s = 2**30, layout.seconds
-    slowest = max((("ICI", layout.ici_seconds), ("DCN", s["dcn"]), ("compute", s["compute"])), key=lambda x: x[1])
+    mesh = " x ".join(f"{axis} {n}" for axis, n in layout.mesh.items() if n > 1) or "one chip"
+    micro = f", microbatch {layout.microbatch}" if layout.microbatch else ""
+    times = {"ICI": layout.ici_seconds, "DCN": s["dcn"], "compute": s["compute"]}
+    bound = max(times, key=lambda name: times[name])
     return (
-        f"{layout.describe()}: about {layout.state_bytes / g:.2f} GiB of state and gradients and "
+        f"{mesh}, remat {layout.remat}{micro}: about {layout.state_bytes / g:.2f} GiB of state and gradients and "
         f"{layout.activation_bytes / g:.2f} of activations of {topology.chip.hbm / g:.0f} GiB; "
-        f"compute {s['compute']:.3g} s, ICI {layout.ici_seconds:.3g} s, DCN {s['dcn']:.3g} s: bound by {slowest[0]}"
+        f"compute {s['compute']:.3g} s, ICI {layout.ici_seconds:.3g} s, DCN {s['dcn']:.3g} s: bound by {bound}"
     )
 
 
 @dataclass(frozen=True)
 class Remedy:
+    """Overrides, and a topology, that make a config fit; `cost` is chip-seconds over those of its FLOPs at peak."""
+
     overrides: Mapping[str, Any]
     text: str
-    cost: float  # seconds x chips a token, over what the config would take
+    cost: float
     layout: Layout
     topology: Topology
 
 
-def remedies(frozen: Any, topology: Topology, needed: float = 0.0, count: int = 3) -> list[Remedy]:
-    """The cheapest changes after which the estimate fits, one of a kind: another layout of the same step, a batch in
-    parts, moments in bfloat16, a larger topology.
+def remedies(frozen: Any, topology: Topology, needed: float = 0.0) -> list[Remedy]:
+    """The three cheapest changes after which the estimate fits, at most one of each kind.
+
+    Kinds are another layout of the same step, micro-batches, moments in bfloat16, and a larger topology.
 
     Args:
-      needed: bytes that the config's own program was found to need, which correct the estimates.
+      needed: bytes that the config's own program was found to need, which correct the estimates; 0: not known.
     """
     factor = 1.0
     if needed:
@@ -280,17 +279,16 @@ def remedies(frozen: Any, topology: Topology, needed: float = 0.0, count: int = 
         factor = max(1.0, (needed - own.state_bytes) / max(1.0, own.activation_bytes))
     base = models.family(frozen.family).flops(frozen.model) * 3 * frozen.train.batch_size / topology.chip.flops
     B = frozen.train.batch_size
-    kinds: list[tuple[str, dict[str, Any], Topology]] = [("", {}, topology)]
-    kinds += [
-        (f"gradients of {B // k} examples at a time", {"train.microbatch": B // k}, topology)
-        for k in (2, 4, 8, 16, 32, 64)
-        if B % k == 0
+    parts = [k for k in (2, 4, 8, 16, 32, 64) if B % k == 0]
+    micro = [(f"gradients of {B // k} examples at a time", {"train.microbatch": B // k}) for k in parts]
+    moments = {"optim.state_dtype": "bfloat16"}
+    kinds: list[tuple[str, dict[str, Any], Topology]] = [
+        ("", {}, topology),
+        *((text, overrides, topology) for text, overrides in micro),
+        ("moments in bfloat16", moments, topology),
+        *((f"{text}, moments in bfloat16", {**overrides, **moments}, topology) for text, overrides in micro),
+        *((f"{k} slices", {}, replace(topology, slices=topology.slices * k)) for k in (2, 4, 8, 16)),
     ]
-    kinds += [
-        (f"{text}, moments in bfloat16".lstrip(", "), {**o, "optim.state_dtype": "bfloat16"}, topology)
-        for text, o, _ in list(kinds)
-    ]
-    kinds += [(f"{k} slices", {}, replace(topology, slices=topology.slices * k)) for k in (2, 4, 8, 16)]
     best: dict[str, Remedy] = {}
     for text, overrides, where in kinds:
         found = choices(changed(frozen, overrides), where, ("none", "dots", "full", "offload"), factor)
@@ -301,4 +299,4 @@ def remedies(frozen: Any, topology: Topology, needed: float = 0.0, count: int = 
         kind = "slices" if where is not topology else "+".join(sorted(overrides)) or "layout"
         if kind not in best or cost < best[kind].cost * 0.999:
             best[kind] = Remedy({**overrides, **layout.overrides(), **overrides}, text, cost, layout, where)
-    return sorted(best.values(), key=lambda r: r.cost)[:count]
+    return sorted(best.values(), key=lambda r: r.cost)[:3]

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, tree
 from bigmodel.config import HORIZONS, bounded, flatten
-from bigmodel.errors import NoData, UsageError, choose, nearest, note
+from bigmodel.errors import NoData, UsageError, check_ranges, choose, nearest, note
 from bigmodel.files import check_path
+from bigmodel.ops import remat
 from bigmodel.run import optim, parametrize
 from bigmodel.run.record import read_result
 
@@ -45,6 +46,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
             divergence_steps=20,  # ... for this many steps in a row (a NaN: at once)
             init_from="",  # a finished run's folder, or a published .safetensors, whose parameters to start from
+            init_parts=(),  # or of several: (run or file, prefix of its parameters' paths, prefix of ours) each
             init_only="",  # regex of the parameters' paths to take from there; the others start afresh. "": all
             init_fingerprint="",  # which run or file that is, filled from it
         )
@@ -62,6 +64,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             log_every=1,  # steps a row of metrics.jsonl
             eval_every=0,  # steps; 0: only at the end
             wandb="offline",  # or online, off
+            workers=0,  # processes that read and augment training examples; 0: a thread of the run's own process
             watchdog=1800,  # seconds without a step after which a process gives up, to be started again; 0: never
         )
     )
@@ -69,13 +72,14 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
 
 
 def base(family: str, source: str) -> ConfigDict:
-    """The complete default config of a family on a data source."""
+    """The complete default config of a family on a data source: their names, or paths of files of the user's."""
     train, run = get_config()
+    family, source = (str(Path(name).absolute()) if name.endswith(".py") else name for name in (family, source))
     return ConfigDict(
         dict(
             family=family,
             model=models.family(family).get_config(),
-            data=data.source(source).get_config(),
+            data={**data.source(source).get_config(), "source": source},
             optim=optim.get_config(),
             train=train,
             run=run,
@@ -94,11 +98,11 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     """
     config = config.copy_and_resolve_references()
     fill(config)
-    family, source = models.family(config.family), data.source(config.data.source)
+    family = models.family(config.family)
     config.unlock()
     if reads:
-        source.finalize(config.data, config.run.data_dir)
-        sizes = source.describe(config.data, config.run.data_dir).sizes
+        data.finalize(config.data, config.run.data_dir)
+        sizes = data.describe(config.data, config.run.data_dir).sizes
     else:
         sizes = {key: value for key, value in config.data.items() if key in config.model}
     for key, value in sizes.items():
@@ -109,7 +113,7 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
         if config.model[key] not in (value, family.get_config()[key]):
             raise UsageError(f"config.model.{key}={config.model[key]}: the data decides it, and says {value}")
         config.model[key] = value
-    if "parametrization" in config.model:
+    if family.base:
         choose("config.model.parametrization", config.model.parametrization, parametrize.NAMES)
     family.finalize(config.model)
     optim.finalize(config.optim)
@@ -164,21 +168,18 @@ def fill(config: ConfigDict, quiet: bool = False) -> None:
 
 
 def _check_train(config: ConfigDict) -> None:
-    train, run = config.train, config.run
-    for key in ("batch_size", "divergence_steps"):
-        if train[key] < 1:
-            raise UsageError(f"config.train.{key}={train[key]}: must be at least 1")
+    train, run, family = config.train, config.run, models.family(config.family)
+    counts_ = dict.fromkeys(("batch_size", "divergence_steps", "patience_steps"), "[1, inf)")
+    or_none = dict.fromkeys(("microbatch", "eval_examples", "patience", *HORIZONS), "[0, inf)")
+    # JAX's keys drop the bits above 32, and two seeds would be one.
+    check_ranges("config.train.", train, seed=f"[0, {2**32})", divergence="(1, inf)", **counts_, **or_none)
+    or_never = dict.fromkeys(("checkpoint_every", "eval_every", "workers", "watchdog", "loss_chunks"), "[0, inf)")
+    check_ranges("config.run.", run, keep="[1, inf)", log_every="[1, inf)", **or_never)
     for key in ("param_dtype", "grad_dtype"):
         choose(f"config.train.{key}", train[key], optim.DTYPES)
-    if train.patience_steps < 1:
-        raise UsageError(f"config.train.patience_steps={train.patience_steps}: must be at least 1")
-    for key in ("microbatch", "eval_examples", "seed", "patience", *HORIZONS):
-        if train[key] < 0:
-            raise UsageError(f"config.train.{key}={train[key]}: must not be negative")
-    if train.seed >= 2**32:  # JAX's keys would drop the bits above, and two seeds would be one
-        raise UsageError(f"config.train.seed={train.seed}: must be below 2^32")
-    if train.divergence <= 1:
-        raise UsageError(f"config.train.divergence={train.divergence}: a multiple of the first loss, must be over 1")
+    choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
+    choose("config.run.remat", run.remat, remat.POLICIES)
+    choose("config.run.attention", run.attention, ["auto", "plain", "splash", "cudnn"])
     if train.microbatch and train.batch_size % train.microbatch:
         raise UsageError(
             f"config.train.microbatch={train.microbatch} doesn't divide train.batch_size={train.batch_size}"
@@ -187,65 +188,74 @@ def _check_train(config: ConfigDict) -> None:
         raise UsageError(
             f"config.train.noise_scale: needs batch_size={train.batch_size} above microbatch={train.microbatch} and 1"
         )
-    if not models.family(config.family).decomposes(config.model):
+    if not family.decomposes(config.model):
         why = "in this model each example's loss depends on the whole batch"
         for key in ("microbatch", "noise_scale"):
             if train[key]:
                 raise UsageError(f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches")
-        if train.batch_size == 1 and not carries(config.model):
+        if train.batch_size == 1 and not family.carries(config.model):
             raise UsageError(f"config.train.batch_size=1: {why}: use at least 2")
     given = [k for k in HORIZONS if train[k]]
     if len(given) != 1:
         said = f"{', '.join(given)} are" if given else "none is"
         raise UsageError(f"how long to train: give exactly one of train.{{{', '.join(HORIZONS)}}}; {said} given")
-    for key in ("keep", "log_every"):
-        if run[key] < 1:
-            raise UsageError(f"config.run.{key}={run[key]}: must be at least 1")
-    for key in ("checkpoint_every", "eval_every", "watchdog"):
-        if run[key] < 0:
-            meaning = "never" if key == "watchdog" else "only at the end"
-            raise UsageError(f"config.run.{key}={run[key]}: must not be negative (0: {meaning})")
-    if train.init_from:
-        check_path("config.train.init_from", train.init_from)
-        published = train.init_from.endswith(".safetensors")
-        if published:
-            _check_published(config)
-        start = {"run_id": digest(train.init_from)} if published else read_result(train.init_from)
-        if start is None and not train.init_fingerprint:  # with it, a run that is yet to be trained can be meant
-            there = [] if "://" in train.init_from else sorted(Path(train.init_from).glob("*.safetensors"))
-            hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
-            raise UsageError(
-                f"config.train.init_from={train.init_from!r}: no finished run there (no result.json){hint}"
-            )
-        found = start["run_id"] if start else train.init_fingerprint
-        if train.init_fingerprint not in ("", found):
-            raise UsageError(
-                f"config.train.init_from={train.init_from!r} is {found}; the config asks for {train.init_fingerprint}"
-            )
-        train.init_fingerprint = found
-    elif train.init_fingerprint:  # which decides the run id
+    _check_start(config)
+    if config.optim.groups or train.init_only:
+        paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
+        patterns = [("config.optim.groups", group[0]) for group in config.optim.groups]
+        for key, pattern in [*patterns, ("config.train.init_only", train.init_only)]:
+            try:
+                if not any(re.search(pattern, path) for path in paths):
+                    raise UsageError(f"{key}: no parameter has a path like {pattern!r}{nearest(pattern, paths)}")
+            except re.error as e:
+                raise UsageError(f"{key}={pattern!r}: not a regular expression: {e}") from e
+
+
+def starts(train: Any) -> tuple[tuple[str, str, str], ...]:
+    """(run or file, prefix of its parameters' paths, prefix of ours) of all that a run starts from."""
+    return ((train.init_from, "", ""),) if train.init_from else train.init_parts
+
+
+def _check_start(config: ConfigDict) -> None:
+    """Checks what a run starts from, and fills in its fingerprint."""
+    train = config.train
+    named = train.init_fingerprint.split("+") if train.init_fingerprint else []
+    parts = starts(train)
+    if not parts and named:  # which decides the run id
         raise UsageError(
             f"config.train.init_fingerprint={train.init_fingerprint!r} names what to start from, and train.init_from "
             "is empty: to start afresh, --config.train.init_fingerprint="
         )
-    if train.init_only:
-        paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
-        try:
-            if not any(re.search(train.init_only, p) for p in paths):
-                hint = nearest(train.init_only, paths)
-                raise UsageError(f"config.train.init_only={train.init_only!r}: no parameter has such a path{hint}")
-        except re.error as e:
-            raise UsageError(f"config.train.init_only={train.init_only!r} is no regular expression: {e}") from e
-    choose("config.run.wandb", run.wandb, ["offline", "online", "off"])
-    choose("config.run.remat", run.remat, ["none", "dots", "full", "offload"])
-    choose("config.run.attention", run.attention, ["auto", "plain", "splash", "cudnn"])
-    if run.loss_chunks < 0:
-        raise UsageError(f"config.run.loss_chunks={run.loss_chunks}: must not be negative (0: by size)")
+    if train.init_from and train.init_parts:
+        raise UsageError("config.train: give init_from or init_parts, not both")
+    for part in parts:
+        if not isinstance(part, tuple) or len(part) != 3 or not all(isinstance(text, str) for text in part):
+            raise UsageError(f"config.train.init_parts: {part!r}: expected (run or file, its prefix, our prefix)")
+    if named and len(named) != len(parts):
+        raise UsageError(
+            f"config.train.init_fingerprint={train.init_fingerprint!r}: names {len(named)} of {len(parts)}"
+        )
+    found = []
+    for i, (path, _, _) in enumerate(parts):
+        check_path("config.train.init_from", path)
+        published = path.endswith(".safetensors")
+        if published:
+            _check_published(config, path)
+        start = {"run_id": digest(path)} if published else read_result(path)
+        if start is None and not named:  # with a fingerprint, a run that is yet to be trained can be meant
+            there = [] if "://" in path else sorted(Path(path).glob("*.safetensors"))
+            hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
+            raise UsageError(f"config.train.init_from={path!r}: no finished run there (no result.json){hint}")
+        found.append(start["run_id"] if start else named[i])
+        if named and named[i] != found[i]:
+            raise UsageError(f"config.train.init_from={path!r} is {found[i]}; the config asks for {named[i]}")
+    if found:
+        train.init_fingerprint = "+".join(found)
 
 
-def _check_published(config: ConfigDict) -> None:
+def _check_published(config: ConfigDict, path: str) -> None:
     """Refuses published weights where none can be meant, before anything is read."""
-    where, model = f"config.train.init_from={config.train.init_from!r}", config.model
+    where, model = f"config.train.init_from={path!r}", config.model
     if not models.family(config.family).WEIGHTS:
         raise UsageError(f"{where}: family {config.family!r} has no map of published names; start from a run's folder")
     base = ("base_width", "width"), ("base_depth", "depth"), ("base_num_heads", "num_heads")
@@ -318,11 +328,6 @@ def init(family: ModuleType, cfg: Any, key: jax.Array, batch_size: int = 1) -> A
     return family.Model(cfg).init(key, *family.inputs(cfg, zeros))
 
 
-def carries(model: Any) -> bool:
-    """Whether a window goes on from the state at the end of the one before it, so that data is read in order."""
-    return "carry" in model and bool(model.carry)
-
-
 @functools.lru_cache(maxsize=4096)
 def _shapes(family_name: str, model_json: str) -> Any:
     family, cfg = models.family(family_name), FrozenConfigDict(json.loads(model_json))
@@ -342,7 +347,7 @@ def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
     """What a model's parametrisation scales each parameter by, from the shapes of it and of its base."""
     family = models.family(family_name)
     own = shapes(family_name, model)
-    if "parametrization" not in model:
+    if not family.base:
         return parametrize.scales("standard", optimizer, own, own, family.RULES)
     base = shapes(family_name, family.base(model))
     return parametrize.scales(
@@ -396,8 +401,8 @@ def derive(config: FrozenConfigDict) -> Budget:
       UsageError: more tokens asked than `data.epochs` passes over the data give.
     """
     train = config.train
-    family, source = models.family(config.family), data.source(config.data.source)
-    info = source.describe(config.data, config.run.data_dir)
+    family = models.family(config.family)
+    info = data.describe(config.data, config.run.data_dir)
     total, nonembedding, kaplan, _ = counts(config.family, config.model)
     per_step = train.batch_size * info.units_per_example
     flops_per_step = 3 * family.flops(config.model) * train.batch_size
@@ -414,7 +419,7 @@ def derive(config: FrozenConfigDict) -> Budget:
             f"the horizon is less than one step: a step of train.batch_size={train.batch_size} is "
             f"{per_step} {info.unit}, {flops_per_step:.3g} FLOPs"
         )
-    if carries(config.model) and info.train_examples < train.batch_size:
+    if family.carries(config.model) and info.train_examples < train.batch_size:
         raise UsageError(
             f"config.train.batch_size={train.batch_size}: with model.carry each row reads a part of the data, which "
             f"has only {info.train_examples} windows"
@@ -467,8 +472,8 @@ def describe(family_name: str, model: Any) -> dict[str, Any]:
         cfg.name = name
         return cfg
 
-    forward = models.family(family_name).flops(model)
-    length = model.to_dict().get("seq_len", 1)
+    family = models.family(family_name)
+    forward, length = family.flops(model), family.units(model)
     return {
         "params": total,
         "params_nonembedding": nonembedding,

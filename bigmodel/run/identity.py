@@ -14,7 +14,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from bigmodel import config, files, models
+from bigmodel import files, models
+from bigmodel.config import flatten, from_json, plugin_name
 from bigmodel.errors import UsageError
 from bigmodel.run import budget
 
@@ -57,20 +58,24 @@ def hashed(frozen: Any) -> dict[str, Any]:
     """What an id is the hash of."""
     own = frozen.to_dict()
     names = {"model": f"model.{frozen.family}", "data": f"data.{frozen.data.source}"}
-    tree: dict[str, Any] = {"family": frozen.family}
+    tree: dict[str, Any] = {"family": plugin_name(frozen.family)}
     later = []
     for section in ("model", "data", "optim", "train"):
         first = FIRST.get(names.get(section, section), "").split()
         tree[section] = {key: value for key, value in own[section].items() if key in first}
         later += [(section, key) for key in own[section] if key not in first]
+    if "source" not in tree["data"]:  # a user's own
+        tree["data"]["source"] = plugin_name(own["data"]["source"])
     if later:
         defaults = budget.base(frozen.family, frozen.data.source)
         for section, key in later:
             value, default = own[section][key], defaults[section][key]
-            if value != default and not (section == "model" and _follows(frozen, key, default)):
+            if key != "source" and value != default and not (section == "model" and _follows(frozen, key, default)):
                 tree[section][key] = value
     if own["train"].get("init_fingerprint"):
         tree["train"].pop("init_from", None)
+        if "init_parts" in tree["train"]:
+            tree["train"]["init_parts"] = [part[1:] for part in own["train"]["init_parts"]]
     return tree
 
 
@@ -94,11 +99,11 @@ def check(folder: epath.Path, frozen: Any) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    there = config.from_json(files.read_text(path, "config"), str(path))
+    there = from_json(files.read_text(path, "config"), str(path))
     budget.fill(there, quiet=True)
     theirs, ours = hashed(FrozenConfigDict(there)), hashed(frozen)
-    for name in dict.fromkeys((*config.flatten(ConfigDict(ours)), *config.flatten(ConfigDict(theirs)))):
-        other, own = (config.flatten(ConfigDict(tree)).get(name, "its default") for tree in (theirs, ours))
+    for name in dict.fromkeys((*flatten(ConfigDict(ours)), *flatten(ConfigDict(theirs)))):
+        other, own = (flatten(ConfigDict(tree)).get(name, "its default") for tree in (theirs, ours))
         if own != other:
             raise UsageError(
                 f"{str(path)!r} is of another run: {name} is {other!r} there and {own!r} here; choose another --runs"

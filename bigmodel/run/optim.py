@@ -6,6 +6,7 @@ step, computed on the host by `learning_rate`. So one compilation serves every r
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -13,17 +14,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import tree
-from bigmodel.errors import UsageError, choose
+from bigmodel.config import coerce
+from bigmodel.errors import UsageError, check_ranges, choose
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "wsd")
 DTYPES = ("float32", "bfloat16")
 SMALLEST, LARGEST = 1e-37, 1e9  # with these, updates are finite in float32 where gradients are
+ELEMENTWISE = ("adamw", "lion", "sgd")  # each parameter's update follows from its own gradient alone
+GROUP_KEYS = ("name", "lr_factor", "weight_decay", "b1", "b2", "eps", "momentum", "frozen")
 RATE_KEYS = ("lr", "schedule", "warmup", "final_lr", "decay", "branches")  # used on the host only: not compiled
 
 
@@ -47,45 +50,90 @@ def get_config() -> ConfigDict:
             momentum=0.9,  # sgd and muon; 0: plain gradient descent
             state_dtype="float32",  # or bfloat16, in which moments are kept between steps
             clip=1.0,  # global gradient norm; 0: no clipping
+            # parameters that learn otherwise: (regex of their paths, "key=value", ...); the first that matches counts.
+            # Keys: those of GROUP_KEYS, as ("^text/", "frozen=true") or ("^head$", "lr_factor=10", "weight_decay=0")
+            groups=(),
         )
     )
 
 
 def finalize(cfg: ConfigDict) -> None:
-    choose("config.optim.name", cfg.name, OPTIMIZERS)
     choose("config.optim.schedule", cfg.schedule, SCHEDULES)
     choose("config.optim.state_dtype", cfg.state_dtype, DTYPES)
     if cfg.state_dtype == "bfloat16" and cfg.b2 > 0.99:
         raise UsageError(
             f"config.optim.b2={cfg.b2}: a moment in bfloat16, of 8 bits, would never decay by 1 - b2; at most 0.99"
         )
-    for key in ("warmup", "final_lr", "decay"):
-        if not 0 <= cfg[key] <= 1:
-            raise UsageError(f"config.optim.{key}={cfg[key]}: a fraction, must be in [0, 1]")
+    fractions = dict.fromkeys(("warmup", "final_lr", "decay"), "[0, 1]")
+    strengths = dict.fromkeys(("l1", "l2"), f"[0, {LARGEST:g}]")
+    check_ranges("config.optim.", cfg, lr="(0, inf)", clip="[0, inf)", **fractions, **strengths)
     if cfg.branches and cfg.schedule != "wsd":
         raise UsageError(f"config.optim.branches={cfg.branches}: only the schedule wsd has a trunk to decay from")
     if not all(isinstance(f, float) and 0 < f < 1 for f in cfg.branches):
         raise UsageError(f"config.optim.branches={cfg.branches}: fractions of the horizon, each in (0, 1)")
-    for key in ("b1", "b2", "momentum"):
-        if not 0 <= cfg[key] < 1:
-            raise UsageError(f"config.optim.{key}={cfg[key]}: must be in [0, 1)")
-    for key in ("b1", "b2"):
-        if np.float32(cfg[key]) == 1:
-            raise UsageError(f"config.optim.{key}={cfg[key]}: is 1 in float32")
-    if cfg.lr <= 0:
-        raise UsageError(f"config.optim.lr={cfg.lr}: must be positive")
-    if cfg.eps < SMALLEST:
-        raise UsageError(f"config.optim.eps={cfg.eps}: must be positive in float32: at least {SMALLEST}")
-    for key in ("weight_decay", "l1", "l2", "clip"):
-        if cfg[key] < 0:
-            raise UsageError(f"config.optim.{key}={cfg[key]}: must not be negative")
-    for key in ("weight_decay", "l1", "l2"):
-        if cfg[key] > LARGEST:
-            raise UsageError(f"config.optim.{key}={cfg[key]}: at most {LARGEST:g}, for steps to stay within float32")
+    _check_regex("config.optim.decay_exclude", cfg.decay_exclude)
+    for where, part in [("config.optim.", cfg), *(("config.optim.groups: ", group) for _, group in groups(cfg))]:
+        choose(f"{where}name", part.name, OPTIMIZERS)
+        # Below 1 in float32, too.
+        below_one = dict.fromkeys(("b1", "b2", "momentum"), "[0, 0.99999997)")
+        check_ranges(where, part, **below_one, eps=f"[{SMALLEST}, inf)", weight_decay=f"[0, {LARGEST:g}]")
+    for _, group in groups(cfg):
+        check_ranges("config.optim.groups: ", group, lr_factor="[0, inf)")
+
+
+def _check_regex(key: str, pattern: Any) -> None:
     try:
-        re.compile(cfg.decay_exclude)
-    except re.error as e:
-        raise UsageError(f"config.optim.decay_exclude={cfg.decay_exclude!r}: not a regex: {e}") from e
+        re.compile(pattern)
+    except (re.error, TypeError) as e:
+        raise UsageError(f"{key}={pattern!r}: not a regular expression: {e}") from e
+
+
+@functools.lru_cache(maxsize=256)
+def _groups(cfg: FrozenConfigDict) -> tuple[tuple[str, FrozenConfigDict], ...]:
+    defaults = ConfigDict({key: cfg[key] for key in GROUP_KEYS if key in cfg} | {"lr_factor": 1.0, "frozen": False})
+    found = []
+    for group in cfg.groups:
+        if not isinstance(group, tuple) or not all(isinstance(text, str) for text in group) or len(group) < 2:
+            raise UsageError(f"config.optim.groups: {group!r}: expected (regex, 'key=value', ...)")
+        pattern, *pairs = group
+        _check_regex("config.optim.groups", pattern)
+        own = ConfigDict(defaults)
+        for pair in pairs:
+            key, _, value = pair.partition("=")
+            choose("config.optim.groups: key", key, GROUP_KEYS)
+            own[key] = coerce(f"optim.groups.{key}", own[key], value)
+        found.append((pattern, FrozenConfigDict(own)))
+    return tuple(found)
+
+
+def groups(cfg: Any) -> tuple[tuple[str, FrozenConfigDict], ...]:
+    """(regex, settings) of each of config.optim.groups; settings not named are the section's own."""
+    keys = (*(key for key in GROUP_KEYS if key in cfg), "groups")
+    return _groups(FrozenConfigDict({key: cfg[key] for key in keys})) if cfg.groups else ()
+
+
+def group_of(cfg: Any, path: str) -> int:
+    """Which group a parameter belongs to; -1: none."""
+    return next((i for i, (pattern, _) in enumerate(groups(cfg)) if re.search(pattern, path)), -1)
+
+
+def is_frozen(cfg: Any, path: str) -> bool:
+    group = group_of(cfg, path)
+    return group >= 0 and groups(cfg)[group][1].frozen
+
+
+def freeze(cfg: Any, params: Any) -> Any:
+    """Parameters without a gradient where they are frozen."""
+    return tree.map_paths(lambda path, w: jax.lax.stop_gradient(w) if is_frozen(cfg, path) else w, params)
+
+
+def update_norm(cfg: Any, updates: Any, grad_norm: jax.Array) -> jax.Array:
+    """A bound of the updates' size, finite where they are. Of elementwise optimizers it follows from the gradients',
+    so that the updates aren't kept in memory for a norm of their own."""
+    parts = [cfg, *(group for _, group in groups(cfg))]
+    if all(part.name in ELEMENTWISE for part in parts):
+        return (1 + grad_norm) / (1 - max(part.momentum for part in parts))
+    return optax.global_norm(updates)
 
 
 def branch_steps(cfg: Any, steps: int) -> dict[int, int]:
@@ -131,35 +179,16 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
         section 4.4; Dey et al. 2025, arXiv:2505.01618, table 1).
     """
 
-    def multiplied(factors: Any) -> list[optax.GradientTransformation]:
-        if factors is None or all(f == 1 for f in jax.tree.leaves(factors)):
-            return []
-        return [optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))]
-
     def decays(params: Any) -> Any:
-        return tree.map_paths(lambda path, _: not re.search(cfg.decay_exclude, path), params)
-
-    if cfg.name == "adamw":
-        inverse = None if gradients is None else jax.tree.map(lambda g: 1 / g, gradients)
-        direction = optax.chain(*multiplied(inverse), optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps))
-    elif cfg.name == "lion":
-        direction = optax.scale_by_lion(b1=cfg.b1, b2=cfg.b2)
-    elif cfg.name == "adafactor":
-        direction = optax.chain(optax.adafactor(1.0), optax.scale(-1.0))
-    elif cfg.name == "sgd":
-        direction = optax.trace(cfg.momentum) if cfg.momentum else optax.identity()
-    else:
-        # consistent_rms: updates as large as AdamW's, so that one rate serves both (Liu et al., arXiv:2502.16982)
-        muon = optax.contrib.muon(
-            1.0,
-            beta=cfg.momentum,
-            eps=cfg.eps,
-            adam_b1=cfg.b1,
-            adam_b2=cfg.b2,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=_matrix_sides(rules),
+        return tree.map_paths(
+            lambda path, _: not re.search(cfg.decay_exclude, path) and not is_frozen(cfg, path), params
         )
-        direction = optax.chain(muon, optax.scale(-1.0))
+
+    def group(part: Any) -> list[optax.GradientTransformation]:
+        decay = optax.add_decayed_weights(part.weight_decay, decays)
+        factor = part.get("lr_factor", 1.0)
+        return [_direction(part, rules, gradients), *_multiplied(rates), decay, optax.scale(-factor)]
+
     steps = []
     if cfg.l1:
         sign = optax.stateless(lambda g, w: jax.tree.map(lambda g, w: g + cfg.l1 * jnp.sign(w), g, w))
@@ -168,10 +197,48 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
         steps.append(optax.add_decayed_weights(cfg.l2, decays))
     if cfg.clip:
         steps.append(optax.clip_by_global_norm(cfg.clip))
-    whole = optax.chain(
-        *steps, direction, *multiplied(rates), optax.add_decayed_weights(cfg.weight_decay, decays), optax.scale(-1.0)
+    if not cfg.groups:
+        return _kept_in(cfg.state_dtype, optax.chain(*steps, *group(cfg)))
+    parts = {"-1": optax.chain(*group(cfg))}
+    for i, (_, part) in enumerate(groups(cfg)):
+        parts[str(i)] = optax.set_to_zero() if part.frozen else optax.chain(*group(part))
+
+    def labels(params: Any) -> Any:
+        return tree.map_paths(lambda path, _: str(group_of(cfg, path)), params)
+
+    return _kept_in(cfg.state_dtype, optax.chain(*steps, optax.partition(parts, labels)))
+
+
+def _multiplied(factors: Any) -> list[optax.GradientTransformation]:
+    """Multiplies each update by its parameter's factor; nothing where all are 1."""
+    if factors is None or all(f == 1 for f in jax.tree.leaves(factors)):
+        return []
+    by_path = dict(zip(tree.paths(factors), jax.tree.leaves(factors), strict=True))
+    return [optax.stateless(lambda updates, _: tree.map_paths(lambda path, u: u * by_path[path], updates))]
+
+
+def _direction(cfg: Any, rules: Any, gradients: Any) -> optax.GradientTransformation:
+    """The optimizer's own update, to be subtracted."""
+    if cfg.name == "adamw":
+        inverse = None if gradients is None else jax.tree.map(lambda g: 1 / g, gradients)
+        return optax.chain(*_multiplied(inverse), optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps))
+    if cfg.name == "lion":
+        return optax.scale_by_lion(b1=cfg.b1, b2=cfg.b2)
+    if cfg.name == "adafactor":
+        return optax.chain(optax.adafactor(1.0), optax.scale(-1.0))
+    if cfg.name == "sgd":
+        return optax.trace(cfg.momentum) if cfg.momentum else optax.identity()
+    # consistent_rms: updates as large as AdamW's, so that one rate serves both (Liu et al., arXiv:2502.16982)
+    muon = optax.contrib.muon(
+        1.0,
+        beta=cfg.momentum,
+        eps=cfg.eps,
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_matrix_sides(rules),
     )
-    return _kept_in(cfg.state_dtype, whole)
+    return optax.chain(muon, optax.scale(-1.0))
 
 
 def _kept_in(dtype: str, tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -189,12 +256,15 @@ def _kept_in(dtype: str, tx: optax.GradientTransformation) -> optax.GradientTran
 
 
 def _matrix_sides(rules: Any) -> Callable[[Any], Any]:
-    """Muon's input and output axes: matrices inside a stack of layers; tables, heads, vectors go to Adam."""
+    """Muon's input and output axes: of matrices inside a stack of layers; tables, heads, vectors go to Adam."""
+    if not rules:
+        raise UsageError("config.optim.name='muon': needs the family's RULES to name the axes of weights")
 
-    def of(path: str, x: Any) -> Any:
-        if x.ndim < 3 or re.search(tree.NOT_MATRICES, path) or re.search(tree.EMBEDDINGS, path):
+    def of(path: str, _: Any) -> Any:
+        names = tree.match(rules, path)
+        if not tree.is_hidden_matrix(path, names):
             return None
-        inside, outside = tree.sides(rules, path, x.ndim)
+        inside, outside = tree.sides(names)
         return optax.contrib.MuonDimensionNumbers(reduction_axis=inside, output_axis=outside)
 
     return lambda params: tree.map_paths(of, params)

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigmodel import tree
+from bigmodel.errors import UsageError
 
 # role -> (a, b), exponents of the weight's multiplier and of its standard deviation
 TABLE: dict[str, dict[str, tuple[float, float]]] = {
@@ -80,18 +81,21 @@ def scales(
     if name == "standard":
         ones = tree.map_paths(lambda *_: 1.0, target)
         return Scales(ones, ones, ones, ones)
+    if not rules:
+        raise UsageError(f"config.model.parametrization={name!r}: needs the family's RULES to name the axes of weights")
     found: dict[str, tuple[float, float, float, float]] = {}
 
     def one(path: str, x: Any, y: Any) -> None:
+        names = tree.match(rules, path)
         ratios = [t / b for t, b in zip(x.shape, y.shape, strict=True)]
         vector = bool(re.search(tree.NOT_MATRICES, path))
-        inside, outside = ((), tuple(range(x.ndim))) if vector or x.ndim < 2 else tree.sides(rules, path, x.ndim)
+        inside, outside = ((), tuple(range(x.ndim))) if vector or x.ndim < 2 else tree.sides(names)
         n_in, n_out = (math.prod(ratios[i] for i in side) for side in (inside, outside))
         role = "embedding" if n_in == 1 else "readout" if n_out == 1 else "hidden"
         a, b = TABLE[name][role]
         start = n_in ** -(b - 0.5 if fan_in_start and not vector and role != "embedding" else b)
-        stacked = x.ndim > (1 if vector else 2)
-        muon = optimizer == "muon" and stacked and not vector and not re.search(tree.EMBEDDINGS, path)
+        stacked = "depth" in names
+        muon = optimizer == "muon" and tree.is_hidden_matrix(path, names)
         largest = [_largest(shape, inside, outside) for shape in (x.shape, y.shape)]
         if muon:
             rate = _muon(n_in, n_out, a, largest[0] / largest[1])

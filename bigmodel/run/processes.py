@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from bigmodel.errors import EXIT_RETRY, UsageError
 
@@ -22,7 +23,7 @@ HEARTBEAT = "BIGMODEL_HEARTBEAT"  # seconds of silence after which a peer is dea
 
 
 def no_tpu_here() -> None:
-    """Tells libtpu, where it is installed, not to ask the network which TPU host this is: it is none."""
+    """Keeps libtpu, where it is installed without a TPU, from asking the network which TPU host this is."""
     if any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0")):
         return
     for key, value in {
@@ -45,9 +46,9 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def group(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` needs to be told here; None: this process is alone.
+    """Arguments of `jax.distributed.initialize`; None where this process is alone.
 
-    Slurm's steps and Cloud TPU's hosts JAX knows by itself; SkyPilot's nodes are told by its variables.
+    JAX recognises Slurm's steps and Cloud TPU's hosts by itself. SkyPilot describes its nodes in variables.
     """
     if _number(environment, "SLURM_NTASKS", 1) > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
         return {}
@@ -60,16 +61,15 @@ def group(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
             "num_processes": nodes,
             "process_id": _number(environment, "SKYPILOT_NODE_RANK", -1),
         }
-    if len([h for h in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]) > 1:
-        return {}
-    return None
+    hosts = [h for h in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
+    return {} if len(hosts) > 1 else None
 
 
 def join(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
-    """Before JAX is used: connects to the others, as said or else as the environment says.
+    """Connects to the other processes, by these arguments or else by the environment. Called before JAX is used.
 
     A peer that dies or freezes is noticed after 100 s of silence, and ends this process with code 134 (SIGABRT from
-    JAX's own C++). Only environment variables shorten that, for tests.
+    JAX's own C++). Tests shorten that by environment variables.
     """
     told = group()
     if coordinator:
@@ -86,24 +86,16 @@ def join(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
 
 
 def agree(mine: int) -> int:
-    """Process 0's number, for all: called by every process."""
-    if jax.process_count() == 1:
-        return mine
-    from jax.experimental import multihost_utils
-
+    """Process 0's number. Called by every process."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
 
 def any_of(mine: bool) -> bool:
-    """Whether it is so in any process: called by every one."""
-    if jax.process_count() == 1:
-        return mine
-    from jax.experimental import multihost_utils
-
+    """Whether `mine` is true in any process. Called by every process."""
     return bool(np.any(multihost_utils.process_allgather(np.int32(mine))))
 
 
-# JAX raises what a collective met as JaxRuntimeError or, where it surfaces later, as ValueError; orbax as its own.
+# JAX raises a collective's error as JaxRuntimeError or, where it surfaces later, as ValueError; orbax as its own.
 PEERS = re.compile(
     r"Gloo|[Cc]oordination|[Hh]eartbeat|[Bb]arrier|[Pp]eer|"
     r"\b(UNKNOWN|UNAVAILABLE|ABORTED|INTERNAL|DEADLINE_EXCEEDED|CANCELLED|DATA_LOSS):"
@@ -111,20 +103,22 @@ PEERS = re.compile(
 
 
 def is_peers_death(error: BaseException) -> bool:
-    """Whether an error may be no fault of this process: its collectives fail when a peer is gone."""
+    """Whether an error may come from a peer's death, after which this process's collectives fail."""
     return jax.process_count() > 1 and "RESOURCE_EXHAUSTED" not in str(error) and bool(PEERS.search(str(error)))
 
 
 def leave(code: int) -> None:
-    """Ends this process at once. With peers that are gone, leaving in order would wait for them."""
+    """Ends this process at once, as an orderly exit would wait for peers that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 class Watch:
-    """Ends the process with code 75 once `limit` seconds pass without `progress()`: a collective that waits for ever
-    ends, and the run is continued. 0: never."""
+    """Ends the process with code 75 once `limit` seconds pass without `progress()`; 0: never.
+
+    So a collective that waits for ever ends, and the run is continued.
+    """
 
     def __init__(self, limit: float, what: str):
         self.limit, self.what = limit, what

@@ -8,22 +8,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from bigmodel import config, models, tree
 from bigmodel.errors import UsageError
 from bigmodel.models import losses
-from bigmodel.ops import sharding
+from bigmodel.ops import platforms, sharding
 from bigmodel.run import budget, optim
 
 
@@ -31,9 +30,10 @@ from bigmodel.run import budget, optim
 class Program:
     """The compiled side of a run. Runs whose static parts agree share one, and so its compilations."""
 
+    family: Any
     init: Any  # key -> state
     step: Any  # state, batch, rate, key -> state, metrics as means
-    evaluate: Any  # variables, batch -> metrics, each as (sum, weight)
+    evaluate: Any  # variables, batch -> (metrics, each as (sum, weight); the family's own sums)
     shapes: Any
     shardings: Any
 
@@ -48,24 +48,16 @@ def static_part(frozen: Any) -> str:
     return json.dumps(tree, sort_keys=True)
 
 
-ELEMENTWISE = ("adamw", "lion", "sgd")  # optimizers that make each parameter's update from its own gradient alone
-CACHED_TOKENS = 512  # by config.train.microbatch, widths 64 to 256: 256 and 2048 are slower, 1024 about as fast
-
-
 def _microbatch(cfg: Any, mesh: Mesh) -> int:
-    """Examples whose gradients are taken at once: as the config says, else the batch; of a loss that doesn't decompose
-    into its examples', always the batch.
-
-    On one CPU device it is as few as make CACHED_TOKENS tokens: activations then stay in the caches between the
-    forward and the backward pass, which takes a third off the time of a step. Elsewhere the batch is memory's to bound.
-    """
-    B = cfg.train.batch_size
-    if not models.family(cfg.family).decomposes(cfg.model):
+    """Examples whose gradients are taken at once: as the config says, else as few as a platform likes; of a loss that
+    isn't a mean over independent examples, always the batch."""
+    family, B = models.family(cfg.family), cfg.train.batch_size
+    if not family.decomposes(cfg.model):
         return B
-    if cfg.train.microbatch or mesh.size > 1 or mesh.devices.flat[0].platform != "cpu" or "seq_len" not in cfg.model:
-        return cfg.train.microbatch or B
-    most = max(CACHED_TOKENS // cfg.model.seq_len, 1)
-    return max(m for m in range(1, min(most, B) + 1) if B % m == 0)
+    M = cfg.train.microbatch or platforms.cached_examples(mesh, B, family.units(cfg.model))
+    if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
+        M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
+    return M
 
 
 def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.Array]:
@@ -81,35 +73,12 @@ def _noise(micro: jax.Array, whole: jax.Array, M: int, B: int) -> dict[str, jax.
     }
 
 
-def _as_stored(grads: Any) -> Any:
-    """A device's parts of gradients in the layout in memory that parameters have: a TPU's compiler else turns them
-    within the optimizer's own loops, which take it ten times as long to compile."""
-    grads = jax.tree.map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), grads)
-    return jax.tree.map(jax.lax.optimization_barrier, grads)
-
-
-def options(mesh: Mesh) -> dict[str, Any] | None:
-    """XLA's, where its defaults aren't ours.
-
-    Without tensor parallelism nothing that is gathered depends on activations, so that a layer's weights can be
-    fetched whole and early; products that gather or scatter an operand in a ring, a part at a time (Wang et al. 2022,
-    doi:10.1145/3567955.3567959), take memory and compilation then, and have little to hide. The price: gradients are
-    summed whole before they are cut, at twice the bytes of a reduce-scatter (docs/pods.md has the numbers).
-    """
-    if mesh.devices.flat[0].platform != "tpu" or mesh.shape["tensor"] > 1:
-        return None
-    return {f"xla_tpu_enable_windowed_einsum_for_{kind}": False for kind in ("all_gather", "reduce_scatter")}
-
-
 def check_memory(frozen: Any, mesh: Mesh) -> None:
     """Refuses a state and a batch that all devices together can't hold: asked for so much, XLA may end the process."""
-    stats = mesh.devices.flat[0].memory_stats() if mesh.devices.flat[0].platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        there, where = stats["bytes_limit"] * mesh.size, f"the memory of {mesh.size} devices"
-    elif hasattr(os, "sysconf") and mesh.devices.flat[0].platform == "cpu":
-        there, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count(), "this memory"
-    else:
+    found = platforms.memory(mesh)
+    if found is None:
         return
+    there, where = found
     batch = budget.batch_shapes(models.family(frozen.family), frozen.model, frozen.train.batch_size)
     sizes = {"config.model": budget.derive(frozen).state_bytes, "config.train.batch_size": tree.size_bytes(batch)}
     if sum(sizes.values()) > there:
@@ -148,7 +117,7 @@ def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
     """key -> the state before the first step."""
 
     def init(key: jax.Array) -> Any:
-        B = cfg.train.batch_size if budget.carries(cfg.model) else 1
+        B = cfg.train.batch_size if family.carries(cfg.model) else 1
         variables = dict(budget.init(family, cfg.model, key, B))
         params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
         params = jax.tree.map(lambda w: w.astype(cfg.train.param_dtype), params)
@@ -180,21 +149,29 @@ def state_shapes(static: str) -> Any:
     return jax.eval_shape(_start(cfg, *_parts(cfg)), jax.random.key(0))
 
 
-def totals(
-    compiled: Program, variables: Any, batches: Iterable[Any], each: Callable[[], None] = lambda: None
-) -> dict[str, tuple[float, float]]:
-    """The sum of each metric over placed batches, and its weight: their ratio doesn't depend on the batches' size.
+def totals(compiled: Program, variables: Any, batches: Iterable[Any], each: Callable[[], None] = lambda: None) -> Any:
+    """What `compiled.evaluate` returns, summed over placed batches: metrics as (sum, weight), and the family's sums.
+
+    They don't depend on the batches' size.
 
     Args:
       each: called after each batch.
     """
-    found: dict[str, tuple[float, float]] = {}
+    found = None
     for batch in batches:
-        for name, (part, weight) in compiled.evaluate(variables, batch).items():
-            before = found.get(name, (0.0, 0.0))
-            found[name] = before[0] + float(part), before[1] + float(weight)
+        part = compiled.evaluate(variables, batch)
+        part = jax.tree.map(lambda x: sharding.to_host(x).astype(np.float64), part)
+        found = part if found is None else jax.tree.map(np.add, found, part)
         each()
     return found
+
+
+def scores(compiled: Program, found: Any) -> dict[str, float]:
+    """Metrics from what `totals` returns: means of the loss's metrics, and what the family makes of its own sums."""
+    metrics, sums = found
+    means = {name: float(total) / float(weight) for name, (total, weight) in metrics.items()}
+    summarize = compiled.family.summarize
+    return means | ({name: float(value) for name, value in summarize(sums).items()} if summarize else {})
 
 
 @functools.lru_cache(maxsize=64)
@@ -203,13 +180,13 @@ def build(static: str, mesh: Mesh) -> Program:
     family, scales, tx = _parts(cfg)
     model = family.Model(cfg.model)
     B, M = cfg.train.batch_size, _microbatch(cfg, mesh)
-    if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
-        M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
 
     init = _start(cfg, family, scales, tx)
 
     def gradient(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         def objective(p: Any) -> Any:
+            if cfg.optim.groups:
+                p = optim.freeze(cfg.optim, p)
             return family.loss(model, {"params": scales.effective(p), **model_state}, batch, key, True)
 
         grads, aux = jax.grad(objective, has_aux=True)(params)
@@ -247,15 +224,10 @@ def build(static: str, mesh: Mesh) -> Program:
         take = gradient if M == B else accumulated
         grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
         report = {name: losses.mean(metric) for name, metric in metrics.items()}
-        if mesh.devices.flat[0].platform == "tpu":
-            parts = jax.tree.map(lambda placed: placed.spec, shardings["params"])
-            grads = jax.shard_map(_as_stored, mesh=mesh, in_specs=(parts,), out_specs=parts, check_vma=False)(grads)
+        grads = platforms.as_stored(grads, shardings["params"], mesh)
         grad_norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, state["opt"], state["params"])
-        if cfg.optim.name in ELEMENTWISE:  # bounded by the gradients, and so not kept in memory for a norm of their own
-            norm = (1 + grad_norm) / (1 - cfg.optim.momentum)
-        else:
-            norm = optax.global_norm(updates)
+        norm = optim.update_norm(cfg.optim, updates, grad_norm)
         loss, guard = report["loss"], state["guard"]
         first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
         high = jnp.where(loss > cfg.train.divergence * first, guard["high_steps"] + 1, 0)
@@ -278,7 +250,8 @@ def build(static: str, mesh: Mesh) -> Program:
 
     def evaluate(variables: Any, batch: Any) -> Any:
         variables = {**variables, "params": scales.effective(variables["params"])}
-        return family.loss(model, variables, batch, jax.random.key(0), False)[1][0]
+        metrics = family.loss(model, variables, batch, jax.random.key(0), False)[1][0]
+        return metrics, family.evaluate(model, variables, batch) if family.evaluate else {}
 
     def traced(fn: Any) -> Any:
         @functools.wraps(fn)
@@ -291,11 +264,15 @@ def build(static: str, mesh: Mesh) -> Program:
     shapes = jax.eval_shape(traced(init), jax.random.key(0))
     shardings = sharding.state_shardings(shapes, family.RULES, mesh)
     whole = sharding.replicated(mesh)
-    # It runs once: on a CPU LLVM's first level halves the time that its random numbers take to compile.
-    first_level = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
     return Program(
-        init=jax.jit(traced(init), out_shardings=shardings, compiler_options=first_level),
-        step=jax.jit(traced(step), donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options(mesh)),
+        family=family,
+        init=jax.jit(traced(init), out_shardings=shardings, compiler_options=platforms.init_options(mesh)),
+        step=jax.jit(
+            traced(step),
+            donate_argnums=0,
+            out_shardings=(shardings, whole),
+            compiler_options=platforms.step_options(mesh),
+        ),
         evaluate=jax.jit(traced(evaluate), out_shardings=whole),
         shapes=shapes,
         shardings=shardings,

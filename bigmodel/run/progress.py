@@ -1,62 +1,17 @@
-"""The one live line of a run, and the peak FLOP/s that its MFU refers to."""
+"""The one live line of a run."""
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
-from bigmodel.errors import note
 from bigmodel.words import duration, human
-
-# Published dense peak FLOP/s of a device, bfloat16: the vendors' product pages.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(mesh: Mesh) -> float:
-    """Peak of all the mesh's devices: published; for a CPU, a float32 matrix product measured here."""
-    kind = mesh.devices.flat[0].device_kind
-    for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
-        if kind.startswith(name):
-            return peak * mesh.size
-    if mesh.devices.flat[0].platform != "cpu":
-        note(f"no published peak of {kind!r} is known: MFU refers to a float32 product measured here")
-    # Forced host devices share the same cores, so a CPU's peak doesn't grow with the mesh.
-    return cpu_peak() * jax.process_count()
-
-
-@functools.cache
-def cpu_peak(n: int = 1024) -> float:
-    """FLOP/s of an n x n float32 product, best of 3: about 0.1 s, once a process."""
-    x = jnp.ones((n, n), jnp.float32)
-    product = jax.jit(lambda a: a @ a)
-    product(x).block_until_ready()
-    best = math.inf
-    for _ in range(3):
-        began = time.perf_counter()
-        product(x).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
 
 
 class Line:
-    """One line, rewritten on a terminal; elsewhere a line every `every` seconds."""
+    """One line, rewritten on a terminal. Elsewhere, a line every `every` seconds."""
 
     def __init__(self, name: str, steps: int, quiet: bool = False, every: float = 10.0):
         self.name, self.steps, self.quiet = name, steps, quiet
@@ -69,7 +24,7 @@ class Line:
         return time.time() - self.shown >= self.every
 
     def show(self, step: int, loss: float, speed: dict[str, Any], rate: float) -> None:
-        """`rate`: steps a second since it was shown last."""
+        """`rate`: steps per second since the line was last shown."""
         due, self.shown = self.due() or (self.terminal and step == self.steps), time.time()
         if self.quiet or not due:
             return
@@ -85,7 +40,7 @@ class Line:
         sys.stderr.flush()
 
     def say(self, text: str) -> None:
-        """A line that stays, above the live one."""
+        """Prints a line that stays, above the progress line."""
         if not self.quiet:
             self.close()
             sys.stderr.write(text + "\n")

@@ -3,14 +3,13 @@
 A run's folder holds
 
     config.json      the frozen config
-    metrics.jsonl    a row a logged step: everything that the seed determines, nothing that the clock does; each row of
-                     this and the next two with its CRC-32
-    speed.jsonl      tokens per second, MFU: what the clock says
-    branches.jsonl   a row a decay off the trunk
-    result.json      the outcome, written last and whole
-    attempts.jsonl   a row each time that it was begun or continued
-    error.json       instead, if the run failed
-    start.txt        what it took from another run or from published weights, where it didn't start afresh
+    metrics.jsonl    a row for each logged step, with a CRC-32: only what the seed determines
+    speed.jsonl      tokens per second and MFU, with CRC-32s: what the clock says
+    branches.jsonl   a row for each decay off the trunk, with CRC-32s
+    result.json      the outcome, written last and atomically
+    attempts.jsonl   a row for each start or resume
+    error.json       instead of a result, if the run failed
+    start.txt        what was taken from another run or from published weights
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import os
 import socket
@@ -30,68 +30,61 @@ from typing import IO, Any
 from etils import epath
 
 from bigmodel.errors import UsageError, note
-from bigmodel.files import is_whole, sealed
+from bigmodel.files import parse_sealed, sealed
 
 
-def read_json(path: Any) -> Any:
-    """The parsed file, without its checksum. None if there is none, or none that is whole: that is noted, and the
-    caller does without.
+def read_json(path: Any, keys: Sequence[str] = ()) -> Any:
+    """The parsed file, without its checksum. None where there is none, or a damaged one: the latter is noted.
+
+    Args:
+      keys: that the object must have.
 
     Raises:
       UsageError: it is there and can't be read.
     """
     try:
-        found = json.loads(epath.Path(path).read_bytes())
-        if not isinstance(found, dict):
+        found = parse_sealed(epath.Path(path).read_bytes())
+        lacking = [key for key in keys if not isinstance(found, dict) or key not in found]
+        if not lacking:
             return found
-        if is_whole(found):
-            found.pop("crc32", None)
-            return found
-        why = "its checksum differs"
+        why = f"it lacks {lacking[0]!r}"
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError) as e:
-        why = str(e) or type(e).__name__
+    except ValueError as e:
+        why = str(e)
     except OSError as e:
         raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
     note(f"{str(path)!r} is damaged ({why}): taken as not there")
     return None
 
 
-def read_record(path: Any, keys: Sequence[str]) -> dict[str, Any] | None:
-    """As `read_json`, of an object that has these keys."""
-    found = read_json(path)
-    if found is None:
-        return None
-    lacking = [key for key in keys if key not in found] if isinstance(found, dict) else keys
-    if lacking:
-        note(f"{str(path)!r} lacks {lacking[0]!r}: taken as not there")
-        return None
-    return found  # type: ignore[no-any-return]
-
-
 def read_result(folder: Any) -> dict[str, Any] | None:
     """A finished run's result.json; None where there is none that is whole."""
     keys = ("run_id", "status", "steps", "params", "tokens", "flops", "loss", "wall_seconds")
-    return read_record(epath.Path(folder) / "result.json", keys)
+    return read_json(epath.Path(folder) / "result.json", keys)  # type: ignore[no-any-return]
 
 
 def read_error(folder: Any) -> str:
     """Why a run failed; "" where it didn't."""
-    found = read_record(epath.Path(folder) / "error.json", ("error",))
+    found = read_json(epath.Path(folder) / "error.json", ("error",))
     return str(found["error"]) if found else ""
 
 
-def write_text(path: Any, text: str) -> None:
+def write_bytes(path: Any, content: bytes) -> None:
     """Atomic: a reader sees the old file or the new one, and a full disk leaves the old."""
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Any, text: str) -> None:
+    """Atomic, as `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Any, value: Any) -> None:
@@ -100,8 +93,17 @@ def write_json(path: Any, value: Any) -> None:
 
 
 def write_record(path: Any, value: dict[str, Any]) -> None:
-    """`write_json` with a checksum, by which `read_json` tells a changed byte."""
+    """`write_json` with a checksum, by which `read_json` detects a changed byte."""
     write_json(path, sealed(json.loads(json.dumps(value))))
+
+
+def parse_row(line: bytes, keys: Sequence[str] = ()) -> dict[str, Any] | None:
+    """A line of a .jsonl, without its checksum; None if it is torn, damaged, or lacks 'step' or one of `keys`."""
+    with contextlib.suppress(ValueError):
+        row = parse_sealed(line)
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row.keys() >= set(keys):
+            return row
+    return None
 
 
 def read_rows(path: Any, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -110,29 +112,18 @@ def read_rows(path: Any, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
         lines = epath.Path(path).read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not is_whole(row):
-            break
-        if not row.keys() >= set(keys):
-            break
-        row.pop("crc32", None)
-        rows.append(row)
-    return rows
+    rows = itertools.takewhile(bool, (parse_row(line, keys) for line in lines))
+    return list(rows)  # type: ignore[arg-type]
 
 
 def fail(folder: Any, text: str) -> None:
-    """Leaves error.json: the run failed, and isn't tried again unasked."""
+    """Writes error.json: the run failed, and isn't retried by itself."""
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
     write_record(epath.Path(folder) / "error.json", {"error": text, "date": now()})
 
 
 def add_attempt(folder: Any, step: int, processes: int, devices: int) -> None:
-    """A row of attempts.jsonl: when and where a run was begun or continued, and from which step."""
+    """Adds a row to attempts.jsonl: when and where a run was started or resumed, and from which step."""
     row = {"step": step, "date": now(), "host": socket.gethostname(), "pid": os.getpid()}
     row |= {"processes": processes, "devices": devices}
     path = epath.Path(folder) / "attempts.jsonl"
@@ -141,7 +132,7 @@ def add_attempt(folder: Any, step: int, processes: int, devices: int) -> None:
 
 
 def last_row(path: Any) -> dict[str, Any] | None:
-    """The last whole row of a .jsonl, without reading what is before; a damaged one is noted, a torn last line not."""
+    """The last whole row of a .jsonl. A damaged row after it is noted, a torn last line isn't."""
     path = epath.Path(path)
     if "://" in str(path):
         rows = read_rows(path)
@@ -153,32 +144,24 @@ def last_row(path: Any) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     for number, line in enumerate(reversed(lines)):
-        with contextlib.suppress(ValueError, RecursionError):
-            # A row without its line's end is whole where its checksum says so.
-            found, _ = json.JSONDecoder().raw_decode(line.decode(errors="replace"))
-            if isinstance(found, dict) and isinstance(found.get("step"), int) and is_whole(found):
-                found.pop("crc32", None)
-                return found
+        row = parse_row(line[: line.rfind(b"}") + 1])  # a row is whole even if its line's end isn't
+        if row is not None:
+            return row
         if number:
             note(f"{str(path)!r} is damaged in its last rows: taken without them")
     return None
 
 
 class Rows:
-    """An append-only .jsonl that a resume cuts back to its step: row for row what no kill would have left."""
+    """An append-only .jsonl. A resume cuts it back to its step, so that it ends as that of an undisturbed run."""
 
     def __init__(
-        self,
-        path: Any,
-        step: int,
-        claim: Sequence[int] | None = None,
-        needed: bool = False,
-        keys: Sequence[str] = (),
+        self, path: Any, step: int, claim: Sequence[int] | None = None, needed: bool = False, keys: Sequence[str] = ()
     ):
         """Args:
-          step: of the checkpoint that goes on.
-          claim: what `claim` told when it was saved; None: nothing.
-          needed: whether something is computed from these rows; else damage is noted, and the run goes on.
+          step: of the checkpoint that is resumed.
+          claim: what `claim` returned when it was saved.
+          needed: whether the result is computed from these rows; if not, damage is noted and the run goes on.
           keys: that each row has.
 
         Raises:
@@ -197,9 +180,8 @@ class Rows:
             if needed:
                 raise UsageError(f"{text}, and the run's result depends on them; remove its folder to train it again")
             note(f"{text}; the run goes on, and this record has holes")
-        self.local = "://" not in str(path)
         self.file: IO[bytes] | None = None
-        if self.local:
+        if "://" not in str(path):
             write_text(self.path, "".join(line + "\n" for line in self.lines))
             # Unbuffered: no row waits in memory for a disk that has become full.
             self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (kept open for the run)
@@ -208,7 +190,7 @@ class Rows:
         self.step, self.count, self.crc32 = step, self.count + 1, zlib.crc32(data, self.crc32)
 
     def claim(self, step: int) -> list[int] | None:
-        """(rows, their CRC-32) until `step`, for its checkpoint; None where there are later ones."""
+        """[number of rows, their CRC-32] for the checkpoint of `step`; None where there are later rows."""
         return [self.count, self.crc32] if self.step <= step else None
 
     def add(self, row: dict[str, Any]) -> None:
@@ -216,13 +198,13 @@ class Rows:
         self._took(row["step"], data)
         if self.file is not None:
             data += b"\n"
-            while data:  # the last blocks of a disk may take a part, and the rest raises
+            while data:  # a disk that becomes full takes a part, then raises
                 data = data[self.file.write(data) :]
         else:
             self.lines.append(data.decode())
 
     def last(self, key: str, default: float) -> float:
-        """Of the rows that were there before: the latest value that isn't null."""
+        """The latest value of `key` that isn't null in the rows that were there before."""
         found = (r[key] for r in map(json.loads, reversed(self.lines)) if r.get(key) is not None)
         return next(found, default)
 
@@ -244,8 +226,11 @@ MOST_DIFF = 2**20  # bytes that are recorded of a diff, and of one new file; twi
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """{'git_sha', 'git_diff'} of the working folder's repository against HEAD, None outside one: as first asked, when
-    the process has just loaded that code. Never raises: what can't be read or is too long is noted in the diff."""
+    """{'git_sha', 'git_diff'} of the working folder against HEAD; None outside a repository.
+
+    Cached, so that it is of the code that the process has loaded. Never raises: what can't be read or is too long is
+    noted in the diff.
+    """
 
     def git(*args: str) -> bytes | None:
         try:
@@ -263,7 +248,7 @@ def git_state() -> dict[str, Any]:
         return {"git_sha": None, "git_diff": None}
     changes = git("diff", "HEAD")
     diff = "(git diff failed: changes are not recorded)\n" if changes is None else bounded(changes, len(changes))
-    # A new experiment or family that isn't in git yet is part of what ran.
+    # New experiments and families may not be in git yet.
     new = (git("ls-files", "-z", "--others", "--exclude-standard", "*.py") or b"").split(b"\0")[:-1]
     for number, name in enumerate(new):
         if len(diff) > 2 * MOST_DIFF:

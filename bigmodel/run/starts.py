@@ -1,8 +1,8 @@
 """Parameters to start from: another run's, or published ones by the family's WEIGHTS.
 
-Published checkpoints name a tensor per layer and keep a dense layer as (out, in); here layers are stacked, and a dense
+Published checkpoints have a tensor for each layer, and dense layers as (out, in). Here layers are stacked, and a dense
 layer is (in, out), its sides perhaps split into heads. Every tensor and every parameter is accounted for: a body that
-doesn't fit is an error, and one line says which heads start afresh and which tensors are left out.
+doesn't fit is an error, and one line names the heads that start fresh and the tensors that are left out.
 """
 
 from __future__ import annotations
@@ -26,55 +26,74 @@ from bigmodel.run import budget, checkpoint, record
 SUFFIX = ".safetensors"
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
 HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
-SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # what weights in use are multiplied by
+SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # decide the factors of weights in use
 
 
 def start(frozen: Any, compiled: Any, fresh: Any) -> tuple[Any, str]:
     """(the parameters of a run before its first step, a line that says which were taken from where).
 
     Args:
-      frozen: the finalised config: `train.init_only` (a regex of paths; "": all) is taken of `train.init_from`.
-      compiled: its program, for the parameters' shapes and placements.
+      frozen: the finalised config. The paths that match `train.init_only` are taken from what `budget.starts` names.
+      compiled: its program, for the parameters' shapes and shardings.
       fresh: parameters to start with otherwise.
 
     Raises:
       UsageError: no finished run or weights there, or none of this model.
     """
-    source, only = frozen.train.init_from, frozen.train.init_only
-    if source.endswith(SUFFIX):
-        found, said = load(source, frozen.family, frozen.model, fresh, only)
-        params = jax.tree.map(
-            lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
-            found, fresh, compiled.shardings["params"],
-        )  # fmt: skip
-        return params, f"{source}: {said}"
+    said = []
+    for source, theirs, ours in budget.starts(frozen.train):
+        # Lookaheads: a path has to begin with our prefix, and to match init_only anywhere.
+        only = f"^(?={re.escape(ours)})(?=.*({frozen.train.init_only}))" if ours else frozen.train.init_only
+        take = _from_file if source.endswith(SUFFIX) else _from_run
+        fresh, line = take(source, theirs, ours, only, frozen, compiled, fresh)
+        said.append(f"{source}: {line}")
+    return fresh, "; ".join(said)
+
+
+def _from_file(
+    source: str, theirs: str, ours: str, only: str, frozen: Any, compiled: Any, fresh: Any
+) -> tuple[Any, str]:
+    """The parameters whose paths match `only` from published tensors, of which `theirs` is a prefix of the names."""
+    found, said = load(source, frozen.family, frozen.model, fresh, only, theirs)
+    params = jax.tree.map(
+        lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
+        found, fresh, compiled.shardings["params"],
+    )  # fmt: skip
+    return params, said
+
+
+def _from_run(
+    source: str, theirs: str, ours: str, only: str, frozen: Any, compiled: Any, fresh: Any
+) -> tuple[Any, str]:
+    """The parameters whose paths match `only`, from a run whose paths begin with `theirs` where ours do with `ours`."""
     where, home = f"config.train.init_from={source!r}", epath.Path(source)
     result = record.read_result(home)
-    if result is None:  # a plan may name a run that is yet to be trained
+    if result is None:  # a plan may name a run that will be trained later
         raise UsageError(f"{where}: no finished run there (no result.json)")
-    theirs, ours = (record.read_json(home / "config.json") or {}).get("model", {}), frozen.model
-    differ = [key for key in SCALING if theirs.get(key) != ours.get(key)]
-    if differ and {model.get("parametrization", "standard") for model in (theirs, ours)} != {"standard"}:
+    model, own_model = (record.read_json(home / "config.json") or {}).get("model", {}), frozen.model
+    differ = [key for key in SCALING if model.get(key) != own_model.get(key)]
+    if differ and {m.get("parametrization", "standard") for m in (model, own_model)} != {"standard"}:
         key = differ[0]
-        raise UsageError(
-            f"{where}: its model.{key} is {theirs.get(key)!r}, here it is {ours.get(key)!r}, and weights would be "
-            "scaled otherwise than there"
-        )
-    wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
-    params = tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
-    own, taken = tree.paths(fresh), tree.paths(wanted[0]["params"])
-    unused = [p for p in checkpoint.parameters(f"{source}/checkpoints") if p not in own and re.search(only, p)]
+        both = f"its model.{key} is {model.get(key)!r}, here it is {own_model.get(key)!r}"
+        raise UsageError(f"{where}: {both}: weights would be scaled differently")
+    saved = f"{source}/checkpoints"
+    wanted = [tree.renamed(tree.pick(t["params"], only), ours, theirs) for t in (compiled.shapes, compiled.shardings)]
+    found = checkpoint.restore_part(saved, *({"params": part} for part in wanted))["params"]
+    params = tree.merge(fresh, tree.renamed(found, theirs, ours))
+    own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
+    there = [ours + p[len(theirs) :] for p in checkpoint.parameters(saved) if p.startswith(theirs)]
+    unused = [p for p in there if p not in own and re.search(only, p)]
     body = [p for p in unused if not HEADS.search(p)]
     if body:
         raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
     line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
     diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
-    return params, f"{source}: {line}{diverged}"
+    return params, line + diverged
 
 
-def load(path: str, family: str, cfg: Any, start: Any, only: str = "") -> tuple[Any, str]:
-    """As `convert`, of a file; errors name it."""
-    tensors = read(path)
+def load(path: str, family: str, cfg: Any, start: Any, only: str = "", prefix: str = "") -> tuple[Any, str]:
+    """`convert` of a file, which errors name."""
+    tensors = {name[len(prefix) :]: x for name, x in read(path).items() if name.startswith(prefix)}
     try:
         return convert(family, cfg, tensors, start, only)
     except UsageError as e:
@@ -82,17 +101,17 @@ def load(path: str, family: str, cfg: Any, start: Any, only: str = "") -> tuple[
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint file, by its own names.
+    """The tensors of a safetensors file, by their names.
 
     Raises:
-      UsageError: no such file, or not one of safetensors.
+      UsageError: no such file, a damaged one, or one of another format.
     """
     from safetensors.numpy import load_file
 
     if not Path(path).is_file():
         raise UsageError(f"no weights at {path!r}")
-    beside = record.read_json(Path(path).parent / "manifest.json")  # of `bigmodel prepare`
-    files = beside.get("files") if isinstance(beside, dict) else None
+    manifest = record.read_json(Path(path).parent / "manifest.json")  # of `bigmodel prepare`, or of somebody else
+    files = manifest.get("files") if isinstance(manifest, dict) else None
     made = files.get(Path(path).name) if isinstance(files, dict) else None
     if made and not has_sha256(path, made):
         raise UsageError(f"{path!r} is damaged (its content has changed since it was prepared); prepare it again")
@@ -105,20 +124,17 @@ def read(path: str) -> dict[str, np.ndarray]:
 def convert(
     family: str, cfg: Any, tensors: Mapping[str, np.ndarray], start: Any = None, only: str = ""
 ) -> tuple[Any, str]:
-    """(parameters of a model section from a checkpoint's tensors, in float32; what was taken and what not, in words).
+    """(a model's parameters from a checkpoint's tensors, in float32; what was taken and what wasn't, in words).
 
-    Names are those of WEIGHTS after any of PREFIX, with TensorFlow's gamma and beta for weight and bias. Several names
-    of one parameter are added up, where the checkpoint has several.
+    Names are those of WEIGHTS, perhaps after some of PREFIX, or with TensorFlow's gamma and beta for weight and bias. A
+    parameter with several names is the sum of its tensors.
 
     Args:
-      family, cfg: as of `models.family(family).Model(cfg)`.
-      tensors: by the checkpoint's names.
-      start: parameters to keep for heads that the checkpoint lacks, and outside of `only`; None: no head may lack.
+      start: parameters to keep for heads that the checkpoint lacks, and outside `only`; None: no head may be missing.
       only: regex of the parameters' paths to take; "": all.
 
     Raises:
-      UsageError: a family whose WEIGHTS are empty; nothing to take; a parameter of the body without its tensor, or
-        with one of another shape; a tensor of the body without its parameter, as one of a further layer.
+      UsageError: nothing is taken, or a tensor and a parameter of the body don't match one to one.
     """
     names = models.family(family).WEIGHTS
     shapes = budget.shapes(family, cfg)
@@ -131,18 +147,17 @@ def convert(
         raise UsageError(f"family {family!r} knows none of its {len(tensors)} tensors ({first}; a known one: {known})")
     _check_unused(names, found, unused, paths, only)
     unused += [theirs for name, layers in found.items() if names[name] not in paths for theirs in layers.values()]
-    taken: list[str] = []
-    fresh: list[str] = []
-    cut: list[str] = []
+    taken, fresh, cut = list[str](), list[str](), list[str]()
 
     def one(path: str, x: Any, kept: Any) -> Any:
         sources = [name for name in names if names[name] == path]
-        there = [name for name in sources if name in found] if re.search(only, path) else []
+        wanted_here = re.search(only, path)
+        there = [name for name in sources if name in found and wanted_here]
         if there:
             taken.append(path)
             parts = (_stacked(name, found[name], tensors, path, x, cut) for name in there)
             return jnp.asarray(functools.reduce(np.add, parts))
-        if kept is None or (re.search(only, path) and not HEADS.search(path)):
+        if kept is None or (wanted_here and not HEADS.search(path)):
             wanted = f"no {sources[0]!r}" if sources else "no published name is known"
             raise UsageError(f"{wanted} for {path!r}{nearest(sources[0], tensors) if sources else ''}")
         fresh.append(path)
@@ -155,18 +170,17 @@ def convert(
 
 
 def _line(taken: int, fresh: Sequence[str], unused: Sequence[str], what: str) -> str:
-    """What a start takes, in words; `what` the unused ones are."""
-    parts = [f"{taken} of {taken + len(fresh)} parameters taken"]
-    parts += [f"fresh: {_few(fresh)}"] if fresh else []
-    return "; ".join([*parts, *([f"unused {what}: {_few(unused)}"] if unused else [])])
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """What is taken, which parameters are fresh, and which of the source's `what` are unused, in words."""
+    line = f"{taken} of {taken + len(fresh)} parameters taken"
+    for names, said in ((fresh, "fresh"), (unused, f"unused {what}")):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            line += f"; {said}: {', '.join(names[:5])}{more}"
+    return line
 
 
 def _shortened(name: str) -> Iterator[str]:
-    """A checkpoint's name as WEIGHTS may have it: by itself, then without one prefix after another."""
+    """The names that WEIGHTS may have for a checkpoint's name: as it is, then without one prefix after another."""
     name = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
     last = ""
     while name != last:
@@ -175,7 +189,7 @@ def _shortened(name: str) -> Iterator[str]:
 
 
 def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[str, dict[int, str]], list[str]]:
-    """({name of WEIGHTS: {layer: the checkpoint's name}}, the checkpoint's names that are none of WEIGHTS)."""
+    """({name in WEIGHTS: {layer: the checkpoint's name}}, the checkpoint's names that aren't in WEIGHTS)."""
     patterns = {name: re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")) for name in names}
     found: dict[str, dict[int, str]] = {}
     unknown = []
@@ -194,7 +208,7 @@ def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[s
 def _check_unused(
     names: Mapping[str, str], found: Any, unknown: Sequence[str], paths: Sequence[str], only: str
 ) -> None:
-    """Refuses tensors of the body that no parameter takes."""
+    """Raises UsageError for a tensor of the body that no parameter takes."""
     for name, layers in found.items():
         path = names[name]
         if path and path not in paths and re.search(only, path) and not HEADS.search(path):
@@ -209,7 +223,7 @@ def _check_unused(
 def _stacked(
     name: str, layers: Mapping[int, str], tensors: Mapping[str, np.ndarray], path: str, x: Any, cut: list[str]
 ) -> np.ndarray:
-    """The tensors of one name as the parameter `path`, of the shape of `x`; what is cut off is noted in `cut`."""
+    """The tensors of one name as the parameter `path`, shaped like `x`. What is cut off is noted in `cut`."""
     count, shape = (x.shape[0], x.shape[1:]) if "{}" in name else (1, x.shape)
     lacking = sorted(set(range(count)) - set(layers))
     if lacking:
@@ -222,21 +236,16 @@ def _stacked(
         tensor = tensors[layers[layer]]
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
-        part = _layout(path, np.asarray(tensor, np.float32))
+        part = np.asarray(tensor, np.float32)
+        if part.ndim == 2 and not re.search(tree.EMBEDDINGS, path):
+            part = part.T  # of a matrix, but not of a table, the input side comes first here
         if path == "embed/positions" and part.ndim and len(part) > shape[0]:
             cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
             part = part[: shape[0]]
-        # Sides may be split or joined, but not exchanged: an end of one of theirs is an end of one of ours.
+        # Sides may be split or joined, but not exchanged: where one of theirs ends, one of ours does.
         ends = set(np.cumprod(shape).tolist())
         if part.size != np.prod(shape) or not set(np.cumprod(part.shape).tolist()) <= ends:
-            raise UsageError(
-                f"{layers[layer]!r} is {list(tensor.shape)}, where {path!r} is {list(shape)}"
-                + (" a layer" if "{}" in name else "")
-            )
+            each = " a layer" if "{}" in name else ""
+            raise UsageError(f"{layers[layer]!r} is {list(tensor.shape)}, where {path!r} is {list(shape)}{each}")
         out.append(part.reshape(shape))
     return np.stack(out) if "{}" in name else out[0]
-
-
-def _layout(path: str, tensor: np.ndarray) -> np.ndarray:
-    """A table stays as it is; of any other matrix the input side comes first here."""
-    return tensor if tensor.ndim != 2 or re.search(tree.EMBEDDINGS, path) else tensor.T

@@ -1,9 +1,9 @@
 """Recipes: learning rate, batch, beta2, warm-up and decay as functions of size and data.
 
 A law fitted to badly tuned runs is wrong: Porian et al. 2024 (arXiv:2406.19146) move Kaplan's exponent from 0.84 to
-0.50 by tuning every size, and matching warm-up and decay to each run. A recipe makes each rung of a ladder as well
-tuned as its neighbour. A sweep file's `RECIPE = "step_law"` applies one to its rows, but for the keys that they set
-themselves; a recipe of one's own is a `Recipe` with another function, or a `power_law`.
+0.50 by tuning every size and matching warm-up and decay to each run. A recipe tunes all rungs of a ladder equally well.
+`RECIPE = "step_law"` in a sweep file applies one to its rows, except to the keys that a row sets itself. It can also be
+a `Recipe` with a function of your own.
 
 Legend: N parameters without embeddings, D tokens of the run.
 """
@@ -16,19 +16,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bigmodel.errors import UsageError, choose
+from bigmodel.errors import choose
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a recipe says of one run. None: it doesn't say, and the experiment's own value stays.
+    """Hyperparameters of one run; where one is None the experiment's own value stays.
 
     Attributes:
       lr: peak learning rate.
-      batch: tokens a step.
+      batch: tokens per step.
       warmup: tokens of linear warm-up.
       b2: AdamW's second moment.
       final_lr: last rate over peak rate.
+      fixed: further overrides.
     """
 
     lr: float
@@ -37,28 +38,22 @@ class Tuning:
     b2: float | None = None
     schedule: str | None = None
     final_lr: float | None = None
-    fixed: dict[str, Any] = field(default_factory=dict)  # further overrides
+    fixed: dict[str, Any] = field(default_factory=dict)
 
     def overrides(self, tokens: float, tokens_per_example: int) -> dict[str, Any]:
-        """As overrides of a config of so many tokens."""
-        found: dict[str, Any] = {"optim.lr": self.lr, **self.fixed}
+        """Overrides of a config that trains on `tokens`."""
+        found = {"optim.lr": self.lr, **self.fixed}
         if self.batch is not None:
             found["train.batch_size"] = max(1, round(self.batch / tokens_per_example))
         if self.warmup is not None:
             found["optim.warmup"] = min(1.0, self.warmup / tokens)
-        for key, value in (("b2", self.b2), ("schedule", self.schedule), ("final_lr", self.final_lr)):
-            if value is not None:
-                found[f"optim.{key}"] = value
-        return found
+        others = {"optim.b2": self.b2, "optim.schedule": self.schedule, "optim.final_lr": self.final_lr}
+        return found | {key: value for key, value in others.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Attributes:
-    name: as said on a command line or in a sweep.
-    source: where its numbers are from.
-    of: (N, D) -> Tuning.
-    """
+    """`of` maps (N, D) to a Tuning; `source` says where its numbers come from."""
 
     name: str
     source: str
@@ -66,7 +61,7 @@ class Recipe:
 
 
 def between(points: Sequence[tuple[float, float]], x: float) -> float:
-    """Log-linear through points (x, y) in order of x; the first or last y outside them."""
+    """Log-linear interpolation of points (x, y) in order of x; constant outside them."""
     if x <= points[0][0]:
         return points[0][1]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
@@ -120,8 +115,8 @@ def _porian(n: float, d: float) -> Tuning:
 
 
 RECIPES = {
-    r.name: r
-    for r in (
+    recipe.name: recipe
+    for recipe in (
         Recipe("gpt3", "Brown et al. 2020, arXiv:2005.14165, table 2.1 and appendix B", _gpt3),
         Recipe("chinchilla", "Hoffmann et al. 2022, arXiv:2203.15556, table 4 and appendix", _chinchilla),
         Recipe("step_law", "Li et al. 2025, arXiv:2503.04715, equation 1; last rate 1e-5", _step_law),
@@ -135,17 +130,6 @@ RECIPES = {
 }
 
 
-def power_law(name: str, lr: float, at: tuple[float, float], n: float = 0.0, d: float = 0.0, **fixed: Any) -> Recipe:
-    """A recipe of one's own: lr (N / N0)^n (D / D0)^d, where `at` = (N0, D0); `fixed` are fields of Tuning."""
-    if lr <= 0 or min(at) <= 0:
-        raise UsageError(f"recipe {name!r}: lr={lr} and at={at} must be positive")
-
-    def of(size: float, data: float) -> Tuning:
-        return Tuning(lr=lr * (size / at[0]) ** n * (data / at[1]) ** d, **fixed)
-
-    return Recipe(name, "measured here", of)
-
-
 def get(name: str | Recipe) -> Recipe:
-    """A recipe by name, with the nearest name in the error."""
+    """The recipe of a name. UsageError: unknown; names the nearest."""
     return name if isinstance(name, Recipe) else RECIPES[choose("recipe", name, RECIPES)]

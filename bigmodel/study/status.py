@@ -1,4 +1,4 @@
-"""Where a sweep stands, from its files alone, whichever engine runs it; without JAX: it answers at once."""
+"""The state of a sweep's runs, from their files alone; without JAX, so that it answers at once."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ from bigmodel.words import human
 
 
 def folder_of(path: str, runs: str) -> epath.Path:
-    """Of a sweep file its folder of runs; a folder is its own."""
+    """The folder of runs of a sweep file, or a folder itself."""
     return epath.Path(runs) / Path(path).stem if path.endswith(".py") else epath.Path(path)
 
 
 def status(folder: epath.Path) -> list[dict[str, Any]]:
-    """One dict a planned row: its plan, 'state', and the result or the latest metrics.
-
-    state: done, diverged, failed, running (a live process holds its claim), interrupted, pending.
-
-    Raises:
-      UsageError: there is no plan, or it is damaged.
-    """
+    """The rows of the plan, each with its `state_of`. UsageError: there is no plan, or it is damaged."""
     plan = files.read_plan(folder)
     for row in plan:
         for key, kind in (("overrides", dict), ("params", int), ("tokens", int), ("steps", int)):
@@ -39,22 +33,23 @@ def status(folder: epath.Path) -> list[dict[str, Any]]:
 
 
 def state_of(folder: epath.Path) -> dict[str, Any]:
-    result = record.read_result(folder)
-    if result:
+    """A run's 'state', and its 'result', its 'error' or the 'last' row of its metrics.
+
+    state: done, diverged, failed, running (a live process holds its claim), interrupted, pending.
+    """
+    if result := record.read_result(folder):
         return {"state": result["status"], "result": result}
     if not folder.exists():
         return {"state": "pending"}
-    if claims.held(folder):
-        state = "running"
-    else:
-        if error := record.read_error(folder):
-            return {"state": "failed", "error": error}
-        state = "interrupted" if (folder / "config.json").exists() else "pending"
-    return {"state": state, "last": record.last_row(folder / "metrics.jsonl")}
+    running = claims.held(folder)
+    if not running and (error := record.read_error(folder)):
+        return {"state": "failed", "error": error}
+    started = "interrupted" if (folder / "config.json").exists() else "pending"
+    return {"state": "running" if running else started, "last": record.last_row(folder / "metrics.jsonl")}
 
 
 def describe(overrides: Mapping[str, Any]) -> str:
-    """'width=64 depth=2 tokens=1M': a row in a few words."""
+    """A row in a few words, as 'width=64 depth=2 tokens=1M'."""
 
     def value(v: Any) -> str:
         if isinstance(v, bool) or not isinstance(v, int | float):

@@ -166,10 +166,10 @@ def _rows(folder):
 
 def run(case, data_dir, folder, mesh=None):
     """{losses, eval} of a case; `resumed`: of the same, continued from its checkpoint at step HALF."""
-    from bigmodel.run import loop
+    from bigmodel.run import session
 
     def go(root):
-        return root / loop.train(config_of(case, data_dir, (mesh or {}).items()), str(root), quiet=True)["run_id"]
+        return root / session.train(config_of(case, data_dir, (mesh or {}).items()), str(root), quiet=True)["run_id"]
 
     home = go(folder / "whole")
     found = _rows(home)

@@ -74,7 +74,7 @@ def losses(folder):
 def make(home):
     from bigmodel import config
     from bigmodel.prepare.prepare import prepare
-    from bigmodel.run import loop
+    from bigmodel.run import session
     from bigmodel.study import sweep
 
     data = home.parent / "data"
@@ -85,11 +85,11 @@ def make(home):
         return config.load(ROOT / "experiments/gpt.py", pairs.items())
 
     expected = {}
-    loop.train(text(), str(home / "done"), quiet=True)
+    session.train(text(), str(home / "done"), quiet=True)
     half = dict(train__seed=1)
-    run_id = loop.train(text(**half), str(home.parent / "whole"), quiet=True)["run_id"]
+    run_id = session.train(text(**half), str(home.parent / "whole"), quiet=True)["run_id"]
     expected[run_id] = losses(home.parent / "whole" / run_id)
-    stopped(5, lambda: loop.train(text(**half), str(home / "half"), quiet=True))
+    stopped(5, lambda: session.train(text(**half), str(home / "half"), quiet=True))
 
     (home / "study.py").write_text(STUDY)
     plan = sweep.make_plan(str(home / "study.py"))

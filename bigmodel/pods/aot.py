@@ -1,20 +1,19 @@
-"""The very train step of a config, compiled ahead of time for TPUs that aren't there.
+"""The train step of a config, compiled ahead of time for TPUs that this machine doesn't have, and a report of it.
 
-    report = prove(frozen, layout.Topology("v5p:8x8x8"))
+    found = aot.prove(frozen, layout.Topology("v5p:8x8x8"))
 
-Needs the package `libtpu`, and no TPU. What XLA says is reported as such (bytes); what is counted from the program
-(collectives, memory traffic) or from the model's formula (FLOPs) is exact; the step's time is a roofline, a model of
-the hardware and not a measurement.
+Needs the package `libtpu`, and no TPU. Bytes are XLA's own; collectives and memory traffic are counted in the program,
+FLOPs by the model's formula. The time of a step is a roofline: a model of the hardware, not a measurement.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import re
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,16 +25,16 @@ from ml_collections import ConfigDict
 
 from bigmodel import files, models
 from bigmodel.errors import NoData, UsageError
-from bigmodel.ops import sharding
+from bigmodel.ops import platforms, sharding
 from bigmodel.pods import hlo, layout
 from bigmodel.pods.layout import Topology
 from bigmodel.run import budget, executables, processes, program, record
 
-FORMAT = 3  # of a report: part of the cache's key
+FORMAT = 3  # version of a report's content: part of the cache's key
 
 
 class DoesNotFit(Exception):
-    """The program needs more memory than a chip has. Attributes: needed, available: bytes."""
+    """The program needs more memory than a chip has. Attributes: needed, available (bytes)."""
 
     def __init__(self, needed: float, available: float):
         self.needed, self.available = needed, available
@@ -46,7 +45,7 @@ class DoesNotFit(Exception):
 
 
 def frozen(unfrozen: ConfigDict) -> Any:
-    """A config finalised for compiling: with the data's sizes where its data is there, else with its own."""
+    """A config finalised for compiling: with the sizes of its data or, if that is not there, with its own."""
     try:
         return budget.finalize(unfrozen)
     except NoData:
@@ -55,7 +54,7 @@ def frozen(unfrozen: ConfigDict) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """libtpu writes its warnings to the file of standard error, past Python."""
+    """Silences file descriptor 2, to which libtpu writes its warnings."""
     saved = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -67,11 +66,7 @@ def _quiet() -> Iterator[None]:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """The chips of a topology, by libtpu.
-
-    Raises:
-      UsageError: no libtpu, or no such topology.
-    """
+    """libtpu's description of a topology's chips. UsageError: no libtpu, or no such topology."""
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(f"compiling for TPUs needs the package libtpu: {files.install('jax[tpu]')}")
     processes.no_tpu_here()
@@ -87,14 +82,8 @@ def devices(topology: Topology) -> list[Any]:
         raise UsageError(f"--topology={topology.name!r}: libtpu knows no such one: {reason}") from e
 
 
-def lower(cfg: Any, topology: Topology) -> tuple[Any, Any]:
-    """(the step lowered for the topology, the mesh)."""
-    mesh = sharding.make_mesh(cfg.run.mesh, devices(topology))
-    return lower_on(mesh, cfg), mesh
-
-
-def lower_on(mesh: Any, cfg: Any) -> Any:
-    """The step lowered for a mesh: what `train` runs, with shapes for arrays."""
+def lower(cfg: Any, mesh: Any) -> Any:
+    """The step that `train` runs, lowered for a mesh."""
     program.check_batch(cfg, mesh)
     built = program.build(program.static_part(cfg), mesh)
 
@@ -110,22 +99,15 @@ def lower_on(mesh: Any, cfg: Any) -> Any:
 
 
 def program_hash(lowered: Any, topology: Topology, options: Any) -> str:
-    """Of the program, the topology, the compiler and this module's idea of a report."""
-    versions = [jax.__version__, _libtpu()]
+    """The cache's key of a report: the program, the topology, the compiler and its options."""
+    versions = [jax.__version__, importlib.metadata.version("libtpu")]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    said = [topology.name, topology.slices, *versions, FORMAT, options, *flags]
-    text = "\n".join([lowered.as_text(), *map(str, said)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _libtpu() -> str:
-    import importlib.metadata
-
-    return importlib.metadata.version("libtpu")
+    parts = [lowered.as_text(), topology.name, topology.slices, *versions, FORMAT, options, *flags]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def compile_step(lowered: Any) -> Any:
-    """The executable; raises DoesNotFit where XLA's buffers exceed the memory."""
+    """The executable. DoesNotFit: XLA's buffers exceed the memory."""
     try:
         with _quiet():
             return lowered.compile()
@@ -141,39 +123,39 @@ def compile_step(lowered: Any) -> Any:
 
 
 def prove(cfg: Any, topology: Topology, cache: Any = None, save: str = "") -> dict[str, Any]:
-    """The report of a config on a topology; see the keys in the code below. Bytes, FLOPs and seconds; of one chip
-    where not said otherwise.
+    """The report of a config on a topology, with the keys of `_measured` and `_of_config`. Bytes, FLOPs and seconds
+    are per chip unless a key says otherwise.
 
     Args:
       cfg: as of `frozen`.
-      cache: a folder of reports by program hash; None: none.
-      save: where to write the executable, which is then compiled whatever the cache has; "": nowhere.
+      cache: a folder of reports by program hash, or None.
+      save: where to write the executable, which is then compiled even if its report is cached; "": nowhere.
 
     Raises:
       DoesNotFit, UsageError.
     """
     began = time.time()
-    lowered, mesh = lower(cfg, topology)
-    key = program_hash(lowered, topology, program.options(mesh))
+    mesh = sharding.make_mesh(cfg.run.mesh, devices(topology))
+    lowered = lower(cfg, mesh)
+    key = program_hash(lowered, topology, platforms.step_options(mesh))
     stored = None if cache is None else record.read_json(epath.Path(cache) / f"{key}.json")
     if stored is not None and stored.get("shortfall"):
         raise DoesNotFit(*stored["shortfall"])
     if stored is not None and not save:
         return {**stored, **_of_config(cfg, topology, stored), "cached": True}
-    cpu = _cpu_seconds()
+    cpu = time.process_time()
     try:
         with executables.uncached() if save else contextlib.nullcontext():
             executable = compile_step(lowered)
     except DoesNotFit as e:
         _store(cache, key, {"shortfall": [e.needed, e.available]})
         raise
-    report = _measured(executable, mesh, topology)
-    report |= {
+    report = _measured(executable, mesh, topology) | {
         "program_hash": key,
         "compile_seconds": round(time.time() - began, 1),
-        "compile_cpu_seconds": round(_cpu_seconds() - cpu, 1),
+        "compile_cpu_seconds": round(time.process_time() - cpu, 1),
         "jax_version": jax.__version__,
-        "libtpu_version": _libtpu(),
+        "libtpu_version": importlib.metadata.version("libtpu"),
         "date": record.now(),
     }
     _store(cache, key, report)
@@ -189,15 +171,11 @@ def _store(cache: Any, key: str, value: dict[str, Any]) -> None:
             record.write_json(epath.Path(cache) / f"{key}.json", value)
 
 
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
-    """What is read from the executable alone."""
+    """The part of a report that follows from the executable alone."""
     memory = executable.memory_analysis()
     module = hlo.parse(executable.as_text())
+    slices = topology.slices
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for c in hlo.collectives(module, mesh.size):
         axis = hlo.axes_of(c.group, mesh.shape) if c.group else "slices"
@@ -206,11 +184,11 @@ def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
         row = found.setdefault((c.kind, axis), {"kind": c.kind, "axis": axis, "count": 0, "bytes": 0.0})
         row["count"] += c.count
         # Between slices by rings as well: an all-reduce of S bytes over n sends 2 S (n-1)/n.
-        between = 2 * (topology.slices - 1) / topology.slices if not c.group else 1.0
-        row["bytes"] += c.count * c.bytes * between
-        row["dimensions"] = _dimensions(c.group, mesh) if c.group else 1
-        row["network"] = "DCN" if "slices" in axis.split("+") and topology.slices > 1 else "ICI"
-    if topology.slices > 1 and not any(row["network"] == "DCN" for row in found.values()):
+        row["bytes"] += c.count * c.bytes * (1.0 if c.group else 2 * (slices - 1) / slices)
+        places = [mesh.devices.flat[i].coords for i in c.group]  # on the torus
+        row["dimensions"] = max(1, sum(len(set(x)) > 1 for x in zip(*places, strict=True)))
+        row["network"] = "DCN" if "slices" in axis.split("+") and slices > 1 else "ICI"
+    if slices > 1 and not any(row["network"] == "DCN" for row in found.values()):
         raise RuntimeError("nothing is sent between slices: this libtpu's programs are not understood")
     return {
         "bytes": {
@@ -226,18 +204,12 @@ def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
     }
 
 
-def _dimensions(group: Any, mesh: Any) -> int:
-    """Along how many dimensions of the torus the chips of a group lie."""
-    places = [mesh.devices.flat[i].coords for i in group]
-    return max(1, sum(len(set(xs)) > 1 for xs in zip(*places, strict=True)))
-
-
 def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str, Any]:
-    """What follows from the config, the chip's peaks and what was measured."""
+    """The part of a report that follows from the config, the chip's peaks and the measured part."""
     chip, n = topology.chip, topology.chips
     total, nonembedding, *_ = budget.counts(cfg.family, cfg.model)
     model_flops = 3 * models.family(cfg.family).flops(cfg.model) * cfg.train.batch_size
-    units = cfg.model.seq_len if "seq_len" in cfg.model else 1
+    units = models.family(cfg.family).units(cfg.model)
     hardware = model_flops * (1 + layout.BACKWARD[cfg.run.remat]) / 3
     seconds = {
         "compute": hardware / n / chip.flops,
@@ -256,7 +228,7 @@ def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str
         "mesh": {k: v for k, v in sharding.full(cfg.run.mesh, n).items() if v > 1},
         "execution": {k: cfg.run[k] for k in ("remat", "attention", "loss_chunks")},
         "dtypes": {
-            "compute": cfg.model.dtype if "dtype" in cfg.model else "float32",
+            "compute": cfg.model.get("dtype", "float32"),
             "parameters": cfg.train.param_dtype,
             "gradients": cfg.train.grad_dtype,
             "optimizer": cfg.optim.state_dtype,
