@@ -6,7 +6,7 @@
 
 POINTS.csv: Besiroglu et al. 2024's, data/svg_extracted_data.csv of github.com/epoch-research/analyzing-chinchilla.
 The published way (their notebook): scipy's L-BFGS-B with finite differences from each of the 4500 starts, and scipy's
-BFGS with autograd's gradient from one start for each of 4000 resamples. Ours: `search.search` and `uncertainty.refit`
+BFGS with autograd's gradient from one start for each of 4000 resamples. Ours: `search.search` and `intervals.refit`
 on the same resamples, from the import of their modules on. Beside it, the objectives that both reach.
 """
 
@@ -106,8 +106,7 @@ def main():
 
         counts, theta = bootstraps_ours(problem, found, draws)
         began = time.perf_counter()
-        columns = {k: data[k] for k in ("N", "D", "L")}
-        _, best = full_grid.refit("chinchilla", columns, counts, DELTA, progress=True)
+        _, best = full_grid.refit(problem, counts, progress=True)
         minutes = (time.perf_counter() - began) / 60
         short = objectives(problem, theta, counts)
         least = np.minimum(best, short)

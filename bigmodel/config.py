@@ -24,6 +24,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,36 @@ def built_in(path: str | Path, folder: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _importing_from(folder: str) -> Iterator[None]:
+    """Puts `folder` first on sys.path, as Python does for a script, and removes it afterwards.
+
+    Modules imported from `folder` leave sys.modules too, so that a file of another folder finds its own of that name.
+    """
+
+    def is_here(name: str) -> bool:
+        module = sys.modules[name]
+        places = getattr(module, "__path__", None) or [getattr(module, "__file__", None) or ""]
+        return any(os.path.dirname(os.path.abspath(place)) == folder for place in places)
+
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+        packages = {name for name in sys.modules.keys() - before if "." not in name and is_here(name)}
+        for name in list(sys.modules):
+            if name.partition(".")[0] in packages:
+                del sys.modules[name]
+
+
 def load_module(path: str | Path, kind: str) -> Any:
-    """Imports a Python file by path. `kind` names it in errors ('config', 'sweep')."""
+    """Imports a Python file by path. `kind` names it in errors ('config', 'sweep').
+
+    The file can import its neighbours, but only while it is executed: at its top, not inside its functions.
+    """
     path = Path(path)
     if not path.is_file():
         siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
@@ -81,7 +110,7 @@ def load_module(path: str | Path, kind: str) -> Any:
     if spec is None or spec.loader is None:
         raise UsageError(f"{kind} file {str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    with user_code(path, kind):
+    with user_code(path, kind), _importing_from(os.path.dirname(os.path.abspath(path))):
         spec.loader.exec_module(module)
     return module
 

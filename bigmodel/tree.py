@@ -93,6 +93,20 @@ def pick(tree: Any, pattern: str) -> Any:
     return inside(tree, "")
 
 
+def renamed(tree: Any, old: str, new: str) -> Any:
+    """Nested dicts whose paths begin with `new` in place of `old`, with which they all begin."""
+    if old == new:
+        return tree
+    out: dict[str, Any] = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *parents, last = (new + path_of(key_path)[len(old) :]).split("/")
+        node = out
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return out
+
+
 def merge(tree: Any, other: Any) -> Any:
     """Nested dicts with the leaves of `other`, and of `tree` where it has none."""
     if not isinstance(tree, dict):

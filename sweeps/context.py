@@ -5,10 +5,13 @@ bigmodel sweep run sweeps/context.py && bigmodel report sweeps/context.py
 bigmodel paper kaplan2020-fig7
 """
 
+from pathlib import Path
+
 import pandas as pd
 
 from bigmodel import evaluate, sweep
 from bigmodel.laws import context, sources
+from bigmodel.laws.figures import transfer
 
 CONFIG = "experiments/prose.py"
 LAW = None  # curves by position are compared, not sizes against data
@@ -38,4 +41,19 @@ def report(folder, out):
         own = {"run_id": result["run_id"], "family": name, "params": result["params_nonembedding"]}
         own |= {"seed": result["seed"], "position": range(1, len(loss) + 1), "loss": loss}
         frames.append(pd.DataFrame(own))
-    return context.write(pd.concat(frames), out)
+    return write(pd.concat(frames), out)
+
+
+def write(frame, out):
+    """Writes by_position.csv and by_position.png, .svg, .pdf; returns lines of text."""
+    home = Path(out)
+    home.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(home / "by_position.csv", index=False, float_format="%.5g")
+    drawn = transfer.write(context.figure, home / "by_position", frame)
+    lines = [
+        f"{r['family']:>10} {r['params']:>10,} parameters, {r['seeds']} seeds: flat from {r['flat']:.0f} "
+        f"({r['flat_range'][0]}-{r['flat_range'][1]}); positions after 100 gain {r['gain']:.2%} of the loss "
+        f"(deviation {r['gain_deviation']:.2%}); loss {r['loss']:.4f}"
+        for r in context.table(frame)
+    ]
+    return "\n".join([*lines, f"figure: {drawn}"])

@@ -3,11 +3,14 @@
     bigmodel prepare prose --out=data/prose-bytes
     bigmodel sweep run sweeps/depth_width.py && bigmodel report sweeps/depth_width.py
 
-Two heads in each; docs/results.md has what came out.
+Every shape has two heads; docs/results.md has what came out.
 """
 
+from pathlib import Path
+
 from bigmodel import sweep
-from bigmodel.laws import heldout
+from bigmodel.laws import rows
+from bigmodel.laws.figures import style, transfer
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one size, one budget
@@ -20,5 +23,30 @@ def get_sweep():
     return sweep.product(heads, {"train.flops": [1e12], "optim.warmup": [0.1]})
 
 
+def figure(frame):
+    """Loss against width / depth, with the number of layers at each mark."""
+    fig, (axes,) = style.PAGE.panels(1)
+    mean = frame.groupby(["aspect", "depth"], as_index=False)["L"].mean()
+    axes.plot(mean.aspect, mean["L"], color=style.BLUE, marker="o")
+    for row in mean.itertuples():
+        axes.annotate(f"{row.depth}", (row.aspect, row.L), textcoords="offset points", xytext=(4, 5), fontsize="small")
+    style.log_axis(axes, "x", mean.aspect.min() / 1.5, mean.aspect.max() * 1.5)
+    axes.set(xlabel="width / depth (marks: layers)", ylabel="held-out loss")
+    return fig
+
+
 def report(folder, out):
-    return heldout.shapes(folder, out)
+    """Writes shapes.csv and shapes.png, .svg, .pdf; returns lines of text, from the deepest to the widest."""
+    frame = rows.load(folder)
+    frame = frame.assign(aspect=frame["width"] / frame["depth"]).sort_values("aspect")
+    home = Path(out)
+    home.mkdir(parents=True, exist_ok=True)
+    frame[["width", "depth", "aspect", "N", "D", "C", "L", "seed"]].to_csv(home / "shapes.csv", index=False)
+    drawn = transfer.write(figure, home / "shapes", frame)
+    least = frame["L"].min()
+    lines = [
+        f"width {r.width} depth {r.depth}: width / depth {r.aspect:.3g}, N {r.N:,.0f}, loss {r.L:.4f} "
+        f"({r.L / least - 1:+.2%})"
+        for r in frame.itertuples()
+    ]
+    return "\n".join([*lines, f"figure: {drawn}"])

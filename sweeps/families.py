@@ -8,8 +8,9 @@ masked. The batch grows as the root of the tokens and heads are of 8 (sweeps/gpt
 the Transformers' widths, and the recurrent ones' are those of sweeps/transfer_recurrent.py.
 """
 
+from analyses import families
+
 from bigmodel import recipes, sweep
-from bigmodel.laws import families
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one for each family

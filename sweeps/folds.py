@@ -4,8 +4,9 @@ batch norm.
 bigmodel sweep run sweeps/folds.py && bigmodel report sweeps/folds.py
 """
 
+from analyses import settings
+
 from bigmodel import sweep
-from bigmodel.laws import settings
 
 CONFIG = "experiments/digits.py"
 LAW = None  # settings are compared

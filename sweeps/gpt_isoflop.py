@@ -11,8 +11,9 @@ what came out.
 
 import math
 
+from analyses import heldout
+
 from bigmodel import recipes, sweep
-from bigmodel.laws import heldout
 
 CONFIG = "experiments/prose.py"
 DEPTH = 2  # one layer follows a law of its own: N alone doesn't say that it can't compose attention

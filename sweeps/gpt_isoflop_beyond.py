@@ -8,10 +8,9 @@ five budgets, and, as that study had it, four of them over 30x.
 
 from pathlib import Path
 
-from bigmodel import config
-from bigmodel.laws import heldout
+import gpt_isoflop as study
+from analyses import heldout
 
-study = config.load_module(str(Path(__file__).with_name("gpt_isoflop.py")), "sweep")
 CONFIG, RECIPE = study.CONFIG, study.RECIPE
 LAW = None  # five runs have none of their own
 BELOW = Path(__file__).parents[1] / "docs/studies/gpt_isoflop_heads.csv"

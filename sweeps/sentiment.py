@@ -9,7 +9,7 @@ sentences: those six runs are hours of a CPU and minutes of a GPU. sweeps/sentim
 pretraining of our own.
 """
 
-from bigmodel.laws import pretraining
+from analyses import pretraining
 
 CONFIG = "experiments/sentiment.py"
 LAW = None  # accuracies are compared, at several sizes of one model's data

@@ -7,7 +7,7 @@
 The pretraining is the first row, and the others wait for it.
 """
 
-from bigmodel.laws import pretraining
+from analyses import pretraining
 
 CONFIG = "experiments/sentiment.py:prose"
 START = "experiments/sentiment.py:pretrain"

@@ -6,8 +6,9 @@
 docs/results.md has the figure and what came out.
 """
 
+from analyses import transfer
+
 from bigmodel import sweep
-from bigmodel.laws import transfer
 
 CONFIG = "experiments/prose.py"
 AXIS = "depth"

@@ -4,8 +4,9 @@ bigmodel prepare prose --out=data/prose-bytes
 bigmodel sweep run sweeps/transfer_recurrent.py && bigmodel report sweeps/transfer_recurrent.py
 """
 
+from analyses import transfer
+
 from bigmodel import sweep
-from bigmodel.laws import transfer
 
 CONFIG = "experiments/lstm.py"
 AXIS = "width"

@@ -7,8 +7,9 @@ Several seeds under muP, whose curves are flat at their best: a seed alone moves
 docs/results.md has the figure and what came out.
 """
 
+from analyses import transfer
+
 from bigmodel import sweep
-from bigmodel.laws import transfer
 
 CONFIG = "experiments/prose.py"
 AXIS = "width"

@@ -6,8 +6,9 @@
 Small batches want one nearer 1 (Porian et al. 2024, arXiv:2406.19146).
 """
 
+from analyses import settings
+
 from bigmodel import sweep
-from bigmodel.laws import settings
 
 CONFIG = "experiments/prose.py"
 LAW = None  # one size

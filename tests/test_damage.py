@@ -18,8 +18,9 @@ from test_tasks import packed, ratings, task_dir  # noqa: F401 (a fixture)
 from bigmodel import config, data, files
 from bigmodel.cli import main
 from bigmodel.errors import NoData, Unavailable, UsageError
-from bigmodel.prepare import corpora, images, shards, tasks
+from bigmodel.prepare import corpora, images, tasks
 from bigmodel.prepare import tokenizer as tokenizers
+from bigmodel.prepare.folder import sha256
 
 
 @pytest.fixture(autouse=True)
@@ -266,7 +267,7 @@ def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa
     with np.load(folder / "train.npz") as file:
         arrays = dict(file)
     spoil(folder / "train.npz", arrays)
-    digest = shards.file_digest(folder / "train.npz")
+    digest = sha256(folder / "train.npz")
     edit(folder / "manifest.json", lambda m: (m["splits"]["train"].update(sha256=digest), m.update(hash=digest)))
     one_line("train.npz' is damaged", lambda: opened(folder.parent, source="tasks"))
 
@@ -276,7 +277,7 @@ def test_arrays_of_other_shapes_are_one_line(task_dir, tmp_path, spoil):  # noqa
 def test_images_of_other_shapes_are_one_line(image_dir, tmp_path, kind, array):  # noqa: F811
     folder = shutil.copytree(Path(image_dir) / "fashion-mnist", tmp_path / "images/out")
     np.save(folder / f"train-{kind}.npy", array)
-    digest = shards.file_digest(folder / f"train-{kind}.npy")
+    digest = sha256(folder / f"train-{kind}.npy")
     edit(folder / "manifest.json", lambda m: m["files"].update({f"train-{kind}.npy": digest}))
     one_line("is damaged", lambda: opened(folder.parent, source="images"))
 

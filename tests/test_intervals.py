@@ -10,8 +10,8 @@ import pytest
 from scipy import integrate, stats
 
 from bigmodel.errors import UsageError
+from bigmodel.laws import extrapolate, forms, frontier, full_grid, intervals, search, texts
 from bigmodel.laws import fit as fits
-from bigmodel.laws import forms, frontier, full_grid, intervals, search, texts
 
 POINTS = Path(__file__).parents[2] / "shared" / "points"
 PLANTED = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28}
@@ -229,8 +229,7 @@ def test_every_start_finds_what_the_shortcut_finds():
     short = np.array(
         [problem.huber(problem.residuals(t[None])[0], c[None])[0] for t, c in zip(theta, counts, strict=True)]
     )
-    data = {k: frame[k].to_numpy() for k in frame}
-    _, best = full_grid.refit("chinchilla", data, counts, 1e-3, workers=2)
+    _, best = full_grid.refit(problem, counts, workers=2)
     np.testing.assert_allclose(short, best, rtol=1e-6)
 
 
@@ -303,7 +302,7 @@ def test_badly_tuned_runs_weigh_less():
 def test_leaving_a_rung_out_is_a_fit_of_the_rest():
     frame = planted(sizes=5, data=5)
     result = fits.fit(frame, bootstrap=0, holdout=0)
-    groups = intervals.rungs((6 * frame["N"] * frame["D"]).to_numpy(), 1.5)
+    groups = extrapolate.rungs((6 * frame["N"] * frame["D"]).to_numpy(), 1.5)
     assert sorted(np.concatenate(groups)) == list(range(25)) and 2 < len(groups) <= 8
     for group, entry in zip(groups, result["leave_one_out"], strict=True):
         rest = fits.fit(frame.drop(index=group), bootstrap=0, holdout=0)["params"]

@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from bigmodel.laws import pretraining
+from bigmodel.config import load_module
+
+pretraining = load_module(ROOT / "sweeps/sentiment.py", "sweep").pretraining
 
 SIZES = (100, 400, 1600, 6400)
 

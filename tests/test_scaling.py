@@ -1,5 +1,6 @@
 """The wing `scaling`: planted laws come back, published points give the published optimum, mistakes are one line."""
 
+import dataclasses
 import json
 import math
 import re
@@ -105,8 +106,7 @@ def test_slopes_match_differences():
     law, frame = forms.get("chinchilla"), grid()
     row = {name: frame[name].to_numpy() for name in "ND"}
     theta = np.random.default_rng(0).uniform([-1, 0, 0, 0, 0], [1, 9, 1, 9, 1], size=(7, 5))
-    fields = {k: getattr(law, k) for k in law.__dataclass_fields__}
-    plain = forms.Law(**{**fields, "slopes": None})
+    plain = dataclasses.replace(law, form=lambda theta, row: law.form(theta, row))  # by differences
     log_loss = np.log(frame["L"].to_numpy())
     exact = Problem(law, row, log_loss, 1e-3).residuals(theta)
     rough = Problem(plain, row, log_loss, 1e-3).residuals(theta)

@@ -161,7 +161,7 @@ def test_folders_that_are_linked_are_read_once_and_without_end(tmp_path, capsys)
     os.symlink(elsewhere, folder / "link")
     os.symlink(folder, elsewhere / "back")  # in a circle
     os.symlink(folder / "z", folder / "another")  # comes before z, whose ids must not change by it
-    _, _, found = documents.open_source(str(folder), "text", None, seen := documents.Found())
+    _, _, found = documents.open_source(str(folder), "text", seen := formats.Found())
     assert list(found) == [("link/two.txt", CHINESE), ("z/one.txt", ENGLISH)]
     assert seen.left_out == {"folders read under another name": (2, "'another'")}
 
@@ -357,7 +357,7 @@ def test_a_bomb_of_parquet_is_refused_within_the_bound(tmp_path, monkeypatch, di
     assert path.stat().st_size < 2**16
     del table
     before = pa.total_allocated_bytes()
-    found = documents.open_source(str(path), "text", None)[2]
+    found = documents.open_source(str(path), "text", formats.Found())[2]
     held = [pa.total_allocated_bytes() - before]
     one_line("decompression bomb", lambda: held.extend(pa.total_allocated_bytes() - before for _ in found))
     assert max(held) < 2**25  # of 100 MB
@@ -375,14 +375,14 @@ def test_text_that_packs_well_is_read(tmp_path):
     text = ENGLISH * 20_000  # 3.5 MB, 1,000 times its packed size
     (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(text.encode()))
     assert (tmp_path / "a.txt.zst").stat().st_size * 200 < len(text)
-    _, _, found = documents.open_source(str(tmp_path / "a.txt.zst"), "text", None)
+    _, _, found = documents.open_source(str(tmp_path / "a.txt.zst"), "text", formats.Found())
     assert [t for _, t in found] == [text]
 
 
 @pytest.mark.parametrize("log", [27, 28, 31])
 def test_long_windows_are_read(tmp_path, log):
     (tmp_path / "a.txt.zst").write_bytes(pack(ENGLISH.encode(), window_log=log))
-    _, _, found = documents.open_source(str(tmp_path / "a.txt.zst"), "text", None)
+    _, _, found = documents.open_source(str(tmp_path / "a.txt.zst"), "text", formats.Found())
     assert [t for _, t in found] == [ENGLISH]
 
 

@@ -27,7 +27,7 @@ def add_run(folder, name, n, d, noise=0.0):
 def study(tmp_path, monkeypatch):
     """A folder with a sweep file, its 12 runs, and the law of each fit that is made; figures are few and small."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(style, "FORMATS", ("svg",))
+    monkeypatch.setattr(style, "FORMATS", ("png",))
     monkeypatch.setattr(figures, "SIZES", {"": style.PAGE})
     monkeypatch.setattr(figures, "FIGURES", {"compute": figures.FIGURES["compute"]})
     laws, real = [], fit.fit
@@ -99,7 +99,7 @@ CHANGES = {
     "the sweep file": lambda folder: Path("mine.py").write_text(SWEEP.replace("planted", "other")),
     "the page": lambda folder: flip(folder / "report/index.html"),
     "a table that is missing": lambda folder: (folder / "report/tables/holdout.md").unlink(),
-    "a figure that is missing": lambda folder: (folder / "report/figures/compute.svg").unlink(),
+    "a figure that is missing": lambda folder: (folder / "report/figures/compute.png").unlink(),
     "fit.json that is missing": lambda folder: (folder / "report/fit.json").unlink(),
     "a byte of the key": lambda folder: flip(folder / "report/report.key"),
 }
@@ -134,7 +134,12 @@ def test_other_code_makes_the_report_again(study, capsys, monkeypatch, name, val
 def test_the_code_of_the_laws_is_in_the_key():
     package = Path(stored.__file__).parents[1]
     found = {path for pattern in stored.SOURCES for path in package.glob(pattern)}
-    assert found >= {package / "laws/fit.py", package / "laws/figures/runs.py", package / "files.py"}
+    assert found >= {
+        package / "laws/fit.py",
+        package / "laws/figures/runs.py",
+        package / "files.py",
+        package / "laws/report.html",
+    }
 
 
 def test_a_sweep_with_its_own_report_is_always_made_again(study, capsys):

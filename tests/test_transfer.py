@@ -9,8 +9,16 @@ import pandas as pd
 import pytest
 from conftest import ROOT, bigmodel
 
+from bigmodel import files
+from bigmodel.config import load_module
 from bigmodel.errors import UsageError
-from bigmodel.laws import corpora, families, heldout, rows, settings, transfer
+from bigmodel.laws import rows
+
+corpora, depth_width, families, folds, isoflop, tuning, transfer_width, wsd = (
+    load_module(ROOT / f"sweeps/{name}.py", "sweep")
+    for name in ("corpora", "depth_width", "families", "folds", "gpt_isoflop", "tuning", "transfer_width", "wsd")
+)
+families, heldout, settings, transfer = families.families, isoflop.heldout, folds.settings, transfer_width.transfer
 
 
 def test_the_lowest_point_is_the_parabola_s():
@@ -54,20 +62,20 @@ def test_a_tuning_report_names_each_batchs_best_rate(tmp_path):
     for number, (batch, k, lr) in enumerate(itertools.product(best, (1, 2), 0.004 * 2.0 ** np.arange(-1, 4))):
         loss = 2 + 0.1 * math.log(lr / best[batch]) ** 2 + batch * 0.01 + (k == 2) * 0.05
         write_run(tmp_path, number, {}, {"lr": float(lr)}, batch, loss=loss, tokens=k * 1000, lr=float(lr))
-    text = transfer.tuning(tmp_path, tmp_path / "out")
+    text = tuning.report(tmp_path, tmp_path / "out")
     assert "1,000 tokens, batch 4: loss 2.0400 at rate 0.004\n" in text
     assert "2,000 tokens, batch 16: loss 2.2100 at rate 0.016\n" in text and "edge" not in text
     assert (tmp_path / "out/tuning.png").stat().st_size > 10_000
     assert len(pd.read_csv(tmp_path / "out/tuning.csv")) == 20
     with pytest.raises(UsageError, match="no finished runs"):
-        transfer.tuning(tmp_path / "none", tmp_path / "out")
+        tuning.report(tmp_path / "none", tmp_path / "out")
 
 
 def test_a_report_of_shapes_names_the_best(tmp_path):
     for number, (width, depth, loss) in enumerate([(48, 2, 2.0), (8, 72, 2.2), (34, 4, 1.9)]):
         own = dict(width=width, depth=depth, params=70_000, params_nonembedding=55_000, tokens=10**6, flops=1e12)
         write_run(tmp_path, number, {}, {"schedule": "cosine"}, unit="tokens", loss=loss, **own)
-    text = heldout.shapes(tmp_path, tmp_path / "out")
+    text = depth_width.report(tmp_path, tmp_path / "out")
     assert "width 34 depth 4: width / depth 8.5" in text and "loss 1.9000 (+0.00%)" in text
     assert text.index("depth 72") < text.index("depth 4:") < text.index("depth 2:"), "from deep to wide"
     assert (tmp_path / "out/shapes.png").stat().st_size > 10_000
@@ -116,7 +124,7 @@ def test_branches_are_rows_of_one_run(tmp_path):
             write_run(tmp_path, round(1000 * loss), {}, {"schedule": "cosine", "lr": lr}, loss=loss, **length)
     frame = rows.load(tmp_path)
     assert sorted(frame["L"]) == [2.2, 2.21, 2.22, 2.4, 2.48, 2.49, 2.5, 2.51] and set(frame["D"]) == {2e6, 4e6}
-    text = heldout.branches(tmp_path, tmp_path / "out")
+    text = wsd.report(tmp_path, tmp_path / "out")
     assert "2,000,000 tokens, 1 seed: wsd 2.5000 at 0.01, cosine 2.4800 at 0.02 (+0.81%)" in text
     assert "4,000,000 tokens, 1 seed: wsd 2.2000 at 0.01, cosine 2.2100 at 0.01 (-0.45%)" in text
     assert "largest difference 0.81%" in text
@@ -131,7 +139,7 @@ def test_a_rate_that_lacks_a_seed_is_not_the_best(tmp_path):
     ]
     for number, (schedule, lr, seed, loss) in enumerate(cells):
         write_run(tmp_path, number, {}, {"schedule": schedule, "lr": lr}, seed=seed, loss=loss, **common)
-    text = heldout.branches(tmp_path, tmp_path / "out")
+    text = wsd.report(tmp_path, tmp_path / "out")
     assert "2 seeds: wsd 2.2000 at 0.01, cosine 2.1000 at 0.01 (+4.76%)" in text
 
 
@@ -155,9 +163,10 @@ def test_settings_are_compared_over_their_folds(tmp_path):
     for number, (width, fold, loss) in enumerate([(8, 0, 0.4), (8, 1, 0.6), (16, 0, 0.3), (16, 1, 0.5)]):
         home = tmp_path / f"{number:012x}"
         home.mkdir()
-        (home / "config.json").write_text(json.dumps({"model": {"width": width, "depth": 2}, "data": {"fold": fold}}))
+        config = {"model": {"width": width, "depth": 2}, "data": {"fold": fold}}
+        (home / "config.json").write_text(json.dumps(files.sealed(config)))
         result = {"run_id": home.name, "status": "done", "loss": loss, "eval_accuracy": 1 - loss}
-        (home / "result.json").write_text(json.dumps(result))
+        (home / "result.json").write_text(json.dumps(files.sealed(result)))
     text = settings.report(tmp_path, tmp_path / "out")
     first, second, _ = text.splitlines()
     assert first.startswith("width=16, 2 runs: loss 0.4000 (deviation 0.1414), accuracy 0.6000")

@@ -24,12 +24,15 @@ def arguments(parser: cli.Parser) -> None:
     parser.add_argument("source", help="corpus name, file, folder, hf:NAME, or `list`")
     parser.add_argument("--out", help="folder to write (default: data/SOURCE-TOKENIZER)")
     parser.add_argument("--tokenizer", default="bytes", help="bytes, bpe (trained here), gpt2, or a tokenizer.json")
-    parser.add_argument("--vocab-size", type=int, default=4096, help="vocabulary size of a bpe trained here")
-    fraction = "part of the documents for validation (default: 0.02; a task's own, for validation and for test)"
+    parser.add_argument("--vocab-size", type=int, default=4096, help="entries of a bpe trained here")
+    fraction = "of the documents (default: 0.02; tasks: 0.05 or 0.1, and as many in test)"
     parser.add_argument("--validation-fraction", type=float, help=fraction)
-    parser.add_argument("--text-key", default="text", help="field of .jsonl, .json and .parquet files")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument("--verify", action="store_true", help="check every file of finished data, and repair it")
+    key = "key (.jsonl, .json) or column (.parquet, hf:) that holds the text"
+    parser.add_argument("--text-key", default="text", help=key)
+    parser.add_argument("--workers", type=int, default=0, help="number of processes; 0: one per core")
+    parser.add_argument(
+        "--verify", action="store_true", help="read every file of finished data, and repair damaged ones"
+    )
 
 
 def run(args: cli.Args, _: cli.Overrides) -> int:
@@ -48,14 +51,17 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 
 
 def _list(args: cli.Args) -> int:
-    from bigmodel.prepare import corpora, images, published, tasks
+    from bigmodel.prepare import corpora, images, published, registries, tasks
 
-    tables = (corpora.table(), tasks.table() + images.table(), published.table())
+    kinds = (corpora.CORPORA, {**tasks.TASKS, **images.SETS}, published.WEIGHTS)
+    tables = [registries.table(kind) for kind in kinds]
     if args.json:
         cli.print_json([row for rows in tables for row in rows])
         return 0
     for rows in tables:
-        print(cli.table(list(rows[0]), [list(row.values()) for row in rows]), end="\n\n")
+        sizes = [key for key in rows[0] if key in ("megabytes", "documents", "examples")]
+        columns = ["name", "client", *sizes, "about", "package", "licence"]
+        print(cli.table(columns, [[row[key] for key in columns] for row in rows]), end="\n\n")
     return 0
 
 

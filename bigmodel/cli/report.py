@@ -93,7 +93,7 @@ def _write(args: cli.Args, folder: Path, results: list[Path], out: Path, title: 
     result = fit.fit(frame, law=args.law, say=cli.progress)
     units = [r["unit"] for r in map(sources.read_object, results) if r and r.get("unit")]
     unit = str(units[0]) if units else "tokens"
-    loss = f"loss (nats per {unit.removesuffix('s')})"
+    loss = f"Validation loss (nats/{unit.removesuffix('s')})"
     cli.progress("drawing")
     with writing(out):
         frontiers = report.frontiers(frame, result)

@@ -24,6 +24,7 @@ from bigmodel.files import check_path, has_sha256, parse_sealed
 _PARTS = {"loader", "__init__"}
 FORMAT = 1  # of the manifests that `bigmodel prepare` writes; this layer can't import it
 SPLITS = ("train", "validation")
+REQUIRED = ("get_config", "finalize", "describe", "open_split")
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,12 @@ def names() -> list[str]:
 
 def source(name: str) -> Any:
     """A source by its name, the path of a file of the user's, or as an entry point `bigmodel.sources`."""
-    return plugin("sources", name, __name__, names(), "config.data.source")
+    module = plugin("sources", name, __name__, names(), "config.data.source")
+    if lacking := [export for export in REQUIRED if not hasattr(module, export)]:
+        raise UsageError(f"data source {name!r} has no {lacking[0]} (docs/architecture.md says what a source exports)")
+    if not hasattr(module, "augment"):
+        module.augment = None  # (data section, example, rng) -> example, of training examples
+    return module
 
 
 PROMISED: dict[str, Info] = {}  # of data sets that a sweep is yet to make of its runs: by name, what they will be

@@ -6,7 +6,7 @@ Legend: N parameters, D examples or tokens, C training FLOPs, L loss; P paramete
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,16 +21,16 @@ MIN_POINTS = 5
 MAX_CONDITION = 1e9
 
 
-def columns_of(frame: pd.DataFrame, model: Law) -> dict[str, np.ndarray]:
+def columns_of(frame: pd.DataFrame, law: Law) -> dict[str, np.ndarray]:
     """The law's columns and target, and N, D, C, L where there are; UsageError for one that isn't positive."""
     data: dict[str, np.ndarray] = {}
-    needed = (*model.columns, model.target)
+    needed = (*law.columns, law.target)
     for name in dict.fromkeys(("N", "D", "C", *needed, "L")):
         if name not in frame:
             if name == "C" and {"N", "D"} <= data.keys():
                 data["C"] = FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"]
             elif name in needed:
-                raise UsageError(f"law {model.name!r} needs column {name!r}{nearest(name, frame.columns)}")
+                raise UsageError(f"law {law.name!r} needs column {name!r}{nearest(name, frame.columns)}")
             continue
         values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
         bad = ~(np.isfinite(values) & (values > 0))
@@ -42,22 +42,52 @@ def columns_of(frame: pd.DataFrame, model: Law) -> dict[str, np.ndarray]:
     return data
 
 
-def enough(data: Mapping[str, np.ndarray], model: Law, what: str) -> None:
-    n, least = len(data[model.target]), max(MIN_POINTS, len(model.names) + 1)
+def enough(data: Mapping[str, np.ndarray], law: Law, what: str) -> None:
+    n, least = len(data[law.target]), max(MIN_POINTS, len(law.names) + 1)
     if n < least:
-        raise UsageError(f"can't {what} law {model.name!r} to {n} usable runs: it needs at least {least}")
-    for name in model.varying:
+        raise UsageError(f"can't {what} law {law.name!r} to {n} usable runs: it needs at least {least}")
+    for name in law.varying:
         if np.ptp(data[name]) == 0:
             value = data[name][0]
-            raise UsageError(f"can't {what} law {model.name!r}: every run has {name} = {value:.4g}; vary it")
-    if np.ptp(data[model.target]) == 0:
-        raise UsageError(f"can't {what} law {model.name!r}: every run has {model.target} = {data[model.target][0]:.4g}")
+            raise UsageError(f"can't {what} law {law.name!r}: every run has {name} = {value:.4g}; vary it")
+    if np.ptp(data[law.target]) == 0:
+        raise UsageError(f"can't {what} law {law.name!r}: every run has {law.target} = {data[law.target][0]:.4g}")
 
 
-def design_warnings(data: Mapping[str, np.ndarray], model: Law) -> list[str]:
+def runs_of(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray | None, int, list[str]]:
+    """(which run each point is of, (n,), if some runs have several points; how many runs; warnings).
+
+    Rows that are alike in `columns`, all that the law reads and predicts, and in their seed, are one run that is there
+    twice.
+    """
+    n = len(frame)
+    same = [c for c in (*columns, "seed") if c in frame]
+    twins = frame.groupby(same, sort=False, dropna=False).ngroup() if frame.duplicated(same).any() else None
+    if "run_id" in frame and frame["run_id"].dropna().duplicated().any():
+        own = frame["run_id"].fillna(pd.Series(np.arange(n).astype(str), index=frame.index)).astype(str)
+        # A run that is there twice is one, under whichever name.
+        runs = own if twins is None else own.groupby(twins).transform("first")
+    elif twins is not None:
+        runs = twins.astype(str)
+    else:
+        return None, n, []
+    if (number := runs.nunique()) < MIN_POINTS:
+        return None, n, [f"{n} points of {number} runs: intervals take them as independent, and are too narrow"]
+    return runs.to_numpy(str), number, []
+
+
+def seed_cells(frame: pd.DataFrame, law: Law) -> np.ndarray | None:
+    """A label per run for runs alike in all that the law reads, if some differ in their seed alone."""
+    if "seed" not in frame:
+        return None
+    cells = frame.groupby(list(law.columns), sort=False).ngroup().to_numpy()
+    return cells if (frame.groupby(cells)["seed"].nunique() > 1).any() else None
+
+
+def design_warnings(data: Mapping[str, np.ndarray], law: Law) -> list[str]:
     """What the choice of runs can't tell apart, whatever their losses."""
     out = []
-    names = model.varying
+    names = law.varying
     if {"N", "D", "C"} <= data.keys():
         ratio = float(np.median(data["C"] / (FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"])))
         if not 0.1 < ratio < 10:
@@ -65,48 +95,48 @@ def design_warnings(data: Mapping[str, np.ndarray], model: Law) -> list[str]:
             units = [(10.0**k, word) for k, word in ((6, "millions"), (9, "billions")) if 0.2 < ratio / 10**k < 5]
             other = f", or N or D in {units[0][1]}" if units else ""
             out.append(f"C is {ratio:.3g} times 6 N D: is it in FLOPs{unit}{other}?")
-    if "U" in model.columns and (data["D"] <= data["U"]).all():
+    if "U" in law.columns and (data["D"] <= data["U"]).all():
         out.append("no run repeats its data (D > U): R_D isn't determined")
     for i, x in enumerate(names):
         for y in names[i + 1 :]:
             correlation = float(np.corrcoef(np.log(data[x]), np.log(data[y]))[0, 1])
             if abs(correlation) > 0.99:
                 what = f"ln {x} and ln {y} are collinear (correlation {correlation:.4f})"
-                pair = "alpha and beta" if model.name == "chinchilla" else "their exponents"
+                pair = "alpha and beta" if law.name == "chinchilla" else "their exponents"
                 out.append(f"{what}: {pair} can't be told apart; vary {y} at fixed {x}")
     for name in names:
         distinct = len(np.unique(data[name]))
-        if distinct == 2 and model.floor:
+        if distinct == 2 and law.floor:
             out.append(f"only 2 distinct {name}: its exponent and the floor can't be told apart; add a third")
     return out
 
 
 def search_warnings(problem: Problem, found: Found) -> list[str]:
-    model, out = problem.law, []
-    theta, n = found.theta, len(problem.log_loss)
-    values = model.named(theta)
-    for p, parameter in enumerate(model.parameters):
+    law, theta = problem.law, found.theta
+    out: list[str] = []
+    values = law.named(theta)
+    for p, parameter in enumerate(law.parameters):
         width = problem.high[p] - problem.low[p]
         for bound in (problem.low[p], problem.high[p]):
             if abs(theta[p] - bound) <= 1e-9 * width:
                 number = math.exp(bound) if parameter.log else bound
                 out.append(f"{parameter.name} is at its bound {number:.4g}: the runs don't determine it")
-    if model.floor and values[model.floor] < 0.01 * math.exp(problem.log_loss.min()):
-        out.append(f"{model.floor} is about 0: the runs show no irreducible loss, so extrapolations are optimistic")
+    if law.floor and values[law.floor] < 0.01 * math.exp(problem.log_loss.min()):
+        out.append(f"{law.floor} is about 0: the runs show no irreducible loss, so extrapolations are optimistic")
     condition = _condition(problem, theta)
     if not condition < MAX_CONDITION:
         out.append(f"the objective is flat (condition number {condition:.1e}): other parameters fit nearly as well")
     if not found.settled:
         out.append("the best start hadn't settled when its steps ran out")
-    same = found.same(min(n, search.SCREEN_RUNS))
+    same = found.same(min(len(problem), search.SCREEN_RUNS))
     if same.mean() < 0.5:
         reached = f"only {int(same.sum())} of the {len(same)} surviving starts"
         out.append(f"{reached} reach the best objective: trust it less")
-    optima = model.values(found.optima[same])
-    for i, name in enumerate(model.names):
+    optima = law.values(found.optima[same])
+    for i, name in enumerate(law.names):
         low, high = float(optima[:, i].min()), float(optima[:, i].max())
-        spread = high - low if name in model.exponent_names else (high - low) / max(abs(high), 1e-300)
-        if (name in model.exponent_names or name == model.floor) and spread > 0.02:
+        spread = high - low if name in law.exponent_names else (high - low) / max(abs(high), 1e-300)
+        if (name in law.exponent_names or name == law.floor) and spread > 0.02:
             out.append(f"surviving starts disagree on {name}: {low:.4g} to {high:.4g} fit equally well")
     return out
 

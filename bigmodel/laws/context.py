@@ -1,14 +1,13 @@
 """Loss by position in the window: how much of its context does a family use?
 
-A frame here has a row a run and position: family, params, seed, position (1: the window's first token), loss (nats).
+A frame here has one row per run and position: family, params, seed, position (1: the window's first token), loss
+(nats).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -94,19 +93,3 @@ def figure(frame: pd.DataFrame) -> Figure:
     axes.set(xlabel="position in the window (tokens)", ylabel="held-out loss (nats)")
     axes.legend(loc="upper right")
     return fig
-
-
-def write(frame: pd.DataFrame, out: str | Path) -> str:
-    """by_position.csv and by_position.png, .svg, .pdf in `out`; returns what they say, in lines."""
-    home = Path(out)
-    home.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(home / "by_position.csv", index=False, float_format="%.5g")
-    with matplotlib.rc_context(style.PAGE.style()):
-        style.save(figure(frame), home / "by_position", {})
-    lines = [
-        f"{r['family']:>10} {r['params']:>10,} parameters, {r['seeds']} seeds: flat from {r['flat']:.0f} "
-        f"({r['flat_range'][0]}-{r['flat_range'][1]}); positions after 100 gain {r['gain']:.2%} of the loss "
-        f"(deviation {r['gain_deviation']:.2%}); loss {r['loss']:.4f}"
-        for r in table(frame)
-    ]
-    return "\n".join([*lines, f"figure: {home / 'by_position.png'}"])

@@ -1,39 +1,39 @@
-"""Which runs to do next: the ones that make a plan's answer surest for a given amount of compute.
+"""Which runs to do next: those that make the next model surest for a given amount of compute.
 
-Near the fitted parameters a run tells about them what its slopes s = d ln L / d theta say: the fitted runs hold the
-information M = sum s s' / sigma^2, one more run adds its own term, and an answer g(theta) = ln N_opt, say, whose
-gradient is c, has variance c' M^-1 c. Runs that make this least are a c-optimal design (Elfving 1952, Optimum
-allocation in linear regression theory; Kiefer 1959, Optimum experimental designs). They are chosen one by one, then
-exchanged while that helps (Wynn 1970, The sequential generation of D-optimum experimental designs; Fedorov 1972, Theory
-of Optimal Experiments).
+Near the fitted parameters theta, a run informs about them by its slopes s = d ln L / d theta. The fitted runs hold the
+information M = sum s s' / sigma^2, and one more run adds its own term. An answer g(theta), as ln N_opt, with gradient c
+has variance c' M^-1 c. Runs that make this least are a c-optimal design (Elfving 1952, Optimum allocation in linear
+regression theory; Kiefer 1959, Optimum experimental designs). They are chosen one by one, then exchanged while that
+helps (Wynn 1970, The sequential generation of D-optimum experimental designs; Fedorov 1972, Theory of Optimal
+Experiments).
 
-Legend: N parameters, D tokens or examples, C = 6 N D training FLOPs; P parameters of the law, n fitted runs, m
-candidate runs, k chosen ones.
+Legend: N parameters, D tokens or examples, C = 6 N D training FLOPs; P parameters of the law, S parameter sets, n
+fitted runs, m candidate runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from bigmodel.errors import UsageError
+from bigmodel.errors import UsageError, check_ranges
 from bigmodel.laws.fitted import Fitted, is_number
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
-from bigmodel.laws.plan import LOOSE, Ask, allocate, log_loss, remedy, si
+from bigmodel.laws.plan import LOOSE, Ask, allocate, log_loss, si
 
 GRID = 32  # sizes and data sizes of the candidates, each
 SLOPE_STEP, TARGET_STEP = 1e-6, 1e-3  # of theta; a target is found by search, to 1e-7
-# Greedy by variance won per FLOP^power: 0 buys what helps most, 1 what is cheapest for what it gives.
+# Greedy by variance removed per FLOP^power: 0 takes the largest reduction, 1 the largest per FLOP.
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EXCHANGES = 10
 UNKNOWN = 10.0  # standard deviation of theta before any run: a factor e^10, or an exponent of 10
 UNEQUAL = 1.75  # between stored and expected width: of 30 planted laws, 9 in 10 give 0.77 to 1.56
-# Wider, a target isn't determined, and linear theory has nothing to say of it.
+# A target with a wider interval isn't determined, and linear theory says nothing about it.
 WIDEST = {"N": math.log(LOOSE), "loss": math.log(10.0), "a": 1.0}
 TARGETS = {"N": "ln N_opt", "loss": "ln L", "a": "the exponent a of N_opt ~ C^a"}
 
@@ -51,44 +51,50 @@ class Design:
         moved = self.slopes @ covariance
         return (moved @ self.target) ** 2 / (1 + np.einsum("mp,mp->m", moved, self.slopes))
 
-    def add(self, covariance: np.ndarray, i: int, sign: float = 1.0) -> np.ndarray:
-        """Covariance with run i, or, with sign -1, without it."""
-        moved = covariance @ self.slopes[i]
-        return covariance - sign * np.outer(moved, moved) / (1 + sign * float(moved @ self.slopes[i]))
+    def add(self, covariance: np.ndarray, runs: Sequence[int], sign: float = 1.0) -> np.ndarray:
+        """Covariance with these runs, or, with sign -1, without them."""
+        for i in runs:
+            moved = covariance @ self.slopes[i]
+            covariance = covariance - sign * np.outer(moved, moved) / (1 + sign * float(moved @ self.slopes[i]))
+        return covariance
 
     def variance(self, covariance: np.ndarray) -> float:
         return float(self.target @ covariance @ self.target)
 
-    def greedy(self, covariance: np.ndarray, budget: float, runs: int, power: float) -> list[int]:
+    def greedy(
+        self, covariance: np.ndarray, budget: float, runs: int, power: float, among: Any = slice(None)
+    ) -> list[int]:
+        """Adds the candidate with the largest gain / cost^power, until `runs` or the budget are spent."""
         chosen: list[int] = []
-        for _ in range(runs):
+        allowed = np.zeros(len(self.cost), bool)
+        allowed[among] = True
+        while len(chosen) < runs:
             score = self.gain(covariance) / self.cost**power
+            score[~allowed | (self.cost > budget)] = -np.inf
             score[chosen] = -np.inf
-            score[self.cost > budget] = -np.inf
             best = int(np.argmax(score))
             if not score[best] > 0:
                 break
             chosen.append(best)
-            covariance, budget = self.add(covariance, best), budget - self.cost[best]
+            covariance, budget = self.add(covariance, [best]), budget - self.cost[best]
         return chosen
 
     def exchange(self, covariance: np.ndarray, chosen: list[int], budget: float) -> list[int]:
         """Swaps one run at a time for the candidate that takes most off the variance, while one does."""
         chosen = list(chosen)
-        for i in chosen:
-            covariance = self.add(covariance, i)
+        covariance = self.add(covariance, chosen)
         left = budget - float(self.cost[chosen].sum())
         for _ in range(EXCHANGES):
             changed = False
             for j, old in enumerate(chosen):
-                without = self.add(covariance, old, -1.0)
+                without = self.add(covariance, [old], -1.0)
                 gain = self.gain(without)
                 gain[[i for i in chosen if i != old]] = -np.inf
                 gain[self.cost > left + self.cost[old]] = -np.inf
                 new = int(np.argmax(gain))
                 if gain[new] > gain[old] * (1 + 1e-9):
                     left += self.cost[old] - self.cost[new]
-                    chosen[j], covariance, changed = new, self.add(without, new), True
+                    chosen[j], covariance, changed = new, self.add(without, [new]), True
             if not changed:
                 break
         return chosen
@@ -96,124 +102,108 @@ class Design:
 
 def advise(
     fitted: Fitted,
-    plan: Mapping[str, Any],
+    allocation: Mapping[str, Any],
     ask: Ask,
     flops: float | None = None,
     runs: int = 8,
     target: str = "N",
     max_tokens: float = math.inf,
 ) -> dict[str, Any]:
-    """The runs that narrow the interval of the plan's answer most, as JSON.
+    """The runs that narrow the interval of the allocation's answer most, as JSON.
 
     Args:
-      plan: as `plan.make` returns for `ask`.
-      flops: to spend on all of them; None: as much again as the fitted runs together (as the largest of them, where
-        the fit doesn't hold its runs).
+      allocation: as `plan.make` returns for `ask`.
+      flops: to spend on all of them; None: as much again as the fitted runs together.
       runs: at most this many, each of another N or D.
-      target: "N" (ln N_opt at the plan's compute), "loss" (ln L at the plan's N and D), or "a".
-      max_tokens: of data that there is for a run.
+      target: "N" (ln N_opt at the allocation's compute), "loss" (ln L at its N and D), or "a".
+      max_tokens: the data available to one run.
 
     Returns:
-      A dict with target, at (FLOPs), flops (to spend), basis (where the information of the fitted runs is from);
+      A dict with target, at (FLOPs), flops (to spend), spent, basis (the source of the fitted runs' information);
         before: {"stored", "expected", "ratio"}: width of the target's interval by the fit's resamples, by the linear
-        theory, and stored / expected; "after": stored (else expected) times the expected narrowing; "narrowing": the
+        theory, and stored / expected; after: stored (else expected) times the expected narrowing; narrowing: the
         factor, for each target; rows: one per run, best per FLOP first: N, D, C, and the expected width once it and
         those before it are done.
 
     Raises:
-      UsageError: nothing to spend on, or a fit that says nothing about its runs.
+      UsageError: nothing to spend on, or a fit that doesn't describe its runs.
     """
-    if not runs >= 1:
-        raise UsageError(f"plan: --next-runs={runs}: must be at least 1")
-    if flops is not None and not (math.isfinite(flops) and flops > 0):
-        raise UsageError(f"plan: --next-flops={flops:g}: expected a positive number")
-    theta = fitted.thetas[0]
-    budget = float(plan["C"]["value"])
-    gradients = {name: _gradient(fitted, plan, name, budget) for name in TARGETS}
+    check_ranges("plan: --next-", {"runs": runs}, runs="[1, inf)")
+    if flops is not None:
+        check_ranges("plan: --next-", {"flops": flops}, flops="(0, inf)")
+    if not fitted.points or not len(fitted.residuals):
+        raise UsageError(f"plan: no advice on the next runs: {fitted.path!r} holds no points or no residuals")
+    at = float(allocation["C"]["value"])
+    answers = {name: _answer(fitted, allocation, name) for name in TARGETS}
+    gradients = {name: _gradient(fitted, answer) for name, answer in answers.items()}
     covariance, sigma, basis = _covariance(fitted)
     size, data, spend = _candidates(fitted, flops, replace(ask, max_tokens=min(ask.max_tokens, max_tokens)))
-    slopes = _slopes(fitted, theta, size, data) / sigma
-    designs = {name: Design(slopes, FLOPS_PER_PARAM_TOKEN * size * data, c) for name, c in gradients.items()}
+    slopes, cost = _slopes(fitted, size, data) / sigma, FLOPS_PER_PARAM_TOKEN * size * data
+    designs = {name: Design(slopes, cost, gradient) for name, gradient in gradients.items()}
     design = designs[target]
     found = [design.exchange(covariance, design.greedy(covariance, spend, runs, power), spend) for power in POWERS]
+    chosen = min(found, key=lambda one: design.variance(design.add(covariance, one)))
+    order = design.greedy(covariance, math.inf, runs, 1.0, among=chosen)
 
-    def after(name: str, chosen: list[int]) -> float:
-        matrix = covariance
-        for i in chosen:
-            matrix = design.add(matrix, i)
-        return designs[name].variance(matrix)
+    def narrowed(name: str, runs: Sequence[int]) -> float:
+        """The width of a target's interval with these runs, as a part of that without."""
+        one = designs[name]
+        return math.sqrt(one.variance(one.add(covariance, runs)) / max(one.variance(covariance), 1e-300))
 
-    chosen = min(found, key=lambda one: after(target, one))
-    order = _by_efficiency(design, covariance, chosen)
-    z = 2 * NormalDist().inv_cdf(0.5 + fitted.level / 2)
-    expected = z * math.sqrt(design.variance(covariance))
-    stored = _stored_width(fitted, plan, ask, target, budget)
-    start = stored if stored is not None else expected
-    if not start < WIDEST[target]:
-        wide = f"its interval of {TARGETS[target]} is {start:.3g} wide"
-        raise UsageError(f"plan: no advice on the next runs: the fit doesn't determine it, {wide}; {remedy(fitted)}")
-    narrowing = {}
-    for name, other in designs.items():
-        narrowing[name] = math.sqrt(after(name, order) / max(other.variance(covariance), 1e-300))
+    expected = 2 * NormalDist().inv_cdf(0.5 + fitted.level / 2) * math.sqrt(design.variance(covariance))
+    stored = _stored_width(fitted, answers[target])
+    width = stored if stored is not None else expected
+    if not width < WIDEST[target]:
+        wide = f"its interval of {TARGETS[target]} is {width:.3g} wide"
+        raise UsageError(f"plan: no advice on the next runs: the fit doesn't determine it, {wide}; {fitted.remedy()}")
     rows = []
-    for k in range(len(order)):
-        width = start * math.sqrt(after(target, order[: k + 1]) / design.variance(covariance))
-        n, d = float(size[order[k]]), float(data[order[k]])
-        rows.append({"N": n, "D": d, "C": FLOPS_PER_PARAM_TOKEN * n * d, "width": width})
+    for k, i in enumerate(order):
+        row = {"N": float(size[i]), "D": float(data[i]), "C": float(cost[i])}
+        rows.append({**row, "width": width * narrowed(target, order[: k + 1])})
+    narrowing = {name: narrowed(name, order) for name in designs}
     return {
         "target": target,
-        "at": budget,
+        "at": at,
         "flops": spend,
         "spent": float(sum(row["C"] for row in rows)),
         "basis": basis,
         "before": {"stored": stored, "expected": expected, "ratio": stored / expected if stored else None},
-        "after": start * narrowing[target],
+        "after": width * narrowing[target],
         "narrowing": narrowing,
         "rows": rows,
     }
 
 
-def _by_efficiency(design: Design, covariance: np.ndarray, chosen: list[int]) -> list[int]:
-    """The chosen runs, each time the one that takes most off the variance per FLOP."""
-    left, order = list(chosen), []
-    while left:
-        score = design.gain(covariance)[left] / design.cost[left]
-        order.append(left.pop(int(np.argmax(score))))
-        covariance = design.add(covariance, order[-1])
-    return order
+def _derivative(f: Callable[[np.ndarray], np.ndarray], theta: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """df / dtheta (..., P) by central differences, for f: parameter sets (S, P) -> (S, ...)."""
+    up, down = f(theta + np.diag(step)), f(theta - np.diag(step))
+    return (up - down).T / (2 * step)
 
 
-def _slopes(fitted: Fitted, theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """d ln L / d theta at n and d, both (m,): (m, P), by central differences."""
-    columns = []
-    for p in range(len(theta)):
-        h = np.zeros(len(theta))
-        h[p] = SLOPE_STEP * (1 + abs(theta[p]))
-        up, down = (log_loss(fitted.law, (theta + s * h)[None], n[None], d[None])[0] for s in (1, -1))
-        columns.append((up - down) / (2 * h[p]))
-    return np.array(columns).T
-
-
-def _target(fitted: Fitted, plan: Mapping[str, Any], name: str, budget: float) -> Callable[[np.ndarray], np.ndarray]:
-    """g of parameter sets (S, P) -> (S,)."""
-    law = fitted.law
-    if name == "loss":
-        n, d = (np.array([[plan[k]["value"]]]) for k in ("N", "D"))
-        return lambda thetas: log_loss(law, thetas, n, d)[:, 0]
-
-    def size(thetas: np.ndarray, flops: float) -> np.ndarray:
-        return np.log(allocate(law, thetas, np.full(len(thetas), flops), Ask(flops=flops))[0])
-
-    if name == "N":
-        return lambda thetas: size(thetas, budget)
-    return lambda thetas: (size(thetas, 10 * budget) - size(thetas, budget / 10)) / math.log(100.0)
-
-
-def _gradient(fitted: Fitted, plan: Mapping[str, Any], name: str, budget: float) -> np.ndarray:
+def _slopes(fitted: Fitted, n: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """d ln L / d theta at n and d, both (m,): (m, P)."""
     theta = fitted.thetas[0]
-    h = TARGET_STEP * np.eye(len(theta))
-    g = _target(fitted, plan, name, budget)(np.concatenate([theta + h, theta - h]))
-    gradient = (g[: len(theta)] - g[len(theta) :]) / (2 * TARGET_STEP)
+    step = SLOPE_STEP * (1 + np.abs(theta))
+    return _derivative(lambda thetas: log_loss(fitted.law, thetas, n[None], d[None]), theta, step)
+
+
+def _answer(fitted: Fitted, allocation: Mapping[str, Any], target: str) -> Callable[[np.ndarray], np.ndarray]:
+    """g of parameter sets (S, P) -> (S,)."""
+    n, d, flops = (allocation[k]["value"] for k in ("N", "D", "C"))
+
+    def log_size(thetas: np.ndarray, flops: float) -> np.ndarray:
+        return np.log(allocate(fitted.law, thetas, np.full(len(thetas), flops), Ask(flops=flops))[0])
+
+    if target == "loss":
+        return lambda thetas: log_loss(fitted.law, thetas, np.array([[n]]), np.array([[d]]))[:, 0]
+    if target == "N":
+        return lambda thetas: log_size(thetas, flops)
+    return lambda thetas: (log_size(thetas, 10 * flops) - log_size(thetas, flops / 10)) / math.log(100.0)
+
+
+def _gradient(fitted: Fitted, answer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    theta = fitted.thetas[0]
+    gradient = _derivative(answer, theta, np.full(len(theta), TARGET_STEP))
     if not np.isfinite(gradient).all():
         raise UsageError(
             f"plan: no advice on the next runs: law {fitted.law.name!r} has no optimum beside the fitted one"
@@ -222,30 +212,17 @@ def _gradient(fitted: Fitted, plan: Mapping[str, Any], name: str, budget: float)
 
 
 def _covariance(fitted: Fitted) -> tuple[np.ndarray, float, str]:
-    """(covariance of theta (P, P), sigma, where it is from) by the fitted runs; without them, by the resamples."""
-    if not len(fitted.residuals):
-        raise UsageError(f"plan: no advice on the next runs: {fitted.path!r} holds no residuals of its runs")
+    """(covariance of theta (P, P), sigma, its source) by the slopes at the fitted runs."""
     sigma = _sigma(fitted)
-    names = fitted.law.names
-    if fitted.points:
-        slopes = _slopes(fitted, fitted.thetas[0], fitted.points["N"], fitted.points["D"])
-        slopes = slopes[np.isfinite(slopes).all(axis=1)]
-        # Points of one run tell little more than one of them: they weigh as that many runs.
-        points, runs = len(fitted.points["N"]), fitted.result.get("n_runs")
-        share = min(float(runs) / points, 1.0) if runs is not None and is_number(runs) else 1.0
-        matrix = share * slopes.T @ slopes / sigma**2
-        basis = f"the slopes of the law at the {len(slopes)} fitted runs"
-    elif len(fitted.thetas) > 2 * len(names) + 1:
-        samples = fitted.thetas[1:]
-        # A few resamples end far away: without the outermost of each parameter the rest is nearly normal.
-        low, high = np.percentile(samples, [1, 99], axis=0)
-        spread = np.cov(samples[((samples >= low) & (samples <= high)).all(axis=1)].T)
-        matrix = np.linalg.pinv(np.atleast_2d(spread), hermitian=True, rcond=1e-12)
-        basis = "the spread of its resamples (it holds no points)"
-    else:
-        raise UsageError(f"plan: no advice on the next runs: {fitted.path!r} holds neither its points nor resamples")
+    slopes = _slopes(fitted, fitted.points["N"], fitted.points["D"])
+    slopes = slopes[np.isfinite(slopes).all(axis=1)]
+    # Points of one run tell little more than one of them: they weigh as that many runs.
+    points, runs = len(fitted.points["N"]), fitted.result.get("n_runs")
+    share = min(float(runs) / points, 1.0) if runs is not None and is_number(runs) else 1.0
+    matrix = share * slopes.T @ slopes / sigma**2
     # What no run determines, as a floor that the fit has pressed to zero, is not free to move through the whole line.
-    return np.linalg.inv(matrix + np.eye(len(names)) / UNKNOWN**2), sigma, basis
+    covariance = np.linalg.inv(matrix + np.eye(slopes.shape[1]) / UNKNOWN**2)
+    return covariance, sigma, f"the slopes of the law at the {len(slopes)} fitted runs"
 
 
 def _sigma(fitted: Fitted) -> float:
@@ -270,22 +247,15 @@ def _sigma(fitted: Fitted) -> float:
 
 
 def _candidates(fitted: Fitted, flops: float | None, ask: Ask) -> tuple[np.ndarray, np.ndarray, float]:
-    """(N (m,), D (m,), FLOPs to spend): a grid of runs that can be paid for, shaped as the fitted ones are.
+    """(N (m,), D (m,), FLOPs to spend): a grid of runs within the budget, shaped as the fitted ones are.
 
-    No smaller than the smallest fitted run, and with no more or fewer tokens per parameter than those had: further out
-    the linear theory would always find a run that seems to tell more, where the law has never been tried.
+    None is smaller than the smallest fitted run, or has more or fewer tokens per parameter than those had. Outside, the
+    law was never tried, and linear theory would always prefer a run there.
     """
-    if fitted.points:
-        n, d = fitted.points["N"], fitted.points["D"]
-        low, high = float((d / n).min()), float((d / n).max())
-        least, smallest = float(d.min()), float(n.min())
-        spend = flops if flops is not None else float((FLOPS_PER_PARAM_TOKEN * n * d).sum())
-    elif {"N", "D", "C"} <= fitted.range.keys():
-        (smallest, n_most), (least, d_most) = fitted.range["N"], fitted.range["D"]
-        low, high = least / n_most, d_most / smallest
-        spend = flops if flops is not None else fitted.range["C"][1]
-    else:
-        raise UsageError(f"plan: no advice on the next runs: {fitted.path!r} says neither its points nor their range")
+    n, d = fitted.points["N"], fitted.points["D"]
+    low, high = float((d / n).min()), float((d / n).max())
+    least, smallest = float(d.min()), float(n.min())
+    spend = flops if flops is not None else float((FLOPS_PER_PARAM_TOKEN * n * d).sum())
     most_n = min(spend / (FLOPS_PER_PARAM_TOKEN * least), ask.max_params)
     most_d = min(spend / (FLOPS_PER_PARAM_TOKEN * smallest), ask.max_tokens)
     if most_n < smallest or most_d < least:
@@ -302,35 +272,38 @@ def _candidates(fitted: Fitted, flops: float | None, ask: Ask) -> tuple[np.ndarr
     return n[keep], d[keep], spend
 
 
-def _stored_width(fitted: Fitted, plan: Mapping[str, Any], ask: Ask, target: str, budget: float) -> float | None:
-    """Width of the target's interval by the fit's resamples, in ln N, ln L, or a."""
+def _stored_width(fitted: Fitted, answer: Callable[[np.ndarray], np.ndarray]) -> float | None:
+    """Width of an answer's interval by the fit's resamples; None without."""
     if len(fitted.thetas) < 3:
         return None
-    values = _target(fitted, plan, target, budget)(fitted.thetas)
+    values = answer(fitted.thetas)
     ends = fitted.ends(np.where(np.isfinite(values), values, np.nan))
     return (ends[1] - ends[0]) or None if ends else None
 
 
 def text(advice: Mapping[str, Any], configs: list[str] | None = None) -> str:
     """The advice in lines for a terminal; `configs`: one text per row."""
-    before, what = advice["before"], TARGETS[advice["target"]]
-    start = before["stored"] if before["stored"] is not None else before["expected"]
-    factor = math.exp(start / 2), math.exp(advice["after"] / 2)
-    shown = f" (N_opt within a factor {factor[0]:.3g}, then {factor[1]:.3g})" if advice["target"] == "N" else ""
-    source = f"{start:.3g} by the fit's resamples" if before["stored"] is not None else f"{start:.3g} expected"
+    before, target, rows = advice["before"], advice["target"], advice["rows"]
+    width, source = before["stored"], "by the fit's resamples"
+    if width is None:
+        width, source = before["expected"], "expected"
     ratio = f" ({before['ratio']:.2f}x what {advice['basis']} make expect)" if before["ratio"] else ""
-    head = f"{len(advice['rows'])} runs" if len(advice["rows"]) > 1 else "1 run"
+    shown = ""
+    if target == "N":
+        factors = math.exp(width / 2), math.exp(advice["after"] / 2)
+        shown = f" (N_opt within a factor {factors[0]:.3g}, then {factors[1]:.3g})"
+    others = [f"{TARGETS[k]} x{v:.2f}" for k, v in advice["narrowing"].items() if k != target]
+    runs = f"{len(rows)} runs" if len(rows) > 1 else "1 run"
     lines = [
-        f"next: {head} for {advice['spent']:.3g} of {advice['flops']:.3g} FLOPs, to narrow {what} "
+        f"next: {runs} for {advice['spent']:.3g} of {advice['flops']:.3g} FLOPs, to narrow {TARGETS[target]} "
         f"at {advice['at']:.3g} FLOPs",
-        f"  width of its interval: {source}{ratio}; expected after: {advice['after']:.3g}{shown}",
-        "  the others narrow to: "
-        + ", ".join(f"{TARGETS[k]} x{v:.2f}" for k, v in advice["narrowing"].items() if k != advice["target"]),
+        f"  width of its interval: {width:.3g} {source}{ratio}; expected after: {advice['after']:.3g}{shown}",
+        f"  the others narrow to: {', '.join(others)}",
         f"  {'N':>8} {'D':>8} {'C':>10} {'width then':>10}",
     ]
-    for i, row in enumerate(advice["rows"]):
-        line = f"  {si(row['N']):>8} {si(row['D']):>8} {row['C']:>10.3g} {row['width']:>10.3g}"
-        lines.append(line + (f"  {configs[i]}" if configs else ""))
+    for row, config in zip(rows, configs or [""] * len(rows), strict=True):
+        cells = f"  {si(row['N']):>8} {si(row['D']):>8} {row['C']:>10.3g} {row['width']:>10.3g}"
+        lines.append(f"{cells}  {config}".rstrip())
     if before["ratio"] and not 1 / UNEQUAL < before["ratio"] < UNEQUAL:
         lines.append("  warning: the fitted runs scatter unequally, or the law misses some: expect another narrowing")
     return "\n".join(lines)

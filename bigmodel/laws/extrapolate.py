@@ -1,4 +1,6 @@
-"""How well a law predicts runs that it hasn't seen: larger ones, and compared with other laws.
+"""How well a law predicts runs that it hasn't seen: larger ones, each rung in turn, and compared with other laws.
+
+A rung is every run of about one compute. It has one definition here: all within a factor of its largest C.
 
 Legend: N parameters, D examples or tokens, C training FLOPs, L loss; n runs.
 """
@@ -10,78 +12,91 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bigmodel.errors import UsageError
 from bigmodel.laws import checks, forms, intervals, search
 from bigmodel.laws.forms import Law
+from bigmodel.laws.search import Found
+from bigmodel.laws.solve import Problem
 
 RUNG_FACTOR = 1.5  # runs of a rung are within this factor of its largest C
+MOST_RUNGS = 8  # to leave out one at a time; of more, neighbours are joined
 RESAMPLES = 200
 REFIT_RUNS = 20_000  # refits without some runs use at most so many of the others
 
 
-def rung_scale(data: Mapping[str, np.ndarray], model: Law) -> tuple[str, np.ndarray, float]:
-    """(name, what rungs are ordered by (n,), factor within a rung): C, or where there is none the law's first column.
+def rung_scale(
+    data: Mapping[str, np.ndarray], law: Law, trunks: np.ndarray | None = None
+) -> tuple[str, np.ndarray, np.ndarray, float]:
+    """What rungs are ordered by: (name, scale (n,), order (n,), factor within a rung).
 
-    Of losses the smallest are the furthest. A rung is never more than a sixth of the whole range of logarithms.
+    The scale is C, or where there is none the law's first column; of losses the smallest are the furthest. A rung is
+    never more than a sixth of the whole range of logarithms. With `trunks` (n,), the run that each point is of, a
+    point's order is the largest scale of its run, so that a run is held out with all of its points.
     """
-    name = "C" if "C" in data else model.columns[0]
+    name = "C" if "C" in data else law.columns[0]
     scale = 1 / data["L"] if name == "L" else data[name]
-    return name, scale, min(RUNG_FACTOR, float(scale.max() / scale.min()) ** (1 / 6))
+    order = scale if trunks is None else pd.Series(scale).groupby(trunks).transform("max").to_numpy()
+    return name, scale, order, min(RUNG_FACTOR, float(scale.max() / scale.min()) ** (1 / 6))
 
 
 def holdout(
+    problem: Problem,
     data: Mapping[str, np.ndarray],
-    model: Law,
-    delta: float,
-    above: float,
-    estimator: str,
-    rungs: int,
-    bootstrap: int,
-    seed: int,
+    most: int,
+    bootstrap: int = 0,
+    seed: int = 0,
     runs: np.ndarray | None = None,
-    whole: bool = False,
+    trunks: np.ndarray | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Refits without the 1 ... `rungs` largest rungs of compute (of the law's first column, where there is no C), and
-    their errors on what they haven't seen: the entries that `fit.fit` describes, and warnings.
+    """Refits without the 1 ... `most` largest rungs, and their errors on what they haven't seen.
 
-    `runs` (n,): which run each point is of; `whole`: a run is held out with all of its points, by the furthest.
+    Args:
+      problem: of the law, its objective and all runs.
+      data: columns of the runs, each (n,).
+      runs: (n,) which run each point is of, for the resamples.
+      trunks: see `rung_scale`.
+
+    Returns:
+      The entries that `fit.fit` describes, and warnings.
     """
-    scale, factor = rung_scale(data, model)[1:]
-    order = furthest(scale, runs) if whole and runs is not None else scale
+    law = problem.law
+    _, scale, order, factor = rung_scale(data, law, trunks)
     left = np.ones(len(scale), dtype=bool)
     out: list[dict[str, Any]] = []
     warned: list[str] = []
     rng = np.random.default_rng(seed)
-    for rung in range(1, rungs + 1):
+    for number in range(1, most + 1):
+        which = f"{number} {'rung' if number == 1 else 'rungs'}"
         left &= order < order[left].max() / factor
         inside = {name: column[left] for name, column in data.items()}
+        own = None if runs is None else runs[left]
         try:
-            checks.enough(inside, model, "refit")
+            checks.enough(inside, law, "refit")
         except UsageError as e:
-            return out, [*warned, f"no held-out error for {rung} {'rung' if rung == 1 else 'rungs'}: {e}"]
+            return out, [*warned, f"no held-out error for {which}: {e}"]
         if left.sum() > REFIT_RUNS:
             part = np.sort(rng.choice(int(left.sum()), REFIT_RUNS, replace=False))
-            inside = {name: column[part] for name, column in inside.items()}
-        problem = search.problem_of(model, inside, delta, above)
-        found = search.search(problem, estimator=estimator)
+            inside, own = {name: column[part] for name, column in inside.items()}, None
+        refit = search.problem_of(law, inside, float(np.max(problem.delta)), problem.above, problem.estimator)
+        found = search.search(refit)
         outside = {name: column[~left] for name, column in data.items()}
-        params = model.named(found.theta)
-        error = model.predict(params, outside) / outside[model.target] - 1
-        few = min(bootstrap, RESAMPLES) if len(problem.log_loss) <= intervals.SUBSET_RUNS else 0
-        own = runs[left] if runs is not None and len(problem.log_loss) == left.sum() else None
-        samples, _ = intervals.resample(problem, found, few, seed + rung, estimator, runs=own)
-        predicted = np.exp(model.form(samples.T[:, :, None], {k: outside[k] for k in model.columns}))
-        spread = np.abs(predicted / outside[model.target] - 1).mean(axis=1, keepdims=True)
+        params = law.named(found.theta)
+        error = law.predict(params, outside) / outside[law.target] - 1
+        few = min(bootstrap, RESAMPLES) if len(refit) <= intervals.SUBSET_RUNS else 0
+        samples, _ = intervals.resample(refit, found, few, seed + number, runs=own)
+        predicted = np.exp(law.form(samples.T[:, :, None], {k: outside[k] for k in law.columns}))
+        spread = np.abs(predicted / outside[law.target] - 1).mean(axis=1, keepdims=True)
         mean, ends = float(np.abs(error).mean()), np.full(2, np.nan)
         if intervals.enough(len(samples), few):
             ends = intervals.percentile(spread)[:, 0]
         if few and mean > search.SAME_RESIDUAL and (why := intervals.doubt(ends, mean)):
             why = f"{len(samples)} of {few} resamples could be fitted" if np.isnan(ends).any() else why
-            warned.append(f"no interval of the held-out error for {rung} {'rung' if rung == 1 else 'rungs'}: {why}")
+            warned.append(f"no interval of the held-out error for {which}: {why}")
         out.append(
             {
-                "rungs": rung,
+                "rungs": number,
                 "n_held_out": int((~left).sum()),
                 "flops_gap": float(scale[~left].max() / scale[left].max()),
                 "mean_abs_rel_error": mean,
@@ -95,21 +110,47 @@ def holdout(
     return out, warned
 
 
-def furthest(scale: np.ndarray, runs: np.ndarray) -> np.ndarray:
-    """The largest `scale` of each point's run, (n,)."""
-    own = np.unique(runs, return_inverse=True)[1]
-    most = np.zeros(own.max() + 1)
-    np.maximum.at(most, own, scale)
-    return most[own]
+def rungs(order: np.ndarray, factor: float) -> list[np.ndarray]:
+    """The runs (indices) of each rung, smallest first; at most MOST_RUNGS."""
+    groups: list[list[int]] = []
+    top = np.inf
+    for i in np.argsort(order, kind="stable")[::-1]:
+        if order[i] < top / factor:
+            groups.append([])
+            top = order[i]
+        groups[-1].append(int(i))
+    groups = groups[::-1]
+    parts = np.array_split(np.arange(len(groups)), min(MOST_RUNGS, len(groups)))
+    return [np.sort(np.concatenate([groups[k] for k in part])).astype(int) for part in parts]
+
+
+def leave_one_out(
+    problem: Problem,
+    found: Found,
+    data: Mapping[str, np.ndarray],
+    largest: float,
+    trunks: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Refits without each rung in turn: left_out, n (runs left out), params, a (near C = `largest`)."""
+    if len(problem) > REFIT_RUNS:
+        return []
+    law = problem.law
+    name, _, order, factor = rung_scale(data, law, trunks)
+    groups = rungs(order, factor)
+    out = []
+    for group, theta in zip(groups, intervals.without(problem, found, groups), strict=True):
+        if theta is None:
+            continue
+        low, high = float(data[name][group].min()), float(data[name][group].max())
+        text = f"{name} {low:.3g}" if high <= low * 1.005 else f"{name} {low:.3g} to {high:.3g}"
+        params = law.named(theta)
+        a = law.exponents(params, largest)["a"] if law.exponents is not None else None
+        out.append({"left_out": text, "n": len(group), "params": params, "a": a})
+    return out
 
 
 def compare(
-    result: Mapping[str, Any],
-    frame: Any,
-    against: Sequence[str],
-    rungs: int,
-    runs: np.ndarray | None = None,
-    whole: bool = False,
+    result: Mapping[str, Any], frame: pd.DataFrame, against: Sequence[str], most: int, trunks: np.ndarray | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Other laws, fitted as `result` was: every law, the best extrapolation first, and warnings.
 
@@ -121,37 +162,34 @@ def compare(
     keys = ("law", "objective", "n_points", "holdout", "warnings")
     entries = [{**{k: result[k] for k in keys}, "num_params": len(result["params"])}]
     warned: list[str] = []
-    how = result["delta"], result["above"], result["estimator"]
     for name in dict.fromkeys(n for n in against if n != result["law"]):
-        model = forms.get(name)
-        if model.target != result["target"]:
-            raise UsageError(f"law {name!r} is for {model.target!r}, {result['law']!r} for {result['target']!r}")
-        data = checks.columns_of(frame, model)
-        checks.enough(data, model, "fit")
-        problem = search.problem_of(model, data, *how[:2])
-        found = search.search(problem, estimator=how[2])
-        held, lines = holdout(data, model, *how, rungs, 0, 0, runs, whole)
-        lines = [*checks.design_warnings(data, model), *checks.search_warnings(problem, found), *lines]
-        entry = {"law": name, "objective": found.objective, "n_points": len(problem.log_loss), "holdout": held}
-        entries.append({**entry, "warnings": lines, "num_params": len(model.names)})
+        law = forms.get(name)
+        if law.target != result["target"]:
+            raise UsageError(f"law {name!r} is for {law.target!r}, {result['law']!r} for {result['target']!r}")
+        data = checks.columns_of(frame, law)
+        checks.enough(data, law, "fit")
+        problem = search.problem_of(law, data, result["delta"], result["above"], result["estimator"])
+        found = search.search(problem)
+        held, lines = holdout(problem, data, most, trunks=trunks)
+        lines = [*checks.design_warnings(data, law), *checks.search_warnings(problem, found), *lines]
+        entry = {"law": name, "objective": found.objective, "n_points": len(problem), "holdout": held}
+        entries.append({**entry, "warnings": lines, "num_params": len(law.names)})
         warned += [f"{name}: {line}" for line in lines]
     tested = [len(e["holdout"]) for e in entries if e["holdout"]]
     shared = min(tested) if len(tested) > 1 else 0
 
     def error(entry: Mapping[str, Any]) -> float:
         """Mean error over the refits that every law has, of those that have any; the others come last."""
-        if not entry["holdout"]:
-            return math.inf
-        return float(np.mean([h["mean_abs_rel_error"] for h in entry["holdout"][:shared]])) if shared else math.inf
+        errors = [h["mean_abs_rel_error"] for h in entry["holdout"][:shared]]
+        return float(np.mean(errors)) if errors else math.inf
 
     entries.sort(key=error)
-    lines = warned
     for entry in entries:
         simpler = [e for e in entries if e["num_params"] < entry["num_params"] and error(e) < error(entry)]
         if simpler:
-            lines.append(
+            warned.append(
                 f"{entry['law']} ({entry['num_params']} parameters) extrapolates worse than {simpler[0]['law']} "
                 f"({simpler[0]['num_params']}): mean held-out error {100 * error(entry):.3g} % against "
                 f"{100 * error(simpler[0]):.3g} %"
             )
-    return entries, lines
+    return entries, warned

@@ -7,7 +7,7 @@ resamples), P parameters of the law, n fitted runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Fitted:
     Attributes:
       thetas: (S, P) the law's theta: row 0 fitted, then the usable resamples.
       level: of its intervals, as 0.95.
+      range: least and most of N, D and C of the fitted runs, where known.
       points: columns N and D of the fitted runs (n,), and width and depth where known; {}: the file holds none.
       result: the file.
     """
@@ -55,9 +56,35 @@ class Fitted:
         return (float(low), float(high)) if low - slack <= estimate[0] <= high + slack else None
 
     @property
+    def holdout(self) -> dict[str, Any] | None:
+        """The refit with the largest gap between the runs fitted and held out; None without."""
+        keys = ("n_held_out", "flops_gap", "mean_abs_rel_error", "max_abs_rel_error", "mean_rel_error")
+        stored = self.result.get("holdout")
+        entries = [e for e in stored if isinstance(e, dict)] if isinstance(stored, list) else []
+        good = [{k: e[k] for k in keys} for e in entries if all(is_number(e.get(k)) for k in keys)]
+        what = "runs" if self.result.get("n_runs") == self.result.get("n_points") else "points"
+        return max(good, key=lambda e: e["flops_gap"]) | {"of": what} if good else None
+
+    @property
+    def warnings(self) -> list[str]:
+        stored = self.result.get("warnings")
+        return [w for w in stored if isinstance(w, str)] if isinstance(stored, list) else []
+
+    def remedy(self) -> str:
+        """The runs that would determine the law, and those that there are."""
+        needed = "it takes 4 or more sizes N over a factor of 30, each at 3 or more D over a factor of 30, "
+        needed += "so that D/N lies on both sides of the best"
+        if not self.points:
+            return needed
+        n, d = self.points["N"], self.points["D"]
+        ratio = f"D/N {(d / n).min():.3g} to {(d / n).max():.3g}"
+        return f"{needed} (these {len(n)} runs have {len(np.unique(n))} N, {len(np.unique(d))} D and {ratio})"
+
+    @property
     def family(self) -> str:
         """Of the fitted runs, or "" where it isn't known or isn't one."""
-        return self.result["family"] if "family" in self.result and isinstance(self.result["family"], str) else ""
+        family = self.result.get("family")
+        return family if isinstance(family, str) else ""
 
     @property
     def count(self) -> str:
@@ -85,7 +112,7 @@ def read(path: str, form: str = "") -> Fitted:
     """A fit.json, checked for what planning uses.
 
     Args:
-      form: the user's own file that the fit is of: it is code, which no file of data has run by naming it.
+      form: the user's own file that the fit is of. It is code: a fit.json that names it is not enough to run it.
 
     Raises:
       UsageError: it can't be read, isn't a fit of a law of N and D, or holds what isn't a number where one must be.
@@ -101,33 +128,44 @@ def read(path: str, form: str = "") -> Fitted:
     files.check_whole(result, path)
     if not isinstance(result.get("params"), dict):
         raise UsageError(f"fit {path!r} has no params")
-    if result["law"] in ("isoflop", "envelope"):
-        raise UsageError(
-            f"fit {path!r} is of {result['law']!r}: it gives N_opt and D_opt but no loss; fit a law of N and D"
-        )
-    if result["law"].endswith(".py") and result["law"] != form:
-        raise UsageError(
-            f"fit {path!r} is of {result['law']!r}, a file of Python code: to run it, name it: --form={result['law']}"
-        )
-    law = forms.get(result["law"])
+    name = result["law"]
+    if name in ("isoflop", "envelope"):
+        raise UsageError(f"fit {path!r} is of {name!r}: it gives N_opt and D_opt but no loss; fit a law of N and D")
+    if name.endswith(".py") and name != form:
+        raise UsageError(f"fit {path!r} is of {name!r}, a file of Python code: to run it, name it: --form={name}")
+    law = forms.get(name)
     if law.target != "L" or set(law.columns) != {"N", "D"}:
         reads = f"{law.target} of {', '.join(law.columns)}"
         raise UsageError(f"can't plan with law {law.name!r}: it predicts {reads}, and a plan needs L of N and D")
-    for name, value in result["params"].items():
+    for parameter, value in result["params"].items():
         if not is_number(value):
-            raise UsageError(f"fit {path!r}: parameter {name!r} is {value!r}, expected a number")
-    theta = law.theta(result["params"])
-    samples = _samples(path, law, result)
-    return Fitted(
+            raise UsageError(f"fit {path!r}: parameter {parameter!r} is {value!r}, expected a number")
+    thetas = law.theta(result["params"])[None]
+    logs = [p.name for p in law.parameters if p.log]
+    samples = _columns(path, result, "samples", law.names, required=law.names, positive=logs)
+    if samples:
+        columns = [np.log(samples[p.name]) if p.log else samples[p.name] for p in law.parameters]
+        thetas = np.concatenate([thetas, np.array(columns).T])
+    interval = result.get("interval") or {}
+    level: Any = interval.get("level", intervals.LEVEL) if isinstance(interval, dict) else None
+    if not is_number(level) or not 0 < level < 1:
+        raise UsageError(f"fit {path!r}: interval is {interval!r}, expected its level between 0 and 1")
+    ranges = _columns(path, result, "range", ("N", "D", "C"))
+    for letter, ends in ranges.items():
+        if len(ends) != 2 or ends[0] > ends[1]:
+            raise UsageError(f"fit {path!r}: range of {letter!r} is {ends.tolist()}, expected [least, most]")
+    fitted = Fitted(
         path=path,
         law=law,
-        thetas=np.concatenate([theta[None], samples]),
-        level=_level(path, result),
-        range=_range(path, result),
-        points=_points(path, result),
-        residuals=_numbers(path, "residuals", result["residuals"]) if "residuals" in result else np.empty(0),
+        thetas=thetas,
+        level=float(level),
+        range={letter: (float(least), float(most)) for letter, (least, most) in ranges.items()},
+        points=_columns(path, result, "points", ("N", "D", "width", "depth"), required=("N", "D")),
+        residuals=_numbers(path, "residuals", result.get("residuals", []), positive=False),
         result=result,
     )
+    _check_resamples(fitted)
+    return fitted
 
 
 def is_number(value: Any) -> bool:
@@ -135,57 +173,43 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _numbers(path: str, what: str, values: Any, positive: bool = False) -> np.ndarray:
+def _numbers(path: str, what: str, values: Any, positive: bool) -> np.ndarray:
     if not isinstance(values, list) or not all(is_number(v) and (v > 0 or not positive) for v in values):
         raise UsageError(f"fit {path!r}: {what} is not a list of {'positive ' if positive else ''}numbers")
     return np.array(values, dtype=np.float64)
 
 
-def _samples(path: str, law: Law, result: Mapping[str, Any]) -> np.ndarray:
-    """Theta of the stored resamples, (S - 1, P); none where the fit was made without."""
-    stored = result.get("samples")
-    if not stored:
-        return np.empty((0, len(law.names)))
-    if not isinstance(stored, dict) or not set(law.names) <= stored.keys():
-        raise UsageError(f"fit {path!r}: samples doesn't hold {', '.join(law.names)}")
-    columns = [_numbers(path, f"samples of {name!r}", stored[name]) for name in law.names]
-    if len({len(c) for c in columns}) != 1:
-        raise UsageError(f"fit {path!r}: samples differ in length")
-    for p, column in zip(law.parameters, columns, strict=True):
-        if p.log and (column <= 0).any():
-            raise UsageError(f"fit {path!r}: samples of {p.name!r} must be positive")
-    return np.array([np.log(c) if p.log else c for p, c in zip(law.parameters, columns, strict=True)]).T
+def _check_resamples(fitted: Fitted) -> None:
+    """Refuses a fit of which most resamples failed: many other parameters would fit its runs as well."""
+    stored = fitted.result.get("resamples")
+    asked, done = (stored.get(k, 0) if isinstance(stored, dict) else 0 for k in ("asked", "fitted"))
+    if is_number(asked) and is_number(done) and asked and not intervals.enough(int(done), int(asked)):
+        failed = f"{int(asked - done)} of {int(asked)} resamples of the runs couldn't be fitted"
+        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine a law: {failed}; {fitted.remedy()}")
 
 
-def _level(path: str, result: Mapping[str, Any]) -> float:
-    stored = result.get("interval") or {}
-    level = stored["level"] if isinstance(stored, dict) and "level" in stored else intervals.LEVEL
-    if not isinstance(stored, dict) or not is_number(level) or not 0 < level < 1:
-        raise UsageError(f"fit {path!r}: interval is {stored!r}, expected its level between 0 and 1")
-    return float(level)
+def _columns(
+    path: str,
+    result: Mapping[str, Any],
+    what: str,
+    names: Sequence[str],
+    required: Sequence[str] = (),
+    positive: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Those of `names` that the object result[what] has, in lists of one length; {}: there is no such object.
 
-
-def _range(path: str, result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    stored = result.get("range") or {}
+    `positive`: the names whose numbers must be; None: all.
+    """
+    stored = result.get(what) or {}
     if not isinstance(stored, dict):
-        raise UsageError(f"fit {path!r}: range is not an object")
-    out = {}
-    for name in set(stored) & {"N", "D", "C"}:
-        pair = _numbers(path, f"range of {name}", stored[name], positive=True)
-        if len(pair) != 2 or pair[0] > pair[1]:
-            raise UsageError(f"fit {path!r}: range of {name} is {stored[name]!r}, expected [least, most]")
-        out[name] = (float(pair[0]), float(pair[1]))
-    return out
-
-
-def _points(path: str, result: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    stored = result.get("points")
-    if not stored:
-        return {}
-    if not isinstance(stored, dict) or not {"N", "D"} <= stored.keys():
-        raise UsageError(f"fit {path!r}: points doesn't hold N and D")
-    names = [name for name in ("N", "D", "width", "depth") if name in stored]
-    out = {name: _numbers(path, f"points of {name}", stored[name], positive=True) for name in names}
-    if len({len(column) for column in out.values()}) != 1:
-        raise UsageError(f"fit {path!r}: points differ in length")
+        raise UsageError(f"fit {path!r}: {what} is not an object")
+    if stored and not set(required) <= stored.keys():
+        raise UsageError(f"fit {path!r}: {what} doesn't hold {', '.join(required)}")
+    out = {
+        name: _numbers(path, f"{what} of {name!r}", stored[name], positive is None or name in positive)
+        for name in names
+        if name in stored
+    }
+    if len({len(column) for column in out.values()}) > 1:
+        raise UsageError(f"fit {path!r}: {what} differ in length")
     return out

@@ -8,7 +8,7 @@ Legend: N parameters, D tokens, C training FLOPs, L loss; R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,14 +43,9 @@ def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tu
 
 
 def fit(
-    frame: pd.DataFrame,
-    law: str,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    budgets_at: Sequence[float] | None = None,
+    frame: pd.DataFrame, law: str, bootstrap: int = 1000, seed: int = 0, budgets_at: Sequence[float] | None = None
 ) -> dict[str, Any]:
     """The frontier as a fit's dict (see `fit.fit`), for `law` "isoflop" or "envelope"."""
-    choose("law", law, METHODS)
     if budgets_at is not None and law != "isoflop":
         raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
     if "C" not in frame and {"N", "D"} <= set(frame):
@@ -114,55 +109,29 @@ def isoflop(
     choose("shape", shape, SHAPES)
     _need(frame)
     rng = np.random.default_rng(seed)
-    warnings, draws = list(frame.attrs.get("warnings", [])), []
-    budgets: list[dict[str, Any]] = []
-    few: list[str] = []
-    spread: list[float] = []
-    for group in _groups(frame, budgets_at):
-        best = group.sort_values("L").groupby("N", as_index=False).first().sort_values("N")  # the better of equals
+    curve = _parabola if shape == "parabola" else _akima
+    groups = _groups(frame, budgets_at)
+    found, few = [], []
+    for group in groups:
+        best = _least(group, "N")
         if len(best) < MIN_SIZES:
             few.append(f"{group['C'].median():.3g}")
-            continue
-        flops = float(np.exp(np.log(group["C"]).mean()))
-        log_n, log_l = np.log(best["N"].to_numpy(dtype=float)), np.log(best["L"].to_numpy(dtype=float))
-        ratio = float((best["C"] / (best["N"] * best["D"])).median())  # 6 where C = 6 N D; exact FLOPs differ
-        curve = _parabola if shape == "parabola" else _akima
-        x, y, coefficients, edge, local = curve(log_n, log_l)
-        noise = _noise(log_n[local], log_l[local])
-        # Weights have draws of their own: the same whatever is resampled.
-        weighed = _draws(curve, log_n, log_l, noise, np.random.default_rng(0), WEIGHT_DRAWS)
-        edge = bool(edge or len(weighed) < WEIGHT_DRAWS / 2)
-        drawn = _draws(curve, log_n, log_l, noise, rng, bootstrap)
-        budgets.append(
-            {
-                "C": flops,
-                "n_runs": len(best),
-                "N_opt": float(np.exp(x)),
-                "D_opt": flops / ratio / float(np.exp(x)),
-                "L_opt": float(np.exp(y)),
-                "N_ci": intervals.pair(np.exp(intervals.percentile(drawn[:, None])[:, 0]), float(np.exp(x)))
-                if intervals.enough(len(drawn), bootstrap)
-                else None,
-                "parabola": coefficients,
-                "N": [float(v) for v in best["N"]],
-                "L": [float(v) for v in best["L"]],
-                "edge": edge,
-            }
-        )
-        draws.append(drawn if len(drawn) else np.array([x]))
-        spread.append(float(np.std(weighed)) if len(weighed) > 1 else np.nan)
-    inside = [i for i, b in enumerate(budgets) if not b["edge"]]
+        else:
+            found.append(_optimum(float(np.exp(np.log(group["C"]).mean())), best, curve, rng, bootstrap))
+    budgets = [budget for budget, _, _ in found]
+    inside = [each for each in found if not each[0]["edge"]]
     if len(inside) < 2:
-        wide = [g for g in _groups(frame, budgets_at) if g["C"].max() > 1.5 * g["C"].min()]
-        if wide:
-            raise UsageError(
-                f"isoflop: C runs on from {wide[0]['C'].min():.3g} to {wide[0]['C'].max():.3g} without gaps between "
-                "budgets: name the budgets, as --budgets=1e19,3e19,1e20"
-            )
+        for group in groups:
+            if group["C"].max() > 1.5 * group["C"].min():
+                raise UsageError(
+                    f"isoflop: C runs on from {group['C'].min():.3g} to {group['C'].max():.3g} without gaps between "
+                    "budgets: name the budgets, as --budgets=1e19,3e19,1e20"
+                )
         raise UsageError(
             f"isoflop: {len(inside)} of {len(budgets)} budgets have their best size inside a range of "
             f"{MIN_SIZES} or more; two are needed: run more sizes at each C (`bigmodel sweep` with isoflop())"
         )
+    warnings = list(frame.attrs.get("warnings", []))
     if few:
         some = ", ".join(few[:4]) + (", ..." if len(few) > 4 else "")
         warnings.append(f"{len(few)} budgets have under {MIN_SIZES} sizes, C = {some}: left out")
@@ -171,18 +140,13 @@ def isoflop(
         warnings.append(f"the best size is at the edge of the runs at C = {edges}: left out of the power law")
     if len(inside) == 2:
         warnings.append("two budgets: the exponent is a line through two points")
-    at = np.array([budgets[i]["C"] for i in inside])
-    n_opt = np.array([budgets[i]["N_opt"] for i in inside])
-    d_opt = np.array([budgets[i]["D_opt"] for i in inside])
-    # No optimum is known better than a fraction of the spacing of the sizes that it lies between.
-    least = np.array([np.median(np.diff(np.log(np.array(budgets[i]["N"])))) for i in inside]) / 10
-    std = np.maximum([spread[i] for i in inside], least)
-    params = _frontier(at, n_opt, d_opt, std)
+    flops, n_opt, d_opt = (np.array([b[key] for b, _, _ in inside]) for key in ("C", "N_opt", "D_opt"))
+    std = np.array([spread for _, _, spread in inside])
     samples = []
     for _ in range(bootstrap):
-        moved = np.array([rng.choice(draws[i]) for i in inside])
-        samples.append(_frontier(at, np.exp(moved), d_opt * n_opt / np.exp(moved), std))
-    return _result("isoflop", params, np.array(samples).reshape(-1, 4), bootstrap, frame, budgets, warnings)
+        moved = np.exp([rng.choice(drawn) for _, drawn, _ in inside])
+        samples.append(_frontier(flops, moved, d_opt * n_opt / moved, std))
+    return _result("isoflop", _frontier(flops, n_opt, d_opt, std), samples, bootstrap, frame, budgets, warnings)
 
 
 def _groups(frame: pd.DataFrame, budgets_at: Sequence[float] | None) -> list[pd.DataFrame]:
@@ -194,11 +158,32 @@ def _groups(frame: pd.DataFrame, budgets_at: Sequence[float] | None) -> list[pd.
     return [group for _, group in ordered.groupby(np.cumsum(jump))]
 
 
-Curve = tuple[float, float, list[float] | None, bool, np.ndarray]
+# (ln N_opt, ln L_opt, coefficients, edge, which runs it saw) of ln N and ln L.
+Curve = Callable[[np.ndarray, np.ndarray], tuple[float, float, list[float] | None, bool, np.ndarray]]
 
 
-def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
-    """(ln N_opt, ln L_opt, coefficients, edge, which runs it saw)"""
+def _optimum(
+    flops: float, best: pd.DataFrame, curve: Curve, rng: np.random.Generator, bootstrap: int
+) -> tuple[dict[str, Any], np.ndarray, float]:
+    """(a budget, ln N_opt of its resamples, the standard error of ln N_opt) from the best run of each size."""
+    log_n, log_l = np.log(best["N"].to_numpy(dtype=float)), np.log(best["L"].to_numpy(dtype=float))
+    x, y, coefficients, edge, local = curve(log_n, log_l)
+    noise = _noise(log_n[local], log_l[local])
+    # Weights have draws of their own: the same whatever is resampled.
+    weighed = _draws(curve, log_n, log_l, noise, np.random.default_rng(0), WEIGHT_DRAWS)
+    drawn = _draws(curve, log_n, log_l, noise, rng, bootstrap)
+    n_opt, n_ci = float(np.exp(x)), None
+    if intervals.enough(len(drawn), bootstrap):
+        n_ci = intervals.pair(np.exp(intervals.percentile(drawn[:, None])[:, 0]), n_opt)
+    d_opt = flops / _flops_per(best) / n_opt
+    edge = bool(edge or len(weighed) < WEIGHT_DRAWS / 2)
+    budget = _budget(flops, best["N"], best["L"], n_opt, d_opt, float(np.exp(y)), n_ci, coefficients, edge)
+    # No optimum is known better than a fraction of the spacing of the sizes that it lies between.
+    spread = float(np.std(weighed)) if len(weighed) > 1 else np.nan
+    return budget, drawn if len(drawn) else np.array([x]), np.maximum(spread, np.median(np.diff(log_n)) / 10)
+
+
+def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> tuple[float, float, list[float] | None, bool, np.ndarray]:
     near = np.abs(log_n - log_n[np.argmin(log_l)]) <= np.log(NEAR)
     if near.sum() < MIN_SIZES:
         near = np.argsort(np.abs(log_n - log_n[np.argmin(log_l)]), kind="stable")[:MIN_SIZES]
@@ -210,7 +195,7 @@ def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
     return float(at if inside else np.nan), float(c0 + c1 * at / 2), [c2, c1, c0], not inside, near
 
 
-def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
+def _akima(log_n: np.ndarray, log_l: np.ndarray) -> tuple[float, float, list[float] | None, bool, np.ndarray]:
     from scipy.interpolate import Akima1DInterpolator  # a quarter of a second to import, and seldom asked for
 
     fine = np.linspace(log_n[0], log_n[-1], FINE * (len(log_n) - 1) + 1)
@@ -222,7 +207,7 @@ def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Curve:
 
 
 def _draws(
-    curve: Callable[[np.ndarray, np.ndarray], Curve],
+    curve: Curve,
     log_n: np.ndarray,
     log_l: np.ndarray,
     noise: float,
@@ -259,17 +244,18 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
       UsageError: a missing column, or fewer than three sizes with two D each, or no budget at which sizes compete.
     """
     _need(frame)
-    curves = []
+    sizes, curves = [], []
     for n, group in frame.groupby("N"):
-        best = group.sort_values("L").groupby("C", as_index=False).first().sort_values("C")
+        best = _least(group, "C")
         if len(best) > 1:
-            ratio = float((best["C"] / (best["N"] * best["D"])).median())
-            curves.append((float(n), ratio, np.log(best["C"].to_numpy(float)), np.log(best["L"].to_numpy(float))))
+            sizes.append(float(n))
+            curves.append(best)
     if len(curves) < 3:
         raise UsageError(f"envelope: {len(curves)} sizes N have runs at two or more D; three are needed")
-    grid = np.linspace(min(c[2][0] for c in curves), max(c[2][-1] for c in curves), ENVELOPE_BUDGETS)
-    table = np.array([np.interp(grid, c[2], c[3], left=np.inf, right=np.inf) for c in curves])  # (sizes, budgets)
-    sizes, ratios = np.array([c[0] for c in curves]), np.array([c[1] for c in curves])
+    n_of, ratio_of = np.array(sizes), np.array([_flops_per(best) for best in curves])
+    lines = [(np.log(best["C"].to_numpy(float)), np.log(best["L"].to_numpy(float))) for best in curves]
+    grid = np.linspace(min(c[0] for c, _ in lines), max(c[-1] for c, _ in lines), ENVELOPE_BUDGETS)
+    table = np.array([np.interp(grid, c, loss, left=np.inf, right=np.inf) for c, loss in lines])  # (sizes, budgets)
 
     def best_of(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(budgets at which the least of the chosen sizes' losses counts, index of that size)"""
@@ -281,14 +267,13 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
         inside = (winner > chosen[smallest]) & (winner < chosen[largest])
         return np.flatnonzero(inside), winner[inside]
 
+    def frontier(at: np.ndarray, winner: np.ndarray) -> list[float]:
+        flops = np.exp(grid[at])
+        return _frontier(flops, n_of[winner], flops / ratio_of[winner] / n_of[winner], None)
+
     at, winner = best_of(np.arange(len(curves)))
     if len(np.unique(winner)) < 2:
         raise UsageError("envelope: under two sizes are best at a budget where larger and smaller ones ran; run more D")
-
-    def frontier(at: np.ndarray, winner: np.ndarray) -> list[float]:
-        flops = np.exp(grid[at])
-        return _frontier(flops, sizes[winner], flops / ratios[winner] / sizes[winner], None)
-
     rng, samples = np.random.default_rng(seed), []
     for _ in range(bootstrap):
         drawn = np.unique(rng.integers(len(curves), size=len(curves)))
@@ -300,26 +285,13 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
         warnings.append(f"{bootstrap - len(samples)} of {bootstrap} resamples have no envelope")
     budgets = []
     for k in np.unique(winner):
-        own = at[winner == k]
-        i = int(own[np.argmin(np.abs(grid[own] - grid[own].mean()))])
-        flops = float(np.exp(grid[i]))
-        budgets.append(
-            {
-                "C": flops,
-                "n_runs": int(np.isfinite(table[:, i]).sum()),
-                "N_opt": float(sizes[k]),
-                "D_opt": flops / float(ratios[k] * sizes[k]),
-                "L_opt": float(np.exp(table[k, i])),
-                "N_ci": None,
-                "parabola": None,
-                "N": [float(v) for v in sizes[np.isfinite(table[:, i])]],
-                "L": [float(np.exp(v)) for v in table[:, i][np.isfinite(table[:, i])]],
-                "edge": False,
-            }
-        )
-    return _result(
-        "envelope", frontier(at, winner), np.array(samples).reshape(-1, 4), bootstrap, frame, budgets, warnings
-    )
+        own_at = at[winner == k]
+        i = int(own_at[np.argmin(np.abs(grid[own_at] - grid[own_at].mean()))])
+        ran = np.isfinite(table[:, i])
+        flops, loss = float(np.exp(grid[i])), np.exp(table[:, i])
+        d_opt = flops / float(ratio_of[k] * n_of[k])
+        budgets.append(_budget(flops, n_of[ran], loss[ran], float(n_of[k]), d_opt, float(loss[k])))
+    return _result("envelope", frontier(at, winner), samples, bootstrap, frame, budgets, warnings)
 
 
 # --------------------------------------------------------------------------------------- parts
@@ -331,28 +303,58 @@ def _need(frame: pd.DataFrame) -> None:
             raise UsageError(f"a frontier needs column {name!r}{nearest(name, frame.columns)}")
 
 
+def _least(group: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The run of least loss at each value of a column, in its order."""
+    return group.sort_values("L").groupby(column, as_index=False).first().sort_values(column)
+
+
+def _flops_per(best: pd.DataFrame) -> float:
+    """FLOPs per parameter and token: 6 where C = 6 N D; exact FLOPs differ."""
+    return float((best["C"] / (best["N"] * best["D"])).median())
+
+
 def _frontier(flops: np.ndarray, n: np.ndarray, d: np.ndarray, std: np.ndarray | None) -> list[float]:
     """[a, N0, b, D0]"""
     return [*power_law(flops, n, std), *power_law(flops, d, std)]
 
 
+def _budget(
+    flops: float,
+    n: Iterable[float],
+    loss: Iterable[float],
+    n_opt: float,
+    d_opt: float,
+    l_opt: float,
+    n_ci: list[float] | None = None,
+    parabola: list[float] | None = None,
+    edge: bool = False,
+) -> dict[str, Any]:
+    sizes = [float(v) for v in n]
+    best = {"N_opt": n_opt, "D_opt": d_opt, "L_opt": l_opt, "N_ci": n_ci, "parabola": parabola}
+    return {"C": flops, "n_runs": len(sizes), **best, "N": sizes, "L": [float(v) for v in loss], "edge": edge}
+
+
 def _result(
     law: str,
     params: list[float],
-    samples: np.ndarray,
+    drawn: Sequence[Sequence[float]],
     asked: int,
     frame: pd.DataFrame,
     budgets: list[dict[str, Any]],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """`samples` (R, 4) are of `asked` resamples."""
-    names = ("a", "N0", "b", "D0")
+    """`drawn` holds the parameters of each of the `asked` resamples that has a frontier."""
+    names, samples = ("a", "N0", "b", "D0"), np.array(drawn).reshape(-1, 4)
     runs = frame["D"] / frame["N"]
-    ratio = [float(runs.min()), float(runs.max())]
     if not intervals.enough(len(samples), asked):
         if asked:
             warnings.append(f"no intervals: {len(samples)} of {asked} resamples have a frontier")
         samples = samples[:0]
+
+    def ratio(flops: float) -> np.ndarray:
+        a, n0, b, d0 = np.vstack([params, samples]).T
+        return d0 / n0 * flops ** (b - a)
+
     return {
         "law": law,
         "params": dict(zip(names, params, strict=True)),
@@ -362,24 +364,10 @@ def _result(
         "optimal": {
             "a": params[0],
             "b": params[2],
-            **_ratios(params, samples, budgets),
-            "tokens_per_param_runs": ratio,
+            **intervals.tokens_per_param(max(b["C"] for b in budgets), ratio, corrected=False),
+            "tokens_per_param_runs": [float(runs.min()), float(runs.max())],
         },
         "budgets": budgets,
         "warnings": warnings,
         "samples": samples,
     }
-
-
-def _ratios(params: list[float], samples: np.ndarray, budgets: list[dict[str, Any]]) -> dict[str, Any]:
-    """D_opt / N_opt at 1, 10 and 100 times the largest budget, with intervals, as `fit.fit` names them."""
-    largest = max(b["C"] for b in budgets)
-    sets = np.vstack([params, samples]).T
-    at: dict[str, float] = {}
-    ends: dict[str, Any] = {}
-    for flops in (largest, 10 * largest, 100 * largest):
-        a, n0, b, d0 = sets
-        ratio = d0 / n0 * flops ** (b - a)
-        at[f"{flops:.3g}"] = float(ratio[0])
-        ends |= intervals.columns(intervals.percentile(ratio[1:, None]), [f"{flops:.3g}"], ratio[:1])
-    return {"tokens_per_param_at": at, "tokens_per_param_ci": ends}

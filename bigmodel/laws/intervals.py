@@ -1,15 +1,16 @@
-"""How well the runs determine a law: intervals by five methods, and refits without each compute rung.
+"""How well the runs determine a law: resamples of the runs, and five methods of making intervals.
 
 All work on the found optimum and return parameters in the law's own units. docs/results.md has how often each method's
 intervals cover planted truths; the default is the one that came closest to its level.
 
-Legend: S candidates, P parameters, R resamples, n runs.
+Legend: S candidates, P parameters, R resamples, n runs; K quantities.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +18,15 @@ import numpy as np
 from scipy import special
 
 from bigmodel.errors import UsageError
+from bigmodel.laws import full_grid
 from bigmodel.laws.checks import MIN_POINTS
-from bigmodel.laws.forms import Law
-from bigmodel.laws.full_grid import refit as every_start
+from bigmodel.laws.forms import Law, LogSum
 from bigmodel.laws.search import Found, free_scale, negligible
 from bigmodel.laws.solve import Problem, descend
 
 LEVEL = 0.95
 IRLS_STEPS, NEWTON_STEPS = 60, 60  # of a resample
-FEW_IRLS_STEPS = 10  # where the law knows its second derivatives, so that Newton's steps are as cheap
+FEW_IRLS_STEPS = 10  # where second derivatives are exact, so that Newton's steps are as cheap
 SUBSET_RUNS = 5000  # beyond, resamples are drawn by the bag of little bootstraps
 SUBSETS = 10
 PROFILE_POINTS = 12  # each way from the estimate
@@ -41,58 +42,83 @@ def resample(
     found: Found,
     resamples: int,
     seed: int,
-    estimator: str = "huber",
     cells: np.ndarray | None = None,
-    full_grid: bool = False,
+    every_start: bool = False,
     runs: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """Refits resamples of the runs, drawn with replacement (Efron 1979).
 
     A resample is n counts, so that all resamples share the same arrays. Each starts from every basin that the grid
     found. Beyond SUBSET_RUNS runs: the bag of little bootstraps (Kleiner et al. 2014, arXiv:1112.5016), subsets of
-    n^0.6 runs, each resampled to n.
+    n^0.6 runs, each resampled to n; or, with `runs`, resamples of SUBSET_RUNS points spread over all of them.
 
     Args:
       cells: (n,) a label per run; a resample then draws within each cell, as over the seeds of one configuration.
-      full_grid: every resample gets the whole grid of starts, on all cores.
+      every_start: every resample gets the whole grid of starts, on all cores.
       runs: (n,) which run each point is of, where one has several (decays of one trunk): they are then drawn together,
         since they share a start, an order of data and most of their steps.
 
     Returns:
       theta of each resample that could be fitted (R', P), and how many couldn't.
     """
-    n, names = len(problem.log_loss), len(problem.law.names)
+    n = len(problem)
     if not resamples:
-        return np.empty((0, names)), 0
+        return np.empty((0, len(problem.law.names))), 0
     rng = np.random.default_rng(seed)
-    if n > SUBSET_RUNS and full_grid:
-        raise UsageError(f"full_grid: of {n} runs, over {SUBSET_RUNS}, resamples are of subsets; leave it out")
-    if n > SUBSET_RUNS and cells is None and runs is not None:
-        return _thinned(problem, found, resamples, seed, estimator, runs)
-    if n > SUBSET_RUNS and cells is None:
-        return _little_bootstraps(problem, found, resamples, rng, estimator)
-    if cells is None and runs is not None:
-        own = np.unique(runs, return_inverse=True)[1]
-        size = own.max() + 1
-        counts = rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)[:, own]
-    elif cells is None:
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    else:
+    if n > SUBSET_RUNS:
+        if every_start:
+            raise UsageError(f"full_grid: of {n} runs, over {SUBSET_RUNS}, resamples are of subsets; leave it out")
+        if runs is None:
+            return _little_bootstraps(problem, found, resamples, rng)
+        part = np.linspace(0, n - 1, SUBSET_RUNS).round().astype(int)
+        own, centre = _centred(problem, found, part)
+        theta, failed = resample(own, replace(found, basins=centre), resamples, seed, runs=runs[part])
+        return theta - centre + found.theta, failed
+    if runs is not None:
+        own_run = np.unique(runs, return_inverse=True)[1]
+        counts = _drawn(rng, resamples, own_run.max() + 1)[:, own_run]
+    elif cells is not None:
         counts = np.zeros((resamples, n))
         for cell in np.unique(cells):
-            own = np.flatnonzero(cells == cell)
-            counts[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
-    counts = counts[_usable(problem, counts)]
-    if full_grid:
-        data = {**problem.row, problem.law.target: np.exp(problem.log_loss)}
-        law, delta = problem.law.name, float(np.max(problem.delta))
-        theta, _ = every_start(law, data, counts, delta, problem.above, estimator, progress=sys.stderr.isatty())
+            inside = np.flatnonzero(cells == cell)
+            counts[:, inside] = _drawn(rng, resamples, len(inside))
+    else:
+        counts = _drawn(rng, resamples, n)
+    counts = counts[usable(problem, counts)]
+    if every_start:
+        theta, _ = full_grid.refit(problem, counts, progress=sys.stderr.isatty())
         return theta, resamples - len(theta)
-    theta, settled = refit(problem, found.basins, counts, rng, estimator)
+    theta, settled = refit(problem, found.basins, counts, rng)
     return theta[settled], resamples - int(settled.sum())
 
 
-def _usable(problem: Problem, counts: np.ndarray) -> np.ndarray:
+def _drawn(rng: np.random.Generator, resamples: int, size: int, total: int = 0) -> np.ndarray:
+    """How often each of `size` is drawn in `total` (default: `size`) draws, (R, size)."""
+    return rng.multinomial(total or size, np.full(size, 1 / size), size=resamples).astype(np.float64)
+
+
+def _little_bootstraps(
+    problem: Problem, found: Found, resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    n = len(problem)
+    size, kept, failed = int(n**0.6), [], 0
+    for i in range(SUBSETS):
+        own, centre = _centred(problem, found, np.sort(rng.choice(n, size, replace=False)))
+        number = resamples // SUBSETS + (i < resamples % SUBSETS)
+        theta, settled = refit(own, centre, _drawn(rng, number, size, n), rng)
+        kept.append(theta[settled] - centre + found.theta)
+        failed += number - int(settled.sum())
+    return np.concatenate(kept), failed
+
+
+def _centred(problem: Problem, found: Found, part: np.ndarray) -> tuple[Problem, np.ndarray]:
+    """The problem on a part of its runs, and its own optimum (1, P): only the spread about that is wanted."""
+    own = problem.of_runs(part)
+    centre, _, _ = descend(own, found.theta[None], np.ones(len(part)), 300, "newton")
+    return own, centre
+
+
+def usable(problem: Problem, counts: np.ndarray) -> np.ndarray:
     """Which resamples (R, n) can have a law: enough distinct runs, and no column with a single value."""
     drawn = counts > 0
     usable = drawn.sum(axis=1) >= max(MIN_POINTS, len(problem.law.names) + 1)
@@ -102,13 +128,13 @@ def _usable(problem: Problem, counts: np.ndarray) -> np.ndarray:
 
 
 def refit(
-    problem: Problem, basins: np.ndarray, counts: np.ndarray, rng: np.random.Generator, estimator: str = "huber"
+    problem: Problem, basins: np.ndarray, counts: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best of every basin (B, P) for each of the resamples `counts` (R, n): theta (R, P), settled (R,)."""
     if not len(counts):
         return np.empty((0, basins.shape[1])), np.empty(0, dtype=bool)
     found = []
-    first = IRLS_STEPS if problem.law.bend is None else FEW_IRLS_STEPS
+    first = FEW_IRLS_STEPS if isinstance(problem.law.form, LogSum) else IRLS_STEPS
     for start in basins:
         theta = np.repeat(start[None], len(counts), axis=0)
         theta, _, _ = descend(problem, theta, counts, first)
@@ -122,47 +148,27 @@ def refit(
     if len(late):
         theta, _, _ = descend(problem, best[late], counts[late], 10 * IRLS_STEPS)
         best[late], _, settled[late] = descend(problem, theta, counts[late], 10 * NEWTON_STEPS, "newton")
-    if estimator == "likelihood" and len(best):
+    if problem.estimator == "likelihood" and len(best):
         best, _, _ = free_scale(problem, best, counts)
     return best, settled
 
 
-def _little_bootstraps(
-    problem: Problem, found: Found, resamples: int, rng: np.random.Generator, estimator: str
-) -> tuple[np.ndarray, int]:
-    n = len(problem.log_loss)
-    size, kept, failed = int(n**0.6), [], 0
-    for i in range(SUBSETS):
-        part = np.sort(rng.choice(n, size, replace=False))
-        row = {name: column[part] for name, column in problem.row.items()}
-        own = replace(problem, row=row, log_loss=problem.log_loss[part])
-        centre, _, _ = descend(own, found.theta[None], np.ones(size), 300, "newton")
-        number = resamples // SUBSETS + (i < resamples % SUBSETS)
-        counts = rng.multinomial(n, np.full(size, 1 / size), size=number).astype(np.float64)
-        theta, settled = refit(own, centre, counts, rng, estimator)
-        kept.append(theta[settled] - centre + found.theta)  # each subset has its own centre; only the spread is wanted
-        failed += number - int(settled.sum())
-    return np.concatenate(kept), failed
-
-
-def _thinned(
-    problem: Problem, found: Found, resamples: int, seed: int, estimator: str, runs: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Of very many points, SUBSET_RUNS spread over all of them: what differs between runs shows in a part of each."""
-    part = np.linspace(0, len(runs) - 1, SUBSET_RUNS).round().astype(int)
-    row = {name: column[part] for name, column in problem.row.items()}
-    own = replace(problem, row=row, log_loss=problem.log_loss[part])
-    centre, _, _ = descend(own, found.theta[None], np.ones(len(part)), 300, "newton")
-    near = replace(found, basins=centre)
-    theta, failed = resample(own, near, resamples, seed, estimator, runs=runs[part])
-    return theta - centre + found.theta, failed
+def without(problem: Problem, found: Found, groups: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+    """theta (P,) of a refit without each group of runs; None where too few are left."""
+    counts = np.ones((len(groups), len(problem)))
+    for k, group in enumerate(groups):
+        counts[k, group] = 0
+    possible = usable(problem, counts)
+    theta, settled = refit(problem, found.basins[:1], counts[possible], np.random.default_rng(0))
+    at = np.cumsum(possible) - 1
+    return [theta[at[k]] if possible[k] and settled[at[k]] else None for k in range(len(groups))]
 
 
 # ------------------------------------------------------------------------------------ intervals
 
 
 def percentile(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """(2, ...): the middle `level` of samples (R, ...), of those that are numbers; nan where under two are."""
+    """(2, K): the middle `level` of samples (R, K), of those that are numbers; nan where under two are."""
     return _quantiles(samples, (1 - level) / 2)
 
 
@@ -191,8 +197,7 @@ def expanded(samples: np.ndarray, n: int, parameters: int, level: float = LEVEL)
     Hesterberg 2015 (The American Statistician 69:4), section 3.4: at the quantile Phi(-sqrt(n/(n-P)) t), t of n-P.
     """
     free = max(n - parameters, 1)
-    tail = special.ndtr(-np.sqrt(n / free) * special.stdtrit(free, 0.5 + level / 2))
-    return _quantiles(samples, float(tail))
+    return _quantiles(samples, float(special.ndtr(-np.sqrt(n / free) * special.stdtrit(free, 0.5 + level / 2))))
 
 
 def _quantiles(samples: np.ndarray, tail: float) -> np.ndarray:
@@ -212,26 +217,29 @@ def covariance(problem: Problem, theta: np.ndarray) -> np.ndarray:
     which is counted within Silverman's bandwidth where that is wider than delta.
     """
     residual, slopes = problem.residuals(theta[None])
-    r, j = residual[0], slopes[0]
+    r, square = residual[0], slopes[0] @ slopes[0].T
     n, p = len(r), len(theta)
     delta = float(np.max(problem.delta))
-    weight = problem.weights(residual, np.ones((1, n)))
-    weight = np.broadcast_to(weight, residual.shape)[0]
+    weight = np.broadcast_to(problem.weights(residual, np.ones((1, n))), residual.shape)[0]
     spread = min(float(np.std(r)), float(np.subtract(*np.percentile(r, [75, 25]))) / 1.349) or float(np.std(r))
     width = max(delta, 1.06 * spread * n**-0.2)
-    bend = float((weight * (np.abs(r) <= width)).mean()) * delta / width
-    pull = float(((weight * np.clip(r, -delta, delta)) ** 2).mean())
-    square = j @ j.T
+    bend = float((weight * (np.abs(r) <= width)).mean()) * delta / width  # E[psi']
     unit = np.sqrt(np.diag(square))
     if n <= p or not bend > 0 or not (unit > 0).all() or not np.isfinite(square).all():
         return np.full((p, p), np.nan)
     inverse = np.linalg.pinv(square / np.outer(unit, unit), rcond=1e-14, hermitian=True) / np.outer(unit, unit)
-    return pull / bend**2 * inverse * n / (n - p)
+    return _pull(problem, residual) / bend**2 * inverse * n / (n - p)
+
+
+def _pull(problem: Problem, residual: np.ndarray) -> float:
+    """E[psi^2] of residuals (1, n)."""
+    weight = problem.weights(residual, np.ones(residual.shape))
+    return float(((weight * np.clip(residual, -problem.delta, problem.delta)) ** 2).mean())
 
 
 def delta_method(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """theta -+ t standard errors, (2, P), in theta: a logarithm's interval is multiplicative."""
-    free = max(len(problem.log_loss) - len(theta), 1)
+    free = max(len(problem) - len(theta), 1)
     reach = special.stdtrit(free, 0.5 + level / 2) * np.sqrt(np.diag(cov))
     return np.array([theta - reach, theta + reach])
 
@@ -243,85 +251,44 @@ def profile(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float =
     E[psi'] / E[psi^2] is chi^2 with one degree of freedom; F of (1, n - P) here. An end that isn't found within 8
     standard errors, or before the parameter's bound, is -inf or inf.
     """
-    n, p = len(problem.log_loss), len(theta)
+    n, p = len(problem), len(theta)
     out = np.array([np.full(p, -np.inf), np.full(p, np.inf)])
     se = np.sqrt(np.diag(cov))
     if not np.isfinite(se).all():
         return np.full((2, p), np.nan)
     residual, slopes = problem.residuals(theta[None])
-    ones = np.ones((1, n))
-    least = float(problem.huber(residual, ones)[0])
-    # cov = pull / bend^2 (J^T J)^-1 n / (n - P), so that pull / bend follows from any diagonal element.
-    square = slopes[0] @ slopes[0].T
-    inverse = np.linalg.pinv(square, hermitian=True)
-    ratio = float(np.median(np.diag(cov) / np.maximum(np.diag(inverse), 1e-300)))  # pull / bend^2, with n / (n - P)
-    delta = float(np.max(problem.delta))
-    weight = problem.weights(residual, ones)
-    pull = float(((weight * np.clip(residual, -delta, delta)) ** 2).mean()) * n / (n - p)
-    unit = np.sqrt(pull * ratio)  # pull / bend
+    least = float(problem.huber(residual, np.ones((1, n)))[0])
+    # cov = E[psi^2] / E[psi']^2 (J^T J)^-1 n / (n - P), so that the ratio follows from any diagonal element.
+    inverse = np.linalg.pinv(slopes[0] @ slopes[0].T, hermitian=True)
+    ratio = float(np.median(np.diag(cov) / np.maximum(np.diag(inverse), 1e-300)))
+    unit = np.sqrt(_pull(problem, residual) * n / (n - p) * ratio)  # E[psi^2] / E[psi'], with n / (n - P)
     threshold = 0.5 * unit * special.fdtri(1, max(n - p, 1), level)
     reach = np.geomspace(0.25, 8, PROFILE_POINTS)
-    for i in range(p):
+    for i, (end, sign) in itertools.product(range(p), ((0, -1.0), (1, 1.0))):
         if not se[i] > 0:
             continue
-        for end, sign in ((0, -1.0), (1, 1.0)):
-            # Along the direction in which the other parameters follow, then minimised over them.
-            start = theta + sign * reach[:, None] * cov[i] / se[i]
-            start = np.clip(start, problem.low, problem.high)
-            start[:, i] = theta[i] + sign * reach * se[i]
-            inside = (start[:, i] > problem.low[i]) & (start[:, i] < problem.high[i])
-            if not inside.any():
-                continue
-            held = replace(problem, fixed=np.arange(p) == i)
-            moved, _, _ = descend(held, start[inside], np.ones(n), 60)
-            moved, value, _ = descend(held, moved, np.ones(n), 40, "newton")
-            rise = np.concatenate([[0.0], np.maximum.accumulate(value - least)])
-            where = np.concatenate([[theta[i]], start[inside][:, i]])
-            over = np.flatnonzero(rise > threshold)
-            if len(over):
-                k = int(over[0])
-                # The rise is about quadratic: interpolate its root.
-                low, high = np.sqrt(np.maximum(rise[k - 1 : k + 1], 0))
-                part = (np.sqrt(threshold) - low) / max(high - low, 1e-300)
-                out[end, i] = where[k - 1] + part * (where[k] - where[k - 1])
+        # Along the direction in which the other parameters follow, then minimised over them.
+        start = np.clip(theta + sign * reach[:, None] * cov[i] / se[i], problem.low, problem.high)
+        start[:, i] = theta[i] + sign * reach * se[i]
+        start = start[(start[:, i] > problem.low[i]) & (start[:, i] < problem.high[i])]
+        if not len(start):
+            continue
+        held = replace(problem, fixed=np.arange(p) == i)
+        moved, _, _ = descend(held, start, np.ones(n), 60)
+        moved, value, _ = descend(held, moved, np.ones(n), 40, "newton")
+        rise = np.concatenate([[0.0], np.maximum.accumulate(value - least)])
+        where = np.concatenate([[theta[i]], start[:, i]])
+        over = np.flatnonzero(rise > threshold)
+        if len(over):
+            k = int(over[0])
+            # The rise is about quadratic: interpolate its root.
+            low, high = np.sqrt(np.maximum(rise[k - 1 : k + 1], 0))
+            part = (np.sqrt(threshold) - low) / max(high - low, 1e-300)
+            out[end, i] = where[k - 1] + part * (where[k] - where[k - 1])
     return out
 
 
-# ------------------------------------------------------------------------------- leaving out rungs
-
-
-def rungs(compute: np.ndarray, factor: float, most: int = 8) -> list[np.ndarray]:
-    """Runs by compute, smallest first: a rung is all within `factor` of its largest; neighbours joined to `most`."""
-    order = np.argsort(compute, kind="stable")
-    groups: list[list[int]] = []
-    top = np.inf
-    for i in order[::-1]:
-        if compute[i] < top / factor:
-            groups.append([])
-            top = compute[i]
-        groups[-1].append(int(i))
-    groups = groups[::-1]
-    parts = np.array_split(np.arange(len(groups)), min(most, len(groups)))
-    return [np.sort(np.concatenate([groups[k] for k in part])).astype(int) for part in parts]
-
-
-def leave_one_out(
-    problem: Problem, found: Found, groups: Sequence[np.ndarray], estimator: str = "huber"
-) -> list[tuple[int, np.ndarray] | None]:
-    """(runs left out, theta) of a refit without each group; None where too few are left."""
-    n = len(problem.log_loss)
-    counts = np.ones((len(groups), n))
-    for k, group in enumerate(groups):
-        counts[k, group] = 0
-    usable = _usable(problem, counts)
-    theta, settled = refit(problem, found.basins[:1], counts[usable], np.random.default_rng(0), estimator)
-    at = np.cumsum(usable) - 1
-    return [(len(group), theta[at[k]]) if usable[k] and settled[at[k]] else None for k, group in enumerate(groups)]
-
-
-def named(law: Law, ends: np.ndarray, estimate: np.ndarray) -> dict[str, Any]:
-    """(2, P) in theta -> {name: [low, high]} in the law's own units, None where it isn't one of `estimate` (P,)."""
-    return columns(law.values(ends), law.names, estimate)
+# ------------------------------------------------------------------------------- what is printed
 
 
 def columns(ends: np.ndarray, names: Sequence[str], estimate: np.ndarray) -> dict[str, Any]:
@@ -351,11 +318,28 @@ def enough(fitted: int, asked: int) -> bool:
     return fitted >= max(2, asked / 2)
 
 
+def tokens_per_param(largest: float, ratio: Callable[[float], np.ndarray], corrected: bool) -> dict[str, Any]:
+    """D_opt / N_opt and its interval at 1, 10 and 100 times the largest budget, as `fit.fit` names them.
+
+    Args:
+      ratio: FLOPs -> (1 + R,) of the fit, then of each resample.
+      corrected: intervals are bias-corrected; else percentiles.
+    """
+    at: dict[str, float] = {}
+    ends: dict[str, list[float] | None] = {}
+    for flops in (largest, 10 * largest, 100 * largest):
+        text, found = f"{flops:.3g}", ratio(flops)
+        drawn = found[1:, None]
+        at[text], ends[text] = float(found[0]), None
+        if enough(int(np.isfinite(drawn).sum()), len(drawn)):
+            own = bias_corrected(drawn, found[:1]) if corrected else percentile(drawn)
+            ends[text] = pair(own[:, 0], at[text])
+    return {"tokens_per_param_at": at, "tokens_per_param_ci": ends}
+
+
 def exponent_samples(law: Law, samples: np.ndarray, flops: float) -> dict[str, np.ndarray]:
     """The exponents "a" and "b" of each resample near C = `flops`, each (R,)."""
     if law.exponents is None:
         return {}
-    rows: list[Mapping[str, float]] = [
-        law.exponents(dict(zip(law.names, map(float, row), strict=True)), flops) for row in samples
-    ]
-    return {name: np.array([row[name] for row in rows]) for name in ("a", "b")}
+    found = [law.exponents(dict(zip(law.names, map(float, row), strict=True)), flops) for row in samples]
+    return {name: np.array([row[name] for row in found]) for name in ("a", "b")}

@@ -44,10 +44,10 @@ def _rows(problem: Problem, found: Found, frame: pd.DataFrame) -> list[str]:
         named = {int(i): float(np.exp(problem.log_loss[i] - off[i])) for i in suspects[far]}
         suspects = suspects[:0]
     left_out = [np.unique(np.append(gone, i)) for i in suspects]
-    for i, group, refit in zip(suspects, left_out, intervals.leave_one_out(problem, found, left_out), strict=True):
-        if refit is None:
+    for i, group, theta in zip(suspects, left_out, intervals.without(problem, found, left_out), strict=True):
+        if theta is None:
             continue
-        own = -problem.residuals(refit[1][None])[0][0]
+        own = -problem.residuals(theta[None])[0][0]
         # One at the end of the runs may be far off the others' extrapolation, and yet lie on the law of all.
         others = np.delete(own, group)
         pulled = np.abs(others).sum() < PULL * np.abs(np.delete(off, group)).sum()

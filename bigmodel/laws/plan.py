@@ -1,7 +1,7 @@
-"""Plan a training run from a fitted law: size, data and compute, how sure they are, and the price of missing them.
+"""The next model of a fitted law: its size, data and compute, their intervals, and the cost of another size.
 
-Every question is one allocation: least loss over N for a budget, D following from the budget. It is solved for the
-fitted parameters and for every stored resample at once, by search, so that any law of N and D can be planned with.
+Every question is one allocation: the N of least loss for a budget, with D from what the budget leaves. It is solved by
+search, for the fitted parameters and for every stored resample at once, so any law of N and D can be used.
 
 Cost of N parameters and D tokens, in FLOPs: training 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3), plus
 2 N T for T tokens of inference over the model's life (Sardana & Frankle 2023, arXiv:2401.00448).
@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.errors import UsageError
-from bigmodel.laws import intervals
-from bigmodel.laws.fitted import Fitted, is_number
+from bigmodel.errors import UsageError, check_ranges
+from bigmodel.laws.fitted import Fitted
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 
 FLOPS_PER_INFERENCE_TOKEN = 2.0  # per parameter: a forward pass (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)
@@ -30,15 +29,17 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 BUDGETS = (1.0, 1e45)  # FLOPs searched
 BASINS = (0.001, 0.01)  # the IsoFLOP basin: sizes within these fractions of the best loss
 COLUMNS = ("N", "D", "C", "loss", "tokens_per_param", "total")
-FAR, VERY_FAR = 10.0, 1000.0
-NONSENSE = 1e8  # a plan so many times beyond the fitted runs is an error of units, or of the law
-RATIOS = (1e-4, 1e6)  # tokens per parameter of a plan that anyone means
-LOOSE = 1e6  # an interval of N that spans such a factor determines nothing
+FAR, VERY_FAR = 10.0, 1000.0  # factors outside the fitted runs that are warned of
+NONSENSE = 1e8  # a factor outside the fitted runs that means wrong units, or a wrong law
+RATIOS = (1e-4, 1e6)  # plausible tokens per parameter
+LOOSE = 1e6  # an interval of N over such a factor determines nothing
+QUESTIONS = ("flops", "params", "tokens", "loss")
+LIMITS = {"inference_tokens": 0.0, "max_params": math.inf, "max_tokens": math.inf}  # with their neutral values
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Exactly one of the first four; `inference_tokens` and the limits go with `flops` or `loss`."""
+    """Exactly one of QUESTIONS; LIMITS go with `flops` or `loss`."""
 
     flops: float | None = None
     params: float | None = None
@@ -49,27 +50,28 @@ class Ask:
     max_tokens: float = math.inf
 
     def __post_init__(self) -> None:
-        given = [k for k in ("flops", "params", "tokens", "loss") if getattr(self, k) is not None]
+        given = [k for k in QUESTIONS if getattr(self, k) is not None]
         if len(given) != 1:
-            said = f"{' and '.join('--' + k for k in given)} are" if given else "none is"
-            raise UsageError(f"plan: give exactly one of --flops, --params, --tokens, --loss; {said} given")
-        limits = {k: getattr(self, k) for k in ("inference_tokens", "max_params", "max_tokens")}
-        for name, value in {given[0]: getattr(self, given[0]), **limits}.items():
-            free = (name == "inference_tokens" and value == 0) or (name.startswith("max_") and value == math.inf)
-            if not free and not 0 < value <= BUDGETS[1]:
-                raise UsageError(
-                    f"plan: --{name.replace('_', '-')}={value:g}: expected a positive number, to {BUDGETS[1]:g}"
-                )
-            if not free and name in limits and given[0] not in ("flops", "loss"):
-                raise UsageError(f"plan: --{name.replace('_', '-')} goes with --flops or --loss, not with --{given[0]}")
+            found = f"{' and '.join('--' + k for k in given)} are" if given else "none is"
+            raise UsageError(f"plan: give exactly one of --flops, --params, --tokens, --loss; {found} given")
+        check_ranges("--", self, **{self.kind: "(0, 1e45]"})
+        check_ranges("--", self, inference_tokens="[0, 1e45]", max_params="(0, inf]", max_tokens="(0, inf]")
+        if self.limits and self.kind not in ("flops", "loss"):
+            name = next(iter(self.limits)).replace("_", "-")
+            raise UsageError(f"plan: --{name} goes with --flops or --loss, not with --{self.kind}")
 
     @property
     def kind(self) -> str:
-        return next(k for k in ("flops", "params", "tokens", "loss") if getattr(self, k) is not None)
+        return next(k for k in QUESTIONS if getattr(self, k) is not None)
 
     @property
     def value(self) -> float:
         return getattr(self, self.kind)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those of LIMITS that were set."""
+        return {k: getattr(self, k) for k, neutral in LIMITS.items() if getattr(self, k) != neutral}
 
 
 # --------------------------------------------------------------------------------------- allocation
@@ -93,7 +95,7 @@ def loss_at(fitted: Fitted, n: float, d: float) -> float:
 
 
 def tokens_of(ask: Ask, n: np.ndarray, budget: np.ndarray) -> np.ndarray:
-    """D that a budget of FLOPs leaves for n parameters once inference is paid, at most `max_tokens`; below 0: none."""
+    """D that a budget of FLOPs leaves for n parameters after inference, at most `max_tokens`; below 0: none."""
     train = budget / (FLOPS_PER_PARAM_TOKEN * n)
     return np.minimum(train - ask.inference_tokens * FLOPS_PER_INFERENCE_TOKEN / FLOPS_PER_PARAM_TOKEN, ask.max_tokens)
 
@@ -101,8 +103,8 @@ def tokens_of(ask: Ask, n: np.ndarray, budget: np.ndarray) -> np.ndarray:
 def allocate(law: Law, thetas: np.ndarray, budget: np.ndarray, ask: Ask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, D, ln L), each (S,): least loss of each parameter set for its budget of FLOPs (S,).
 
-    A budget that the limits don't let one spend is left over. All nan where the best N is as small or as large as can
-    be: the law has no optimum there.
+    Part of the budget is left over where the limits don't let it be spent. All nan where the best N is at an end of the
+    search (the law has no optimum there), and for a budget of nan.
     """
     per_token = FLOPS_PER_PARAM_TOKEN + FLOPS_PER_INFERENCE_TOKEN * ask.inference_tokens  # of one parameter at D = 1
     high = np.log(np.minimum(np.maximum(budget / per_token, 1e-300), ask.max_params))
@@ -122,22 +124,23 @@ def allocate(law: Law, thetas: np.ndarray, budget: np.ndarray, ask: Ask) -> tupl
         values = at(np.stack([left, right], axis=1))
         worse = values[:, 0] > values[:, 1]
         a, b = np.where(worse, left, a), np.where(worse, b, right)
-    top = (best == GRID - 1) & (high >= math.log(ask.max_params) if ask.max_params < math.inf else False)
-    x_best = np.where(top & (at(high[:, None])[:, 0] <= at(((a + b) / 2)[:, None])[:, 0]), high, (a + b) / 2)
+    middle = (a + b) / 2
+    # The upper end is an optimum only where it is the user's limit.
+    top = (best == GRID - 1) & (ask.max_params < math.inf) & (high >= math.log(ask.max_params))
+    x_best = np.where(top & (at(high[:, None])[:, 0] <= at(middle[:, None])[:, 0]), high, middle)
     n = np.exp(x_best)
     d = tokens_of(ask, n, budget)
     value = log_loss(law, thetas, n[:, None], d[:, None])[:, 0]
-    # D = 1 or N = 1 is the end of the search, not an optimum.
     good = np.isfinite(value) & (best > 0) & ((best < GRID - 1) | top)
-    return tuple(np.where(good, v, np.nan) for v in (n, d, value))  # type: ignore[return-value]
+    return np.where(good, n, np.nan), np.where(good, d, np.nan), np.where(good, value, np.nan)
 
 
 def budget_for(law: Law, thetas: np.ndarray, ask: Ask) -> np.ndarray:
-    """FLOPs (S,) at which the best allocation has what is asked; inf: never a loss so low; nan: no optimum."""
+    """FLOPs (S,) at which the best allocation has what is asked; inf: no budget reaches that loss; nan: no optimum."""
     if ask.kind == "flops":
         return np.full(len(thetas), ask.value)
     index, sign = {"params": (0, 1.0), "tokens": (1, 1.0), "loss": (2, -1.0)}[ask.kind]
-    goal = math.log(ask.value) if ask.kind == "loss" else ask.value
+    goal = sign * (math.log(ask.value) if ask.kind == "loss" else ask.value)
 
     def at(log_c: np.ndarray) -> np.ndarray:
         return sign * allocate(law, thetas, np.exp(log_c), ask)[index]
@@ -146,39 +149,35 @@ def budget_for(law: Law, thetas: np.ndarray, ask: Ask) -> np.ndarray:
     most = at(high)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        enough = at(middle) >= sign * goal  # where there is no optimum (nan), the budget is too small for one
+        enough = at(middle) >= goal  # nan (no optimum): the budget is too small for one
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    budget = np.exp((low + high) / 2)
-    never = np.where(np.isnan(most), np.nan, np.inf if ask.kind == "loss" else np.nan)
-    return np.where(most >= sign * goal, budget, never)
+    never = np.inf if ask.kind == "loss" else np.nan
+    return np.where(most >= goal, np.exp((low + high) / 2), np.where(np.isnan(most), np.nan, never))
 
 
-# --------------------------------------------------------------------------------------------- plan
+# --------------------------------------------------------------------------------------- next model
 
 
 def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
-    """The plan, as JSON.
+    """The allocation that answers `ask`, as JSON.
 
     Returns a dict with
-      asked, law, formula, source, level;
+      asked, law, formula, source, level, warnings (one line each);
       N, D, C, loss, tokens_per_param: {"value", "low", "high"}; the interval of the loss is of this very N and D, the
         others' of each resample's own optimum. null: not determined; `total` adds inference FLOPs where asked;
       beyond: N, D, C -> how far outside the fitted runs, as a factor of 1 or more;
       holdout: of the fit, the refit with the largest gap; null without;
       off: "half" and "double" that N for the same FLOPs: N, D, loss, rel_loss (0.01: 1 % worse); null: not possible;
       basin: "0.1%", "1%" -> [least, most] N within that of the best loss for the same FLOPs (null: unbounded);
-      no_optimum: share of the resamples without an answer; warnings: one line each.
+      no_optimum, never: shares of the resamples without an optimum, and of those that never reach the loss.
 
     Raises:
       UsageError: the law has no answer, the runs don't determine it, or it is nonsense.
     """
     law, thetas = fitted.law, fitted.thetas
-    _resampled(fitted)
     budget = budget_for(law, thetas, ask)
-    if not math.isfinite(budget[0]):
-        raise UsageError(_no_answer(fitted, ask))
-    usable = np.where(np.isfinite(budget), budget, 1e30)
-    n, d, _ = (np.where(np.isfinite(budget), column, np.nan) for column in allocate(law, thetas, usable, ask))
+    never = np.isinf(budget)
+    n, d, _ = allocate(law, thetas, np.where(never, np.nan, budget), ask)
     if not (math.isfinite(n[0]) and math.isfinite(d[0])):
         raise UsageError(_no_answer(fitted, ask))
     if ask.kind == "params":
@@ -187,117 +186,64 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
     elif ask.kind == "tokens":
         d = np.where(np.isfinite(d), ask.value, np.nan)
         n = budget / (FLOPS_PER_PARAM_TOKEN * d)
-    train = FLOPS_PER_PARAM_TOKEN * n * d
-    never = np.isinf(budget)  # this resample's floor is above the asked loss: no compute is enough
     loss = np.exp(log_loss(law, thetas, n[:1, None], d[:1, None])[:, 0])
-    best = float(loss[0])
+    unbounded = [np.where(never, np.inf, column) for column in (n, d, FLOPS_PER_PARAM_TOKEN * n * d)]
+    columns = dict(zip("NDC", unbounded, strict=True)) | {"loss": loss, "tokens_per_param": d / n}
+    if ask.inference_tokens:
+        columns["total"] = columns["C"] + FLOPS_PER_INFERENCE_TOKEN * columns["N"] * ask.inference_tokens
     out: dict[str, Any] = {
-        "asked": {ask.kind: ask.value},
+        "asked": {ask.kind: ask.value, **ask.limits},
         "law": law.name,
         "formula": law.formula.format(**{k: f"{fitted.result['params'][k]:.4g}" for k in law.names}),
         "source": law.source,
         "level": fitted.level,
+        **{name: _with_interval(column, fitted) for name, column in columns.items()},
     }
-    for name in ("inference_tokens", "max_params", "max_tokens"):
-        if getattr(ask, name) not in (0.0, math.inf):
-            out["asked"][name] = getattr(ask, name)
-    columns = {"N": n, "D": d, "C": train, "loss": loss, "tokens_per_param": d / n}
-    if ask.inference_tokens:
-        columns["total"] = train + FLOPS_PER_INFERENCE_TOKEN * n * ask.inference_tokens
-    for name, column in columns.items():
-        beyond = np.inf if name in ("N", "D", "C", "total") else np.nan
-        out[name] = _with_interval(np.where(never, beyond, column) if name != "loss" else column, fitted)
-    out["beyond"] = {k: _beyond(out[k]["value"], fitted.range[k]) for k in ("N", "D", "C") if k in fitted.range}
-    _sane(fitted, ask, out)
-    out["holdout"] = _holdout(fitted.result)
-    along = _along(law, thetas[:1], float(budget[0]), ask)
-    top = math.log(min(ask.max_params, float(budget[0])))
-    out["off"] = {}
-    for name, factor in (("half", 0.5), ("double", 2.0)):
-        x = math.log(n[0] * factor)
-        value = math.exp(along(x))
-        possible = x <= top and math.isfinite(value)
-        data = float(tokens_of(ask, np.exp(x), budget[:1])[0])
-        row = {"N": n[0] * factor, "D": data, "loss": value, "rel_loss": value / best - 1}
-        out["off"][name] = row if possible else None
-    goals = {f"{100 * eps:g}%": math.log(best) + math.log1p(eps) for eps in BASINS}
-    out["basin"] = {name: _basin(along, math.log(n[0]), goal, ask.max_params, top) for name, goal in goals.items()}
-    samples = n[1:]
-    out["no_optimum"] = float(np.mean(np.isnan(samples) & ~never[1:])) if len(samples) else 0.0
-    out["never"] = float(np.mean(never[1:])) if len(samples) else 0.0
+    ranges = {name: fitted.range[name] for name in ("N", "D", "C") if name in fitted.range}
+    out["beyond"] = {k: max(1.0, out[k]["value"] / high, low / out[k]["value"]) for k, (low, high) in ranges.items()}
+    _check_plausible(fitted, ask, out)
+    out["holdout"] = fitted.holdout
+    out |= _other_sizes(fitted, ask, float(n[0]), float(loss[0]), float(budget[0]))
+    for name, without in (("no_optimum", np.isnan(n) & ~never), ("never", never)):
+        out[name] = float(np.mean(without[1:])) if len(n) > 1 else 0.0
     out["warnings"] = _warnings(fitted, ask, out)
     return out
 
 
-def _resampled(fitted: Fitted) -> None:
-    """Refuses a fit of which most resamples couldn't be fitted: its parameters are one of many."""
-    said = fitted.result.get("resamples")
-    asked, done = (said.get(k, 0) if isinstance(said, dict) else 0 for k in ("asked", "fitted"))
-    if is_number(asked) and is_number(done) and asked and not intervals.enough(int(done), int(asked)):
-        failed = f"{int(asked - done)} of {int(asked)} resamples of the runs couldn't be fitted"
-        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine a law: {failed}; {remedy(fitted)}")
+def _other_sizes(fitted: Fitted, ask: Ask, n: float, loss: float, budget: float) -> dict[str, Any]:
+    """`off` and `basin` of `make`: the loss at other sizes for the same FLOPs."""
 
+    def along(x: float) -> float:
+        """ln L of x = ln N."""
+        size = np.array([[math.exp(x)]])
+        return float(log_loss(fitted.law, fitted.thetas[:1], size, tokens_of(ask, size, np.array([[budget]])))[0, 0])
 
-def _sane(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> None:
-    n = out["N"]
-    if ask.kind != "params" and n["low"] is not None and n["high"] is not None and n["high"] > LOOSE * n["low"]:
-        ends = f"{n['low']:.3g} to {n['high']:.3g}"
-        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine N_opt: {ends}; {remedy(fitted)}")
-    ratio = out["D"]["value"] / n["value"]
-    free = ask.kind in ("flops", "loss") and ask.max_params == ask.max_tokens == math.inf
-    if free and not RATIOS[0] < ratio < RATIOS[1]:
-        raise UsageError(
-            f"plan: the law's best is {si(n['value'])} parameters on {si(out['D']['value'])} tokens, {ratio:.3g} "
-            "a parameter: are the runs' N and D in plain numbers, not in millions?"
-        )
-    for name in ("N", "D"):
-        if (factor := out["beyond"].get(name, 1.0)) > NONSENSE:
-            low, high = fitted.range[name]
-            raise UsageError(
-                f"plan: {name} = {out[name]['value']:.3g} is {factor:.1g}x outside the fitted runs ({low:.3g} to "
-                f"{high:.3g}), where the law says nothing: are N and D in plain numbers, not in millions?"
-            )
-
-
-def remedy(fitted: Fitted) -> str:
-    """What runs would determine the law, beside those that there are."""
-    has = ""
-    if fitted.points:
-        n, d = fitted.points["N"], fitted.points["D"]
-        ratio = f"D/N {(d / n).min():.3g} to {(d / n).max():.3g}"
-        has = f" (these {len(n)} runs have {len(np.unique(n))} N, {len(np.unique(d))} D and {ratio})"
-    return (
-        "it takes 4 or more sizes N over a factor of 30, each at 3 or more D over a factor of 30, so that D/N lies on "
-        f"both sides of the best{has}"
-    )
-
-
-def _along(law: Law, theta: np.ndarray, budget: float, ask: Ask) -> Callable[[float], float]:
-    """ln L of ln N at a fixed budget."""
-
-    def value(x: float) -> float:
-        n = np.array([[math.exp(x)]])
-        return float(log_loss(law, theta, n, tokens_of(ask, n, np.array([[budget]])))[0, 0])
-
-    return value
-
-
-def _basin(along: Callable[[float], float], x: float, goal: float, max_params: float, top: float) -> list[float | None]:
-    """[least, most] N whose ln L at the same budget is at most `goal`; None where it never rises to it."""
-    ends: list[float | None] = []
-    for far in (x - math.log(1e6), top):
-        inside, outside = x, far
+    def end(outside: float, goal: float) -> float | None:
+        """The N between the optimum and exp(outside) at which ln L rises to `goal`."""
         if not along(outside) > goal:
-            ends.append(max_params if far == top and max_params < math.inf else None)
-            continue
+            return ask.max_params if outside == top and ask.max_params < math.inf else None
+        inside = math.log(n)
         for _ in range(HALVINGS):
             middle = (inside + outside) / 2
             inside, outside = (inside, middle) if along(middle) > goal else (middle, outside)
-        ends.append(math.exp(inside))
-    return ends
+        return math.exp(inside)
+
+    top = math.log(min(ask.max_params, budget))
+    off: dict[str, Any] = {}
+    for name, factor in (("half", 0.5), ("double", 2.0)):
+        x = math.log(n * factor)
+        value = math.exp(along(x))
+        data = float(tokens_of(ask, np.exp(x), np.array(budget)))
+        row = {"N": n * factor, "D": data, "loss": value, "rel_loss": value / loss - 1}
+        off[name] = row if x <= top and math.isfinite(value) else None
+    basin = {}
+    for share in BASINS:
+        goal = math.log(loss) + math.log1p(share)
+        basin[f"{100 * share:g}%"] = [end(math.log(n) - math.log(1e6), goal), end(top, goal)]
+    return {"off": off, "basin": basin}
 
 
-def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, float | None]:
+def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, Any]:
     value, ends = float(column[0]), fitted.ends(column)
     if ends is None:
         return {"value": value, "low": None, "high": None}
@@ -305,71 +251,75 @@ def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, float | None
     return {"value": value, "low": low, "high": high}
 
 
-def _beyond(value: float, bounds: tuple[float, float]) -> float:
-    return max(1.0, value / bounds[1], bounds[0] / value)
+# ------------------------------------------------------------------------------- errors and warnings
 
 
-def _holdout(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    keys = ("n_held_out", "flops_gap", "mean_abs_rel_error", "max_abs_rel_error", "mean_rel_error")
-    stored = result.get("holdout")
-    if not isinstance(stored, list):
-        return None
-    good = [e for e in stored if isinstance(e, dict) and all(k in e and is_number(e[k]) for k in keys)]
-    what = "runs" if result.get("n_runs") == result.get("n_points") else "points"
-    return {k: max(good, key=lambda e: e["flops_gap"])[k] for k in keys} | {"of": what} if good else None
+def _check_plausible(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> None:
+    n, d = out["N"], out["D"]
+    if ask.kind != "params" and n["low"] is not None and n["high"] is not None and n["high"] > LOOSE * n["low"]:
+        ends = f"{n['low']:.3g} to {n['high']:.3g}"
+        raise UsageError(f"plan: the fit {fitted.path!r} doesn't determine N_opt: {ends}; {fitted.remedy()}")
+    ratio = d["value"] / n["value"]
+    free = ask.kind in ("flops", "loss") and ask.max_params == ask.max_tokens == math.inf
+    if free and not RATIOS[0] < ratio < RATIOS[1]:
+        raise UsageError(
+            f"plan: the law's best is {si(n['value'])} parameters on {si(d['value'])} tokens, {ratio:.3g} a parameter: "
+            "are the runs' N and D in plain numbers, not in millions?"
+        )
+    for name in ("N", "D"):
+        if out["beyond"].get(name, 1.0) > NONSENSE:
+            raise UsageError(
+                f"plan: {name} = {out[name]['value']:.3g} is {_outside(fitted, out, name)}, where the law says "
+                "nothing: are the runs' N and D in plain numbers, not in millions?"
+            )
 
 
-def _floor(fitted: Fitted) -> tuple[float, str]:
-    """The irreducible loss with its interval as text; (0, "") for a law that names none."""
-    law = fitted.law
-    if not law.floor:
-        return 0.0, ""
-    at = law.names.index(law.floor)
-    values = law.values(fitted.thetas)[:, at]
-    part = _with_interval(values, fitted)
-    text = f"{law.floor} = {part['value']:.4g}"
-    return float(values[0]), text + (f" [{part['low']:.4g}, {part['high']:.4g}]" if part["low"] is not None else "")
+def _outside(fitted: Fitted, out: Mapping[str, Any], name: str) -> str:
+    low, high = fitted.range[name]
+    return f"{out['beyond'][name]:.3g}x outside the fitted runs ({low:.3g} to {high:.3g})"
 
 
 def _no_answer(fitted: Fitted, ask: Ask) -> str:
-    value, text = _floor(fitted)
-    if ask.kind == "loss":
-        if ask.value <= value:
-            return f"plan: --loss={ask.value:g} is not above the law's floor {text}: no compute reaches it"
-        limited = " within the limits" if min(ask.max_params, ask.max_tokens) < math.inf else ""
-        return f"plan: --loss={ask.value:g} is reached by no compute up to {BUDGETS[1]:.0e} FLOPs{limited}"
-    return f"plan: law {fitted.law.name!r} has no compute-optimal size at --{ask.kind}={ask.value:g}"
+    law = fitted.law
+    if ask.kind != "loss":
+        return f"plan: law {law.name!r} has no compute-optimal size at --{ask.kind}={ask.value:g}"
+    if law.floor:
+        floor = _with_interval(law.values(fitted.thetas)[:, law.names.index(law.floor)], fitted)
+        if ask.value <= floor["value"]:
+            ends = "" if floor["low"] is None else f" [{floor['low']:.4g}, {floor['high']:.4g}]"
+            named = f"{law.floor} = {floor['value']:.4g}{ends}"
+            return f"plan: --loss={ask.value:g} is not above the law's floor {named}: no compute reaches it"
+    limited = " within the limits" if min(ask.max_params, ask.max_tokens) < math.inf else ""
+    return f"plan: --loss={ask.value:g} is reached by no compute up to {BUDGETS[1]:.0e} FLOPs{limited}"
 
 
 def _warnings(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, factor in out["beyond"].items():
-        if factor > FAR:
-            low, high = fitted.range[name]
-            how = "so far that only the form of the law speaks" if factor > VERY_FAR else "an extrapolation"
-            strong = "VERY FAR: " if factor > VERY_FAR else ""
-            lines.append(f"{strong}{name} is {factor:.3g}x outside the fitted runs ({low:.3g} to {high:.3g}): {how}")
+        outside = _outside(fitted, out, name)
+        if factor > VERY_FAR:
+            lines.append(f"VERY FAR: {name} is {outside}: the answer rests on the form of the law alone")
+        elif factor > FAR:
+            lines.append(f"{name} is {outside}: an extrapolation")
     if not fitted.range:
-        lines.append("the fit doesn't say which runs it saw (no range): how far this extrapolates is unknown")
+        lines.append("the fit holds no range of its runs: how far this extrapolates is unknown")
     if len(fitted.thetas) < 3:
         lines.append("no intervals: the fit was made without resamples")
     elif missing := [k for k in COLUMNS if k in out and out[k]["low"] is None and out[k]["high"] is None]:
         few = out["no_optimum"] > 0.5
-        why = "most resamples have no answer" if few else "the resamples leave out what the fitted law says"
+        why = "most resamples have no optimum" if few else "the fitted law's answer is outside those of the resamples"
         lines.append(f"no interval of {', '.join(missing)}: {why}")
     if out["no_optimum"] > 0.01:
-        lines.append(f"{100 * out['no_optimum']:.0f} % of the resamples have no answer: left out of the intervals")
+        lines.append(f"{100 * out['no_optimum']:.0f} % of the resamples have no optimum: left out of the intervals")
     if out["never"] > 0:
-        lines.append(f"by {100 * out['never']:.1f} % of the resamples no compute reaches this loss")
-    if ask.kind in ("flops", "loss"):
-        for name, key in (("N", "max_params"), ("D", "max_tokens")):
-            if out[name]["value"] > 0.999 * getattr(ask, key):
-                lines.append(f"{name} is at its limit --{key.replace('_', '-')}: a constrained optimum")
-    spent = out["total"]["value"] if "total" in out else out["C"]["value"]
+        lines.append(f"for {100 * out['never']:.1f} % of the resamples no compute reaches this loss")
+    for name, limit, flag in (("N", ask.max_params, "--max-params"), ("D", ask.max_tokens, "--max-tokens")):
+        if out[name]["value"] > 0.999 * limit:
+            lines.append(f"{name} is at its limit {flag}: a constrained optimum")
+    spent = out.get("total", out["C"])["value"]
     if ask.kind == "flops" and spent < 0.999 * ask.value:
         lines.append(f"the limits leave {100 * (1 - spent / ask.value):.3g} % of the FLOPs unspent")
-    stored = fitted.result.get("warnings")
-    return lines + [f"the fit warns: {w}" for w in (stored if isinstance(stored, list) else []) if isinstance(w, str)]
+    return lines + [f"the fit warns: {warning}" for warning in fitted.warnings]
 
 
 # --------------------------------------------------------------------------------------------- text
@@ -379,64 +329,56 @@ def si(value: float | None) -> str:
     """'73.2B': three digits and a letter; '7.32e+15' past 10^15; 'unbounded' for None."""
     if value is None:
         return "unbounded"
-    for size, letter in ((1e15, ""), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{letter}" if letter else f"{value:.3g}"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if 0.9995 * size <= abs(value) < 0.9995e15:
+            return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
 
 
-def percent(part: float) -> str:
+def _percent(part: float) -> str:
     return f"{100 * part:.2f} %" if part <= 10 else ">1000 %"
 
 
-def text(plan: Mapping[str, Any], unit: str = "tokens") -> str:
-    """The plan in lines for a terminal."""
+def _line(label: str, part: Mapping[str, Any], show: Callable[[float], str]) -> str:
+    """A value with its interval, which a value that was asked for doesn't have."""
+    value, low, high = ("unbounded" if part[k] is None else show(part[k]) for k in ("value", "low", "high"))
+    ends = f"[{low}, {high}]"
+    if part["low"] is None and part["high"] is None:
+        ends = "[no interval]"
+    elif None not in part.values() and part["high"] - part["low"] <= 1e-6 * part["high"]:
+        ends = ""
+    return f"  {label:<26}{value:>10}  {ends}".rstrip()
 
-    def row(label: str, part: Mapping[str, Any], show: Callable[[float | None], str]) -> str:
-        low, high = part["low"], part["high"]
-        given = low is not None and high is not None and high - low <= 1e-6 * high  # asked for, or a limit
-        none = low is None and high is None
-        ends = "" if given else "[no interval]" if none else f"[{show(low)}, {show(high)}]"
-        return f"  {label:<26}{show(part['value']):>10}  {ends}".rstrip()
 
-    def flops(value: float | None) -> str:
-        return "unbounded" if value is None else f"{value:.3g}"
-
-    def loss(value: float | None) -> str:
-        return "unbounded" if value is None else f"{value:.4f}"
-
-    asked = ", ".join(
-        f"{k.replace('_', '-')} {f'{v:g}' if k in ('loss', 'flops') else si(v)}" for k, v in plan["asked"].items()
-    )
+def text(allocation: Mapping[str, Any], unit: str = "tokens") -> str:
+    """The allocation in lines for a terminal."""
+    shown = {k: f"{v:g}" if k in ("loss", "flops") else si(v) for k, v in allocation["asked"].items()}
+    asked = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in shown.items())
     lines = [
-        f"L(N, D) = {plan['formula']}   ({plan['source']})",
-        f"best for {asked}; [brackets: {100 * plan['level']:g} % of the resamples]",
-        row("N  parameters", plan["N"], si),
-        row(f"D  {unit}", plan["D"], si),
-        row("C  training FLOPs, 6 N D", plan["C"], flops),
+        f"L(N, D) = {allocation['formula']}   ({allocation['source']})",
+        f"best for {asked}; [brackets: {100 * allocation['level']:g} % of the resamples]",
     ]
-    if "total" in plan:
-        lines.append(row("   with inference, + 2 N T", plan["total"], flops))
-    lines += [
-        row("L  loss at this N and D", plan["loss"], loss),
-        row(f"{unit} per parameter", plan["tokens_per_param"], si),
-    ]
-    off = [
-        f"{word} N: loss {r['loss']:.4f} ({100 * r['rel_loss']:+.2f} %)"
-        for word, r in (("half", plan["off"]["half"]), ("twice", plan["off"]["double"]))
-        if r is not None
-    ]
-    if off:
-        lines.append("  for the same FLOPs, " + "; ".join(off))
-    basins = [f"{si(low)} to {si(high)} within {name}" for name, (low, high) in plan["basin"].items()]
+    for label, key, show in (
+        ("N  parameters", "N", si),
+        (f"D  {unit}", "D", si),
+        ("C  training FLOPs, 6 N D", "C", "{:.3g}".format),
+        ("   with inference, + 2 N T", "total", "{:.3g}".format),
+        ("L  loss at this N and D", "loss", "{:.4f}".format),
+        (f"{unit} per parameter", "tokens_per_param", si),
+    ):
+        if key in allocation:
+            lines.append(_line(label, allocation[key], show))
+    off = {"half": allocation["off"]["half"], "twice": allocation["off"]["double"]}
+    other = [f"{k} N: loss {v['loss']:.4f} ({100 * v['rel_loss']:+.2f} %)" for k, v in off.items() if v is not None]
+    if other:
+        lines.append(f"  for the same FLOPs, {'; '.join(other)}")
+    basins = [f"{si(low)} to {si(high)} within {name}" for name, (low, high) in allocation["basin"].items()]
     lines.append(f"  N of nearly the same loss: {'; '.join(basins)}")
-    if plan["beyond"]:
-        far = ", ".join(f"{k} {v:.3g}x" for k, v in plan["beyond"].items() if v > 1)
+    if allocation["beyond"]:
+        far = ", ".join(f"{k} {v:.3g}x" for k, v in allocation["beyond"].items() if v > 1)
         lines.append(f"  beyond the fitted runs: {far or 'no, within their N, D and C'}")
-    held = plan["holdout"]
-    if held:
+    if held := allocation["holdout"]:
         runs = f"{held['n_held_out']} {held['of']} of up to {held['flops_gap']:.3g}x the compute of those fitted"
-        error = f"mean |error| {percent(held['mean_abs_rel_error'])}, max {percent(held['max_abs_rel_error'])}"
+        error = f"mean |error| {_percent(held['mean_abs_rel_error'])}, max {_percent(held['max_abs_rel_error'])}"
         lines.append(f"  held-out error of the law, on {runs}: {error}")
-    lines += [f"  warning: {line}" for line in plan["warnings"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  warning: {line}" for line in allocation["warnings"])])

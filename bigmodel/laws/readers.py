@@ -1,7 +1,7 @@
-"""Tables as their authors left them: files of runs -> named columns of raw cells -> numbers.
+"""Tables as their authors left them: a file of runs -> named columns of raw cells -> numbers.
 
-Nothing is guessed in silence: a file that can be read in two ways, or a cell that can mean two numbers, is an error
-that names it. Rows are numbered from 1, the header not counted.
+No ambiguity is resolved silently: a file that can be read in two ways, or a cell that can mean two numbers, is an error
+that names it. Rows are numbered from 1, without the header.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import bz2
 import csv
 import gzip
 import io
-import itertools
 import json
 import lzma
 import re
@@ -30,8 +29,7 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 PACKED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\x00": lzma.decompress}
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-CHUNK = 256  # rows at once: fewer live lists than wake the garbage collector
-# What W&B's `State` says of a run (docs.wandb.ai, "Run states").
+# Values of W&B's `State` (docs.wandb.ai, "Run states").
 WANDB_STATES = {"finished", "crashed", "failed", "killed", "running", "pending", "preempting", "preempted"}
 SUMMARIES = ("summary", "summaryMetrics", "summary_metrics")
 
@@ -41,14 +39,14 @@ class Table(NamedTuple):
 
     cells: pd.DataFrame
     duplicates: frozenset[str]  # names that several columns share: the first of them is in `cells`
-    state: str  # the column that says how W&B's run ended, or ""
+    state: str  # the column with the state of W&B's runs, or ""
 
 
 def read(path: Path) -> Table:
     """Reads .csv, .tsv, .json, .jsonl or .parquet, each plain or packed as .gz, .bz2 or .xz.
 
-    Exports of W&B are known by their `config` and `summary` objects, which become columns: a summary's keys by
-    their names, a config's as `config.model.width`.
+    Exports of W&B have `config` and `summary` objects, which become columns: a key of the summary under its name, one
+    of the config as `config.model.width`.
 
     Raises:
       UsageError: no such file, another format, or a place in it that can't be read.
@@ -70,20 +68,20 @@ def read(path: Path) -> Table:
                 data = unpack(data)
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as e:
                 raise UsageError(f"can't read {name}: its compression is damaged ({e})") from e
-    duplicates: list[str] = []
     if suffix == ".parquet" or data.startswith(b"PAR1"):
         cells = _parquet(data, name)
     elif suffix in (".json", ".jsonl"):
         cells = _from_records(_records(_text(data, name), name))
     else:
-        cells, duplicates = _delimited(_text(data, name), "\t" if suffix == ".tsv" else ",", name)
+        cells = _delimited(_text(data, name), "\t" if suffix == ".tsv" else ",", name)
+    repeated = cells.columns.duplicated()
+    duplicates = frozenset(cells.columns[repeated])
+    cells = cells.loc[:, ~repeated]
     if any(_is_nested(cells[column]) for column in cells.columns):
-        rows = cells.index
-        cells = _from_records(cells.to_dict("records"))
-        cells.index = rows
+        cells = _from_records(cells.to_dict("records")).set_axis(cells.index)
     if cells.empty:
         raise UsageError(f"{name} has no rows")
-    return Table(cells, frozenset(duplicates), _state(cells))
+    return Table(cells, duplicates, _state(cells))
 
 
 def _text(data: bytes, name: str) -> str:
@@ -102,47 +100,35 @@ def _text(data: bytes, name: str) -> str:
     return text
 
 
-def _delimited(text: str, usual: str, name: str) -> tuple[pd.DataFrame, list[str]]:
-    """(cells, names that occur twice)"""
+def _delimited(text: str, usual: str, name: str) -> pd.DataFrame:
+    """Cells of a CSV text. pandas.read_csv would fill short rows with NaN and take long ones for an index."""
     first = next(line for line in io.StringIO(text, newline="") if line.strip()).rstrip("\r\n")
     try:
         delimiter = max((usual, *DELIMITERS), key=lambda d: len(next(csv.reader([first], delimiter=d))))
     except csv.Error as e:
         raise UsageError(f"can't read {name}: its first line isn't names of columns: {e}") from e
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
-    columns: list[list[str]] = []
-    rows: list[int] = []
-    done = 0
+    rows: dict[int, tuple[str, ...]] = {}
     try:
-        header = next([cell.strip() for cell in row] for row in reader if any(row))
+        header = next(([cell.strip() for cell in row] for row in reader if any(row)), [])
         while header and not header[-1]:  # a comma at the end of every line
             header.pop()
+        width = len(header)
         if all(_is_number(cell) for cell in header):
             raise UsageError(f"{name} has no header: its first line is {first.strip()[:80]!r}; name its columns there")
-        columns = [[] for _ in header]
-        while chunk := list(itertools.islice(reader, CHUNK)):
-            numbered: Iterable[int] = range(done + 1, done + len(chunk) + 1)
-            done += len(chunk)
-            if set(map(len, chunk)) != {len(header)} or not all(map(any, chunk)):
-                kept = [(i, row) for i, row in zip(numbered, chunk, strict=True) if any(row)]
-                for i, row in kept:  # Excel likes to end lines with commas, and files with lines of them
-                    if len(row) < len(header) or any(row[len(header) :]):
-                        many = f"row {i} has {len(row)} cells, the header {len(header)}"
-                        comma = delimiter == "," and len(row) > len(header)
-                        why = (
-                            f" (separated by {DELIMITERS[delimiter]})" + "; a number with a comma needs quotes" * comma
-                        )
-                        raise UsageError(f"can't read {name}: {many}{why}")
-                numbered, chunk = [i for i, _ in kept], [row for _, row in kept]
-            rows.extend(numbered)
-            for column, cells in zip(columns, zip(*chunk, strict=False), strict=False):
-                column.extend(cells)
+        for number, row in enumerate(reader, start=1):
+            if not any(row):  # a blank line, or Excel's line of commas
+                continue
+            if len(row) != width and (len(row) < width or any(row[width:])):  # Excel ends lines with empty cells
+                why = f" (separated by {DELIMITERS[delimiter]})"
+                if delimiter == "," and len(row) > width:
+                    why += "; a number with a comma needs quotes"
+                raise UsageError(f"can't read {name}: row {number} has {len(row)} cells, the header {width}{why}")
+            rows[number] = tuple(row[:width])  # tuples of text, unlike lists, cost the garbage collector nothing
     except csv.Error as e:
         raise UsageError(f"can't read {name}: line {reader.line_num}: {e}") from e
-    frame = {h: pd.Series(c, rows, dtype=object) for h, c in reversed([*zip(header, columns, strict=True)]) if h}
-    return pd.DataFrame(frame, index=rows)[list(dict.fromkeys(h for h in header if h))], [
-        h for i, h in enumerate(header) if h in header[:i]
-    ]
+    cells = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
+    return cells.loc[:, cells.columns != ""]
 
 
 def _is_number(text: str) -> bool:
@@ -159,12 +145,12 @@ def _parquet(data: bytes, name: str) -> pd.DataFrame:
     except (OSError, ValueError, ImportError) as e:
         line = (str(e).splitlines() or [""])[0]
         raise UsageError(f"can't read {name}: {type(e).__name__}: {line}") from e
-    # pandas writes an index beside the columns: one with a name holds a column of the table's.
+    # pandas writes an index beside the columns: one with a name holds a column of the table.
     named = [i for i, level in enumerate(cells.index.names) if level is not None and level not in cells.columns]
     cells = cells.reset_index(level=named).reset_index(drop=True) if named else cells
     cells.columns = [str(column).strip() for column in cells.columns]
-    for column in cells.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in cells.dtypes]]:
-        cells[column] = cells[column].astype(object)  # categories, and pandas' and Arrow's own kinds of text
+    # Categories, and pandas' and Arrow's own kinds of text, become Python's objects.
+    cells = cells.astype({c: object for c in cells if not pd.api.types.is_numeric_dtype(cells[c])})
     return cells.set_axis(range(1, len(cells) + 1))
 
 
@@ -186,25 +172,7 @@ def _records(text: str, name: str) -> list[Mapping[str, Any]]:
             except (ValueError, RecursionError) as e:
                 raise UsageError(f"can't read {name}: line {i} isn't JSON: {e}") from e
     if isinstance(value, dict) and value:
-        inner = list(value.values())
-        if len(inner) == 1 and isinstance(inner[0], list):  # {"runs": [...]}
-            value = inner[0]
-        elif value.keys() == {"columns", "index", "data"}:  # pandas' to_json(orient="split")
-            value = [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
-        elif value.keys() == {"schema", "data"}:  # and of orient="table"
-            value = value["data"]
-        elif all(isinstance(v, dict) and all(k.isdigit() for k in v) for v in inner):  # and without
-            rows = dict.fromkeys(row for v in inner for row in v)
-            value = [{c: v[row] for c, v in value.items() if row in v} for row in rows]
-        elif all(isinstance(v, dict) for v in inner) and not {"config", *SUMMARIES} & value.keys():
-            value = [{"run_id": run, **one} for run, one in value.items()]
-        elif all(isinstance(v, list) for v in inner):
-            if len({len(v) for v in inner}) > 1:
-                lengths = ", ".join(f"{c!r} {len(v)}" for c, v in value.items())
-                raise UsageError(f"can't read {name}: its columns have different lengths: {lengths[:200]}")
-            value = [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
-        else:
-            value = [value]
+        value = _rows_of(value, name)
     if not isinstance(value, list):
         raise UsageError(f"can't read {name}: expected a list of runs, found {type(value).__name__}")
     for i, one in enumerate(value, start=1):
@@ -215,6 +183,28 @@ def _records(text: str, name: str) -> list[Mapping[str, Any]]:
         except UnicodeEncodeError as e:  # JSON can name half of a surrogate pair; no text has one
             raise UsageError(f"can't read {name}: row {i} has {e.object[e.start]!r}, which is no character") from e
     return value
+
+
+def _rows_of(value: dict[str, Any], name: str) -> Any:
+    """The list of runs in a JSON object; [value] where the object is one run itself."""
+    inner = list(value.values())
+    if len(inner) == 1 and isinstance(inner[0], list):  # {"runs": [...]}
+        return inner[0]
+    if value.keys() == {"columns", "index", "data"}:  # pandas' to_json(orient="split")
+        return [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
+    if value.keys() == {"schema", "data"}:  # and of orient="table"
+        return value["data"]
+    if all(isinstance(v, dict) and all(k.isdigit() for k in v) for v in inner):  # and without
+        rows = dict.fromkeys(row for v in inner for row in v)
+        return [{c: v[row] for c, v in value.items() if row in v} for row in rows]
+    if all(isinstance(v, dict) for v in inner) and not {"config", *SUMMARIES} & value.keys():
+        return [{"run_id": run, **one} for run, one in value.items()]
+    if all(isinstance(v, list) for v in inner):
+        if len({len(v) for v in inner}) > 1:
+            lengths = ", ".join(f"{c!r} {len(v)}" for c, v in value.items())
+            raise UsageError(f"can't read {name}: its columns have different lengths: {lengths[:200]}")
+        return [dict(zip(value, row, strict=True)) for row in zip(*inner, strict=True)]
+    return [value]
 
 
 # ----------------------------------------------------------------------------- nested, and W&B
@@ -231,7 +221,7 @@ def _is_nested(column: pd.Series) -> bool:
 
 def _from_records(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     flat = [_flatten(record) for record in records]
-    names = list(dict.fromkeys(itertools.chain.from_iterable(flat)))
+    names = dict.fromkeys(name for row in flat for name in row)
     columns = {name: pd.Series([row.get(name) for row in flat], dtype=object) for name in names}
     return pd.DataFrame(columns).set_axis(range(1, len(flat) + 1))
 
@@ -239,23 +229,17 @@ def _from_records(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def _flatten(record: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted names. A run of W&B: its summary's keys by their names, unless the run itself has such a field."""
     out: dict[str, Any] = {}
-    summaries = []
+    summary: dict[str, Any] = {}
     for key, value in record.items():
         name = str(key).strip()
-        if name == "config" or name in SUMMARIES:
-            value = _object(value)
-            if isinstance(value, dict) and name != "config":
-                summaries.append(value)
-                continue
-        if isinstance(value, dict):
-            _dotted(value, f"{name}.", out)
-        else:
+        value = _object(value) if name == "config" or name in SUMMARIES else value
+        if not isinstance(value, dict):
             out[name] = value
-    for summary in summaries:
-        found: dict[str, Any] = {}
-        _dotted(summary, "", found)
-        out |= {k if k not in out else f"summary.{k}": v for k, v in found.items()}
-    return out
+        elif name in SUMMARIES:
+            _dotted(value, "", summary)
+        else:
+            _dotted(value, f"{name}.", out)
+    return out | {f"summary.{k}" if k in out else k: v for k, v in summary.items()}
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str, out: dict[str, Any]) -> None:
@@ -298,9 +282,11 @@ EMPTY = {"", "-", "–", "—", "na", "n/a", "#n/a", "nan", "null", "none"}
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 PLAIN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[ed][+-]?\d+)?)\s*([kmbgt]?)", re.IGNORECASE)  # 2e9, 1.5D+09, 1.3 B
 SPACED = re.compile(r"[+-]?\d{1,3}(?:[ \u00a0\u202f'’]\d{3})+(?:\.\d+)?")  # 1 000 000
-THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,\d{3}){2,}(?:\.\d*)?|(?:,\d{3})+\.\d*)\s*[kmbgt]?", re.IGNORECASE)
-EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}\s*[kmbgt]?", re.IGNORECASE)  # 3,141
-DECIMAL = re.compile(r"[+-]?\d*,\d+(?:e[+-]?\d+)?\s*[kmbgt]?", re.IGNORECASE)  # 3,14
+COMMAS = {
+    "thousands": r"[+-]?\d{1,3}(?:(?:,\d{3}){2,}(?:\.\d*)?|(?:,\d{3})+\.\d*)\s*[kmbgt]?",
+    "either": r"[+-]?[1-9]\d{0,2},\d{3}\s*[kmbgt]?",  # 3,141
+    "decimal": r"[+-]?\d*,\d+(?:e[+-]?\d+)?\s*[kmbgt]?",  # 3,14
+}
 SMALL = 1e5  # beside cells like 1.3B, a smaller number without a unit may be one of millions
 
 
@@ -323,26 +309,23 @@ def numbers(column: pd.Series) -> Numbers:
             return Numbers(np.array(list(map(float, cells)), dtype=np.float64))
         except (ValueError, OverflowError):
             pass
-    kinds = {cell: _comma(cell.strip()) for cell in dict.fromkeys(c for c in cells if isinstance(c, str) and "," in c)}
-    found = {kind: cell for cell, kind in reversed(kinds.items())}  # the first cell of each kind
-    units = [c for c in dict.fromkeys(c for c in cells if isinstance(c, str)) if _unit(c)]
+    texts = list(dict.fromkeys(cell for cell in cells if isinstance(cell, str)))
+    commas = {_comma(text.strip()): text for text in reversed(texts) if "," in text}  # the first cell of each kind
+    unit = next((text for text in texts if _unit(text)), "")
     values = np.full(len(cells), np.nan)
     bad, why = -1, ""
     for i, cell in enumerate(cells):
-        value = _number(cell, found, bool(units))
-        if isinstance(value, float):
-            values[i] = value
-        elif bad < 0:
-            bad, why = i, value.format(unit=units[0] if units else "")
-    note = "the commas are read as decimal points" if "decimal" in found and bad < 0 else ""
+        try:
+            values[i] = _number(cell, commas, unit)
+        except ValueError as e:
+            if bad < 0:
+                bad, why = i, str(e)
+    note = "the commas are read as decimal points" if "decimal" in commas and bad < 0 else ""
     return Numbers(values, bad, why, note)
 
 
 def _comma(text: str) -> str:
-    for kind, pattern in (("thousands", THOUSANDS), ("either", EITHER), ("decimal", DECIMAL)):
-        if pattern.fullmatch(text):
-            return kind
-    return "neither"
+    return next((kind for kind, form in COMMAS.items() if re.fullmatch(form, text, re.IGNORECASE)), "neither")
 
 
 def _unit(text: str) -> str:
@@ -350,41 +333,45 @@ def _unit(text: str) -> str:
     return match[2] if match else ""
 
 
-def _number(cell: Any, found: Mapping[str, str], units: bool) -> float | str:
-    """The number, or what is wrong. `found`: kind of comma -> a cell of this column that has it."""
-    if cell is None or cell is pd.NA or isinstance(cell, float):
-        return float(cell) if isinstance(cell, float) else np.nan
-    if isinstance(cell, (int, np.number, Decimal)) and not isinstance(cell, bool):
+def _number(cell: Any, commas: Mapping[str, str], unit: str) -> float:
+    """The number of a cell; a ValueError says what is wrong with it.
+
+    Args:
+      commas: kind of comma -> a cell of this column that has it.
+      unit: a cell of this column that has a unit, or "".
+    """
+    if cell is None or cell is pd.NA:
+        return np.nan
+    if isinstance(cell, float | int | np.number | Decimal) and not isinstance(cell, bool):
         try:
             return float(cell)
         except OverflowError:
-            return "too large"
+            raise ValueError("too large") from None
     if not isinstance(cell, str):
-        return "not a number"
+        raise ValueError("not a number")
     text = cell.strip()
     if text.lower() in EMPTY:
         return np.nan
     if text.endswith("%"):
-        return "a percentage; write the number itself"
+        raise ValueError("a percentage; write the number itself")
     if "," in text:
         kind = _comma(text)
-        if kind == "either" and "thousands" not in found and "decimal" not in found:
-            return f"{text.replace(',', '')} or {text.replace(',', '.')}; write it without the comma"
+        if kind == "either" and "thousands" not in commas and "decimal" not in commas:
+            raise ValueError(f"{text.replace(',', '')} or {text.replace(',', '.')}; write it without the comma")
         if kind == "neither":
-            return "not a number"
-        if {"thousands", "decimal"} <= found.keys():
-            both = f"{found['thousands']!r} and {found['decimal']!r}"
-            return f"and this column has commas both at thousands and at decimals ({both})"
-        text = text.replace(",", "" if "thousands" in found else ".")
+            raise ValueError("not a number")
+        if {"thousands", "decimal"} <= commas.keys():
+            both = f"{commas['thousands']!r} and {commas['decimal']!r}"
+            raise ValueError(f"and this column has commas both at thousands and at decimals ({both})")
+        text = text.replace(",", "" if "thousands" in commas else ".")
     if SPACED.fullmatch(text):
         text = re.sub(r"[^\d.+-]", "", text)
     match = PLAIN.fullmatch(text)
     if not match:
-        try:
-            return float(text)  # inf
-        except ValueError:
-            return "not a number"
+        if _is_number(text):  # inf
+            return float(text)
+        raise ValueError("not a number")
     value = float(re.sub("[dD]", "e", match[1])) * UNITS[match[2].lower()]
-    if units and not match[2] and 0 < abs(value) < SMALL:
-        return "without a unit, beside {unit!r}: write all with one, or none"
+    if unit and not match[2] and 0 < abs(value) < SMALL:
+        raise ValueError(f"without a unit, beside {unit!r}: write all with one, or none")
     return value

@@ -16,28 +16,23 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.errors import UsageError, choose
-from bigmodel.laws import readers, sources
+from bigmodel.laws import labels, readers, sources
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 from bigmodel.laws.sources import KEPT, Source, is_empty, listed, names_of
 
 LETTERS = ("N", "D", "C", "L")
 DEFAULTS = {
-    "N": "params",
-    "D": "tokens",
-    "C": "flops",
-    "L": "loss",
-    "U": "unique_tokens",
-    "S": "steps",
-    "B": "batch_size",
-}
+    "N": "params", "D": "tokens", "C": "flops", "L": "loss", "U": "unique_tokens", "S": "steps", "B": "batch_size"
+}  # fmt: skip
 COUNTS = {"total": "params", "nonembedding": "params_nonembedding", "kaplan": "params_kaplan"}
 FLOPS = ("exact", "6nd")
+SIX = {"N", "D", "C"}  # C = 6 N D gives one of them from the others
 # Tokens or examples per parameter of runs as people do them; a unit of a thousand or more leads outside.
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e5
 MOST_NUMBERED = 20_000  # rows whose numbers in their table are kept
-LARGEST = 1e60  # no size, amount of data or loss; products of larger ones aren't numbers
+LARGEST = 1e60  # of a size, an amount of data or a loss; products of larger ones overflow
 OLD = "an earlier version wrote them; choose another --count, or run them anew in another folder"
-# What others call these columns: named in errors, never taken unasked. Compared without case, spaces and signs.
+# Others' names for these columns: an error suggests them, nothing takes them unasked. Without case, spaces and signs.
 SYNONYMS = {
     "N": "modelsize nparams numparams numparameters parameters params modelparams paramcount parametercount n size "
     "nonembeddingparams paramsnonembedding numnonembeddingparams",
@@ -74,19 +69,19 @@ def load(
     Args:
       source: a sweep's directory (its */result.json; a file may hold one object or a list of them), or a table:
         .csv, .tsv, .json, .jsonl or .parquet, plain or .gz, .bz2 or .xz; exports of a W&B project are such tables.
-      columns: letter or name -> column of the source. One not named here is looked for as `DEFAULTS` says (`params`,
-        `tokens`, `loss`, `flops` ...), then as itself; `model.width` finds `config.model.width`.
+      columns: letter or name -> column of the source. One that isn't named here is looked for as `DEFAULTS` says, then
+        as itself; `model.width` finds `config.model.width`.
       drop_highest: leave out the runs whose target is at least the k-th highest (Besiroglu et al. 2024,
         arXiv:2404.10102, leave out 5 of 245).
-      count: which parameters N counts: "total", "nonembedding" or "kaplan" (`bigmodel count` tells all three). Of
-        our own results it selects the column ("": total); with a column of the user's it says what that one counts.
-      flops: "exact", of our own results what the modules cost; "6nd", 6 N D with the N chosen. Likewise.
+      count: which parameters N counts: "total", "nonembedding" or "kaplan" (`bigmodel count` prints all three). It
+        selects the column of our own results ("": total), and says what a column of the user's counts.
+      flops: likewise: "exact", what the modules cost; "6nd", 6 N D with the N chosen.
       where: only rows with these values, "dataset=rw,val=train" or a dict: text exactly, numbers by value.
-      target: the column that is to be predicted; needed: those that the law reads ((): N and D). Their values must be
-        positive and finite. Of N, D and C, one that is missing follows from C = 6 N D (Hoffmann et al. 2022,
-        arXiv:2203.15556, section 3.3).
-      run: the column that says which run a row is of, "" to look for one by its usual names, "none" where every row
-        is a run. Rows of one run are resampled together.
+      target: the column that is to be predicted.
+      needed: the columns that the law reads ((): N and D). Their values and the target's must be positive and finite.
+        Of N, D and C, one that is missing follows from C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
+      run: the column that names a row's run; "" looks for one by its usual names; "none": every row is a run. Rows of
+        one run are resampled together.
       drop: rows to leave out, by row number (in a sweep by run id), separated by commas.
       earlier: of a sweep, also the runs of its earlier versions.
 
@@ -100,22 +95,22 @@ def load(
     Raises:
       UsageError: no such source or column; no run left; in a table, a value that isn't a positive finite number.
     """
-    path = Path(source)
     asked = dict(columns or {})
     needed = tuple(dict.fromkeys((*(needed or ("N", "D")), target)))
     if count:
         choose("count", count, COUNTS)
     if flops:
         choose("flops", flops, FLOPS)
-    found = sources.read(path, earlier)
+    found = sources.read(Path(source), earlier)
     found.counts["rows"] += len(found.cells)
     sources.choose_rows(found, where)
-    sources.drop_rows(found, drop) if drop else None
+    if drop:
+        sources.drop_rows(found, drop)
     sources.only_done(found)
     taken = _choose(found, asked, needed, count, flops)
-    frame, conventions = _take(found, taken, asked, needed, flops)
-    conventions = _conventions(found, conventions, asked, count, flops)
-    checkpoints = _label(found, frame, run)
+    frame, origins = _take(found, taken, asked, needed, flops)
+    conventions = _conventions(found, origins, count, flops)
+    checkpoints = labels.label(found, frame, run)
     if drop_highest:
         if not 0 < drop_highest < len(frame):
             raise UsageError(f"drop_highest={drop_highest}: expected 0 to {len(frame) - 1}, of {len(frame)} runs")
@@ -138,44 +133,6 @@ def load(
     return frame
 
 
-def _label(source: Source, frame: pd.DataFrame, run: str) -> bool:
-    """Sets frame's run_id, says what it does to the intervals; whether rows of a run precede its end.
-
-    Losses along one run share its start, its order of data and most of its steps: they are no independent runs.
-    """
-    column, labels = sources.run_labels(source, frame.get("N"), run)
-    if column:
-        frame["run_id"] = (source.cells[column] if labels is None else labels).to_numpy()
-    elif run:
-        frame["run_id"] = frame.index.astype(str)
-    if labels is None:
-        steps = _even_steps(frame) if not (source.ours or source.kind == "wandb" or run) else ""
-        if steps:
-            source.warnings.append(f"{steps}: checkpoints of one run? --run=COLUMN names the column that tells runs")
-        return False
-    number = labels.nunique()
-    if source.kind == "sweep" or number == len(labels):
-        return False
-    source.warnings.append(
-        f"{len(labels)} rows of {number} runs by column {column!r}: intervals are over runs (--run=none: over rows)"
-    )
-    if "D" not in frame or not (frame.groupby(labels.to_numpy())["D"].nunique() > 1).any():
-        return False
-    source.warnings.append(
-        "losses before a run's end are of a learning rate that has not decayed: finished runs may have another law"
-    )
-    return True
-
-
-def _even_steps(frame: pd.DataFrame) -> str:
-    """What is said where at each of several sizes the data grow by equal steps, as checkpoints do; "" otherwise."""
-    if not {"N", "D"} <= set(frame.columns):
-        return ""
-    groups = [np.sort(d.to_numpy()) for _, d in frame.groupby("N")["D"] if len(d) >= sources.CHECKPOINTS]
-    even = sum(bool(np.ptp(np.diff(d)) < 0.02 * np.diff(d).mean()) for d in groups if np.ptp(d) > 0)
-    return f"at {even} sizes N the data D grow by equal steps" if even > frame["N"].nunique() / 2 else ""
-
-
 # ------------------------------------------------------------------------------------- columns
 
 
@@ -184,29 +141,26 @@ def _choose(source: Source, asked: Mapping[str, str], needed: Sequence[str], cou
     taken: dict[str, str] = {}
     for letter in dict.fromkeys((*LETTERS, *needed, *asked)):
         if letter in asked:
-            column = source.find(asked[letter])
-            if not column:
-                raise UsageError(
-                    f"{source.name} has no column {asked[letter]!r} for {letter}"
-                    f"{listed(asked[letter], source.cells.columns)}"
-                )
+            column = source.column(asked[letter], purpose=f" for {letter}")
         else:
-            column = next((c for name in _usual(source, letter, count) if (c := source.find(name))), "")
+            column = next(filter(None, map(source.find, _usual(source, letter, count))), "")
         if column:
             taken[letter] = column
-    if flops == "6nd" and "C" in taken and "N" in taken and "D" in taken:
+    if flops == "6nd" and taken.keys() >= SIX:
         if "C" in asked:
             raise UsageError("flops=6nd takes C as 6 N D, and a column for C was named too: leave one out")
         del taken["C"]
-    if source.ours and "N" in asked and count and taken["N"] in COUNTS.values() and taken["N"] != COUNTS[count]:
-        raise UsageError(f"count={count} is the column {COUNTS[count]!r}, and {taken['N']!r} was named for N")
-    if count and source.ours and "N" in taken and "N" not in asked:
-        sizes = [readers.numbers(source.cells[column]).values for column in (COUNTS["total"], taken["N"])]
-        if old := int((np.isfinite(sizes[0]) & np.isnan(sizes[1])).sum()):
-            raise UsageError(f"{old} runs of {source.name} have no {taken['N']!r}: {OLD}")
+    if source.ours and count and "N" in taken:
+        column = taken["N"]
+        if "N" in asked and column in COUNTS.values() and column != COUNTS[count]:
+            raise UsageError(f"count={count} is the column {COUNTS[count]!r}, and {column!r} was named for N")
+        if "N" not in asked:
+            total, own = (readers.numbers(source.cells[name]).values for name in (COUNTS["total"], column))
+            if old := int((np.isfinite(total) & np.isnan(own)).sum()):
+                raise UsageError(f"{old} runs of {source.name} have no {column!r}: {OLD}")
     has = set(taken)
-    if len(has & {"N", "D", "C"}) == 2 and not (count and "N" not in has):
-        has |= {"N", "D", "C"}
+    if len(has & SIX) == 2 and not (count and "N" not in has):
+        has |= SIX
     missing = [letter for letter in needed if letter not in has]
     if missing:
         raise UsageError(_missing(source, missing, taken, count))
@@ -241,7 +195,7 @@ def _missing(source: Source, missing: Sequence[str], taken: Mapping[str, str], c
 
 def _flags(source: Source, letter: str, taken: Mapping[str, str]) -> list[str]:
     """Flags that would name a column for `letter`, by what others call it: likely first, two at most."""
-    known = SYNONYMS[letter].split() if letter in SYNONYMS else [letter.lower()]
+    known = SYNONYMS.get(letter, letter.lower()).split()
     plain = {c: re.sub(r"[^a-z0-9]", "", str(c).rpartition(".")[2].lower()) for c in source.cells.columns}
     free = [c for c in plain if c not in taken.values() and plain[c] in known]
     values = [repr(c) if re.search(r"[^\w./-]", c) else c for c in sorted(free, key=lambda c: known.index(plain[c]))]
@@ -252,28 +206,27 @@ def _take(
     source: Source, taken: Mapping[str, str], asked: Mapping[str, str], needed: Sequence[str], flops: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """The frame of numbers, and letter -> column or formula. Only what is needed has to be good."""
-    checked = set(needed) | set(asked) | ({"C"} if {"N", "D"} <= set(needed) else set())
-    if len(taken.keys() & {"N", "D", "C"}) == 2 and checked & {"N", "D", "C"} - taken.keys():
-        checked |= {"N", "D", "C"}
+    checked = {*needed, *asked} | ({"C"} if {"N", "D"} <= set(needed) else set())
+    if len(taken.keys() & SIX) == 2 and checked & SIX - taken.keys():
+        checked |= SIX
     data = _check(source, {k: v for k, v in taken.items() if k in checked})
     for letter in taken.keys() - data.keys():  # known, but not needed: as it is
         read = readers.numbers(source.cells[taken[letter]])
         if read.bad < 0:
             data[letter] = read.values
-    conventions = {letter: column for letter, column in taken.items() if letter in data}
-    six = FLOPS_PER_PARAM_TOKEN
-    if len(data.keys() & {"N", "D", "C"}) == 2:
-        (letter,) = {"N", "D", "C"} - data.keys()
+    origins = {letter: column for letter, column in taken.items() if letter in data}
+    if len(data.keys() & SIX) == 2:
+        (letter,) = SIX - data.keys()
         if letter == "C":
-            data["C"], conventions["C"] = six * data["N"] * data["D"], "6*N*D"
+            data["C"], origins["C"] = FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"], "6*N*D"
         else:
             other = "D" if letter == "N" else "N"
-            data[letter], conventions[letter] = data["C"] / (six * data[other]), f"C/(6*{other})"
+            data[letter], origins[letter] = data["C"] / (FLOPS_PER_PARAM_TOKEN * data[other]), f"C/(6*{other})"
         if not (letter == "C" and flops == "6nd"):
             what = {"N": "parameters", "D": "tokens", "C": "FLOPs"}[letter]
             flags = _flags(source, letter, taken)
             there = f"; or is it {' or '.join(flags)}?" if flags else ""
-            source.warnings.append(f"no column of {what} is named: {letter} is taken as {conventions[letter]}{there}")
+            source.warnings.append(f"no column of {what} is named: {letter} is taken as {origins[letter]}{there}")
     order = dict.fromkeys((*LETTERS, *needed, *asked))
     columns: dict[str, Any] = {letter: data[letter] for letter in order if letter in data}
     for name, others in KEPT.items():
@@ -283,19 +236,20 @@ def _take(
             columns[name] = source.cells[column].to_numpy() if known is None else known
     letters = {column: letter for letter, column in taken.items() if letter in data}
     for name in source.cells.columns:
-        if name not in columns and name not in LETTERS:
-            cells = source.cells[name]
-            found = readers.Numbers(data[letters[name]]) if name in letters else readers.numbers(cells)
-            if (known := _whole(found)) is not None:
-                columns[name] = known
-            elif source.kind == "table" and found.bad >= 0 and 2 <= _kinds(cells) <= len(cells) / 3:
-                columns[name] = cells.to_numpy(dtype=object)
-    return pd.DataFrame(columns, source.cells.index), conventions
+        if name in columns or name in LETTERS:
+            continue
+        cells = source.cells[name]
+        found = readers.Numbers(data[letters[name]]) if name in letters else readers.numbers(cells)
+        if (known := _whole(found)) is not None:
+            columns[name] = known
+        elif source.kind == "table" and found.bad >= 0 and _names_groups(cells):
+            columns[name] = cells.to_numpy(dtype=object)
+    return pd.DataFrame(columns, source.cells.index), origins
 
 
-def _kinds(cells: pd.Series) -> int:
-    """How many texts a column is of; 0 where some cells are no text."""
-    return cells.nunique() if all(isinstance(cell, str) for cell in cells) else 0
+def _names_groups(cells: pd.Series) -> bool:
+    """Whether a column is of a few texts, each of several rows."""
+    return all(isinstance(cell, str) for cell in cells) and 2 <= cells.nunique() <= len(cells) / 3
 
 
 def _whole(read: readers.Numbers) -> np.ndarray | None:
@@ -319,43 +273,41 @@ def _check(source: Source, taken: Mapping[str, str]) -> dict[str, np.ndarray]:
         read = readers.numbers(source.cells[column])
         data[letter] = values = read.values
         wrong = ~((values > 0) & (values < LARGEST))
-        fatal = {"table": wrong, "wandb": wrong & np.isfinite(values), "sweep": np.zeros_like(wrong)}[
-            source.kind
-        ].copy()
-        if read.bad >= 0 and source.kind != "sweep":
-            fatal[read.bad] = True
-        if fatal.any():
-            raise UsageError(_cell(source, column, fatal, read))
+        if source.kind != "sweep":
+            fatal = wrong & np.isfinite(values) if source.kind == "wandb" else wrong.copy()
+            if read.bad >= 0:
+                fatal[read.bad] = True
+            if fatal.any():
+                raise UsageError(_cell(source, column, fatal, read))
         if read.note:
             source.warnings.append(f"column {column!r}: {read.note}")
         if wrong.any():
             lacking.append(repr(column))
         good &= ~wrong
-    bad = int((~good).sum())
-    if bad:
+    if bad := source.keep(good):
         source.counts["unusable"] += bad
         runs = "done runs" if source.kind == "sweep" else "finished runs"
         source.warnings.append(f"{bad} {runs} without a positive number as {', '.join(lacking)}: left out")
     if not good.any():
         dropped = ", ".join(f"{v} {k}" for k, v in source.counts.items() if k != "rows" and v) or "it is empty"
         raise UsageError(f"no usable run in {source.name}: {dropped}")
-    source.cells = source.cells[good]
     return {letter: values[good] for letter, values in data.items()}
 
 
 def _cell(source: Source, column: str, fatal: np.ndarray, read: readers.Numbers) -> str:
     """The first cell that can't be used: where, what, and why."""
     at = read.bad if read.bad >= 0 else int(np.flatnonzero(fatal)[0])
-    got = source.cells[column].iloc[at]
-    text = "nan" if isinstance(got, float) and is_empty(got) else "empty" if is_empty(got) or got == "" else str(got)
+    cell, value = source.cells[column].iloc[at], read.values[at]
+    text = (
+        "nan" if isinstance(cell, float) and is_empty(cell) else "empty" if is_empty(cell) or cell == "" else str(cell)
+    )
     hint = ""
     if at == read.bad:
-        text = (
-            f"{got[:60]!r}, {read.why}" if isinstance(got, str) else f"{json.dumps(got, default=str)[:60]}, {read.why}"
-        )
-    elif (read.values[np.isfinite(read.values)] < 0).all() and read.values[at] < 0:
+        shown = repr(cell[:60]) if isinstance(cell, str) else json.dumps(cell, default=str)[:60]
+        text = f"{shown}, {read.why}"
+    elif value < 0 and (read.values[np.isfinite(read.values)] < 0).all():
         hint = "; are these logarithms?"
-    elif read.values[at] >= LARGEST:
+    elif value >= LARGEST:
         hint = f" below {LARGEST:g}"
     rows = f"row {source.cells.index[at]}" + (f" (and {fatal.sum() - 1} more rows)" if fatal.sum() > 1 else "")
     return f"{source.name}, {rows}: {column!r} is {text}; expected a positive number{hint}"
@@ -364,64 +316,56 @@ def _cell(source: Source, column: str, fatal: np.ndarray, read: readers.Numbers)
 # --------------------------------------------------------------------------- what they mean
 
 
-def _conventions(
-    source: Source, found: dict[str, str], asked: Mapping[str, str], count: str, flops: str
-) -> dict[str, str]:
+def _conventions(source: Source, origins: Mapping[str, str], count: str, flops: str) -> dict[str, str]:
     """Letter -> the column and what it counts; a warning where nobody has said."""
-    out = dict(found)
+    units = {str(unit) for unit in source.cells["unit"].dropna()} if "unit" in source.cells else set()
+    ours = {
+        "N": {column: name for name, column in COUNTS.items()},
+        "D": {"tokens": f"{', '.join(sorted(units - {'', 'tokens'}))} seen".strip()},
+        "C": {"flops": "exact", "flops_6nd": "6 N D, N nonembedding"},
+        "L": {"loss": "validation"},
+    }
+    said = {"N": count, "C": flops}
+    flags = {"N": f"--count={', '.join(COUNTS)}", "C": "--flops=exact; without --C it is 6 N D"}
+    out = dict(origins)
     unknown = []
-    known = {column: name for name, column in COUNTS.items()}
-    if "N" in found and found["N"] != "C/(6*D)":
-        if source.ours and found["N"] in known:
-            out["N"] = f"{found['N']} ({known[found['N']]})"
-        elif count:
-            out["N"] = f"{found['N']} ({count}, as said)"
+    for letter, column in origins.items():
+        if source.ours and column in ours.get(letter, {}):
+            out[letter] = f"{column} ({ours[letter][column]})"
+        elif letter not in said or column in ("C/(6*D)", "6*N*D"):
+            continue
+        elif said[letter]:
+            out[letter] = f"{column} ({said[letter]}, as said)"
         else:
-            unknown.append(f"N is {found['N']!r} (--count={', '.join(COUNTS)})")
-    if "C" in found and found["C"] != "6*N*D":
-        if source.ours and found["C"] in ("flops", "flops_6nd"):
-            out["C"] = "flops (exact)" if found["C"] == "flops" else "flops_6nd (6 N D, N nonembedding)"
-        elif flops:
-            out["C"] = f"{found['C']} ({flops}, as said)"
-        else:
-            unknown.append(f"C is {found['C']!r} (--flops=exact; without --C it is 6 N D)")
-    if source.ours:
-        units = {str(u) for u in source.cells["unit"].dropna()} if "unit" in source.cells else set()
-        if "D" in found and found["D"] == "tokens":
-            out["D"] = (
-                f"tokens ({', '.join(sorted(units - {'', 'tokens'})) + ' ' if units - {'', 'tokens'} else ''}seen)"
-            )
-        if "L" in found and found["L"] == "loss":
-            out["L"] = "loss (validation)"
+            unknown.append(f"{letter} is {column!r} ({flags[letter]})")
     if unknown:
         source.warnings.append(f"{source.name} doesn't say what its columns count, nor did you: {'; '.join(unknown)}")
     return out
 
 
 def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[str]) -> None:
-    """Numbers that are valid, and probably not what was meant."""
+    """Warns of numbers that are valid, and probably not what was meant."""
     values = frame[target].to_numpy()
     if len(values) > 1 and (values == values[0]).all():
         raise UsageError(f"every run of {source.name} has {target} = {values[0]:.6g}: there is nothing to fit")
-    small = False
-    for letter, what in (("N", "parameters"), ("D", "tokens or examples")):
-        if letter in needed and frame[letter].median() < 1000:
-            small, middle = True, frame[letter].median()
-            source.warnings.append(
-                f"{letter} is {middle:.4g} at the median, little for {what}: in millions, or swapped?"
-            )
+    middle = frame.select_dtypes("number").median()
+    small = [letter for letter in ("N", "D") if letter in needed and middle[letter] < 1000]
+    for letter in small:
+        what = {"N": "parameters", "D": "tokens or examples"}[letter]
+        source.warnings.append(
+            f"{letter} is {middle[letter]:.4g} at the median, little for {what}: in millions, or swapped?"
+        )
     if not small and not source.ours and {"N", "D"} <= set(needed):
-        ratio, n, d = (float(v.median()) for v in (frame["D"] / frame["N"], frame["N"], frame["D"]))
-        many_tokens = ratio > MOST_RATIO or (n < 1e4 and d > 1e8)
-        few, many = (("N", n), ("D", d)) if many_tokens else (("D", d), ("N", n))
+        ratio = (frame["D"] / frame["N"]).median()
+        many_tokens = ratio > MOST_RATIO or (middle["N"] < 1e4 and middle["D"] > 1e8)
+        few, many = ("N", "D") if many_tokens else ("D", "N")
         if many_tokens or ratio < LEAST_RATIO:
             source.warnings.append(
-                f"{few[0]} is {few[1]:.4g} at the median beside {many[0]} of {many[1]:.4g}, {ratio:.3g} tokens per "
-                f"parameter: is {few[0]} in thousands, millions or billions? A law and its plans need plain numbers"
+                f"{few} is {middle[few]:.4g} at the median beside {many} of {middle[many]:.4g}, {ratio:.3g} tokens per "
+                f"parameter: is {few} in thousands, millions or billions? A law and its plans need plain numbers"
             )
-    if target == "L" and "N" in needed and frame["L"].median() > 1e4:
-        middle = frame["L"].median()
-        source.warnings.append(f"L is {middle:.4g} at the median, much for a loss: are the columns swapped?")
+    if target == "L" and "N" in needed and middle["L"] > 1e4:
+        source.warnings.append(f"L is {middle['L']:.4g} at the median, much for a loss: are the columns swapped?")
     same = [name for name in needed if name in frame]
     repeats = int(frame.duplicated(same).sum())
     if repeats:

@@ -50,15 +50,18 @@ class Found:
 
     def same(self, n: int) -> np.ndarray:
         """Which optima fit as well as the best, (K,)."""
-        return self.objectives <= self.objectives.min() * (1 + SAME_RELATIVE) + negligible(n)
+        return _same(self.objectives, n)
 
 
-def problem_of(law: Law, data: Mapping[str, np.ndarray], delta: float, above: float = 1.0) -> Problem:
+def problem_of(
+    law: Law, data: Mapping[str, np.ndarray], delta: float, above: float = 1.0, estimator: str = "huber"
+) -> Problem:
     """The problem of fitting `law` to columns `data`, its starts moved to the data's size.
 
     The published starts are for a few nats per token. Other units (squared error, bits) move by whole powers of e;
     between 1 and e^2 nats the grid is the published one to the digit.
     """
+    choose("estimator", estimator, ESTIMATORS)
     log_target = np.log(data[law.target])
     return Problem(
         law,
@@ -66,6 +69,7 @@ def problem_of(law: Law, data: Mapping[str, np.ndarray], delta: float, above: fl
         log_target,
         delta,
         above,
+        estimator,
         shift=float(np.trunc(np.median(log_target) - 1)),
         x_shift=float(np.median(np.log(data[law.columns[0]]))),
     )
@@ -76,33 +80,30 @@ def negligible(n: int) -> float:
     return 0.5 * n * SAME_RESIDUAL**2
 
 
-def search(problem: Problem, counts: np.ndarray | None = None, estimator: str = "huber") -> Found:
+def search(problem: Problem, counts: np.ndarray | None = None) -> Found:
     """Runs the law's whole grid of starts.
 
     Args:
       counts: how often each run counts, (n,); None: once.
-      estimator: "huber", the sum of Huber losses; or "likelihood", see `free_scale`.
 
     Raises:
       UsageError: the law predicts no positive number from any start.
     """
-    choose("estimator", estimator, ESTIMATORS)
-    n = len(problem.log_loss)
-    counts = np.ones(n) if counts is None else counts
+    counts = np.ones(len(problem)) if counts is None else counts
     theta = problem.starts()
     for steps, keep, runs in SCREEN:
         small, few = _part(problem, counts, runs)
         theta, objective, _ = descend(small, theta, few, steps)
         order = np.argsort(objective, kind="stable")[:keep]
-        theta, objective = theta[order], objective[order]
+        theta = theta[order]
     theta, objective, settled = descend(small, theta, few, POLISH_STEPS, "newton")
     # Of optima that tie to rounding (too few sizes to determine the law), report the one nearest the grid's centre.
     starts = problem.starts()
     away = np.abs((theta - starts.mean(axis=0)) / np.maximum(np.ptp(starts, axis=0), 1e-9)).max(axis=1)
-    tied = objective <= objective.min() * (1 + 1e-9) + 1e-6 * negligible(len(small.log_loss))
+    tied = objective <= objective.min() * (1 + 1e-9) + 1e-6 * negligible(len(small))
     order = np.lexsort((np.where(tied, away, objective), ~tied))
     theta, objective, settled = theta[order], objective[order], settled[order]
-    basins = _basins(theta, objective <= objective.min() * (1 + SAME_RELATIVE) + negligible(len(small.log_loss)))
+    basins = _basins(theta, _same(objective, len(small)))
     best, least, done = theta[:1], objective[:1], settled[:1]
     if small is not problem:
         best, least, done = descend(problem, best, counts, POLISH_STEPS, "newton")
@@ -112,19 +113,22 @@ def search(problem: Problem, counts: np.ndarray | None = None, estimator: str = 
         best, least, done = descend(problem, best, counts, 3 * POLISH_STEPS)
         best, least, done = descend(problem, best, counts, 3 * POLISH_STEPS, "newton")
     scale = np.zeros(1)
-    if estimator == "likelihood":
+    if problem.estimator == "likelihood":
         best, least, scale = free_scale(problem, best, counts)
     return Found(best[0], float(least[0]), float(scale[0]), theta, objective, basins, bool(done[0]))
 
 
 def _part(problem: Problem, counts: np.ndarray, runs: int) -> tuple[Problem, np.ndarray]:
-    """The problem on `runs` of its runs, drawn once and for all."""
-    n = len(counts)
-    if n <= runs:
+    """The problem on `runs` of its runs, always the same ones."""
+    if len(problem) <= runs:
         return problem, counts
-    part = np.sort(np.random.default_rng(0).choice(n, runs, replace=False))
-    row = {name: column[part] for name, column in problem.row.items()}
-    return replace(problem, row=row, log_loss=problem.log_loss[part]), counts[part]
+    part = np.sort(np.random.default_rng(0).choice(len(problem), runs, replace=False))
+    return problem.of_runs(part), counts[part]
+
+
+def _same(objectives: np.ndarray, n: int) -> np.ndarray:
+    """Which objectives of n runs are as good as the best."""
+    return objectives <= objectives.min() * (1 + SAME_RELATIVE) + negligible(n)
 
 
 def _basins(theta: np.ndarray, same: np.ndarray, most: int = 4) -> np.ndarray:
@@ -144,11 +148,12 @@ def _basins(theta: np.ndarray, same: np.ndarray, most: int = 4) -> np.ndarray:
 
 def scale_of(residual: np.ndarray, counts: np.ndarray, delta: float) -> np.ndarray:
     """The most likely scale of residuals (S, n), (S,): sigma = mean of psi_delta(r / sigma) r, psi clips at delta."""
-    total = np.broadcast_to(counts, residual.shape).sum(axis=1)
-    sigma = np.sqrt(np.einsum("sn,sn->s", residual**2, np.broadcast_to(counts, residual.shape)) / total)
+    counts = np.broadcast_to(counts, residual.shape)
+    total = counts.sum(axis=1)
+    sigma = np.sqrt(np.einsum("sn,sn->s", residual**2, counts) / total)
     for _ in range(60):  # halfway in ln sigma each time: the plain iteration would oscillate
         psi = np.clip(residual / sigma[:, None], -delta, delta)
-        new = np.einsum("sn,sn->s", psi * residual, np.broadcast_to(counts, residual.shape)) / total
+        new = np.einsum("sn,sn->s", psi * residual, counts) / total
         sigma = np.sqrt(sigma * np.maximum(new, 1e-300))
     return sigma
 
@@ -169,15 +174,14 @@ def free_scale(problem: Problem, theta: np.ndarray, counts: np.ndarray) -> tuple
       theta (S, P), -ln p (S,), sigma in units of ln L (S,).
     """
     delta = float(np.max(problem.delta))
-    counts_2d = counts if counts.ndim == 2 else counts[None]
     residual, _ = problem.residuals(theta)
-    sigma = scale_of(residual, counts_2d, delta)
+    sigma = scale_of(residual, counts, delta)
     kink = np.maximum(delta * sigma, np.sqrt(np.mean(residual**2, axis=1)))
     for _ in range(40):
         kink = np.maximum(0.3 * kink, delta * sigma)
         theta, _, _ = descend(replace(problem, delta=kink[:, None]), theta, counts, 40, "newton")
         residual, _ = problem.residuals(theta)
-        old, sigma = sigma, scale_of(residual, counts_2d, delta)
+        old, sigma = sigma, scale_of(residual, counts, delta)
         if (kink <= delta * sigma * 1.001).all() and (np.abs(sigma / old - 1) < 1e-9).all():
             break
     return theta, free_scale_value(problem, theta, counts), sigma
@@ -187,12 +191,11 @@ def free_scale_value(problem: Problem, theta: np.ndarray, counts: np.ndarray) ->
     """-ln p of `free_scale` at theta (S, P) and its most likely scale, (S,)."""
     delta = float(np.max(problem.delta))
     residual, _ = problem.residuals(theta)
-    counts = np.broadcast_to(counts, residual.shape)
     sigma = scale_of(residual, counts, delta)
     unit = np.abs(residual) / sigma[:, None]
     inner = np.minimum(unit, delta)
     each = inner * (unit - 0.5 * inner) + np.log(sigma)[:, None] + np.log(huber_integral(delta))
-    return np.einsum("sn,sn->s", each, counts)
+    return np.einsum("sn,sn->s", each, np.broadcast_to(counts, residual.shape))
 
 
 def huber_integral(delta: float) -> float:

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 
-from bigmodel.laws.forms import Law, Row
+from bigmodel.laws.forms import Law, LogSum, Row
 
 # Candidates moved together: 64 * 240 runs * 5 slopes * 8 bytes = 0.6 MB stays in a core's cache.
 CHUNK_ELEMENTS = 64 * 240
@@ -36,13 +36,14 @@ DIFFERENCE = 1e-6  # step of finite differences: small against delta = 1e-3, lar
 
 @dataclass
 class Problem:
-    """A law, its data and its objective.
+    """A law, the runs and the objective.
 
     Attributes:
       row: columns of the runs, each (n,).
-      log_loss: ln of the observed target, (n,), or one row per candidate, (S, n).
+      log_loss: ln of the observed target, (n,).
       delta: Huber's threshold, in units of ln L; or one per candidate, (S, 1).
       above: weight of a run that lies above the law, relative to one below it.
+      estimator: "huber", the sum of Huber losses; or "likelihood", see `search.free_scale`.
       shift, x_shift: move the starts and the bounds to the size of the target and of the law's first column, see
         Law.starts.
       fixed: (P,) which parameters stay where they start; None: none.
@@ -53,6 +54,7 @@ class Problem:
     log_loss: np.ndarray
     delta: float | np.ndarray
     above: float = 1.0
+    estimator: str = "huber"
     shift: float = 0.0
     x_shift: float = 0.0
     fixed: np.ndarray | None = None
@@ -62,14 +64,17 @@ class Problem:
     def __post_init__(self) -> None:
         self.low, self.high = self.law.bounds(self.shift, self.x_shift)
 
-    def of(self, part: slice | np.ndarray) -> Problem:
+    def __len__(self) -> int:
+        """How many runs."""
+        return len(self.log_loss)
+
+    def of_runs(self, part: np.ndarray) -> Problem:
+        """The same problem for a part of the runs."""
+        return replace(self, row={name: x[part] for name, x in self.row.items()}, log_loss=self.log_loss[part])
+
+    def of_candidates(self, part: slice | np.ndarray) -> Problem:
         """The same problem for a part of the candidates."""
-        if self.log_loss.ndim == 1 and not isinstance(self.delta, np.ndarray):
-            return self
-        log_loss = self.log_loss if self.log_loss.ndim == 1 else self.log_loss[part]
-        return replace(
-            self, log_loss=log_loss, delta=self.delta[part] if isinstance(self.delta, np.ndarray) else self.delta
-        )
+        return replace(self, delta=self.delta[part]) if isinstance(self.delta, np.ndarray) else self
 
     def starts(self) -> np.ndarray:
         """The law's starts, (S, P), moved to the size of these data."""
@@ -77,20 +82,17 @@ class Problem:
 
     def residuals(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """theta (S, P) -> ln predicted - ln observed (S, n), and its slopes (S, P, n)."""
-        columns = theta.T[:, :, None]
-        if self.law.slopes is not None:
-            value, slopes = self.law.slopes(columns, self.row)
-            full = np.empty((theta.shape[0], theta.shape[1], value.shape[1]))
-            for p, slope in enumerate(slopes):
-                full[:, p] = slope
-            return value - self.log_loss, full
-        value = self.law.form(columns, self.row)
-        full = np.empty((theta.shape[0], theta.shape[1], value.shape[1]))
+        columns, form = theta.T[:, :, None], self.law.form
+        if isinstance(form, LogSum):
+            value, slopes = form.slopes(columns, self.row)
+            return value - self.log_loss, slopes
+        value = form(columns, self.row)
+        slopes = np.empty((theta.shape[0], theta.shape[1], value.shape[1]))
         for p in range(theta.shape[1]):
             h = np.zeros_like(columns)
             h[p] = DIFFERENCE * (1 + np.abs(columns[p]))
-            full[:, p] = (self.law.form(columns + h, self.row) - self.law.form(columns - h, self.row)) / (2 * h[p])
-        return value - self.log_loss, full
+            slopes[:, p] = (form(columns + h, self.row) - form(columns - h, self.row)) / (2 * h[p])
+        return value - self.log_loss, slopes
 
     def huber(self, residual: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Objective (S,) of residuals (S, n); a candidate that isn't finite costs infinity."""
@@ -115,12 +117,12 @@ class Problem:
         return np.matmul(slopes * weight[:, None, :], slopes.transpose(0, 2, 1))
 
     def newton(self, theta: np.ndarray, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Second derivatives of the objective, (S, P, P): exact where the law knows its own, else by differences."""
-        if self.law.bend is not None:
+        """Second derivatives of the objective, (S, P, P): exact for a `LogSum`, else by differences."""
+        if isinstance(self.law.form, LogSum):
             weight = self.weights(residual, counts)
             inner = (np.abs(residual) <= self.delta) * weight
             pull = np.clip(residual, -self.delta, self.delta) * weight
-            bent = self.law.bend(theta.T[:, :, None], self.row, pull)
+            bent = self.law.form.curvature(theta.T[:, :, None], self.row, slopes, pull)
             return bent + np.matmul(slopes * inner[:, None, :], slopes.transpose(0, 2, 1))
         size, names = theta.shape
         step = np.full(size, DIFFERENCE)
@@ -153,11 +155,13 @@ def descend(
     """
     theta = np.clip(theta, problem.low, problem.high)
     objective, settled = np.empty(len(theta)), np.empty(len(theta), dtype=bool)
-    chunk = max(1, CHUNK_ELEMENTS // max(1, problem.log_loss.shape[-1]))
+    chunk = max(1, CHUNK_ELEMENTS // max(1, len(problem)))
     for i in range(0, len(theta), chunk):
         part = slice(i, i + chunk)
         own = counts[part] if counts.ndim == 2 else counts[None]
-        theta[part], objective[part], settled[part] = _descend(problem.of(part), theta[part], own, steps, curvature)
+        theta[part], objective[part], settled[part] = _descend(
+            problem.of_candidates(part), theta[part], own, steps, curvature
+        )
     return theta, objective, settled
 
 
@@ -192,7 +196,7 @@ def _descend(
                 index, theta, objective, damping = index[keep], theta[keep], objective[keep], damping[keep]
                 residual, slopes = residual[keep], slopes[keep]
                 counts = counts[keep] if len(counts) > 1 else counts
-                problem = problem.of(keep)
+                problem = problem.of_candidates(keep)
                 if not len(index):
                     break
         final_theta[index], final_objective[index] = theta, objective
@@ -218,16 +222,13 @@ def _step(
     unit = 1 / np.sqrt(np.maximum(np.einsum("spp->sp", square), 1e-30))
     free = np.where(held, 0.0, 1.0)
     eye = np.eye(theta.shape[1])
-    if curvature == "irls":
-        matrix = square * (unit * free)[:, :, None] * (unit * free)[:, None, :] + eye * (1 - free)[:, :, None]
-        matrix = matrix + eye * (damping + 1e-14)[:, None, None]
-        usable = np.isfinite(matrix).all(axis=(1, 2)) & np.isfinite(slope).all(axis=1)
-        matrix, right = np.where(usable[:, None, None], matrix, eye), np.where(usable[:, None], slope * unit, 0.0)
-        return -np.linalg.solve(matrix, right[:, :, None])[:, :, 0] * unit
-    matrix = problem.newton(theta, residual, slopes, counts)
+    matrix = square if curvature == "irls" else problem.newton(theta, residual, slopes, counts)
     matrix = matrix * (unit * free)[:, :, None] * (unit * free)[:, None, :] + eye * (1 - free)[:, :, None]
     usable = np.isfinite(matrix).all(axis=(1, 2)) & np.isfinite(slope).all(axis=1)
     matrix, right = np.where(usable[:, None, None], matrix, eye), np.where(usable[:, None], slope * unit, 0.0)
+    if curvature == "irls":
+        matrix = matrix + eye * (damping + 1e-14)[:, None, None]
+        return -np.linalg.solve(matrix, right[:, :, None])[:, :, 0] * unit
     values, vectors = np.linalg.eigh(matrix)
     # Absolute values walk negative curvature downhill: saddle-free Newton (Dauphin et al. 2014, arXiv:1406.2572).
     inner = np.einsum("spk,sp->sk", vectors, right) / (np.abs(values) + damping[:, None] + 1e-14)

@@ -16,7 +16,7 @@ from typing import Any
 from bigmodel.files import is_whole, sealed
 
 NAME = "report.key"
-SOURCES = ("*.py", "laws/**/*.py", "cli/report.py")  # the code that makes a report
+SOURCES = ("*.py", "laws/**/*.py", "laws/*.html", "cli/report.py")  # the code that makes a report
 PACKAGES = ("numpy", "scipy", "pandas", "matplotlib")
 FILES = ("index.html", "fit.json", "rows.csv", "law.md", "tables/*.*", "figures/*.*", "figures/column/*.*")
 

@@ -5,27 +5,16 @@ Legend: N parameters, D examples or tokens, C training FLOPs, L loss; N_opt ~ C^
 
 from __future__ import annotations
 
-import html
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigmodel.laws.texts import (
-    ci,
-    interval,
-    law_name,
-    level,
-    number,
-    percent,
-    point,
-    ratios,
-    rung_name,
-    runs_of,
-    size,
-    symbol,
-)
+import pandas as pd
+
+from bigmodel.laws import texts
 
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "|": r"$|$", "<": "$<$", ">": "$>$",
@@ -34,69 +23,43 @@ LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
-
-    Attributes:
-      name: of its files.
-      caption: one sentence or two.
-      head: titles of the columns.
-      rows: cells, as many in each row as in head.
-      symbols: cells and titles with this text are names of parameters: LaTeX sets them as mathematics.
-    """
+    """A table of text. Its files are named `name`; LaTeX sets cells and column names among `symbols` as mathematics."""
 
     name: str
+    title: str
     caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    symbols: frozenset[str] = frozenset()
-
-    def html(self) -> str:
-        top = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.head)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self.rows)
-        return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    cells: pd.DataFrame
+    symbols: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-        rule = "|" + "|".join("---" if k == 0 else "---:" for k in range(len(self.head))) + "|"
-        return "\n".join([line(self.head), rule, *map(line, self.rows)]) + "\n"
+        head, *rows = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in self._lines())
+        return "\n".join([head, "|---" + "|---:" * (len(self.cells.columns) - 1) + "|", *rows]) + "\n"
 
     def latex(self) -> str:
         """A table environment for \\usepackage{booktabs}."""
-        lines = [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_latex(self.caption)}}}",
-        ]
-        lines += [rf"\label{{tab:{self.name}}}", rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule"]
-        lines += [self._line(self.head), r"\midrule", *map(self._line, self.rows)]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+        symbols = {name: texts.symbol(name) for name in self.symbols if texts.symbol(name) != name}
+        cells = ([symbols.get(cell, _latex(cell)) for cell in line] for line in self._lines())
+        head, *rows = (" & ".join(line) + r" \\" for line in cells)
+        columns = "l" + "r" * (len(self.cells.columns) - 1)
+        lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
+        lines += [rf"\caption{{{_latex(self.caption)}}}", rf"\label{{tab:{self.name}}}"]
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])
 
-    def _line(self, cells: Sequence[str]) -> str:
-        return " & ".join(self._cell(cell) for cell in cells) + r" \\"
-
-    def _cell(self, text: str) -> str:
-        math_form = symbol(text) if text in self.symbols else text
-        return math_form if math_form != text else _latex(text)
+    def _lines(self) -> list[list[str]]:
+        return [list(self.cells.columns), *self.cells.to_numpy().tolist()]
 
 
 def _latex(text: str) -> str:
     out = "".join(LATEX.get(c, c) for c in text)
-    out = re.sub(r"(?<![\w.])([-+]?\d+(?:\.\d+)?)e([-+]?)0*(\d+)", _times, out)
+    out = re.sub(r"(?<![\w.])([-+]?\d+(?:\.\d+)?)e(?:(-)|\+?)0*(\d+)", r"$\1\\times10^{\2\3}$", out)
     return re.sub(r"(?<![\w.$({^])-(?=[\d.])", "$-$", out)
 
 
-def _times(match: re.Match[str]) -> str:
-    sign = "-" if match[2] == "-" else ""
-    return rf"${match[1]}\times10^{{{sign}{match[3]}}}$"
-
-
 def write(tables: Sequence[Table], folder: Path) -> None:
-    """Each table as folder/NAME.md and NAME.tex; files of these suffixes in it that aren't among them are removed."""
+    """Each table as folder/NAME.md and NAME.tex; other files of these suffixes, an earlier report's, are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.md"), *folder.glob("*.tex")):  # an earlier report's
+    for old in (*folder.glob("*.md"), *folder.glob("*.tex")):
         old.unlink()
     for table in tables:
         (folder / f"{table.name}.md").write_text(f"{table.caption}\n\n{table.markdown()}", encoding="utf-8")
@@ -104,126 +67,111 @@ def write(tables: Sequence[Table], folder: Path) -> None:
 
 
 def of(result: Mapping[str, Any], frontiers: Sequence[Mapping[str, Any]] = ()) -> list[Table]:
-    """The tables that have a row, of: parameters, intervals, holdout, compared, leave_one_out, and one of budgets for
-    each of `frontiers` that has few enough of them to list."""
-    found = [_parameters(result), _intervals(result), _holdout(result), _compared(result), _leave_one_out(result)]
-    found += [_budgets(method) for method in frontiers if method["law"] == "isoflop"]
-    return [table for table in found if table.rows]
+    """The tables that have a row."""
+    found = [_parameters(result), _holdout(result), _compared(result), _intervals(result), _leave_one_out(result)]
+    found += [_budgets(method) for method in frontiers if method["law"] == "isoflop"]  # the envelope has hundreds
+    return [table for table in found if len(table.cells)]
 
 
 # ------------------------------------------------------------------------------------ contents
 
 
-def _names(result: Mapping[str, Any]) -> list[str]:
-    """The law's parameters, and its exponents where it has any."""
-    return [*result["params"], *(name for name in ("a", "b") if result["optimal"][name] is not None)]
-
-
-def _value(result: Mapping[str, Any], name: str) -> float | None:
-    return result["params"][name] if name in result["params"] else result["optimal"][name]
-
-
-def _symbols(result: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(_names(result))
-
-
-def _where(result: Mapping[str, Any]) -> str:
-    known = result["optimal"]["a"] is not None
-    return " N_opt grows as C to the a, D_opt as C to the b." if known else ""
+def _values(result: Mapping[str, Any]) -> dict[str, float]:
+    """The law's parameters, and its exponents a and b where it has them."""
+    exponents = {name: result["optimal"][name] for name in ("a", "b") if result["optimal"][name] is not None}
+    return {**result["params"], **exponents}
 
 
 def _parameters(result: Mapping[str, Any]) -> Table:
-    kind = result["interval"]
-    rows = tuple(
-        (
-            name,
-            number(_value(result, name)),
-            number(result["se"].get(name)),
-            ci(result, name).replace("[no interval]", "n/a"),
-        )
-        for name in _names(result)
-    )
-    caption = f"Law {law_name(result['law'])}, fitted to {runs_of(result)}.{_where(result)}"
-    if found := ratios(result["optimal"]):
+    values = _values(result)
+    heading = f"{texts.level(result)} interval ({result['interval']['method']})"
+    rows = [
+        {
+            "": name,
+            "value": texts.number(value),
+            "standard error": texts.number(result["se"].get(name)),
+            heading: texts.ci(result, name, absent="n/a"),
+        }
+        for name, value in values.items()
+    ]
+    caption = f"Law {texts.law_name(result['law'])}, fitted to {texts.runs_of(result)}."
+    if "a" in values:
+        caption += " N_opt grows as C to the a, D_opt as C to the b."
+    if found := texts.ratios(result["optimal"]):
         caption += f" D/N at the optimum: {found}."
-    if any("†" in row[-1] for row in rows):
+    if any("†" in row[heading] for row in rows):
         caption += " †: at a bound of the search, so that the runs don't limit it."
-    head = ("", "value", "standard error", f"{level(result)} interval ({kind['method']})")
-    return Table("parameters", caption, head, rows, _symbols(result))
+    return Table("parameters", "Parameters", caption, pd.DataFrame(rows), tuple(values))
 
 
 def _intervals(result: Mapping[str, Any]) -> Table:
+    names = list(_values(result))
     methods = result["intervals"]
-    rows = tuple((name, *(interval(m.get(name)) for m in methods.values())) for name in _names(result) if methods)
-    caption = f"{level(result)} intervals of law {law_name(result['law'])}, by each method."
-    return Table("intervals", caption, ("", *methods), rows, _symbols(result))
+    columns = {method: [texts.interval(found.get(name)) for name in names] for method, found in methods.items()}
+    cells = pd.DataFrame({"": names, **columns} if methods else {})
+    caption = f"{texts.level(result)} intervals of law {texts.law_name(result['law'])}, by each method."
+    return Table("intervals", "Intervals by method", caption, cells, tuple(names))
 
 
 def _holdout(result: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (
-            str(entry["rungs"]),
-            str(entry["n_held_out"]),
-            f"{entry['flops_gap']:.3g}×",
-            percent(entry["mean_abs_rel_error"]),
-            interval(entry["mean_abs_rel_error_ci"], lambda v: f"{100 * v:.3g}"),
-            percent(entry["max_abs_rel_error"]),
-            percent(entry["mean_rel_error"], sign=True),
-        )
+    of, points = texts.rung_name(result), f"{texts.point(result)}s"
+    interval = f"{texts.level(result)} interval"
+    rows = [
+        {
+            "rungs held out": str(entry["rungs"]),
+            points: str(entry["n_held_out"]),
+            "gap": f"{entry['flops_gap']:.3g}×",
+            "mean |error|": texts.percent(entry["mean_abs_rel_error"]),
+            interval: texts.interval(entry["mean_abs_rel_error_ci"], lambda v: f"{100 * v:.3g}"),
+            "max |error|": texts.percent(entry["max_abs_rel_error"]),
+            "mean error": texts.percent(entry["mean_rel_error"], sign=True),
+        }
         for entry in result["holdout"]
-    )
-    of = rung_name(result)
-    caption = (
-        f"Law {law_name(result['law'])} refitted without the largest rungs of {of}: error for the runs left "
-        f"out. Gap: the largest {of} left out over the largest fitted."
-    )
-    head = ("rungs left out", point(result) + "s", "gap", "mean |error|", f"{level(result)} interval", "max", "mean")
-    return Table("holdout", caption, head, rows)
+    ]
+    caption = f"Law {texts.law_name(result['law'])} refitted without the largest rungs of {of}: error on the {points} "
+    caption += f"held out. Gap: the largest {of} held out over the largest fitted."
+    return Table("holdout", "Held-out error", caption, pd.DataFrame(rows))
 
 
 def _compared(result: Mapping[str, Any]) -> Table:
-    most = max((len(entry["holdout"]) for entry in result["compared"]), default=0)
     rows = []
     for entry in result["compared"]:
-        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}×" for h in entry["holdout"]]
-        cells = (law_name(entry["law"]), str(entry["num_params"]), f"{entry['objective']:.4g}")
-        rows.append((*cells, *errors, *[""] * (most - len(errors))))
-    head = ("law", "parameters", "objective", *(f"{k + 1} out" for k in range(most)))
-    caption = "Laws fitted to the same runs: mean |error| on the largest compute rungs, left out, and the gap."
-    return Table("compared", caption, head, tuple(rows))
+        row = {"law": texts.law_name(entry["law"]), "parameters": str(entry["num_params"])}
+        row["objective"] = f"{entry['objective']:.4g}"
+        for k, held in enumerate(entry["holdout"], 1):
+            row[f"{k} held out"] = f"{texts.percent(held['mean_abs_rel_error'])} at {held['flops_gap']:.3g}×"
+        rows.append(row)
+    caption = "Laws fitted to the same runs: mean |error| on the largest rungs, held out, and the gap."
+    return Table("compared", "Laws compared", caption, pd.DataFrame(rows).fillna(""))
 
 
 def _leave_one_out(result: Mapping[str, Any]) -> Table:
-    names = list(result["params"])
-    has_a = result["optimal"]["a"] is not None
-    rows = tuple(
-        (
-            str(entry["left_out"]),
-            str(entry["n"]),
-            *(number(entry["params"][name]) for name in names),
-            *([number(entry["a"])] if has_a else []),
-        )
-        for entry in result["leave_one_out"]
-    )
-    caption = f"Law {law_name(result['law'])} refitted without one compute rung at a time."
-    return Table(
-        "leave_one_out", caption, ("left out", "runs", *names, *(["a"] if has_a else [])), rows, _symbols(result)
-    )
+    names = tuple(name for name in _values(result) if name != "b")  # b is 1 - a
+    rows = []
+    for entry in result["leave_one_out"]:
+        values = {**entry["params"], "a": entry["a"]}
+        row = {"left out": str(entry["left_out"]), "runs": str(entry["n"])}
+        rows.append(row | {name: texts.number(values[name]) for name in names})
+    caption = f"Law {texts.law_name(result['law'])} refitted without one rung at a time."
+    return Table("leave_one_out", "Leave one rung out", caption, pd.DataFrame(rows), names)
 
 
 def _budgets(method: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (
-            f"{budget['C']:.3g}",
-            str(budget["n_runs"]),
-            size(budget["N_opt"]),
-            "at the edge: left out" if budget["edge"] else interval(budget["N_ci"], size),
-            size(budget["D_opt"]),
-            number(budget["L_opt"]),
-        )
+    short = functools.partial(texts.short, digits=3)
+    rows = [
+        {
+            "C": f"{budget['C']:.3g}",
+            "runs": str(budget["n_runs"]),
+            "N_opt": short(budget["N_opt"]),
+            "95 % interval": "none: at the edge"
+            if budget["edge"]
+            else texts.interval(budget["N_ci"], lambda v: texts.short(v, 3)),
+            "D_opt": short(budget["D_opt"]),
+            "L_opt": texts.number(budget["L_opt"]),
+        }
         for budget in method["budgets"]
-    )
-    a, b = method["params"]["a"], method["params"]["b"]
-    text = f"N_opt = {method['params']['N0']:.3g} × C^{number(a)}, D_opt = {method['params']['D0']:.3g} × C^{number(b)}"
-    caption = f"Least loss of each compute budget by a parabola in ln N. {text}."
-    return Table(f"budgets_{method['law']}", caption, ("C", "runs", "N_opt", "95 % interval", "D_opt", "L_opt"), rows)
+    ]
+    fitted, a, b = method["params"], texts.number(method["params"]["a"]), texts.number(method["params"]["b"])
+    caption = "Lowest loss of each budget, by a parabola in ln N. "
+    caption += f"N_opt = {fitted['N0']:.3g} × C^{a}, D_opt = {fitted['D0']:.3g} × C^{b}."
+    return Table(f"budgets_{method['law']}", "IsoFLOP budgets", caption, pd.DataFrame(rows))

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bigmodel.laws import forms
 from bigmodel.laws import frontier as methods
-
-# ------------------------------------------------------------------------------------- numbers
 
 
 def known(value: Any) -> bool:
@@ -29,13 +27,14 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if 0.01 <= abs(value) < 10 else f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
-def size(value: float | None) -> str:
-    """1.23B, or n/a."""
-    return short(value, 3) if value is not None and known(value) else "n/a"
+def has_ends(ends: Any) -> bool:
+    """Whether both ends of an interval are known."""
+    return bool(ends) and all(map(known, ends))
 
 
-def interval(ends: Sequence[float | None] | None, text: Any = number) -> str:
-    return f"[{text(ends[0])}, {text(ends[1])}]" if ends and all(map(known, ends)) else "n/a"
+def interval(ends: Any, text: Callable[[float], str] = number, absent: str = "n/a") -> str:
+    """[low, high], or `absent`."""
+    return f"[{text(ends[0])}, {text(ends[1])}]" if has_ends(ends) else absent
 
 
 def runs_of(result: Mapping[str, Any]) -> str:
@@ -49,21 +48,13 @@ def point(result: Mapping[str, Any]) -> str:
     return "run" if result.get("n_runs", result["n_points"]) == result["n_points"] else "point"
 
 
-def ci(result: Mapping[str, Any], name: str) -> str:
+def ci(result: Mapping[str, Any], name: str, absent: str = "[no interval]") -> str:
     """The interval of a parameter or exponent; † marks an end at a bound of the search."""
-    text = interval(result["ci"].get(name))
-    if text == "n/a":
-        return "[no interval]"
-    held = result.get("at_bound", {}).get(name, ())
-    low, high = text[1:-1].split(", ")
-    return f"[{low}{'†' if 'low' in held else ''}, {high}{'†' if 'high' in held else ''}]"
-
-
-def extrapolated(best: Mapping[str, Any], flops: str) -> bool:
-    """Whether D/N of the optimum at a budget is beyond the runs: their compute, or their own D/N."""
-    at, runs = best["tokens_per_param_at"], best.get("tokens_per_param_runs")
-    beyond = flops != next(iter(at))  # the first is the largest that was fitted
-    return beyond or bool(runs and known(at[flops]) and not runs[0] <= at[flops] <= runs[1])
+    ends, held = result["ci"].get(name), result.get("at_bound", {}).get(name, ())
+    if not has_ends(ends):
+        return absent
+    low, high = (number(end) + ("†" if side in held else "") for end, side in zip(ends, ("low", "high"), strict=True))
+    return f"[{low}, {high}]"
 
 
 def level(result: Mapping[str, Any]) -> str:
@@ -82,20 +73,14 @@ def percent(value: float | None, sign: bool = False) -> str:
     return f"{100 * value:+.3g} %" if sign else f"{100 * value:.3g} %"
 
 
-def law_formula(result: Mapping[str, Any]) -> str:
-    """The law's right-hand side with its numbers."""
-    return forms.get(result["law"]).formula.format(**{k: number(v) for k, v in result["params"].items()})
-
-
-def short(value: float, digits: int = 4) -> str:
-    """1.5M, 20B, 2.75: short enough for a tick."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size * (1 - 1e-9):
-            return f"{value / size:.{digits}g}{letter}"
+def short(value: float | None, digits: int = 4) -> str:
+    """1.5M, 20B, 2.75: short enough for a tick; or n/a."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit * (1 - 1e-9):
+            return f"{value / unit:.{digits}g}{letter}"
     return f"{value:.{digits}g}"
-
-
-# --------------------------------------------------------------------------------------- names
 
 
 def law_name(name: str) -> str:
@@ -120,65 +105,62 @@ def rung_name(result: Mapping[str, Any]) -> str:
     return {"C": "compute", "L": "1/L"}.get(result["rungs_of"], result["rungs_of"])
 
 
-# ------------------------------------------------------------------------------------------ fit
-
-
 def law_text(result: Mapping[str, Any]) -> str:
     """The fit in a few lines for a terminal: law, intervals, exponents, held-out error, compared laws, warnings."""
-    if result["law"] in methods.METHODS:
-        return _frontier_text(result)
-    model, params = forms.get(result["law"]), result["params"]
-    lines = [f"{model.target}({', '.join(model.columns)}) = {law_formula(result)}"]
-    how = "Huber delta {:g}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, delta {{:g}}"
-    how = how.format(result["delta"]) + above(result)
-    lines.append(f"  {runs_of(result)}, objective {result['objective']:.6g} ({how})")
+    lines = _frontier_lines(result) if result["law"] in methods.METHODS else _law_lines(result)
+    return "\n".join([*lines, *(f"  warning: {text}" for text in result["warnings"])])
+
+
+def _law_lines(result: Mapping[str, Any]) -> list[str]:
+    model, params, best = forms.get(result["law"]), result["params"], result["optimal"]
+    delta = f"delta {result['delta']:g}"
+    how = f"Huber {delta}, summed" if result["estimator"] == "huber" else f"{result['estimator']}, {delta}"
+    if result["above"] != 1:
+        how += f", runs above the law weighing {result['above']:g}"
+    formula = model.formula.format(**{name: number(value) for name, value in params.items()})
     intervals = [f"{name} {number(params[name])} {ci(result, name)}" for name in model.names]
-    lines += ["  " + ", ".join(intervals[i : i + 3]) for i in range(0, len(intervals), 3)]
-    best = result["optimal"]
+    lines = [
+        f"{model.target}({', '.join(model.columns)}) = {formula}",
+        f"  {runs_of(result)}, objective {result['objective']:.6g} ({how})",
+        *("  " + ", ".join(intervals[i : i + 3]) for i in range(0, len(intervals), 3)),
+    ]
     if best["a"] is not None:
-        size = f"N_opt ~ C^{number(best['a'])} {ci(result, 'a')}"
-        lines.append(f"  {size}, D_opt ~ C^{number(best['b'])} {ci(result, 'b')}")
+        exponents = [f"{n}_opt ~ C^{number(best[e])} {ci(result, e)}" for n, e in (("N", "a"), ("D", "b"))]
+        lines.append("  " + ", ".join(exponents))
         if found := ratios(best):
             lines.append(f"  D/N at the optimum: {found}")
+    of = rung_name(result)
     for entry in result["holdout"]:
-        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()])
-        mean = f"{percent(entry['mean_abs_rel_error'])} {'[no interval]' if ends == 'n/a' else ends}"
-        of = rung_name(result)
+        ends = interval([100 * v for v in entry["mean_abs_rel_error_ci"] or ()], absent="[no interval]")
         lines.append(
             f"  held out the largest {count(entry['n_held_out'], point(result))} ({count(entry['rungs'], 'rung')}, "
-            f"{entry['flops_gap']:.3g}x the {of}): mean |error| {mean}, max {percent(entry['max_abs_rel_error'])}, "
-            f"mean {percent(entry['mean_rel_error'], sign=True)}"
+            f"{entry['flops_gap']:.3g}x the {of}): mean |error| {percent(entry['mean_abs_rel_error'])} {ends}, "
+            f"max {percent(entry['max_abs_rel_error'])}, mean {percent(entry['mean_rel_error'], sign=True)}"
         )
     for entry in result["compared"]:
         errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["holdout"]]
         lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
-    lines += [f"  warning: {text}" for text in result["warnings"]]
-    return "\n".join(lines)
+    return lines
 
 
-def above(result: Mapping[str, Any]) -> str:
-    """Said where runs above the law weigh less: a choice that moves the law."""
-    return "" if result["above"] == 1 else f", runs above the law weighing {result['above']:g}"
+def _frontier_lines(result: Mapping[str, Any]) -> list[str]:
+    params = result["params"]
+    a, b = number(params["a"]), number(params["b"])
+    return [
+        f"N_opt = {params['N0']:.4g} C^{a}, D_opt = {params['D0']:.4g} C^{b}",
+        f"  {count(sum(not b['edge'] for b in result['budgets']), 'budget')} of {runs_of(result)}, by {result['law']}",
+        f"  a {a} {ci(result, 'a')}, b {b} {ci(result, 'b')}",
+        f"  D/N at the optimum: {ratios(result['optimal'])}",
+    ]
 
 
 def ratios(best: Mapping[str, Any]) -> str:
-    """D/N of the optimum at each budget, with its interval; * marks what is beyond the runs."""
-    out = []
-    for flops, ratio in best["tokens_per_param_at"].items():
+    """D/N of the optimum at each budget, with its interval; * marks what is beyond the runs' compute or D/N."""
+    at, runs, out = best["tokens_per_param_at"], best.get("tokens_per_param_runs"), []
+    for k, (flops, ratio) in enumerate(at.items()):
         if known(ratio):
-            ends = interval(best["tokens_per_param_ci"][flops]).replace("n/a", "[no interval]")
-            out.append(f"{number(ratio)}{'*' if extrapolated(best, flops) else ''} {ends} at {flops} FLOPs")
-    runs = best.get("tokens_per_param_runs")
+            beyond = k > 0 or (runs and not runs[0] <= ratio <= runs[1])  # the first is the largest fitted
+            ends = interval(best["tokens_per_param_ci"][flops], absent="[no interval]")
+            out.append(f"{number(ratio)}{'*' if beyond else ''} {ends} at {flops} FLOPs")
     note = f" (*: extrapolated; the runs' D/N: {number(runs[0])} to {number(runs[1])})" if runs else ""
     return ", ".join(out) + note if out else ""
-
-
-def _frontier_text(result: Mapping[str, Any]) -> str:
-    params, best = result["params"], result["optimal"]
-    used = [b for b in result["budgets"] if not b["edge"]]
-    a, b = number(params["a"]), number(params["b"])
-    lines = [f"N_opt = {params['N0']:.4g} C^{a}, D_opt = {params['D0']:.4g} C^{b}"]
-    lines.append(f"  {count(len(used), 'budget')} of {runs_of(result)}, by {result['law']}")
-    lines.append(f"  a {number(params['a'])} {ci(result, 'a')}, b {number(params['b'])} {ci(result, 'b')}")
-    lines.append(f"  D/N at the optimum: {ratios(best)}")
-    return "\n".join([*lines, *(f"  warning: {text}" for text in result["warnings"])])

@@ -1,18 +1,16 @@
-"""One file = one paper: what it prints beside what our modules and fits compute. Imports laws, and study and below.
+"""One file = one paper: its printed numbers beside those of our models and fits. Imports laws, and run and below.
 
 A paper's file has a docstring with the citation, `TITLE`, `SOURCE`, and `rows(points) -> list[Row]`. The published side
-is typed there, with its source; ours is never typed. Where a part needs published points, the file names them in
-`POINTS`, the user passes them, and `rows` finds them in `points` by that name: absent means not given. Found by
-file name; there is no registry. `figure(points)`, where a file has it, draws what `--out` writes beside the table.
+is typed there, with its source; ours is always computed. A paper that needs published points names them in `POINTS`.
+The user passes them, and `points` holds those that were given, by name. `figure(points)`, where a file has it, draws
+what `--out` writes beside the table. Papers are found by file name; there is no registry.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,14 +21,13 @@ import pandas as pd
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import models
-from bigmodel.errors import UsageError, choose, nearest
+from bigmodel.config import plugin
+from bigmodel.errors import UsageError, nearest
 from bigmodel.files import writing
-from bigmodel.laws import readers
+from bigmodel.laws import readers, tables
 from bigmodel.laws.figures import transfer as figures
 from bigmodel.laws.forms import Law
 from bigmodel.run import budget
-
-NOT_GIVEN = "not computed"
 
 
 @dataclass(frozen=True)
@@ -68,23 +65,29 @@ class Row:
         return None if self.tolerance is None else bool(abs(self.difference) <= self.tolerance)
 
     def cells(self) -> list[str]:
-        gap = self.difference
+        """Text under HEAD."""
+        gap, tolerance = self.difference, self.tolerance
         if gap == 0 or self.absolute or not math.isfinite(gap):
             shown = f"{gap:+.3g}" if gap else "equal"
         elif abs(gap) >= 5e-5:
             shown = f"{gap:+.2%}"
         else:
-            shown = f"{100 * gap:+.0e}%" if self.tolerance and self.tolerance < 1e-4 else "<0.01%"
-        allowed = "" if self.tolerance is None else f"{self.tolerance:.3g}"
-        if self.tolerance and not self.absolute:
-            allowed = f"{100 * self.tolerance:.3g}%"
+            shown = f"{100 * gap:+.0e}%" if tolerance and tolerance < 1e-4 else "<0.01%"
+        allowed = "" if tolerance is None else f"{tolerance:.3g}"
+        if tolerance and not self.absolute:
+            allowed = f"{100 * tolerance:.3g}%"
         ok = {None: "-", True: "yes", False: "NO"}[self.ok]
         return [self.what, format(self.published, self.format), format(self.ours, self.format), shown, allowed, ok]
 
     def to_dict(self) -> dict[str, Any]:
-        fields = {k: getattr(self, k) for k in ("part", "what", "published", "ours", "difference", "absolute")}
-        numbers = {k: _plain(v) for k, v in fields.items()}
-        return {**numbers, "tolerance": self.tolerance, "ok": self.ok, "note": self.note}
+        keys = ("part", "what", "published", "ours", "difference", "absolute", "tolerance", "ok", "note")
+        values = {k: getattr(self, k) for k in keys}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def table(part: str, numbers: Iterable[tuple[str, float, float]], **how: Any) -> list[Row]:
+    """Rows of one part from (what, published, ours); `how`: the other fields of Row, the same for all."""
+    return [Row(part, what, published, ours, **how) for what, published, ours in numbers]
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,14 @@ class Points:
     """A table of published points that a paper's rows are computed from. The project ships none.
 
     Attributes:
-      name: key in `points`, and a file name by which a folder given is searched.
+      name: key in `points`, and the file's name in a folder.
       origin: public repository and path.
       licence: of that repository, as it states it.
-      columns: of numbers; text: further columns, kept as text.
+      columns: of numbers.
+      text: further columns, kept as text.
       also: further file names.
       gaps: rows with an empty cell are left out; else they are an error.
-      ours: of runs of our own: where they are read from, if they are there and none are given.
+      ours: for runs of our own: the file that is read if it exists and no points are given.
     """
 
     name: str
@@ -110,9 +114,12 @@ class Points:
     gaps: bool = False
     ours: str = ""
 
+    @property
+    def every(self) -> list[str]:
+        return [*self.text, *self.columns]
+
     def line(self) -> str:
-        columns = ", ".join((*self.text, *self.columns))
-        return f"--points={self.name} ({self.origin}; licence: {self.licence}; columns {columns})"
+        return f"--points={self.name} ({self.origin}; licence: {self.licence}; columns {', '.join(self.every)})"
 
 
 Frames = Mapping[str, pd.DataFrame]
@@ -120,30 +127,30 @@ Frames = Mapping[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Result:
-    """A paper's rows, and the points whose rows couldn't be computed."""
+    """A paper's rows, the points that were given, and those whose rows couldn't be computed without."""
 
     name: str
     title: str
     source: str
-    rows: tuple[Row, ...]
+    rows: list[Row]
+    points: Frames
     missing: tuple[Points, ...]
-    figure: Callable[[], Any] | None = None
 
     @property
     def ok(self) -> bool:
         return all(row.ok is not False for row in self.rows)
 
+    @property
+    def notes(self) -> list[str]:
+        return list(dict.fromkeys(row.note for row in self.rows if row.note))
+
     def summary(self) -> str:
-        judged = [row for row in self.rows if row.ok is not None]
-        good = sum(row.ok is True for row in judged)
+        judged = [row.ok for row in self.rows if row.ok is not None]
         shown = len(self.rows) - len(judged)
-        return f"{good} of {len(judged)} judged rows within tolerance" + (f", {shown} shown" if shown else "")
+        return f"{sum(judged)} of {len(judged)} judged rows within tolerance" + (f", {shown} shown" if shown else "")
 
     def to_dict(self) -> dict[str, Any]:
-        missing = [
-            {"name": p.name, "origin": p.origin, "licence": p.licence, "columns": [*p.text, *p.columns]}
-            for p in self.missing
-        ]
+        missing = [{"name": p.name, "origin": p.origin, "licence": p.licence, "columns": p.every} for p in self.missing]
         about = {"name": self.name, "title": self.title, "source": self.source, "ok": self.ok}
         return {**about, "rows": [row.to_dict() for row in self.rows], "not_computed": missing}
 
@@ -155,10 +162,12 @@ def names() -> list[str]:
     return sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
 
 
-def paper(name: str) -> ModuleType:
-    """The file of a paper; UsageError, with the nearest name, if there is none."""
-    choose("paper", name, names())
-    return importlib.import_module(f"bigmodel.papers.{name.replace('-', '_')}")
+def paper(name: str) -> Any:
+    """A paper by its name, the path of a file of the user's, or as an entry point `bigmodel.papers`."""
+    module = plugin("papers", name, __name__, names(), "paper")
+    if lacking := [export for export in ("TITLE", "SOURCE", "rows") if not hasattr(module, export)]:
+        raise UsageError(f"paper {name!r} has no {lacking[0]}")
+    return module
 
 
 def wanted(module: ModuleType) -> tuple[Points, ...]:
@@ -178,35 +187,26 @@ def check(name: str, given: Sequence[str | Path] = ()) -> Result:
         without points.
     """
     module = paper(name)
-    frames = _load(name, wanted(module), [Path(g) for g in given])
-    rows = tuple(module.rows(frames))
-    missing = tuple(p for p in wanted(module) if p.name not in frames)
+    points = _load(name, wanted(module), [Path(g) for g in given])
+    rows = module.rows(points)
+    missing = tuple(p for p in wanted(module) if p.name not in points)
     if not rows:
         raise UsageError(f"paper {name} needs published points: pass {' and '.join(p.line() for p in missing)}")
-    draw = getattr(module, "figure", None)
-    return Result(
-        name, module.TITLE, module.SOURCE, rows, missing, functools.partial(draw, frames) if draw and frames else None
-    )
+    return Result(name, module.TITLE, module.SOURCE, rows, points, missing)
 
 
 def _load(name: str, known: tuple[Points, ...], given: list[Path]) -> dict[str, pd.DataFrame]:
     frames: dict[str, pd.DataFrame] = {}
+    if given and not known:
+        raise UsageError(f"paper {name} reads no points; it takes no --points")
     for path in given or [Path(p.ours) for p in known if p.ours and Path(p.ours).is_file()]:
-        if not known:
-            raise UsageError(f"paper {name} reads no points; it takes no --points")
         if path.is_dir():
             files = [(p, path / file) for p in known for file in (p.name, *p.also) if (path / file).is_file()]
             if not files:
                 raise UsageError(f"--points={path}: none of {', '.join(p.name for p in known)} is in that folder")
         else:
-            cells = readers.read(path).cells
-            files = [(p, path) for p in known if {*p.columns, *p.text} <= {*cells.columns}]
-            if not files:
-                lacks = min(([c for c in (*p.text, *p.columns) if c not in cells] for p in known), key=len)[0]
-                raise UsageError(
-                    f"--points={path}: not a file of paper {name}: no column {lacks!r}{nearest(lacks, cells.columns)}; "
-                    f"it reads {', '.join(p.name for p in known)}"
-                )
+            columns = set(readers.read(path).cells.columns)
+            files = [(min(known, key=lambda p: len({*p.every} - columns)), path)]
         for p, file in files:
             if p.name in frames:
                 raise UsageError(f"--points={path}: {p.name} is given twice")
@@ -216,19 +216,17 @@ def _load(name: str, known: tuple[Points, ...], given: list[Path]) -> dict[str, 
 
 def _frame(points: Points, path: Path) -> pd.DataFrame:
     cells = readers.read(path).cells
-    frame = pd.DataFrame(index=cells.index)  # row numbers, from 1
-    for column in (*points.text, *points.columns):
+    for column in points.every:
         if column not in cells:
-            raise UsageError(f"{str(path)!r} has no column {column!r}{nearest(column, cells.columns)}")
-        if column in points.text:
-            frame[column] = cells[column].astype(str)
-            continue
+            hint = nearest(column, cells.columns)
+            raise UsageError(f"--points={path}: {points.name} expected: no column {column!r}{hint}")
+    frame = cells[list(points.text)].astype(str)
+    for column in points.columns:
         found = readers.numbers(cells[column])
-        empty = ~np.isfinite(found.values)
-        if found.bad >= 0 or (empty.any() and not points.gaps):
-            at = found.bad if found.bad >= 0 else int(np.flatnonzero(empty)[0])
-            cell = cells[column].iloc[at]
-            raise UsageError(f"{str(path)!r}, row {cells.index[at]}: {column!r} is {cell!r}, expected a number")
+        wrong = np.arange(len(cells)) == found.bad if points.gaps else ~np.isfinite(found.values)
+        if wrong.any():
+            row, cell = cells.index[wrong][0], cells[column][wrong].iloc[0]
+            raise UsageError(f"{str(path)!r}, row {row}: {column!r} is {cell!r}, expected a number")
         frame[column] = found.values
     return frame.dropna().reset_index(drop=True)
 
@@ -245,15 +243,27 @@ def model(family: str, **shape: Any) -> Any:
     return FrozenConfigDict(section)
 
 
-def published(name: str) -> Any:
-    """The finalised `model` section of a published model, as 'gpt3-175b'."""
+def published(name: str, **change: Any) -> Any:
+    """The finalised `model` section of a published model, as 'gpt3-175b'; `change`: of its finalised options."""
     family, row = models.published(name)
-    return model(family, **row["model"])
+    section = model(family, **row["model"])
+    return model(family, **{**section.to_dict(), **change}) if change else section
 
 
 def count(section: Any, convention: str = "total", family: str = "decoder") -> int:
     """Parameters of a model section by `eval_shape`: total, nonembedding, or kaplan (the blocks' matrices alone)."""
     return budget.counts(family, section)[("total", "nonembedding", "kaplan").index(convention)]
+
+
+def size(name: str, **change: Any) -> int:
+    """Parameters of a published model, counted."""
+    return count(published(name, **change), family=models.published(name)[0])
+
+
+def sums(part: str, names: Iterable[str]) -> list[Row]:
+    """Parameters of published models: the exact sums over the shapes that PUBLISHED holds, and our counts."""
+    numbers = [(name, models.published(name)[1]["params"], size(name)) for name in names]
+    return table(part, numbers, tolerance=0, format=",.0f")
 
 
 def evaluate(law: Law, params: Mapping[str, float], **columns: float) -> float:
@@ -264,99 +274,79 @@ def evaluate(law: Law, params: Mapping[str, float], **columns: float) -> float:
 # ------------------------------------------------------------------------------------- output
 
 HEAD = ["", "published", "ours", "difference", "allowed", "ok"]
+TEX = str.maketrans(tables.LATEX)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.floating | np.integer):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _parts(result: Result) -> dict[str, list[tuple[Row, str]]]:
-    """Rows by part, each with the mark of its note: '' or '1', '2' ... in order of appearance."""
-    marks = {note: str(i + 1) for i, note in enumerate(notes(result))}
-    parts: dict[str, list[tuple[Row, str]]] = {}
+def _parts(result: Result, mark: str, escape: Callable[[str], str] = str) -> dict[str, list[list[str]]]:
+    """The rows' cells by part. `mark` formats the number of a row's note, as ' [{}]'."""
+    marks = {note: mark.format(i) for i, note in enumerate(result.notes, 1)} | {"": ""}
+    parts: dict[str, list[list[str]]] = {}
     for row in result.rows:
-        parts.setdefault(row.part, []).append((row, marks[row.note] if row.note else ""))
+        what, *rest = map(escape, row.cells())
+        parts.setdefault(row.part, []).append([what + marks[row.note], *rest])
     return parts
-
-
-def notes(result: Result) -> list[str]:
-    return list(dict.fromkeys(row.note for row in result.rows if row.note))
 
 
 def text(result: Result) -> list[str]:
     """The table as lines for a terminal."""
-    parts = _parts(result)
-    body = {
-        part: [[f"{r.what} [{m}]" if m else r.what, *r.cells()[1:]] for r, m in rows] for part, rows in parts.items()
-    }
-    every = [HEAD, *(cells for rows in body.values() for cells in rows)]
-    widths = [max(len(cells[i]) for cells in every) for i in range(len(HEAD))]
+    parts = _parts(result, " [{}]")
+    widths = [
+        max(map(len, column)) for column in zip(HEAD, *(row for rows in parts.values() for row in rows), strict=True)
+    ]
 
     def line(cells: list[str]) -> str:
         padded = [c.ljust(w) if i in (0, 5) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "  " + "  ".join(padded).rstrip()
 
     out = [result.title, result.source, "", line(HEAD)]
-    for part, rows in body.items():
+    for part, rows in parts.items():
         out += ["", part, *map(line, rows)]
-    out += [""] + [f"[{i + 1}] {note}" for i, note in enumerate(notes(result))]
-    out += [f"{NOT_GIVEN}: needs {p.line()}" for p in result.missing]
+    out += ["", *(f"[{i}] {note}" for i, note in enumerate(result.notes, 1))]
+    out += [f"not computed: needs {p.line()}" for p in result.missing]
     return [*out, f"{result.name}: {result.summary()}"]
 
 
 def markdown(result: Result) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
     lines = [f"# {result.title}", "", result.source, "", f"`bigmodel paper {result.name}`: {result.summary()}."]
-    for part, rows in _parts(result).items():
-        lines += ["", f"## {part}", "", "| " + " | ".join(HEAD) + " |", "|---|---:|---:|---:|---:|---|"]
-        for row, mark in rows:
-            what, *rest = row.cells()
-            lines.append("| " + " | ".join([f"{what} [{mark}]" if mark else what, *rest]) + " |")
-    lines += [""] + [f"{i + 1}. {note}" for i, note in enumerate(notes(result))]
-    lines += [f"\n{NOT_GIVEN.capitalize()}: needs `{p.line()}`" for p in result.missing]
+    for part, rows in _parts(result, " [{}]").items():
+        lines += ["", f"## {part}", "", line(HEAD), "|---|---:|---:|---:|---:|---|", *map(line, rows)]
+    lines += ["", *(f"{i}. {note}" for i, note in enumerate(result.notes, 1))]
+    lines += [f"\nNot computed: needs `{p.line()}`" for p in result.missing]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _tex(value: str) -> str:
-    for character, safe in (("\\", r"\textbackslash "), *((c, "\\" + c) for c in "&%$#_{}")):
-        value = value.replace(character, safe)
-    return (
-        value.replace("^", r"\textasciicircum{}")
-        .replace("~", r"\textasciitilde{}")
-        .replace(">", "$>$")
-        .replace("<", "$<$")
-    )
 
 
 def latex(result: Result) -> str:
     """A longtable for the package booktabs; notes below it."""
-    head = " & ".join(_tex(cell) for cell in HEAD) + r" \\"
     lines = [
         f"% bigmodel paper {result.name}; needs \\usepackage{{booktabs,longtable}}",
         r"\begin{longtable}{lrrrrl}",
-        rf"\caption{{{_tex(result.title)}: published and recomputed.}} \\",
-        *(r"\toprule", head, r"\midrule", r"\endhead"),
+        rf"\caption{{{result.title.translate(TEX)}: published and recomputed.}} \\",
+        *(r"\toprule", " & ".join(HEAD) + r" \\", r"\midrule", r"\endhead"),
     ]
-    for i, (part, rows) in enumerate(_parts(result).items()):
-        lines += [r"\addlinespace"] * (i > 0) + [rf"\multicolumn{{6}}{{l}}{{\textit{{{_tex(part)}}}}} \\"]
-        for row, mark in rows:
-            what, *rest = map(_tex, row.cells())
-            lines.append(" & ".join([what + (rf"\textsuperscript{{{mark}}}" if mark else ""), *rest]) + r" \\")
+    space: list[str] = []  # before every part but the first
+    for part, rows in _parts(result, r"\textsuperscript{{{}}}", lambda cell: cell.translate(TEX)).items():
+        lines += [*space, rf"\multicolumn{{6}}{{l}}{{\textit{{{part.translate(TEX)}}}}} \\"]
+        lines += [" & ".join(row) + r" \\" for row in rows]
+        space = [r"\addlinespace"]
     lines += [r"\bottomrule", r"\end{longtable}"]
-    lines += [rf"\noindent\textsuperscript{{{i + 1}}} {_tex(note)}\par" for i, note in enumerate(notes(result))]
+    for i, note in enumerate(result.notes, 1):
+        lines.append(rf"\noindent\textsuperscript{{{i}}} {note.translate(TEX)}\par")
     return "\n".join(lines) + "\n"
 
 
 def write(result: Result, out: str | Path) -> list[Path]:
     """Writes NAME.md, NAME.tex, NAME.json into the folder `out`, and a paper's figure: NAME.png, .svg, .pdf."""
-    folder = Path(out)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {"md": markdown(result), "tex": latex(result), "json": json.dumps(result.to_dict(), indent=1) + "\n"}
+    stem = Path(out) / result.name
+    files = {"md": markdown(result), "tex": latex(result), "json": json.dumps(result.to_dict(), indent=1) + "\n"}
+    draw = getattr(paper(result.name), "figure", None)
+    with writing(stem.parent):
+        stem.parent.mkdir(parents=True, exist_ok=True)
         for suffix, content in files.items():
-            (folder / f"{result.name}.{suffix}").write_text(content, encoding="utf-8")
-        if result.figure is not None:
-            figures.write(result.figure, folder / result.name)
+            stem.with_name(f"{stem.name}.{suffix}").write_text(content, encoding="utf-8")
+        if draw and result.points:
+            figures.write(draw, stem, result.points)
             files |= dict.fromkeys(("png", "svg", "pdf"), "")
-    return [folder / f"{result.name}.{suffix}" for suffix in files]
+    return [stem.with_name(f"{stem.name}.{suffix}") for suffix in files]

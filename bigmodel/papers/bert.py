@@ -5,22 +5,26 @@ independently of the modules that they are compared with.
 """
 
 from bigmodel import tree
-from bigmodel.papers import Frames, Row, count, published
+from bigmodel.papers import Frames, Row, published, size, table
 from bigmodel.run import budget
 
 TITLE = "BERT (Devlin et al. 2019) and its small sizes (Turc et al. 2019)"
 SOURCE = "arXiv:1810.04805; arXiv:1908.08962, Table 1; shapes: github.com/google-research/bert"
 
-# name: (encoder and tables, and the pooler, and both heads); None where no sum was made
+# Closed sums: the encoder and its tables, the same with the pooler, and the same with both heads.
 SUMS = {
-    "bert-base-uncased": (108_891_648, 109_482_240, 110_106_428),
-    "bert-large-uncased": (334_092_288, 335_141_888, 336_226_108),
-    "bert-base-cased": (None, 108_310_272, None),
-    "bert-large-cased": (None, 333_579_264, None),
-    "bert-tiny": (None, 4_385_920, None),
-    "bert-mini": (None, 11_170_560, None),
-    "bert-small": (None, 28_763_648, None),
-    "bert-medium": (None, 41_373_184, None),
+    "bert-base-uncased, encoder": 108_891_648,
+    "bert-base-uncased, with pooler": 109_482_240,
+    "bert-base-uncased, with heads": 110_106_428,
+    "bert-large-uncased, encoder": 334_092_288,
+    "bert-large-uncased, with pooler": 335_141_888,
+    "bert-large-uncased, with heads": 336_226_108,
+    "bert-base-cased, with pooler": 108_310_272,
+    "bert-large-cased, with pooler": 333_579_264,
+    "bert-tiny, with pooler": 4_385_920,
+    "bert-mini, with pooler": 11_170_560,
+    "bert-small, with pooler": 28_763_648,
+    "bert-medium, with pooler": 41_373_184,
 }
 PRINTED = {
     "bert-base-uncased": 110, "bert-large-uncased": 340, "bert-tiny": 4.4, "bert-mini": 11.3, "bert-small": 29.1,
@@ -34,39 +38,26 @@ GRID = {
 }  # fmt: skip
 NAMES = {(2, 128): "tiny", (4, 256): "mini", (4, 512): "small", (8, 512): "medium"}
 HEADS = r"^(transform|output_bias|next)"
+LEFT_OUT = {"encoder": f"{HEADS}|^pooler", "with pooler": HEADS, "with heads": "(?!)"}
 ROUNDED = 0.012  # the paper's 340M is 335M or 336M by every sum
 
 
-def parts(name: str) -> tuple[int, int, int]:
-    """(encoder and tables, and the pooler, and both heads) of a published model."""
-    cfg = published(name)
-    shapes = budget.shapes("bert", cfg)
-    return tree.count(shapes, f"{HEADS}|^pooler"), tree.count(shapes, HEADS), count(cfg, family="bert")
+def part_size(name: str, part: str) -> int:
+    """Parameters of a part of a published model."""
+    return tree.count(budget.shapes("bert", published(name)), LEFT_OUT[part])
 
 
 def rows(points: Frames) -> list[Row]:
-    out = []
-    for name, sums in SUMS.items():
-        for what, wanted, ours in zip(("encoder", "with pooler", "with heads"), sums, parts(name), strict=True):
-            if wanted is not None:
-                out.append(
-                    Row("Parameters, by the sum over the shape", f"{name}, {what}", wanted, ours, 0, format=",.0f")
-                )
-    for name, millions in PRINTED.items():
-        out.append(
-            Row(
-                "Parameters, as printed, in millions",
-                name,
-                millions,
-                count(published(name), family="bert") / 1e6,
-                ROUNDED,
-            )
-        )
-    for depth, grid in GRID.items():
-        for width, millions in zip(WIDTHS, grid, strict=True):
-            found = parts(f"bert-{NAMES.get((depth, width), f'l{depth}-h{width}')}")[1] / 1e6
-            what = f"depth {depth}, width {width}"
-            out.append(
-                Row("Turc et al.'s grid with pooler, in millions", what, millions, found, 0.0501, True, format=".2f")
-            )
-    return out
+    exact = [(what, wanted, part_size(*what.split(", "))) for what, wanted in SUMS.items()]
+    printed = [(name, millions, size(name) / 1e6) for name, millions in PRINTED.items()]
+    grid = []
+    for depth, line in GRID.items():
+        for width, millions in zip(WIDTHS, line, strict=True):
+            name = NAMES.get((depth, width), f"l{depth}-h{width}")
+            ours = part_size(f"bert-{name}", "with pooler") / 1e6
+            grid.append((f"depth {depth}, width {width}", millions, ours))
+    return [
+        *table("Parameters, by the sum over the shape", exact, tolerance=0, format=",.0f"),
+        *table("Parameters, as printed, in millions", printed, tolerance=ROUNDED),
+        *table("Turc et al.'s grid with pooler, in millions", grid, tolerance=0.0501, absolute=True, format=".2f"),
+    ]

@@ -16,16 +16,12 @@ from bigmodel.papers import Frames, Points, Row, evaluate
 
 TITLE = "Broken neural scaling laws (Caballero et al. 2023)"
 SOURCE = "arXiv:2210.14891, Figures 1 and 4; github.com/ethancaballero/broken_neural_scaling_laws"
-POINTS = (
-    Points(
-        "four_digit_addition.csv",
-        "the arrays x and y of github.com/ethancaballero/broken_neural_scaling_laws, "
-        "fit_bnsl_and_extrapolate__4_digit_addition__dataset_size_x-axis.py",
-        "none stated",
-        ("x", "y"),
-        also=("caballero2023_four_digit_addition.csv",),
-    ),
+ORIGIN = (
+    "the arrays x and y of github.com/ethancaballero/broken_neural_scaling_laws, "
+    "fit_bnsl_and_extrapolate__4_digit_addition__dataset_size_x-axis.py"
 )
+ALSO = ("caballero2023_four_digit_addition.csv",)
+POINTS = (Points("four_digit_addition.csv", ORIGIN, "none stated", ("x", "y"), also=ALSO),)
 
 # Figure 1's example: three breaks.
 EXAMPLE = {

@@ -15,7 +15,7 @@ from bigmodel.errors import UsageError
 from bigmodel.laws import fit, forms, frontier
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 from bigmodel.models import decoder, decoder_published
-from bigmodel.papers import Frames, Points, Row, count, model, published
+from bigmodel.papers import Frames, Points, Row, count, model, size, table
 
 TITLE = "Chinchilla (Hoffmann et al. 2022)"
 SOURCE = "arXiv:2203.15556, Tables 3, A3, A4, A9 and section 3; github.com/karpathy/nanoGPT, scaling_laws.ipynb"
@@ -79,70 +79,55 @@ def rows(points: Frames) -> list[Row]:
 
 
 def _sizes() -> list[Row]:
-    part, out, close = "Table A9: parameters, millions", [], 0
-    for printed, shape in table_a9().items():
-        row = Row(part, str(printed), printed, count(build(shape)) / 1e6, 0.008, format=",.1f")
-        close += abs(row.difference) <= 0.005
-        out.append(row)
-    large = [
-        Row("Models named, billions", name, size, count(published(name)) / 1e9, 0.005, format=".1f", note=NO_BIASES)
-        for name, size in NAMED.items()
-    ]
-    total = Row(part, "rows within 0.5 %", len(out), close, format=".0f", note=NO_BIASES)
-    return [*out, total, *large]
-
-
-def blocks_flops(cfg: Any) -> float:
-    """Forward FLOPs of one sequence in the blocks, without relative positions' own products."""
-    plain = model("decoder", **{**cfg.to_dict(), "position": "none"})
-    return decoder.flops(plain) - 2 * plain.seq_len * plain.width * plain.vocab_size
+    part = "Table A9: parameters, millions"
+    numbers = [(str(printed), printed, count(build(shape)) / 1e6) for printed, shape in table_a9().items()]
+    out = table(part, numbers, tolerance=0.008, format=",.1f")
+    close = sum(abs(row.difference) <= 0.005 for row in out)
+    out.append(Row(part, "rows within 0.5 %", len(out), close, format=".0f", note=NO_BIASES))
+    named = [(name, billions, size(name) / 1e9) for name, billions in NAMED.items()]
+    return out + table("Models named, billions", named, tolerance=0.005, format=".1f", note=NO_BIASES)
 
 
 def _flops() -> list[Row]:
-    part, out, shapes = "Table A4: exact FLOPs / 6 N D", [], table_a9()
+    numbers, shapes = [], table_a9()
     for name, printed, ratio in TABLE_A4:
         cfg = build(shapes[printed])
-        ours = 3 * blocks_flops(cfg) / (FLOPS_PER_PARAM_TOKEN * count(cfg) * cfg.seq_len)
-        out.append(Row(part, name, ratio, ours, 0.01, True, ".3f", WITHOUT))
-    return out
+        plain = model("decoder", **{**cfg.to_dict(), "position": "none"})
+        forward = decoder.flops(plain) - 2 * plain.seq_len * plain.width * plain.vocab_size  # of one sequence
+        numbers.append((name, ratio, 3 * forward / (FLOPS_PER_PARAM_TOKEN * count(cfg) * cfg.seq_len)))
+    how = {"tolerance": 0.01, "absolute": True, "format": ".3f", "note": WITHOUT}
+    return table("Table A4: exact FLOPs / 6 N D", numbers, **how)
 
 
 def _tables() -> list[Row]:
     out = []
     for name, n, flops, d in TABLE_3:
-        rounded = name == "67B"
-        out.append(
-            Row(
-                "Table 3: FLOPs as 6 N D of the printed N and D", name, flops, FLOPS_PER_PARAM_TOKEN * n * d,
-                0.05 if rounded else 0.01, format=".3g", note=TOKENS_ROUNDED if rounded else "",
-            )
-        )  # fmt: skip
+        how = {"tolerance": 0.05, "note": TOKENS_ROUNDED} if name == "67B" else {"tolerance": 0.01}
+        ours = FLOPS_PER_PARAM_TOKEN * n * d
+        out.append(Row("Table 3: FLOPs as 6 N D of the printed N and D", name, flops, ours, format=".3g", **how))
     n, flops, d = np.array([numbers for _, *numbers in TABLE_3]).T
-    a, b = APPROACHES[1]
-    a2, b2 = APPROACHES[2]
-    tokens = np.array(TABLE_A3)
-    flops2 = FLOPS_PER_PARAM_TOKEN * n * tokens  # along the frontier C = 6 N D
-    part = "Exponents through the tables' rows (log-log least squares)"
-    return [
-        *out,
-        Row(part, "a of N ~ C^a, Table 3", a, frontier.power_law(flops, n)[0], 0.005, True, ".3f"),
-        Row(part, "b of D ~ C^b, Table 3", b, frontier.power_law(flops, d)[0], 0.005, True, ".3f"),
-        Row(part, "a of N ~ C^a, Table A3", a2, frontier.power_law(flops2, n)[0], 0.005, True, ".3f"),
-        Row(part, "b of D ~ C^b, Table A3", b2, frontier.power_law(flops2, tokens)[0], 0.005, True, ".3f"),
+    d2 = np.array(TABLE_A3)
+    flops2 = FLOPS_PER_PARAM_TOKEN * n * d2  # along the frontier C = 6 N D
+    exponents = [
+        ("a of N ~ C^a, Table 3", APPROACHES[1][0], frontier.power_law(flops, n)[0]),
+        ("b of D ~ C^b, Table 3", APPROACHES[1][1], frontier.power_law(flops, d)[0]),
+        ("a of N ~ C^a, Table A3", APPROACHES[2][0], frontier.power_law(flops2, n)[0]),
+        ("b of D ~ C^b, Table A3", APPROACHES[2][1], frontier.power_law(flops2, d2)[0]),
     ]
+    part = "Exponents through the tables' rows (log-log least squares)"
+    return out + table(part, exponents, tolerance=0.005, absolute=True, format=".3f")
 
 
 def _approaches() -> list[Row]:
     law, part = forms.get("chinchilla"), "Approach 3: exponents that follow from its law"
     assert law.exponents is not None
-    a, b = APPROACHES[3]
-    found = {name: law.exponents(values) for name, values in (("printed", PRINTED), ("unrounded", UNROUNDED))}
-    return [
-        Row(part, "a, unrounded constants", a, found["unrounded"]["a"], 0.005, True, ".4f"),
-        Row(part, "b, unrounded constants", b, found["unrounded"]["b"], 0.005, True, ".4f"),
-        Row(part, "a, printed constants", a, found["printed"]["a"], None, True, ".4f", ROUNDING),
-        Row(part, "b, printed constants", b, found["printed"]["b"], None, True, ".4f", ROUNDING),
-    ]
+    out = []
+    for name, constants in (("unrounded", UNROUNDED), ("printed", PRINTED)):
+        found = law.exponents(constants)
+        numbers = [(f"{k}, {name} constants", v, found[k]) for k, v in zip("ab", APPROACHES[3], strict=True)]
+        how = {"tolerance": 0.005} if name == "unrounded" else {"note": ROUNDING}
+        out += table(part, numbers, absolute=True, format=".4f", **how)
+    return out
 
 
 def frame_of(points: pd.DataFrame, drop_highest: int) -> pd.DataFrame:
@@ -158,23 +143,23 @@ def frame_of(points: pd.DataFrame, drop_highest: int) -> pd.DataFrame:
 def _refit(points: pd.DataFrame) -> list[Row]:
     frame = frame_of(points, drop_highest=5)
     law = fit.fit(frame, bootstrap=0, holdout=0)
-    iso = frontier.isoflop(frame, bootstrap=0, budgets_at=BUDGETS)
-    part = "Our fits of the points"
-    out = [
-        Row(part, "a, law (approach 3)", APPROACHES[3][0], law["optimal"]["a"], None, True, ".3f", OURS),
-        Row(part, "a, IsoFLOP (approach 2)", APPROACHES[2][0], iso["params"]["a"], None, True, ".3f", OURS),
+    iso = frontier.isoflop(frame, bootstrap=0, budgets_at=BUDGETS)["params"]
+    exponents = [
+        ("a, law (approach 3)", APPROACHES[3][0], law["optimal"]["a"]),
+        ("a, IsoFLOP (approach 2)", APPROACHES[2][0], iso["a"]),
     ]
-    part = "Table A3: optimal tokens, billions"
-    for (name, n, _, _), tokens in zip(TABLE_3, TABLE_A3, strict=True):
-        p = iso["params"]
-        by_iso, by_law = p["D0"] * (n / p["N0"]) ** (p["b"] / p["a"]), _tokens_at(law, n)
-        for how, ours in (("IsoFLOP", by_iso), ("law", by_law)):
-            out.append(Row(part, f"{name}, {how}", tokens / 1e9, ours / 1e9, format=",.1f", note=OURS))
-    return out
+    tokens = []
+    for (name, n, _, _), printed in zip(TABLE_3, TABLE_A3, strict=True):
+        tokens.append((f"{name}, IsoFLOP", printed / 1e9, iso["D0"] * (n / iso["N0"]) ** (iso["b"] / iso["a"]) / 1e9))
+        tokens.append((f"{name}, law", printed / 1e9, _tokens_at(law, n) / 1e9))
+    return [
+        *table("Our fits of the points", exponents, absolute=True, format=".3f", note=OURS),
+        *table("Table A3: optimal tokens, billions", tokens, format=",.1f", note=OURS),
+    ]
 
 
 def _tokens_at(law: dict, n: float) -> float:
-    """D of the compute whose optimal size is n: N_opt is a power of C, so two points of it tell all."""
+    """D of the compute whose optimal size is n: N_opt is a power of C, so two points give it."""
     (n0, _), (n1, _) = fit.optimal(law, 1e20), fit.optimal(law, 1e24)
     a = math.log(n1 / n0) / math.log(1e4)
     return fit.optimal(law, 1e20 * (n / n0) ** (1 / a))[1]

@@ -6,7 +6,7 @@ notebook transformer_sizing.ipynb of github.com/karpathy/nanoGPT.
 
 from bigmodel import models
 from bigmodel.models import decoder
-from bigmodel.papers import Frames, Row, count, model, published
+from bigmodel.papers import Frames, Row, count, published, size, table
 
 TITLE = "GPT-2 (Radford et al. 2019)"
 SOURCE = "github.com/openai/gpt-2, model card; github.com/karpathy/nanoGPT, transformer_sizing.ipynb"
@@ -28,23 +28,22 @@ def rows(points: Frames) -> list[Row]:
     out = []
     for name, (paper, nonembedding, kaplan) in SIZES.items():
         cfg = published(name)
-        total = models.published(name)[1]["params"]
-        out += [
-            Row("Parameters", f"{name}, total", total, count(cfg), 0, format=",.0f"),
-            Row("Parameters", f"{name}, no embeddings", nonembedding, count(cfg, "nonembedding"), 0, format=",.0f"),
-            Row("Parameters", f"{name}, Kaplan's N", kaplan, count(cfg, "kaplan"), 0, format=",.0f"),
-            Row("Parameters", f"{name}, in the paper", paper, count(cfg), format=",.0f", note=ERRATUM),
+        exact = [
+            (f"{name}, total", models.published(name)[1]["params"], count(cfg)),
+            (f"{name}, no embeddings", nonembedding, count(cfg, "nonembedding")),
+            (f"{name}, Kaplan's N", kaplan, count(cfg, "kaplan")),
         ]
-    small, part = published("gpt2"), "Cost of gpt2 at 1024 tokens, FLOPs"
-    forward = decoder.flops(small)
-    free = model("decoder", **{**small.to_dict(), "bias": False})
-    length = small.seq_len
-    without_positions = count(free) - length * small.width
-    palm = length * (6 * without_positions + 12 * small.depth * small.width * length)
-    return [
-        *out,
-        Row("Parameters", "gpt2 without biases", WITHOUT_BIASES, count(free), 0, format=",.0f"),
-        Row(part, "forward", FORWARD, forward, 0, format=",.0f"),
-        Row(part, "forward and backward", TRAIN, 3 * forward, 0, format=",.0f"),
-        Row(part, "by PaLM's 6 N + 12 depth width length", PALM, palm, 0, format=",.0f"),
-    ]
+        out += table("Parameters", exact, tolerance=0, format=",.0f")
+        out.append(Row("Parameters", f"{name}, in the paper", paper, count(cfg), format=",.0f", note=ERRATUM))
+    without_biases = size("gpt2", bias=False)
+    out.append(Row("Parameters", "gpt2 without biases", WITHOUT_BIASES, without_biases, 0, format=",.0f"))
+    small = published("gpt2")
+    forward, length = decoder.flops(small), small.seq_len
+    without_positions = without_biases - length * small.width
+    costs = [
+        ("forward", FORWARD, forward),
+        ("forward and backward", TRAIN, 3 * forward),
+        ("by PaLM's 6 N + 12 depth width length", PALM,
+         length * (6 * without_positions + 12 * small.depth * small.width * length)),
+    ]  # fmt: skip
+    return out + table("Cost of gpt2 at 1024 tokens, FLOPs", costs, tolerance=0, format=",.0f")

@@ -10,7 +10,7 @@ import numpy as np
 from bigmodel.laws import forms
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 from bigmodel.laws.frontier import power_law
-from bigmodel.papers import Frames, Row, count, evaluate, model
+from bigmodel.papers import Frames, Row, count, evaluate, model, table
 
 TITLE = "Scaling laws of Kaplan et al. 2020"
 SOURCE = "arXiv:2001.08361, equations 1.1 to 1.8, 4.3, 4.4, 5.3 and 6.1 to 6.5, Tables 1 to 3, appendix A"
@@ -131,9 +131,8 @@ def _sizes() -> list[Row]:
 
 def _shapes() -> list[Row]:
     """Table 1's N = 12 layers width^2 of the two shapes of section 3.1, against the modules."""
-    part, out = "N = 12 layers width^2, against the modules", []
+    out = []
     for (depth, width), printed in SHAPES.items():
         cfg = model("decoder", depth=depth, width=width, num_heads=width // 64, vocab_size=50257, seq_len=1024)
-        what = f"{depth} layers of {width}"
-        out.append(Row(part, what, printed, count(cfg, "kaplan"), 0, format=",.0f"))
-    return out
+        out.append((f"{depth} layers of {width}", printed, count(cfg, "kaplan")))
+    return table("N = 12 layers width^2, against the modules", out, tolerance=0, format=",.0f")

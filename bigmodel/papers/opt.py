@@ -4,8 +4,9 @@ Shapes: the launcher of github.com/facebookresearch/metaseq. The exact counts ar
 vocabulary of 50,272 and 2,048 + 2 learned positions, made independently of the modules that they are compared with.
 """
 
-from bigmodel import models
-from bigmodel.papers import Frames, Row, count, published
+from dataclasses import replace
+
+from bigmodel.papers import Frames, Row, size, sums
 
 TITLE = "OPT (Zhang et al. 2022), Table 1"
 SOURCE = "arXiv:2205.01068; shapes: github.com/facebookresearch/metaseq"
@@ -23,14 +24,9 @@ TOLERANCE = 0.02  # the names are rounded: 2.7B is 1.8 % over its shape
 
 
 def rows(points: Frames) -> list[Row]:
-    exact, named = [], []
+    named = []
     for name, millions in SIZES.items():
-        ours = count(published(name))
-        sums = models.published(name)[1]["params"]
-        odd = name == "opt-350m"
-        note = SMALLER if odd else ""
-        exact.append(Row("Parameters, by the sum over the shape", name, sums, ours, 0, format=",.0f", note=note))
-        judged = None if odd else TOLERANCE
-        part = "Parameters, as named, in millions"
-        named.append(Row(part, name, millions, ours / 1e6, judged, format=",.0f", note=note))
-    return exact + named
+        how = {"note": SMALLER} if name == "opt-350m" else {"tolerance": TOLERANCE}
+        named.append(Row("Parameters, as named, in millions", name, millions, size(name) / 1e6, format=",.0f", **how))
+    exact = sums("Parameters, by the sum over the shape", SIZES)
+    return [replace(row, note=SMALLER) if row.what == "opt-350m" else row for row in exact] + named

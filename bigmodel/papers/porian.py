@@ -84,9 +84,7 @@ def rows(points: Frames) -> list[Row]:
 def _choose(frame: pd.DataFrame, dataset: str, setting: str, file: str = "") -> pd.DataFrame:
     """The rows of a setting "hparams,warmup,decay,param_count,val"; of the authors' main analysis, or of `file`."""
     file = file or {"rw": "summary_df", "owt2": "summary_df_owt2"}[dataset]
-    keep = pd.Series(True, index=frame.index)
-    for column, value in zip(SETTING, (dataset, *setting.split(","), file), strict=True):
-        keep &= frame[column] == value
-    if keep.sum() < 3:
-        raise UsageError(f"{file}: {keep.sum()} rows of {dataset},{setting}; an exponent needs three")
-    return frame[keep]
+    chosen = frame[(frame[[*SETTING]] == (dataset, *setting.split(","), file)).all(axis=1)]
+    if len(chosen) < 3:
+        raise UsageError(f"{file}: {len(chosen)} rows of {dataset},{setting}; an exponent needs three")
+    return chosen

@@ -5,29 +5,23 @@ their grid of runs, both in github.com/step-law/steplaw, data/.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bigmodel.laws import fit, forms
-from bigmodel.papers import Frames, Points, Row, count, evaluate, model
+from bigmodel.papers import Frames, Points, Row, count, evaluate, model, table
 
 TITLE = "Step Law: best learning rate and batch (Li et al. 2025)"
 SOURCE = "arXiv:2503.04715, equation 1; github.com/step-law/steplaw, data"
 SHAPE = ("h", "ffnh", "numh", "numl")  # width, ffn, heads, layers
+STORED = ("lr_intercept", "lr_coefN", "lr_coefD", "bs_intercept", "bs_coefD")
+GRID = (*SHAPE, "lr", "bs", "smooth loss", "D", "N")
+ORIGIN = "github.com/step-law/steplaw, data/"
 POINTS = (
-    Points(
-        "1004_fitted_lr_bs_scaling_model_parameters.csv",
-        "github.com/step-law/steplaw, data/",
-        "none stated",
-        ("lr_intercept", "lr_coefN", "lr_coefD", "bs_intercept", "bs_coefD"),
-    ),
-    Points(
-        "dense_lr_bs_loss.csv",
-        "github.com/step-law/steplaw, data/",
-        "none stated",
-        (*SHAPE, "lr", "bs", "smooth loss", "D", "N"),
-    ),
+    Points("1004_fitted_lr_bs_scaling_model_parameters.csv", ORIGIN, "none stated", STORED),
+    Points("dense_lr_bs_loss.csv", ORIGIN, "none stated", GRID),
 )
 
 # lr = 1.79 N^-0.713 D^0.307; batch in tokens = 0.58 D^0.571; and half a unit of the last printed digit.
@@ -52,22 +46,20 @@ def rows(points: Frames) -> list[Row]:
     stored, grid = (points.get(p.name) for p in POINTS)
     if grid is not None:
         shapes = grid.drop_duplicates([*SHAPE])
-        equal = sum(_size(*(int(row[k]) for k in SHAPE)) == row["N"] for _, row in shapes.iterrows())
+        equal = sum(_size(*map(int, shape)) == n for *shape, n in shapes[[*SHAPE, "N"]].itertuples(index=False))
         out.append(Row(part, "shapes of the grid whose N is ours", len(shapes), equal, 0, format=".0f"))
     if stored is not None:
-        mean = stored.mean()
-        intercepts = math.exp(mean["lr_intercept"]), math.exp(mean["bs_intercept"])
-        means = (intercepts[0], mean["lr_coefN"], mean["lr_coefD"], intercepts[1], mean["bs_coefD"])
+        means = dict(stored.mean())
+        for name in ("lr_intercept", "bs_intercept"):
+            means[name] = math.exp(means[name])
         part = "The law, from the stored bootstrap rows"
-        for (name, (value, half)), ours in zip(LAW.items(), means, strict=True):
-            out.append(Row(part, name, value, float(ours), half, True, ".4f", MEAN))
+        for column, (name, (value, half)) in zip(STORED, LAW.items(), strict=True):
+            out.append(Row(part, name, value, float(means[column]), half, True, ".4f", MEAN))
     if grid is not None:
-        found = _refit(grid)
-        part = "The law, fitted by us to the grid of runs"
-        for (name, (value, _)), ours in zip(LAW.items(), found, strict=True):
-            out.append(Row(part, name, value, ours, None, True, ".4f", BEST))
-        printed = [value for value, _ in LAW.values()]
+        printed, found = [value for value, _ in LAW.values()], _refit(grid)
         (lr, batch), (our_lr, our_batch) = _predict(printed), _predict(found)
+        part = "The law, fitted by us to the grid of runs"
+        out += table(part, zip(LAW, printed, found, strict=True), absolute=True, format=".4f", note=BEST)
         out.append(Row(part, "best lr at N = 1e9, D = 1e11", lr, our_lr, format=".2e", note=BEST))
         out.append(Row(part, "best batch at D = 1e11, tokens", batch, our_batch, format=",.0f", note=BEST))
     return out
@@ -90,10 +82,7 @@ def _size(width: int, ffn: int, heads: int, layers: int) -> int:
 def _refit(grid: pd.DataFrame) -> list[float]:
     """The five constants, by our fits; a Huber threshold beyond every residual makes least squares."""
     best = grid.loc[grid.groupby(["N", "D"])["smooth loss"].idxmin()]
-    frame = pd.DataFrame({"N": best["N"], "D": best["D"], "lr": best["lr"], "batch": TOKENS * best["bs"]})
-    frame = frame.astype(np.float64).reset_index(drop=True)
-    lr, batch = (
-        fit.fit(frame, law=law, delta=100.0, bootstrap=0, holdout=0)["params"]
-        for law in ("learning_rate", "batch_size")
-    )
+    frame = best[["N", "D", "lr"]].assign(batch=TOKENS * best["bs"]).astype(np.float64).reset_index(drop=True)
+    how: dict[str, Any] = {"delta": 100.0, "bootstrap": 0, "holdout": 0}
+    lr, batch = (fit.fit(frame, law=law, **how)["params"] for law in ("learning_rate", "batch_size"))
     return [lr["c"], lr["p"], lr["q"], batch["c"], batch["q"]]

@@ -4,8 +4,7 @@ The exact counts are closed sums over the paper's shapes, made independently of 
 the printed ones are rounded names.
 """
 
-from bigmodel import models
-from bigmodel.papers import Frames, Row, count, published
+from bigmodel.papers import Frames, Row, size, sums, table
 
 TITLE = "T5 (Raffel et al. 2020)"
 SOURCE = "arXiv:1910.10683, section 3.7"
@@ -16,10 +15,8 @@ TOLERANCE = 0.05
 
 
 def rows(points: Frames) -> list[Row]:
-    exact, named = [], []
-    for name, millions in SIZES.items():
-        ours = count(published(name), family="encdec")
-        sums = models.published(name)[1]["params"]
-        exact.append(Row("Parameters, by the sum over the shape", name, sums, ours, 0, format=",.0f"))
-        named.append(Row("Parameters, as printed, in millions", name, millions, ours / 1e6, TOLERANCE))
-    return exact + named
+    printed = [(name, millions, size(name) / 1e6) for name, millions in SIZES.items()]
+    return [
+        *sums("Parameters, by the sum over the shape", SIZES),
+        *table("Parameters, as printed, in millions", printed, tolerance=TOLERANCE),
+    ]

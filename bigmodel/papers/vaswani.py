@@ -6,7 +6,7 @@ shows them by 37,000.
 """
 
 from bigmodel.models import encdec_published
-from bigmodel.papers import Frames, Row, count, model, published
+from bigmodel.papers import Frames, Row, size, table
 
 TITLE = "Attention is all you need (Vaswani et al. 2017), Table 3"
 SOURCE = "arXiv:1706.03762, Table 3 and section 5.1"
@@ -27,36 +27,15 @@ NOTE = f"One vocabulary for all rows, {encdec_published.VOCABULARY:,}: the paper
 
 
 def rows(points: Frames) -> list[Row]:
-    out = []
-    for name, millions in SIZES.items():
-        cfg = published(name)
-        at_37000 = count(model("encdec", **{**cfg.to_dict(), "vocab_size": 37_000}), family="encdec")
-        out += [
-            Row("Parameters, in millions", name, millions, count(cfg, family="encdec") / 1e6, TOLERANCE, note=NOTE),
-            Row("Parameters by a vocabulary of 37,000, in millions", name, millions, at_37000 / 1e6),
-        ]
-    base = count(published("transformer-base"), family="encdec")
-    return (
-        out
-        + [
-            Row(
-                "Rows (A), heads, and (D), dropout and smoothing: the base's parameters",
-                name,
-                base,
-                count(published(name), family="encdec"),
-                0,
-                format=",.0f",
-            )
-            for name in LIKE_BASE
-        ]
-        + [
-            Row(
-                "Row (E): the base's and two tables of 512 positions",
-                "transformer-learned",
-                base + 2 * 512 * 512,
-                count(published("transformer-learned"), family="encdec"),
-                0,
-                format=",.0f",
-            )
-        ]
-    )
+    printed = [(name, millions, size(name) / 1e6) for name, millions in SIZES.items()]
+    by_37000 = [(name, millions, size(name, vocab_size=37_000) / 1e6) for name, millions in SIZES.items()]
+    base = size("transformer-base")
+    like_base = [(name, base, size(name)) for name in LIKE_BASE]
+    learned = ("transformer-learned", base + 2 * 512 * 512, size("transformer-learned"))
+    exact = {"tolerance": 0, "format": ",.0f"}
+    return [
+        *table("Parameters, in millions", printed, tolerance=TOLERANCE, note=NOTE),
+        *table("Parameters by a vocabulary of 37,000, in millions", by_37000),
+        *table("Rows (A), heads, and (D), dropout and smoothing: the base's parameters", like_base, **exact),
+        *table("Row (E): the base's and two tables of 512 positions", [learned], **exact),
+    ]

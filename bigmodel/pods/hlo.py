@@ -71,14 +71,12 @@ class Collective:
       R (n-1)/n for an all-gather or all-to-all, R (n-1) for a reduce-scatter (its result is one of n parts),
       2 R (n-1)/n for an all-reduce, R for a permutation.
     group: the partitions that one of them joins; () for slices, where each sends `bytes` to every other.
-    name: of the operation in the source.
     """
 
     kind: str
     count: int
     bytes: float
     group: tuple[int, ...]
-    name: str
 
 
 def parse(text: str) -> dict[str, Computation]:
@@ -193,7 +191,7 @@ def collectives(module: Module, devices: int) -> list[Collective]:
             kind = i.op.removesuffix("-start")
             if kind == "send" and "megascale" in i.attributes:  # the data-centre network's runtime does the rest
                 name = i.attribute(r'transfer_type="(\w+)"').lower().replace("_", "-") or "send"
-                found.append(Collective(name, times, size(c.instructions[i.operands[0]].type), (), _source(i)))
+                found.append(Collective(name, times, size(c.instructions[i.operands[0]].type), ()))
             if kind not in KINDS:
                 continue
             if "chain_id=" in i.attributes and not any(STARTS in j.attributes for j in c.instructions.values()):
@@ -209,15 +207,11 @@ def collectives(module: Module, devices: int) -> list[Collective]:
                 sent = size(i.type) * (len(group) - 1) / len(group)
             else:
                 sent, group = _sent(kind, i, c, devices)
-            found.append(Collective(kind, times, sent, group, _source(i)))
+            found.append(Collective(kind, times, sent, group))
 
     for c, times in executed(module):
         look(c, times, set())  # per computation: copies of a loop have the same channels, and run too
     return found
-
-
-def _source(i: Instruction) -> str:
-    return i.attribute(r'op_name="([^"]*)"')
 
 
 def _sent(kind: str, i: Instruction, c: Computation, devices: int) -> tuple[float, tuple[int, ...]]:

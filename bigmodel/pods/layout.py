@@ -110,11 +110,6 @@ class Layout:
         mesh = {f"run.mesh.{axis}": n for axis, n in self.mesh.items()}
         return {**mesh, "run.remat": self.remat, "train.microbatch": self.microbatch}
 
-    def describe(self) -> str:
-        mesh = " x ".join(f"{axis} {n}" for axis, n in self.mesh.items() if n > 1) or "one chip"
-        micro = f", microbatch {self.microbatch}" if self.microbatch else ""
-        return f"{mesh}, remat {self.remat}{micro}"
-
 
 BACKWARD = {"none": 2.0, "dots": 2.1, "full": 3.0, "offload": 3.0}  # in forward passes
 # Bytes per token and unit of width that a block keeps for its backward pass beside its input, at 2 bytes a number: what
@@ -248,10 +243,12 @@ def changed(frozen: Any, overrides: Mapping[str, Any]) -> Any:
 def why(layout: Layout, topology: Topology) -> str:
     """One line: the memory that a layout fills, its seconds, and what bounds them."""
     g, s = 2**30, layout.seconds
+    mesh = " x ".join(f"{axis} {n}" for axis, n in layout.mesh.items() if n > 1) or "one chip"
+    micro = f", microbatch {layout.microbatch}" if layout.microbatch else ""
     times = {"ICI": layout.ici_seconds, "DCN": s["dcn"], "compute": s["compute"]}
     bound = max(times, key=lambda name: times[name])
     return (
-        f"{layout.describe()}: about {layout.state_bytes / g:.2f} GiB of state and gradients and "
+        f"{mesh}, remat {layout.remat}{micro}: about {layout.state_bytes / g:.2f} GiB of state and gradients and "
         f"{layout.activation_bytes / g:.2f} of activations of {topology.chip.hbm / g:.0f} GiB; "
         f"compute {s['compute']:.3g} s, ICI {layout.ici_seconds:.3g} s, DCN {s['dcn']:.3g} s: bound by {bound}"
     )

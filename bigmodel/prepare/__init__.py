@@ -1,1 +1,1 @@
-"""From raw corpora, pictures and published weights to the files that data/ reads. Imports config and files alone."""
+"""From raw corpora, images and published weights to the files that data/ reads. Imports errors and files alone."""

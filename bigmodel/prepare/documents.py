@@ -8,7 +8,7 @@
     folder                 all of those under it and the folders it links to, sorted; ids are relative paths
     hf:owner/name[:config] the train split of a Hugging Face dataset, streamed; id = row number
 
-All but .parquet may end in .gz or .zst, and capitals are as good. Ids don't hold the folder's own path, so that moving
+All but .parquet may end in .gz or .zst. Upper case is accepted. Ids don't hold the folder's own path, so that moving
 data changes no split. A .txt or .json file is held in memory whole, everything else by line, row group or row.
 
 A record whose text is null or missing is left out, in every format, and so are hidden files and those of other kinds:
@@ -22,30 +22,20 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bigmodel.errors import UsageError, nearest
-from bigmodel.prepare import corpora
-from bigmodel.prepare.formats import (
-    SUFFIXES,
-    TEXT,
-    Documents,
-    Found,
-    has_lines,
-    json_items,
-    json_lines,
-    read_parquet,
-    texts,
-    utf8,
-    whole,
-)
+from bigmodel.prepare import corpora, formats
+from bigmodel.prepare.folder import sha256
+from bigmodel.prepare.formats import SUFFIXES, TEXT, Documents, Found
 
 PIECE = 65536  # bytes: what a source of a single document is split into
 
 
 def open_source(
-    source: str, text_key: str, cache: str | None, seen: Found | None = None, old: bool = False
+    source: str, text_key: str, seen: Found, old: bool = False
 ) -> tuple[str, list[dict[str, Any]], Documents]:
     """(name, the manifest's `sources`, documents). What is left out, and which files are read, is added to `seen`.
 
@@ -55,22 +45,16 @@ def open_source(
       UsageError: no such corpus, file or folder, or nothing readable in it. The documents raise it too, for a
         damaged file, invalid UTF-8 (file and byte), a line that isn't an object, a file without any `text_key`.
     """
-    seen = Found() if seen is None else seen
     if source in corpora.CORPORA:
-        sources, found = corpora.open_corpus(source, cache)
-        return source, sources, found
+        return source, *corpora.open_corpus(source)
     if source.startswith("hf:"):
         return hugging_face(source, text_key, seen)
-    files = old_files(source) if old else list_files(source, seen)
+    files, alone = old_files(source) if old else list_files(source, seen), Path(source).is_file()
     name = Path(source).resolve().name
-    if Path(source).is_file():
+    if alone:
         name = re.sub(r"(?i)(\.(txt|md|jsonl?|parquet|gz|zst))+$", "", name) or name
-    described = [
-        {"name": name, "registry": "local", "package": source, "version": "", "sha256": "", "licence": "not stated"}
-    ]
-    for known, path in files:
-        seen.files[known] = (path.stat().st_size, path.stat().st_mtime_ns, "")
-    return name, described, read_files(files, text_key, seen, alone=Path(source).is_file())
+    described = {"name": name, "registry": "local", "package": source, "version": "", "sha256": ""}
+    return name, [{**described, "licence": "not stated"}], read_files(files, text_key, seen, alone)
 
 
 def list_files(source: str, seen: Found) -> list[tuple[str, Path]]:
@@ -81,8 +65,9 @@ def list_files(source: str, seen: Found) -> list[tuple[str, Path]]:
             raise UsageError(f"can't read {source!r}: its name should end in {', '.join(SUFFIXES)}")
         return [(path.name, path)]
     if not path.is_dir():
-        hint, shown = nearest(source, corpora.names()), source if len(source) < 200 else f"{source[:200]}..."
-        raise UsageError(f"no corpus, file or folder {shown!r}{hint}; corpora: {', '.join(corpora.names())}")
+        shown = source if len(source) < 200 else f"{source[:200]}..."
+        hint = nearest(source, corpora.CORPORA)
+        raise UsageError(f"no corpus, file or folder {shown!r}{hint}; corpora: {', '.join(corpora.CORPORA)}")
     files = []
     for name, file in sorted(walk(path, seen)):
         if not file.is_file():
@@ -99,14 +84,17 @@ def list_files(source: str, seen: Found) -> list[tuple[str, Path]]:
 def walk(top: Path, seen: Found) -> Iterator[tuple[str, Path]]:
     """(relative path, path) of what is in a folder, but hidden. Folders that links lead to come last, each once."""
 
-    def relative(path: Path) -> str:
-        return path.relative_to(top).as_posix()
+    def relative(path: str | Path) -> str:
+        return Path(path).relative_to(top).as_posix()
+
+    def unreadable(error: OSError) -> None:
+        seen.leave_out("folders that can't be opened", repr(relative(error.filename)))
 
     read, waiting = set[str](), [top]
     while waiting:
         links: list[Path] = []
         for start in waiting:
-            for folder, folders, files in os.walk(start, onerror=lambda e: unreadable(top, e, seen)):
+            for folder, folders, files in os.walk(start, onerror=unreadable):
                 here, real = Path(folder), os.path.realpath(folder)
                 if real in read:
                     seen.leave_out("folders read under another name", repr(relative(here)))
@@ -119,10 +107,6 @@ def walk(top: Path, seen: Found) -> Iterator[tuple[str, Path]]:
                 links += [here / n for n in folders if (here / n).is_symlink()]
                 yield from ((relative(here / n), here / n) for n in files if not n.startswith("."))
         waiting = sorted(links)
-
-
-def unreadable(top: Path, error: OSError, seen: Found) -> None:
-    seen.leave_out("folders that can't be opened", repr(os.path.relpath(error.filename, top)))
 
 
 def old_files(source: str) -> list[tuple[str, Path]]:
@@ -147,20 +131,19 @@ def changed(source: str, files: dict[str, Any], again: bool) -> list[str]:
     A file of the same size and time of last change is taken as the same, unless `again`: then its contents are read.
     """
     there = dict(list_files(source, Found()))
-    names = [name for name in files if name not in there] + [name for name in there if name not in files]
+    names = [*(files.keys() ^ there.keys())]
     for name in files.keys() & there.keys():
-        size, when, sha256 = files[name]
+        size, when, known = files[name]
         now = there[name].stat()
-        known = not sha256 or (now.st_mtime_ns == when and not again)
-        same = now.st_size == size and (known or digest(there[name]) == sha256)
-        names += [] if same else [name]
+        same_time = now.st_mtime_ns == when and not again
+        if now.st_size != size or not (same_time or digest(there[name]) == known):
+            names.append(name)
     return sorted(names)
 
 
 def digest(path: Path) -> str:
     try:
-        with open(path, "rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return sha256(path)
     except OSError as e:
         raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
 
@@ -168,34 +151,38 @@ def digest(path: Path) -> str:
 def read_files(files: list[tuple[str, Path]], text_key: str, seen: Found, alone: bool) -> Documents:
     """`alone`: the source is one file that the user named, and no folder."""
     for name, path in files:
-        seen.files[name] = (*seen.files[name][:2], digest(path))
+        seen.files[name] = (path.stat().st_size, path.stat().st_mtime_ns, digest(path))
         kind = re.sub(r"\.(gz|zst)$", "", name.lower())
+        strict = alone
+        if kind.endswith(TEXT):
+            yield name, formats.utf8(formats.whole(path), path, 0)
+            continue
         if kind.endswith(".parquet"):
-            yield from read_parquet(name, path, text_key, seen)
-        elif kind.endswith(TEXT):
-            yield name, utf8(whole(path), path, 0)
-        elif kind.endswith(".jsonl") or has_lines(path):
-            yield from texts(json_lines(path), name, path, text_key, seen, strict=kind.endswith(".jsonl") or alone)
+            rows, strict = formats.parquet_rows(path, text_key), False
+        elif kind.endswith(".jsonl"):
+            rows, strict = formats.json_lines(path), True
         else:
-            yield from texts(json_items(path), name, path, text_key, seen, strict=alone)
+            rows = formats.json_lines(path) if formats.has_lines(path) else formats.json_items(path)
+        yield from formats.texts(rows, name, path, text_key, seen, strict)
 
 
 def hugging_face(source: str, text_key: str, seen: Found) -> tuple[str, list[dict[str, Any]], Documents]:
     owner_name, _, config = source.removeprefix("hf:").partition(":")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", owner_name):
         raise UsageError(f"{source!r}: expected hf:owner/name or hf:owner/name:config")
-    try:
-        import datasets
-    except ImportError:
-        raise UsageError(f"{source!r} needs the datasets library: pip install datasets") from None
-    try:
-        rows = datasets.load_dataset(owner_name, config or None, split="train", streaming=True)
-        info = rows.info
-    except Exception as e:  # its own, its hub's and its HTTP client's errors share no base class
-        raise UsageError(f"can't open {source!r}: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from e
+
+    @contextmanager
+    def doing(what: str) -> Iterator[None]:
+        try:
+            yield
+        except UsageError:
+            raise
+        except Exception as e:  # its own, its hub's and its HTTP client's errors share no base class
+            why = " ".join(str(e).split())[:200]
+            raise UsageError(f"can't {what} {source!r}: {type(e).__name__}: {why}") from e
 
     def found() -> Documents:
-        try:
+        with doing("read"):
             for number, row in enumerate(rows):
                 if not isinstance(row.get(text_key, 0), str | None):
                     raise UsageError(f"{source!r} has no string column {text_key!r}{nearest(text_key, row)}")
@@ -203,20 +190,16 @@ def hugging_face(source: str, text_key: str, seen: Found) -> tuple[str, list[dic
                     seen.leave_out(f"records without {text_key!r}", f"row {number}")
                 else:
                     yield str(number), row[text_key]
-        except UsageError:
-            raise
-        except Exception as e:
-            raise UsageError(f"can't read {source!r}: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from e
 
-    described = {
-        "name": owner_name,
-        "registry": "huggingface",
-        "package": owner_name,
-        "version": str(info.version or ""),
-        "sha256": "",
-        "licence": info.license or "see the dataset's card",
-    }
-    return owner_name.rsplit("/", 1)[-1], [described], found()
+    with doing("open"):
+        try:
+            import datasets
+        except ImportError:
+            raise UsageError(f"{source!r} needs the datasets library: pip install datasets") from None
+        rows = datasets.load_dataset(owner_name, config or None, split="train", streaming=True)
+        version, licence = str(rows.info.version or ""), rows.info.license or "see the dataset's card"
+    described = {"registry": "huggingface", "package": owner_name, "version": version, "sha256": ""}
+    return Path(owner_name).name, [{"name": owner_name, **described, "licence": licence}], found()
 
 
 # -------------------------------------------------------------------------------- one document

@@ -3,45 +3,75 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from bigmodel.errors import UsageError
-from bigmodel.files import has_sha256, is_whole
-from bigmodel.prepare import documents, shards
+from bigmodel.errors import UsageError, note
+from bigmodel.files import check_path, has_sha256, is_whole
+from bigmodel.prepare import documents, folder
 from bigmodel.prepare import tokenizer as tokenizers
+from bigmodel.prepare.folder import Folder, Manifest
 
 FORMAT = 1  # of the manifest
 
 
-def existing(root: epath.Path, arguments: dict[str, Any], verify: bool) -> dict[str, Any] | None:
-    """The manifest in `root`, made with these arguments of what is still the same source and tokenizer; None: none.
+def once(
+    out: str, arguments: dict[str, Any], verify: bool, make: Callable[[Folder, Manifest | None], Manifest]
+) -> Manifest:
+    """The manifest in the folder `out`. Calls `make` where there is none, or where files are missing or damaged.
+
+    Args:
+      arguments: what was asked for, as the manifest records it.
+      verify: read every file again, even one that was found whole before and hasn't changed since.
+      make: writes all files into a Folder. Its second argument is the manifest of damaged data, else None.
 
     Raises:
-      UsageError: it was made with other arguments, or of other contents, or it is damaged.
+      UsageError: `out` can't be written, is damaged, or was made with other arguments or from other contents.
+      Retry: full disk, or a worker killed; the same command continues.
     """
+    check_path("--out", out)
+    root = epath.Path(out)
+    with folder.one_line_errors(out):
+        old = existing(root, arguments, verify)
+        broken = damaged(root, old, verify) if old else []
+        if old and not broken:
+            return old
+        if broken:
+            more = ", ..." if broken[3:] else ""
+            note(f"{', '.join(broken[:3])}{more} in {str(root)!r}: missing or damaged, made again")
+        with folder.working(root) as opened:
+            return make(opened, old)
+
+
+def existing(root: epath.Path, arguments: dict[str, Any], verify: bool) -> Manifest | None:
+    """The manifest in `root`, if it was made with these arguments from the same source and tokenizer; None: no file."""
     path = root / "manifest.json"
     if not path.exists():
         return None
-    manifest = shards.read_json(path)
-    with manifest_of(path):
-        if manifest is None or manifest.get("format") != FORMAT:
-            raise ValueError("no format")
-        same_arguments(root, manifest, arguments)
+    manifest = folder.read_json(path)
+    with reading(path):
+        if manifest is None or manifest.get("format") != FORMAT or not is_whole(manifest):
+            raise ValueError("no manifest, or another checksum")
+        vocabulary = manifest.get("tokenizer", {}).get("vocab_size", 0)
+        if not isinstance(manifest["licence"], str) or type(vocabulary) is not int:
+            raise TypeError("licence or tokenizer")
+        for key, value in arguments.items():
+            if (was := manifest["arguments"].get(key)) != value:
+                raise UsageError(f"{str(root)!r} was prepared with {key}={was!r}, not {value!r}; choose another --out")
+        check_tokenizer(root, manifest, arguments.get("tokenizer", "bytes"))
         source = manifest["sources"][0]
-        same_tokenizer(root, manifest, arguments["tokenizer"])
         if source.get("registry") == "local" and Path(arguments["source"]).exists():  # moved away: nothing to compare
-            unchanged(root, arguments["source"], source.get("listing"), verify)
+            check_source(root, arguments["source"], source.get("listing"), verify)
     return manifest
 
 
 @contextmanager
-def manifest_of(path: epath.Path) -> Iterator[None]:
+def reading(path: epath.Path) -> Iterator[None]:
     """Around what takes a manifest apart: its faults are damage to the file."""
     try:
         yield
@@ -52,31 +82,19 @@ def manifest_of(path: epath.Path) -> Iterator[None]:
         ) from None
 
 
-def same_arguments(root: epath.Path, manifest: dict[str, Any], arguments: dict[str, Any]) -> None:
-    if not is_whole(manifest):
-        raise ValueError("another checksum")
-    if not isinstance(manifest["licence"], str) or type(manifest.get("tokenizer", {}).get("vocab_size", 0)) is not int:
-        raise TypeError("licence or tokenizer")
-    old = manifest["arguments"]
-    for key, value in arguments.items():
-        if old.get(key) != value:
-            raise UsageError(
-                f"{str(root)!r} was prepared with {key}={old.get(key)!r}, not {value!r}; choose another --out"
-            )
-
-
-def same_tokenizer(root: epath.Path, manifest: dict[str, Any], tokenizer: str) -> None:
+def check_tokenizer(root: epath.Path, manifest: Manifest, tokenizer: str) -> None:
     """Raises UsageError where the file `tokenizer` has other contents than when its copy in `root` was made."""
-    if tokenizer in ("bytes", "bpe", "gpt2"):
+    if tokenizer in tokenizers.KINDS:
         return
-    copy = manifest.get("files", {}).get("tokenizer.json") or shards.file_digest(root / "tokenizer.json")
-    if copy and hashlib.sha256(tokenizers.read(tokenizer).encode()).hexdigest() != copy:
+    path = root / "tokenizer.json"
+    copy = manifest.get("files", {}).get("tokenizer.json") or (path.exists() and folder.sha256(path))
+    if copy and copy != hashlib.sha256(tokenizers.read(tokenizer).encode()).hexdigest():
         raise changed(tokenizer, root)
 
 
-def unchanged(root: epath.Path, source: str, listing: str | None, verify: bool) -> None:
-    """Raises UsageError where local files have other contents than when `root` was prepared of them."""
-    record = shards.read_json(root / "sources.json") or {}
+def check_source(root: epath.Path, source: str, listing: str | None, verify: bool) -> None:
+    """Raises UsageError where local files have other contents than when `root` was prepared from them."""
+    record = folder.read_json(root / "sources.json") or {}
     if listing:  # of an older version: names and sizes
         names = [] if documents.old_listing(source) == listing else [source]
     elif "files" in record and is_whole(record):
@@ -92,64 +110,34 @@ def changed(what: str, root: epath.Path, which: str = "") -> UsageError:
     return UsageError(f"{what!r} changed since {str(root)!r} was prepared{which}; choose another --out")
 
 
-def width(manifest: dict[str, Any]) -> int:
-    return {"uint8": 1, "uint16": 2, "uint32": 4}[manifest["dtype"]]
+def damaged(root: epath.Path, manifest: Manifest, verify: bool) -> list[str]:
+    """Files that are missing or don't have the manifest's sizes and digests. Remote ones are read only to `verify`."""
 
+    def whole(file: str, sha256: str) -> bool:
+        path = root / file
+        if not path.exists():
+            return False
+        if folder.is_local(path):
+            return has_sha256(path, sha256, verify)
+        return not verify or folder.has_digest(path, sha256)
 
-def damaged(root: epath.Path, manifest: dict[str, Any], verify: bool) -> list[str]:
-    """Files that are missing or don't have the manifest's digests."""
-    with manifest_of(root / "manifest.json"):
-        rows = [row for split in manifest["splits"].values() for row in split["shards"]]
-        sizes = {row["file"]: row["tokens"] * width(manifest) for row in rows}
-        digests = {row["file"]: row["sha256"] for row in rows} | manifest.get("files", {})
-        found = [file for file, size in sizes.items() if length(root / file) != size]
-        found += without(root, {file: digest for file, digest in digests.items() if file not in found}, verify)
-        for file in sizes:
-            index = file.replace(".bin", ".idx.npy")
-            receipt = shards.read_json(root / file.replace(".bin", ".receipt.json")) if verify else None
-            if length(root / index) < 0 or (
-                receipt and shards.file_digest(root / index) != receipt.get("index_sha256")
-            ):
+    with reading(root / "manifest.json"):
+        splits = manifest.get("splits", {})
+        shards = [shard for split in splits.values() for shard in split.get("shards", [])]
+        digests = {shard["file"]: shard["sha256"] for shard in shards}
+        digests |= {f"{name}.npz": split["sha256"] for name, split in splits.items() if "sha256" in split}
+        digests |= manifest.get("files", {})
+        found = []
+        for shard in shards:
+            path = root / shard["file"]
+            size = shard["tokens"] * np.dtype(manifest["dtype"]).itemsize
+            if not path.exists() or path.stat().length != size:
+                found.append(shard["file"])
+        found += [file for file, sha256 in digests.items() if file not in found and not whole(file, sha256)]
+        for shard in shards:
+            index = shard["file"].replace(".bin", ".idx.npy")
+            receipt = folder.read_json(root / shard["file"].replace(".bin", ".receipt.json")) if verify else None
+            intact = not receipt or folder.has_digest(root / index, receipt.get("index_sha256"))
+            if not intact or not (root / index).exists():
                 found.append(index)
         return found
-
-
-def files_of(root: epath.Path, name: str, verify: bool) -> dict[str, Any] | None:
-    """The manifest in `root` of the package's files that `name` is, if they are whole; else None."""
-    path = root / "manifest.json"
-    if not path.exists():
-        return None
-    manifest = shards.read_json(path)
-    with manifest_of(path):
-        if manifest is None:
-            raise ValueError("no JSON object")
-        same_arguments(root, manifest, {"source": name})
-        broken = without(root, manifest["files"], verify)
-    if broken:
-        again(root, broken)
-    return None if broken else manifest
-
-
-def without(root: epath.Path, digests: dict[str, str], verify: bool) -> list[str]:
-    """Files of `digests` that are missing or have other contents. Remote ones are read for `verify` alone."""
-
-    def whole(path: epath.Path, sha256: str) -> bool:
-        if shards.is_local(path):
-            return path.exists() and has_sha256(path, sha256, verify)
-        return shards.file_digest(path) == sha256 if verify else path.exists()
-
-    return [file for file, sha256 in digests.items() if not whole(root / file, sha256)]
-
-
-def length(path: epath.Path) -> int:
-    """In bytes; -1: there is no such file."""
-    return path.stat().length if path.exists() else -1
-
-
-def again(root: epath.Path, files: list[str]) -> None:
-    """Says that these files are made again."""
-    say(f"{', '.join(files[:3])}{', ...' if files[3:] else ''} in {str(root)!r}: missing or damaged, made again")
-
-
-def say(line: str) -> None:
-    print(f"bigmodel: {line}", file=sys.stderr)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
-import itertools
 import json
 import re
 import zlib
@@ -16,10 +14,11 @@ from typing import Any
 
 from bigmodel.errors import UsageError, nearest
 
-Documents = Iterator[tuple[str, str]]
+Documents = Iterator[tuple[str, str]]  # (id, text)
+Records = Iterator[tuple[int, str, Any]]  # number, where it is, for messages, and what json.loads made of it
 TEXT, JSON = (".txt", ".md"), (".jsonl", ".json")
-PACKED = ("", ".gz", ".zst")
-SUFFIXES = tuple(k + p for k in TEXT + JSON for p in PACKED) + (".parquet",)
+PACKED = (".gz", ".zst")
+SUFFIXES = tuple(k + p for k in TEXT + JSON for p in ("", *PACKED)) + (".parquet",)
 CHUNK = 2**20  # bytes
 
 # A few kB can unpack to many GB. What a packed file may unpack to: FREE bytes, or RATIO times its size if that is more
@@ -35,11 +34,13 @@ class Found:
 
     Attributes:
       left_out: reason: how many, and the first.
-      files: of each local file: its size, the time of its last change (ns) and its SHA-256 ("" where it wasn't read).
+      files: of each local file: its size, the time of its last change (ns) and its SHA-256.
+      notes: lines to print at the end.
     """
 
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
     files: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def leave_out(self, reason: str, example: str) -> None:
         count, first = self.left_out.get(reason, (0, example))
@@ -53,22 +54,22 @@ class Found:
         return "; ".join(f"{reason}: {n:,} (first: {first})" for reason, (n, first) in self.left_out.items())
 
 
+# -------------------------------------------------------------------------------------- bytes
+
+
 def chunks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, decompressed by its last suffix. A cut or damaged file is a UsageError, never a short read, and
-    so is one that unpacks to more than it may."""
+    """The file's bytes, unpacked by its last suffix.
+
+    Raises:
+      UsageError: a cut or damaged file (never a short read), or one that unpacks to more than it may.
+    """
     kind = path.suffix.lower()
     try:
         most = max(FREE, RATIO * path.stat().st_size)
-        if kind == ".zst":
-            unpacked = zstd_chunks(path)
-        elif kind == ".gz":
-            unpacked = file_chunks(path, gzip.open)
-        else:
-            yield from file_chunks(path)
-            return
-        for chunk in unpacked:
+        opener = gzip.open if kind == ".gz" else open
+        for chunk in zstd_chunks(path) if kind == ".zst" else file_chunks(path, opener):
             most -= len(chunk)
-            if most < 0:
+            if most < 0 and kind in PACKED:
                 raise too_much(path)
             yield chunk
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
@@ -91,29 +92,27 @@ def file_chunks(path: Path, opener: Any = open) -> Iterator[bytes]:
 
 
 def zstd_chunks(path: Path) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise UsageError(f"reading {path.name} needs zstandard: pip install zstandard") from None
+    import zstandard
+
     # decompressobj, frame by frame: zstandard's stream_reader takes a cut file for a short one
     new = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj
     frame, inside = new(), False
-    for chunk in file_chunks(path):
-        for begin in range(0, len(chunk), SLICE):
-            data = chunk[begin : begin + SLICE]
-            while data:
-                try:
+    try:
+        for chunk in file_chunks(path):
+            for begin in range(0, len(chunk), SLICE):
+                data = chunk[begin : begin + SLICE]
+                while data:
                     yield frame.decompress(data)
-                except zstandard.ZstdError as e:
-                    if "too much memory" in str(e):
-                        raise UsageError(
-                            f"{str(path)!r} needs a window of more than {WINDOW:,} bytes, which is the most that is "
-                            "read here: pack it again with `zstd --long=31` or less"
-                        ) from e
-                    raise UsageError(f"{str(path)!r} is damaged: {e}") from e
-                inside = not frame.eof
-                data = frame.unused_data if frame.eof else b""
-                frame = new() if frame.eof else frame
+                    inside = not frame.eof
+                    data = frame.unused_data if frame.eof else b""
+                    frame = new() if frame.eof else frame
+    except zstandard.ZstdError as e:
+        if "too much memory" in str(e):
+            raise UsageError(
+                f"{str(path)!r} needs a window of more than {WINDOW:,} bytes, which is the most that is read here: "
+                "pack it again with `zstd --long=31` or less"
+            ) from e
+        raise UsageError(f"{str(path)!r} is damaged: {e}") from e
     if inside:
         raise UsageError(f"{str(path)!r} is damaged: it ends inside a zstd frame")
 
@@ -124,9 +123,23 @@ def whole(path: Path) -> bytes:
     for chunk in chunks(path):
         parts.append(chunk)
         size += len(chunk)
-        if size > DOCUMENT and path.suffix.lower() in PACKED[1:]:
+        if size > DOCUMENT and path.suffix.lower() in PACKED:
             raise too_long(repr(str(path)))
     return b"".join(parts)
+
+
+def byte_lines(path: Path) -> Iterator[bytes]:
+    """The file's lines with their ends."""
+    rest: list[bytes] = []
+    for chunk in chunks(path):
+        *ends, last = chunk.split(b"\n")
+        for end in ends:
+            yield b"".join([*rest, end, b"\n"])
+            rest = []
+        rest.append(last)
+        if sum(map(len, rest)) > DOCUMENT:
+            raise too_long(f"a line of {str(path)!r}")
+    yield b"".join(rest)
 
 
 def too_long(where: str) -> UsageError:
@@ -134,7 +147,7 @@ def too_long(where: str) -> UsageError:
 
 
 def utf8(data: bytes, path: Path, offset: int) -> str:
-    """Decodes; `offset` is where `data` starts in the (decompressed) file, for the message."""
+    """Decodes. `offset` is where `data` starts in the (unpacked) file, for the message."""
     if (zero := data.find(b"\0")) >= 0:  # valid UTF-8, but what UTF-16 and binary files have and text doesn't
         raise UsageError(
             f"{str(path)!r} isn't text in UTF-8 (byte {offset + zero} is 0); if it is UTF-16, convert it with "
@@ -147,10 +160,10 @@ def utf8(data: bytes, path: Path, offset: int) -> str:
         raise UsageError(f"{str(path)!r} isn't UTF-8: byte {offset + e.start} is 0x{bad:02x} ({e.reason})") from None
 
 
-Records = Iterator[tuple[int, str, Any]]  # number, where it is, for messages, and what json.loads made of it
+# ------------------------------------------------------------------------------------ records
 
 
-def texts(rows: Records, name: str, path: Path, text_key: str, seen: Found, strict: bool) -> Documents:
+def texts(rows: Records, name: str, path: Path, text_key: str, seen: Found, strict: bool = False) -> Documents:
     """The texts of a file's records. `strict`: each must be an object, and one at least have `text_key`."""
     known, hint = not strict, None
     for number, where, row in rows:
@@ -175,12 +188,7 @@ def texts(rows: Records, name: str, path: Path, text_key: str, seen: Found, stri
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of what isn't empty."""
     offset = 0
-    lines = io.BufferedReader(Stream(chunks(path)), CHUNK)
-    for number in itertools.count(1):
-        if not (raw := lines.readline(DOCUMENT + 1)):
-            return
-        if len(raw) > DOCUMENT:
-            raise too_long(f"{str(path)!r} line {number}")
+    for number, raw in enumerate(byte_lines(path), 1):
         line, offset = utf8(raw, path, offset), offset + len(raw)
         if line.strip():
             yield number, line
@@ -210,38 +218,15 @@ def has_lines(path: Path) -> bool:
 def parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{where} isn't JSON: {e}") from None
-    except (RecursionError, ValueError) as e:  # a number of more than 4,300 digits is a ValueError
-        raise UsageError(f"{where} isn't usable JSON: {e}") from None
+    except (RecursionError, ValueError) as e:  # a number of more than 4,300 digits is a plain ValueError
+        usable = "" if isinstance(e, json.JSONDecodeError) else "usable "
+        raise UsageError(f"{where} isn't {usable}JSON: {e}") from None
 
 
-class Stream(io.RawIOBase):
-    """A file of the chunks, so that BufferedReader finds the lines."""
+def parquet_rows(path: Path, text_key: str) -> Records:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, source: Iterator[bytes]):
-        self.source, self.rest = source, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.rest:
-            chunk = next(self.source, None)
-            if chunk is None:
-                return 0
-            self.rest = chunk
-        size = min(len(buffer), len(self.rest))
-        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
-        return size
-
-
-def read_parquet(name: str, path: Path, text_key: str, seen: Found) -> Documents:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UsageError(f"reading {path.name} needs pyarrow: pip install pyarrow") from None
     number = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -266,13 +251,10 @@ def read_parquet(name: str, path: Path, text_key: str, seen: Found) -> Documents
                 for value in batch.column(0):
                     number += 1
                     text = value.as_py()
-                    if text is None:
-                        seen.leave_out(f"records without {text_key!r}", f"{name}:{number}")
-                        continue
-                    most -= len(text)
+                    most -= len(text or "")
                     if most < 0:
                         raise too_much(path)
-                    yield f"{name}:{number}", text
+                    yield number, f"{str(path)!r} row {number}", {text_key: text}
     except UnicodeDecodeError:
         raise UsageError(f"{str(path)!r} row {number}: column {text_key!r} isn't UTF-8") from None
     except (pa.ArrowException, OSError) as e:

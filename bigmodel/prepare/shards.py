@@ -1,17 +1,15 @@
 """Shards: documents spooled to disk once, split and ordered by hash, written as raw little-endian tokens.
 
 A shard is three files: NAME.bin (tokens, each document followed by one separator), NAME.idx.npy (int64, where each
-document starts, in tokens) and NAME.receipt.json (its counts and digests, written last). A shard whose receipt names
-the same documents and tokenizer, and whose files have the receipt's digests, is finished: a second run skips it.
+document starts, in tokens) and NAME.receipt.json (its counts and digests, written last). A shard is finished if its
+receipt names the same documents and tokenizer, and its files have the receipt's digests. A second run skips it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
-import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from bigmodel.errors import UsageError
 from bigmodel.files import is_whole, sealed
+from bigmodel.prepare import folder
 from bigmodel.prepare.documents import piece_size, pieces
+from bigmodel.prepare.folder import Folder
 from bigmodel.prepare.formats import Documents, Found
-from bigmodel.prepare.tokenizer import AnyTokenizer, Bytes, Subwords
+from bigmodel.prepare.tokenizer import AnyTokenizer
 
 BATCH = 2**20  # bytes of text encoded at once
-CONTROL = bytes({*range(32), 127} - {*b"\b\t\n\v\f\r\x1b"})  # what texts don't hold but here and there
+CONTROL = bytes({*range(32), 127} - {*b"\b\t\n\v\f\r\x1b"})  # rare in texts
+OURS = r"(train|validation)-\d{5}(\.bin|\.idx\.npy|\.receipt\.json)"
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -39,32 +39,44 @@ def dtype_for(vocab_size: int) -> str:
 
 
 class Spool:
-    """All documents' texts in one file, and in memory only where each starts and two 16-byte hashes (~150 bytes each).
+    """All documents' texts in one file. In memory are only where each starts and two 16-byte hashes (~150 bytes each).
 
-    Made in the source's order; everything after it goes by hash, so the source is read once.
+    The source is read once, in its own order. Everything after that goes by hash.
+
+    Args:
+      tokenizer: cleans the texts; None where it is trained later.
+      seen: counts what is left out.
+      bar: shows the progress.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, tokenizer: AnyTokenizer | None, seen: Found, bar: Any):
+        self.path, self.tokenizer, self.seen, self.bar = path, tokenizer, seen, bar
         self.starts, self.sizes = array("q"), array("q")
         self.ids: list[bytes] = []
         self.texts: list[bytes] = []
-        self.file = open(path, "wb")  # noqa: SIM115 (closed by close())
 
-    def add(self, document: str, text: str, dropped: int = 0) -> None:
-        """`dropped`: NUL characters that were in the text."""
-        data = text.encode()
-        controls = dropped + len(data) - len(data.translate(None, CONTROL))
-        if controls > max(8, (len(data) + dropped) // 4):  # binary data, or UTF-16, half of which is NUL
-            raise UsageError(f"document {document!r} isn't text: {controls:,} of {len(data):,} bytes are control codes")
-        self.starts.append(self.file.tell())
-        self.sizes.append(len(data))
-        self.ids.append(hashlib.sha256(document.encode("utf-8", "surrogateescape")).digest()[:16])
-        self.texts.append(hashlib.sha256(data).digest()[:16])
-        self.file.write(data)
-
-    def close(self) -> None:
-        self.file.close()
+    def fill(self, found: Documents) -> Spool:
+        """Writes the documents. Empty texts are left out."""
+        task = self.bar.add_task("reading", total=None)
+        with open(self.path, "wb") as f:
+            for document, text in found:
+                cleaned = self.tokenizer.clean(text) if self.tokenizer else text
+                if not cleaned.strip():
+                    self.seen.leave_out("empty texts", repr(document))
+                    continue
+                if cleaned != text:
+                    self.seen.leave_out("NUL characters in texts", repr(document))
+                data = cleaned.encode()
+                check_text(document, data, dropped=len(text) - len(cleaned))
+                self.starts.append(f.tell())
+                self.sizes.append(len(data))
+                self.ids.append(hashlib.sha256(document.encode("utf-8", "surrogateescape")).digest()[:16])
+                self.texts.append(hashlib.sha256(data).digest()[:16])
+                f.write(data)
+                if len(self) % 256 == 0:
+                    self.bar.update(task, description=f"reading, {len(self)} documents")
+        self.bar.update(task, total=1, completed=1, description=f"read {len(self)} documents, {sum(self.sizes)} bytes")
+        return self
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -72,9 +84,8 @@ class Spool:
     def split(self, fraction: float) -> dict[str, list[int]]:
         """{'train': ..., 'validation': ...}: document numbers, in hash order, so that sources mix.
 
-        A document is in validation where its id's hash is under `fraction` of the range; one with exactly the text
-        of an earlier document goes where that went, so that no validation text is trained on. Each side gets at
-        least one document.
+        A document is in validation if its id's hash is under `fraction` of the range. One with exactly the text of an
+        earlier document goes where that went, so that no validation text is trained on. Each side gets at least one.
         """
         first: dict[bytes, bytes] = {}
         limit = int(fraction * 2**64)
@@ -91,21 +102,25 @@ class Spool:
         }
 
     def share(self, documents: Sequence[int]) -> float:
-        """How much of the text is in these documents."""
+        """The fraction of the text that is in these documents."""
         return sum(self.sizes[i] for i in documents) / sum(self.sizes)
 
-    def pieces(self, names: Sequence[str]) -> Documents:
-        """The documents, by their `names`, and long ones cut into pieces."""
+    def spans(self, documents: Iterable[int]) -> list[tuple[int, int]]:
+        """(start, bytes) of documents."""
+        return [(self.starts[i], self.sizes[i]) for i in documents]
+
+    def cut(self, names: Sequence[str]) -> Spool:
+        """A spool of the documents by their `names`, with long ones cut into pieces."""
         target = piece_size(sum(self.sizes))
-        spans = zip(self.starts, self.sizes, strict=True)
-        for name, text in zip(names, itertools.chain.from_iterable(read_texts(self.path, spans)), strict=True):
-            yield from pieces(name, text, target)
+        texts = itertools.chain.from_iterable(read_texts(self.path, self.spans(range(len(self)))))
+        found = (piece for name, text in zip(names, texts, strict=True) for piece in pieces(name, text, target))
+        return Spool(self.path.with_name("pieces.txt"), self.tokenizer, self.seen, self.bar).fill(found)
 
     def shards(self, documents: Sequence[int], shard_tokens: int) -> Iterator[list[int]]:
         """Cuts a split into shards of about `shard_tokens` bytes of text.
 
-        Bytes, because they are known before encoding: a shard never depends on another, so shards run in parallel.
-        Byte-level tokens are never more than bytes, so that a shard has at most about `shard_tokens` tokens.
+        Bytes are known before encoding, so that no shard depends on another and shards run in parallel. Byte-level
+        tokens are never more than bytes, so that a shard has at most about `shard_tokens` tokens.
         """
         shard: list[int] = []
         size = 0
@@ -127,6 +142,13 @@ class Spool:
         return h.hexdigest()
 
 
+def check_text(document: str, data: bytes, dropped: int) -> None:
+    """Raises UsageError for binary data, or UTF-16, half of which is NUL. `dropped`: NULs that were in the text."""
+    controls = dropped + len(data) - len(data.translate(None, CONTROL))
+    if controls > max(8, (len(data) + dropped) // 4):
+        raise UsageError(f"document {document!r} isn't text: {controls:,} of {len(data):,} bytes are control codes")
+
+
 def read_texts(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[list[str]]:
     """The texts at (start, bytes), in batches of about BATCH bytes."""
     batch: list[str] = []
@@ -143,34 +165,6 @@ def read_texts(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[list[st
         yield batch
 
 
-def spool_documents(
-    found: Documents, path: Path, tokenizer: AnyTokenizer | None, limit: int, seen: Found
-) -> Iterator[Spool]:
-    """Fills a spool, yielding it after each document (for progress), and once more when it is closed.
-
-    Empty texts are left out, and counted in `seen`. `limit`: bytes of text after which reading stops, once there are
-    two documents; 0 is none.
-    """
-    spool = Spool(path)
-    total = 0
-    try:
-        for document, text in found:
-            cleaned = tokenizer.clean(text) if tokenizer else text
-            if not cleaned.strip():
-                seen.leave_out("empty texts", repr(document))
-                continue
-            if cleaned != text:
-                seen.leave_out("NUL characters in texts", repr(document))
-            spool.add(document, cleaned, len(text) - len(cleaned))
-            total += spool.sizes[-1]
-            yield spool
-            if 0 < limit <= total and len(spool) >= 2:
-                break
-    finally:
-        spool.close()
-    yield spool
-
-
 # ------------------------------------------------------------------------------------ shards
 
 
@@ -180,26 +174,22 @@ class Task:
 
     name: str  # train-00000
     key: str
-    out: str
-    work: str  # local folder; on the same file system as a local `out`
-    spool: str
+    folder: Folder
+    spool: Path
     spans: list[tuple[int, int]]
-    kind: str
-    tokenizer: str  # local tokenizer.json; '' for bytes
+    tokenizer: AnyTokenizer
 
 
 def write_shard(task: Task) -> dict[str, Any]:
-    """Encodes one shard into `work`, then moves it into `out`: .bin, .idx.npy, and last the receipt it returns."""
-    tokenizer: AnyTokenizer = Bytes()
-    if task.tokenizer:
-        tokenizer = Subwords(task.kind, Path(task.tokenizer).read_text(encoding="utf-8"), task.tokenizer)
+    """Encodes one shard, then moves it into the folder: .bin, .idx.npy, and last the receipt, which it returns."""
+    tokenizer = task.tokenizer
     dtype = np.dtype(dtype_for(tokenizer.vocab_size)).newbyteorder("<")
     separator = np.array([tokenizer.separator], dtype).tobytes()
     starts, tokens, digest = array("q"), 0, hashlib.sha256()
     prefix = f"{task.name}.{os.getpid()}"  # a worker of a killed run may live on for a moment
-    binary, index = Path(task.work) / f"{prefix}.bin", Path(task.work) / f"{prefix}.idx.npy"
+    binary, index = task.folder.work / f"{prefix}.bin", task.folder.work / f"{prefix}.idx.npy"
     with open(binary, "wb") as f:
-        for texts in read_texts(Path(task.spool), task.spans):
+        for texts in read_texts(task.spool, task.spans):
             encoded = []
             for ids in tokenizer.arrays(texts):
                 starts.append(tokens)
@@ -218,68 +208,21 @@ def write_shard(task: Task) -> dict[str, Any]:
         "documents": len(starts),
         "bytes": sum(size for _, size in task.spans),
         "sha256": digest.hexdigest(),
-        "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
+        "index_sha256": folder.sha256(index),
     }
-    out = epath.Path(task.out)
-    move(binary, out / f"{task.name}.bin")
-    move(index, out / f"{task.name}.idx.npy")
-    write_json(sealed(receipt), out / f"{task.name}.receipt.json", Path(task.work))
+    folder.move(binary, task.folder.root / f"{task.name}.bin")
+    folder.move(index, task.folder.root / f"{task.name}.idx.npy")
+    task.folder.put_json(f"{task.name}.receipt.json", sealed(receipt))
     return receipt
 
 
 def finished(task: Task) -> dict[str, Any] | None:
-    """The receipt of a shard that is in `out`, whole and made from the same input; else None."""
-    out = epath.Path(task.out)
-    receipt = read_json(out / f"{task.name}.receipt.json")
+    """The receipt of a shard that is in the folder, whole and made from the same input; else None."""
+    path = task.folder.root / task.name
+    receipt = folder.read_json(path.with_name(f"{task.name}.receipt.json"))
     if receipt is None or receipt.get("key") != task.key or not is_whole(receipt):
         return None
     for suffix, field in ((".bin", "sha256"), (".idx.npy", "index_sha256")):
-        if file_digest(out / f"{task.name}{suffix}") != receipt.get(field):
+        if not folder.has_digest(path.with_name(f"{task.name}{suffix}"), receipt.get(field)):
             return None
     return receipt
-
-
-# -------------------------------------------------------------------------------------- files
-
-
-def is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
-def move(source: Path, target: epath.Path) -> None:
-    """Atomic on a local disk; object stores write whole objects."""
-    if is_local(target):
-        os.replace(source, target)
-    else:
-        epath.Path(source).copy(target, overwrite=True)
-        source.unlink()
-
-
-def write_json(row: dict[str, Any], target: epath.Path, work: Path) -> None:
-    temporary = work / f"{target.name}.tmp"
-    temporary.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-    move(temporary, target)
-
-
-def read_json(path: epath.Path) -> dict[str, Any] | None:
-    """None where there is no such file, or one that isn't a JSON object."""
-    try:
-        row = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def file_digest(path: epath.Path) -> str | None:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as f:
-            while chunk := f.read(2**20):
-                digest.update(chunk)
-    except OSError:
-        return None
-    return digest.hexdigest()
-
-
-def remove_folder(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)

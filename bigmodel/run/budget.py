@@ -64,6 +64,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             log_every=1,  # steps a row of metrics.jsonl
             eval_every=0,  # steps; 0: only at the end
             wandb="offline",  # or online, off
+            workers=0,  # processes that read and augment training examples; 0: a thread of the run's own process
             watchdog=1800,  # seconds without a step after which a process gives up, to be started again; 0: never
         )
     )
@@ -172,7 +173,7 @@ def _check_train(config: ConfigDict) -> None:
     or_none = dict.fromkeys(("microbatch", "eval_examples", "patience", *HORIZONS), "[0, inf)")
     # JAX's keys drop the bits above 32, and two seeds would be one.
     check_ranges("config.train.", train, seed=f"[0, {2**32})", divergence="(1, inf)", **counts_, **or_none)
-    or_never = dict.fromkeys(("checkpoint_every", "eval_every", "watchdog", "loss_chunks"), "[0, inf)")
+    or_never = dict.fromkeys(("checkpoint_every", "eval_every", "workers", "watchdog", "loss_chunks"), "[0, inf)")
     check_ranges("config.run.", run, keep="[1, inf)", log_every="[1, inf)", **or_never)
     for key in ("param_dtype", "grad_dtype"):
         choose(f"config.train.{key}", train[key], optim.DTYPES)

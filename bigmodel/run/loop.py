@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bigmodel.errors import Retry, UsageError, note
 from bigmodel.ops import sharding
-from bigmodel.run import checkpoint, executables, optim, outcome, processes, program, record, starts
+from bigmodel.run import budget, checkpoint, executables, optim, outcome, processes, program, record, starts
 from bigmodel.run.branches import Branches
 from bigmodel.run.job import Job
 from bigmodel.run.log import Log
@@ -148,7 +148,7 @@ def begin(job: Job, compiled: program.Program, saves: checkpoint.Checkpoints, ke
     lost = len(record.read_rows(job.folder / "metrics.jsonl")) if job.lead else 0
     if lost:
         job.line.say(f"{job.folder}: no checkpoint there; starts again at step 0, without {lost} rows of metrics.jsonl")
-    if job.frozen.train.init_from:
+    if budget.starts(job.frozen.train):
         state["params"], said = starts.start(job.frozen, compiled, state["params"])
         job.line.say(said)
         if job.lead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,8 @@ class Reader:
         )
         loader.check_examples(self.train_set[0], family.spec(frozen.model))
         self.mesh, self.batch_size, self.seed = mesh, frozen.train.batch_size, frozen.train.seed
-        self.limit = frozen.train.eval_examples
+        self.limit, self.workers = frozen.train.eval_examples, frozen.run.workers
+        self.augment = functools.partial(source.augment, frozen.data) if source.augment else None
         self.rows = sharding.rows_here(mesh, self.batch_size)
         self.in_order = family.carries(frozen.model)
         self.text_bytes: int | None = 0
@@ -41,7 +43,17 @@ class Reader:
 
     def train(self, start: int, stop: int) -> Iterator[Any]:
         """Batches of the steps start, ..., stop - 1."""
-        hosts = loader.train_batches(self.train_set, self.batch_size, self.seed, start, stop, self.rows, self.in_order)
+        hosts = loader.train_batches(
+            self.train_set,
+            self.batch_size,
+            self.seed,
+            start,
+            stop,
+            self.rows,
+            self.in_order,
+            self.workers,
+            self.augment,
+        )
         return (self._place(host) for host in hosts)
 
     def validation(self) -> Iterator[Any]:

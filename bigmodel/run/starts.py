@@ -33,46 +33,67 @@ def start(frozen: Any, compiled: Any, fresh: Any) -> tuple[Any, str]:
     """(the parameters of a run before its first step, a line that says which were taken from where).
 
     Args:
-      frozen: the finalised config. The paths that match `train.init_only` are taken from `train.init_from`.
+      frozen: the finalised config. The paths that match `train.init_only` are taken from what `budget.starts` names.
       compiled: its program, for the parameters' shapes and shardings.
       fresh: parameters to start with otherwise.
 
     Raises:
       UsageError: no finished run or weights there, or none of this model.
     """
-    source, only = frozen.train.init_from, frozen.train.init_only
-    if source.endswith(SUFFIX):
-        found, said = load(source, frozen.family, frozen.model, fresh, only)
-        params = jax.tree.map(
-            lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
-            found, fresh, compiled.shardings["params"],
-        )  # fmt: skip
-        return params, f"{source}: {said}"
+    said = []
+    for source, theirs, ours in budget.starts(frozen.train):
+        # Lookaheads: a path has to begin with our prefix, and to match init_only anywhere.
+        only = f"^(?={re.escape(ours)})(?=.*({frozen.train.init_only}))" if ours else frozen.train.init_only
+        take = _from_file if source.endswith(SUFFIX) else _from_run
+        fresh, line = take(source, theirs, ours, only, frozen, compiled, fresh)
+        said.append(f"{source}: {line}")
+    return fresh, "; ".join(said)
+
+
+def _from_file(
+    source: str, theirs: str, ours: str, only: str, frozen: Any, compiled: Any, fresh: Any
+) -> tuple[Any, str]:
+    """The parameters whose paths match `only` from published tensors, of which `theirs` is a prefix of the names."""
+    found, said = load(source, frozen.family, frozen.model, fresh, only, theirs)
+    params = jax.tree.map(
+        lambda x, own, placed: own if x is own else jax.device_put(x.astype(own.dtype), placed),
+        found, fresh, compiled.shardings["params"],
+    )  # fmt: skip
+    return params, said
+
+
+def _from_run(
+    source: str, theirs: str, ours: str, only: str, frozen: Any, compiled: Any, fresh: Any
+) -> tuple[Any, str]:
+    """The parameters whose paths match `only`, from a run whose paths begin with `theirs` where ours do with `ours`."""
     where, home = f"config.train.init_from={source!r}", epath.Path(source)
     result = record.read_result(home)
     if result is None:  # a plan may name a run that will be trained later
         raise UsageError(f"{where}: no finished run there (no result.json)")
-    theirs, ours = (record.read_json(home / "config.json") or {}).get("model", {}), frozen.model
-    differ = [key for key in SCALING if theirs.get(key) != ours.get(key)]
-    if differ and {model.get("parametrization", "standard") for model in (theirs, ours)} != {"standard"}:
+    model, own_model = (record.read_json(home / "config.json") or {}).get("model", {}), frozen.model
+    differ = [key for key in SCALING if model.get(key) != own_model.get(key)]
+    if differ and {m.get("parametrization", "standard") for m in (model, own_model)} != {"standard"}:
         key = differ[0]
-        both = f"its model.{key} is {theirs.get(key)!r}, here it is {ours.get(key)!r}"
+        both = f"its model.{key} is {model.get(key)!r}, here it is {own_model.get(key)!r}"
         raise UsageError(f"{where}: {both}: weights would be scaled differently")
-    wanted = [{"params": tree.pick(t["params"], only)} for t in (compiled.shapes, compiled.shardings)]
-    params = tree.merge(fresh, checkpoint.restore_part(f"{source}/checkpoints", *wanted)["params"])
-    own, taken = tree.paths(fresh), tree.paths(wanted[0]["params"])
-    unused = [p for p in checkpoint.parameters(f"{source}/checkpoints") if p not in own and re.search(only, p)]
+    saved = f"{source}/checkpoints"
+    wanted = [tree.renamed(tree.pick(t["params"], only), ours, theirs) for t in (compiled.shapes, compiled.shardings)]
+    found = checkpoint.restore_part(saved, *({"params": part} for part in wanted))["params"]
+    params = tree.merge(fresh, tree.renamed(found, theirs, ours))
+    own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
+    there = [ours + p[len(theirs) :] for p in checkpoint.parameters(saved) if p.startswith(theirs)]
+    unused = [p for p in there if p not in own and re.search(only, p)]
     body = [p for p in unused if not HEADS.search(p)]
     if body:
         raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
     line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
     diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
-    return params, f"{source}: {line}{diverged}"
+    return params, line + diverged
 
 
-def load(path: str, family: str, cfg: Any, start: Any, only: str = "") -> tuple[Any, str]:
+def load(path: str, family: str, cfg: Any, start: Any, only: str = "", prefix: str = "") -> tuple[Any, str]:
     """`convert` of a file, which errors name."""
-    tensors = read(path)
+    tensors = {name[len(prefix) :]: x for name, x in read(path).items() if name.startswith(prefix)}
     try:
         return convert(family, cfg, tensors, start, only)
     except UsageError as e:

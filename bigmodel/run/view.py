@@ -32,7 +32,7 @@ class View:
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
 
-    def _send(self, **order: Any) -> None:
+    def _say(self, **order: Any) -> None:
         try:
             if self.child is None:
                 self.child = subprocess.Popen(
@@ -56,18 +56,18 @@ class View:
         """
         if mode != "off" and "://" not in str(folder):
             run = {"id": Path(str(folder)).absolute().name, "name": name, "group": group or None}
-            self._send(do="open", folder=os.path.abspath(folder), mode=mode, run=run, step=step)
+            self._say(do="open", folder=os.path.abspath(folder), mode=mode, run=run, step=step)
 
     def finish(self) -> None:
         """The run opened last has ended, and its result is on disk."""
         if self.child is not None:
-            self._send(do="finish")
+            self._say(do="finish")
 
     def summary(self, folder: Any, mode: str, group: str) -> None:
         """Logs a report folder's figures and its fit.json as a run of its own."""
         if mode != "off":
             run = {"id": f"law-{group}", "name": f"{group} law", "group": group or None}
-            self._send(do="summary", folder=os.path.abspath(folder), mode=mode, run=run)
+            self._say(do="summary", folder=os.path.abspath(folder), mode=mode, run=run)
 
     def close(self, seconds: float = 0.0) -> None:
         """Lets the child end by itself, and waits for it at most `seconds`."""

@@ -26,7 +26,7 @@ COUNTS = ("total", "nonembedding", "kaplan")  # which parameters N counts, in th
 # Kaplan et al. 2020 (arXiv:2001.08361), figure 5: between these ratios of width to depth the loss hardly changes.
 FLATTEST, DEEPEST = 200.0, 10.0
 CHECKED = 6  # candidates that are counted, of those with the best interpolated N
-MOST_DEPTH = 400
+MOST_DEPTH, MOST_WIDTH = 400, 10**6
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _first_guess(count: Callable[[int, int], int], params: float, ratio: float) 
         return math.log(max(1, count(*shape(log_width))) / params)
 
     # A transformer has N = 12 depth width^2 and its embeddings, an MLP 1/12 of that.
-    low, high = math.log(4), math.log(4 + 4 * (params * ratio / 12) ** (1 / 3))
+    low, high = math.log(4), math.log(min(MOST_WIDTH, 4 + 4 * (params * ratio / 12) ** (1 / 3)))
     root = optimize.brentq(excess, low, high, xtol=0.05) if excess(low) < 0 < excess(high) else low
     width, depth = shape(root)
     step = step_of(width)

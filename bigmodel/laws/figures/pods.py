@@ -1,4 +1,4 @@
-"""Figures of a program compiled for a pod: what fills a chip, what it sends, what bounds its step."""
+"""Figure of a program compiled for a pod: memory per chip, communication per step, and the roofline of the step."""
 
 from __future__ import annotations
 
@@ -8,39 +8,30 @@ from matplotlib.figure import Figure
 
 from bigmodel.laws.figures import style
 
-G = 2**30
+GIB = 2**30
 
 
-def program(r: dict[str, Any]) -> Figure:
-    """Of one report of `bigmodel compile`: bytes a chip against its memory, collectives by kind and axis, and the
-    roofline's four times."""
+def program(report: dict[str, Any]) -> Figure:
+    """Of one report of `bigmodel compile`: the bytes of a chip, collectives by kind and axis, and the roofline's four
+    times."""
     figure, (memory, sent, times) = style.PAGE.panels(3, height=2.6)
-    left = 0.0
-    for i, (name, key) in enumerate((("state and batch", "arguments"), ("temporaries", "temporaries"))):
-        size = r["bytes"][key] / G
-        memory.bar(0, size, bottom=left, color=style.CYCLE[i], label=f"{name} {size:.1f}", width=0.5)
-        left += size
-    peak = r["bytes"]["peak"] / G  # less than their sum: not all temporaries live at once, nor the state throughout
-    memory.hlines(peak, -0.35, 0.35, color="black", linewidth=2, label=f"peak {peak:.1f}")
-    memory.axhline(
-        r["hbm_bytes"] / G, color="black", linewidth=1, linestyle="--", label=f"HBM {r['hbm_bytes'] / G:.0f}"
-    )
-    memory.set(
-        xlim=(-0.6, 0.6),
-        xticks=[],
-        ylabel="GiB of a chip",
-        title="memory",
-        ylim=(0, max(left, r["hbm_bytes"] / G) * 1.7),
-    )
-    memory.legend(loc="upper left", frameon=False)
-    rows = r["collectives"][:6][::-1]
-    sent.barh([f"{x['kind']}\n{x['axis']}" for x in rows], [x["bytes"] / 1e9 for x in rows],
-              color=[style.CYCLE[2 if x["network"] == "ICI" else 3] for x in rows])  # fmt: skip
-    sent.set(xlabel="GB a chip sends in a step", title="collectives")
+    arguments, temporaries = report["bytes"]["arguments"] / GIB, report["bytes"]["temporaries"] / GIB
+    memory.bar(0, arguments, color=style.CYCLE[0], label=f"State and batch {arguments:.1f}", width=0.5)
+    memory.bar(0, temporaries, 0.5, arguments, color=style.CYCLE[1], label=f"Temporaries {temporaries:.1f}")
+    # Less than the sum: temporaries are not all live at once, nor is the state throughout.
+    peak, hbm = report["bytes"]["peak"] / GIB, report["hbm_bytes"] / GIB
+    memory.hlines(peak, -0.35, 0.35, color="black", linewidth=2, label=f"Peak {peak:.1f}")
+    memory.axhline(hbm, color="black", linewidth=1, linestyle="--", label=f"HBM {hbm:.0f}")
+    memory.set(xlim=(-0.6, 0.6), xticks=[], ylabel="GiB per chip", title="Memory")
+    memory.set_ylim(0, 1.7 * max(arguments + temporaries, hbm))  # room for the legend
+    memory.legend(loc="upper left")
+    rows = report["collectives"][:6][::-1]
+    names = [f"{row['kind']}\n{row['axis']}, {row['network']}" for row in rows]
+    sent.barh(names, [row["bytes"] / 1e9 for row in rows], color=style.CYCLE[2])
+    sent.set(xlabel="GB sent per chip and step", title="Collectives")
     sent.tick_params(axis="y", labelsize=6)
-    names = {"compute": "compute", "hbm": "HBM", "ici": "ICI", "dcn": "DCN"}
-    seconds = [r["roofline"][key] for key in names]
-    bars = times.bar(list(names.values()), seconds, color=style.CYCLE[0])
+    seconds = [report["roofline"][key] for key in ("compute", "hbm", "ici", "dcn")]
+    bars = times.bar(["Compute", "HBM", "ICI", "DCN"], seconds, color=style.CYCLE[0])
     times.bar_label(bars, [f"{s:.3g}" for s in seconds], fontsize=7)
-    times.set(ylabel="s a step, at published peaks", title="roofline (a model)", ylim=(0, max(seconds) * 1.15))
+    times.set(ylabel="Seconds per step at peak rates", title="Roofline (model)", ylim=(0, max(seconds) * 1.15))
     return figure

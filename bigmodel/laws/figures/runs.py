@@ -1,4 +1,4 @@
-"""Figures of the runs and the law through them: compute, size_data (or curves), residuals, heatmap.
+"""Figures of the runs and the law through them: compute, curves, residuals, heatmap.
 
 Legend: N parameters, D examples or tokens, C training FLOPs, L loss.
 """
@@ -12,12 +12,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from bigmodel.laws.figures import style
-from bigmodel.laws.figures.study import Marks, Study, band
+from bigmodel.laws.figures.study import Study, band, dots
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 
 
-def compute(study: Study, size: style.Size, marks: Marks) -> Figure | None:
-    """Loss against compute: runs, the law at constant N, and the law's frontier.
+def compute(study: Study, size: style.Size) -> Figure | None:
+    """Loss against training compute. Dots: runs. Thin curves: the law at one model size. Dashed line: the lowest loss
+    that the law allows for each budget. Shaded: where 95 % of the resamples put it.
 
     Laws count C = 6 N D; runs may count exactly. Curves of one N are drawn at the C of that N's runs, the frontier at
     6 N D times the runs' median C / (6 N D), so that marks and curves share the axis.
@@ -26,7 +27,7 @@ def compute(study: Study, size: style.Size, marks: Marks) -> Figure | None:
         return None
     flops, n, d = study.column("C"), study.column("N"), study.column("D")
     exact = flops / (FLOPS_PER_PARAM_TOKEN * n * d)
-    figure, (axes,) = size.panels(1, size.single[1])
+    figure, (axes,) = size.panels(1)
     norm = style.log_norm(n)
     low, high = float(study.budgets[0]), float(study.budgets[-1])
     budget = np.geomspace(low, high, 120)
@@ -35,105 +36,83 @@ def compute(study: Study, size: style.Size, marks: Marks) -> Figure | None:
         x = FLOPS_PER_PARAM_TOKEN * value * data * float(np.median(exact[n == value]))
         y = study.at(study.params, N=value, D=data)
         axes.plot(x, y, color=style.colour(norm, value), lw=0.9, alpha=0.75, zorder=2)
-    best = study.frontier(study.params, budget)
+    best, losses = study.frontier(study.params, budget), study.observed
     if np.isfinite(best).all():
-        ends = band(study.sample_losses, study.budgets, budget)
-        if ends is not None:
-            axes.fill_between(budget, *ends, color=style.ORANGE, alpha=0.3, lw=0, zorder=1, label="95 % of resamples")
-        label = "least loss, by the law"
-        axes.plot(budget, best, color=style.INK, lw=1.6, ls=(0, (5, 2)), zorder=3, label=label)
-    marks.draw(axes, flops, study.observed, norm, n)
+        losses = np.append(losses, max(best.min(), losses.min() / 1.3))  # a long curve must not squeeze the runs
+        pairs = zip(study.sample_params, study.sample_optima, strict=True)
+        band(axes, study.budgets, [study.at(params, N=pair[:, 0], D=pair[:, 1]) for params, pair in pairs])
+        axes.plot(budget, best, color=style.INK, lw=1.6, ls=style.DASHED, zorder=3, label="Compute-optimal (law)")
+        for entry in study.result["holdout"][-1:]:
+            refit = study.frontier(entry["params"], budget)
+            axes.plot(budget, refit, ":", color=style.VERMILLION, zorder=3, label="Refit without the ringed runs")
+    dots(axes, flops, study.observed, c=n, norm=norm, s=size.dot)
     if study.held.any():
-        ring: dict[str, Any] = {"s": 3.5 * size.dot, "facecolors": "none", "edgecolors": style.VERMILLION, "lw": 1.1}
-        held = np.intersect1d(np.flatnonzero(study.held), study.shown)
-        axes.scatter(flops[held], study.observed[held], zorder=5, label="held out in a refit", **ring)
+        x, y, label = flops[study.held], study.observed[study.held], "Held out in a refit"
+        ring = {"edgecolors": style.VERMILLION, "linewidths": 1.1, "zorder": 5, "label": label}
+        dots(axes, x, y, s=3.5 * size.dot, color="none", **ring)
     axes.set(xlabel=study.label("C"), ylabel=study.loss)
-    style.loss_axis(axes, study.observed, best)
-    style.log_axis(axes, "x", low, high, style.power)
+    style.loss_axis(axes, losses)
+    style.log_axis(axes, "x", low, high)
     style.colour_bar(figure, axes, norm, study.label("N"))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower left")  # where no run is: losses fall to the right
+        axes.legend(loc="lower left")  # no run is there: losses fall to the right
     return figure
 
 
-def size_data(study: Study, size: style.Size, marks: Marks) -> Figure | None:
-    """Loss against N at fixed D, and against D at fixed N."""
-    return _against(study, size, marks) if study.plane else None
-
-
-def curves(study: Study, size: style.Size, marks: Marks) -> Figure | None:
-    """For laws of other columns: the target against each of them, and observed against predicted."""
-    return None if study.plane else _against(study, size, marks)
-
-
-def _against(study: Study, size: style.Size, marks: Marks) -> Figure:
-    columns = [c for c in study.law.columns if not (study.plane and c == "C")][:3]
-    if study.plane:
-        columns = ["N", "D"]
-    figure, panels = size.panels(len(columns) + (not study.plane), 3.3)
-    middle = {c: float(np.exp(np.median(np.log(study.column(c))))) for c in study.law.columns}
-    for i, (axes, x) in enumerate(zip(panels, columns, strict=False)):
+def curves(study: Study, size: style.Size) -> Figure:
+    """The runs against each input of the law. Curves: the law, with its other inputs at the value of the colour or at
+    their median."""
+    columns = ["N", "D"] if study.plane else list(study.law.columns)[:3]
+    # A law of N and D takes C from them.
+    rest = {} if study.plane else {c: float(np.exp(np.median(np.log(study.column(c))))) for c in study.law.columns}
+    figure, panels = size.panels(len(columns), sharey=True)
+    for axes, x, other in zip(panels, columns, [*columns[1:], columns[0]], strict=True):
         values = study.column(x)
         low, high = values.min() / 1.5, values.max() * 1.5
         grid = np.geomspace(low, high, 120)
-        other = columns[(i + 1) % len(columns)]
         if other == x:
-            line = study.at(study.params, **{x: grid})
-            drawn = np.array([study.at(params, **{x: grid}) for params in study.sample_params]).reshape(-1, len(grid))
-            ends = band(drawn, grid, grid)
-            if ends is not None:
-                axes.fill_between(grid, *ends, color=style.ORANGE, alpha=0.3, lw=0, label="95 % of resamples")
-            axes.plot(grid, line, color=style.INK, lw=1.4, zorder=2, label="law")
+            band(axes, grid, [study.at(params, **{x: grid}) for params in study.sample_params])
+            axes.plot(grid, study.at(study.params, **{x: grid}), color=style.INK, lw=1.4, zorder=2, label="Law")
             axes.legend(loc="best")
-            marks.draw(axes, values, study.observed)
+            dots(axes, values, study.observed, s=size.dot)
         else:
             norm = style.log_norm(study.column(other))
-            rest = {} if study.plane else middle
             for value in study.spread(other):
                 line = study.at(study.params, **(rest | {x: grid, other: value}))
                 axes.plot(grid, line, color=style.colour(norm, value), lw=1, zorder=2)
-            marks.draw(axes, values, study.observed, norm, study.column(other))
-            style.colour_bar(figure, axes, norm, study.label(other).replace("training compute ", ""))
-        axes.set(xlabel=study.label(x), ylabel=study.loss if i == 0 or size.stacked or not study.plane else "")
+            dots(axes, values, study.observed, c=study.column(other), norm=norm, s=size.dot)
+            style.colour_bar(figure, axes, norm, study.label(other))
+        axes.set(xlabel=study.label(x), ylabel=study.loss)
         style.loss_axis(axes, study.observed)
-        style.log_axis(axes, "x", low, high, style.power if x == "C" else None)
-    if not study.plane:
-        axes = panels[-1]
-        both = np.concatenate([study.observed, study.predicted[np.isfinite(study.predicted)]])
-        low, high = both.min() / 1.05, both.max() * 1.05
-        axes.plot([low, high], [low, high], color=style.INK, lw=0.9, zorder=1)
-        marks.draw(axes, study.predicted, study.observed)
-        axes.set(xlabel=f"{study.loss}, by the law", ylabel=f"{study.loss}, observed")
         style.log_axis(axes, "x", low, high)
-        style.log_axis(axes, "y", low, high)
     return figure
 
 
-def residuals(study: Study, size: style.Size, marks: Marks) -> Figure:
-    """How far each run lies from the law, against each of C, N and D (or the columns that the law reads)."""
+def residuals(study: Study, size: style.Size) -> Figure:
+    """Residual of each run, relative to the law. A trend means that the law does not describe the runs."""
     known = [c for c in ("C", "N", "D") if c in study.frame]
     columns = known if study.plane else list(study.law.columns)[:3]
     error = 100 * (study.observed / study.predicted - 1)
     reach = max(1.15 * float(np.nanmax(np.abs(error))), 1e-3)
-    figure, panels = size.panels(len(columns), 2.9, sharey=not size.stacked)
-    shade = study.column("N") if study.plane else None
-    norm = style.log_norm(shade) if shade is not None else None
-    for i, (axes, x) in enumerate(zip(panels, columns, strict=True)):
+    figure, panels = size.panels(len(columns), 0.8 * size.single[1], sharey=True)
+    coloured: dict[str, Any] = {}
+    if study.plane:
+        coloured = {"c": study.column("N"), "norm": style.log_norm(study.column("N"))}
+    for axes, x in zip(panels, columns, strict=True):
         values = study.column(x)
-        low, high = values.min() / 1.5, values.max() * 1.5
         axes.axhline(0, color=style.INK, lw=0.9, zorder=1)
-        marks.draw(axes, values, error, norm, shade)
-        axes.set(xlabel=study.label(x).replace("training ", ""), ylim=(-reach, reach))
-        if i == 0 or size.stacked:
-            axes.set_ylabel("observed above the law (%)")
-        style.log_axis(axes, "x", low, high, style.power if x == "C" else None)
-    if norm is not None:
-        style.colour_bar(figure, panels.tolist(), norm, study.label("N"))
+        dots(axes, values, error, s=size.dot, **coloured)
+        axes.set(xlabel=study.label(x), ylim=(-reach, reach))
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel("Observed − law (% of law)")
+        style.log_axis(axes, "x", values.min() / 1.5, values.max() * 1.5)
+    if coloured:
+        style.colour_bar(figure, panels.tolist(), coloured["norm"], study.label("N"))
     return figure
 
 
-def heatmap(study: Study, size: style.Size, marks: Marks) -> Figure | None:
-    """Least loss of each width and depth, at the most data that the cell has."""
+def heatmap(study: Study, size: style.Size) -> Figure | None:
+    """Lowest loss of each shape, at the most data on which that shape was trained."""
     if not {"width", "depth", "D", "L"} <= set(study.frame.columns) or study.target != "L":
         return None
     known = study.frame.dropna(subset=["width", "depth"])
@@ -141,43 +120,26 @@ def heatmap(study: Study, size: style.Size, marks: Marks) -> Figure | None:
         return None
     most = known[known["D"] >= known.groupby(["width", "depth"])["D"].transform("max") * (1 - 1e-9)]
     cells = most.sort_values("L").groupby(["width", "depth"], as_index=False).first()
-    widths, depths = sorted(cells["width"].unique()), sorted(cells["depth"].unique())
-    table = cells.pivot(index="depth", columns="width", values="L").reindex(index=depths, columns=widths)
-    data = cells.pivot(index="depth", columns="width", values="D").reindex(index=depths, columns=widths)
+    loss, data = (cells.pivot(index="depth", columns="width", values=name) for name in ("L", "D"))
+    depths, widths = loss.shape
+    figure, (axes,) = size.panels(1, min(1.6 + 0.5 * depths, 7))
+    figure.set_figwidth(float(np.clip(1.7 + 0.75 * widths, size.single[0], size.double)))
+    norm, cmap = Normalize(float(cells["L"].min()), float(cells["L"].max()) + 1e-12), style.COLOURS.reversed()
+    image = axes.imshow(loss, cmap=cmap, norm=norm, origin="lower", aspect="auto")
     same = cells["D"].max() <= cells["D"].min() * (1 + 1e-9)
-    wide = size.single[0] if size.stacked else float(np.clip(1.7 + 0.75 * len(widths), 3.6, size.double))
-    high = float(np.clip(1.3 + 0.5 * len(depths), size.single[1] if size.stacked else 2.6, 7))
-    figure, (axes,) = size.panels(1)
-    figure.set_size_inches(wide, high)
-    norm = Normalize(float(cells["L"].min()), float(cells["L"].max()) + 1e-12)
-    image = axes.pcolormesh(
-        table.to_numpy(dtype=float), cmap=style.COLOURS.reversed(), norm=norm, edgecolors="white", lw=1.5
-    )
-    image.set_rasterized(len(widths) * len(depths) > 400)
-    points = min(8.0, 72 * (wide - 0.9) / len(widths) / 3.6, 72 * (high - 0.9) / len(depths) / (1.3 if same else 2.6))
-    if points >= 4.5:
-        for (i, j), value in np.ndenumerate(table.to_numpy(dtype=float)):
-            if not np.isfinite(value):
-                continue
-            red, green, blue, _ = image.cmap(norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            text = f"{value:.3f}" if value >= 0.1 else f"{value:.2e}"
-            text += "" if same else f"\n{style.short(data.iloc[i, j])}"
-            ink = "white" if dark else style.INK
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=points, color=ink)
-    else:  # numbers wouldn't be readable: a scale says what the colours are
+    if max(widths, depths) <= 1.2 * size.double:  # readable
+        for (i, j), value in np.ndenumerate(loss.to_numpy(dtype=float)):
+            if np.isfinite(value):
+                text = f"{value:#.4g}" + ("" if same else f"\n{style.short(data.iloc[i, j], 3)}")
+                ink = "white" if norm(value) > 0.4 else style.INK
+                axes.text(j, i, text, ha="center", va="center", fontsize=size.font - 1.5, color=ink)
+    else:
         figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
-    every = [
-        max(1, -(-len(values) * 30 // int(72 * room))) for values, room in ((widths, wide - 0.9), (depths, 2 * high))
-    ]
-    axes.set_xticks(np.arange(len(widths))[:: every[0]] + 0.5, [f"{w:g}" for w in widths[:: every[0]]])
-    axes.set_yticks(np.arange(len(depths))[:: every[1]] + 0.5, [f"{d:g}" for d in depths[:: every[1]]])
-    lines = "" if points < 4.5 else " (second line)"
-    what = f"at {style.short(cells['D'].max())} {study.unit}" if same else f"at each shape's most {study.unit}{lines}"
-    axes.set(xlabel="width", ylabel="depth")
-    figure.suptitle(f"best {study.loss}\n{what}", fontsize=size.font)
+    axes.set_xticks(range(widths), [f"{value:g}" for value in loss.columns])
+    axes.set_yticks(range(depths), [f"{value:g}" for value in loss.index])
+    where = f"{style.short(cells['D'].max(), 3)} {study.unit}" if same else f"the most {study.unit} of each shape"
+    axes.set(xlabel="Width", ylabel="Depth (layers)", title=f"{study.loss}\nbest run at {where}")
     axes.grid(False)
     axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return figure

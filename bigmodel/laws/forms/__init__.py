@@ -1,11 +1,12 @@
-"""Laws: what a run's outcome is as a function of its size, one public function per law.
+"""Laws: the outcome of a run as a function of its size, one public function per law.
 
-A law is a function annotated `-> Law` in a file of this folder (copy `chinchilla` in loss.py); `get` finds it by its
-name, with its arguments: "chinchilla", "power:x=N", "bnsl:x=D,breaks=2". Or it is a user's file, see `from_file`.
+A law is a function annotated `-> Law` in a file of this folder (copy `chinchilla` in loss.py). `get` finds it by its
+name, with its arguments: "chinchilla", "power:x=N", "bnsl:x=D,breaks=2". A law can also be a user's file, see
+`from_file`.
 
-The fitter (solve.py) works on theta, the parameters after their transforms, for many candidates at once: inside
-`form` and `slopes`, `theta` has shape (P, S, 1), so it unpacks by name into (S, 1) arrays, and each column of `row`
-has shape (n,); they broadcast to (S, n).
+The fitter (solve.py) works on theta, the parameters after their transforms, for many candidates at once. `form` gets
+theta of shape (P, S, 1), so that it unpacks by name into arrays of shape (S, 1), and columns of shape (n,); they
+broadcast to (S, n).
 
 Legend: S candidate parameter sets, P parameters, n runs; N parameters of the model, D examples or tokens seen,
 C training FLOPs, L loss.
@@ -13,12 +14,13 @@ C training FLOPs, L loss.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from bigmodel.errors import UsageError, nearest
 
 Row = Mapping[str, np.ndarray]
 Values = Mapping[str, float]
+Form = Callable[[np.ndarray, Row], np.ndarray]
 
 # Wherever a law trades N for D, C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 FLOPS_PER_PARAM_TOKEN = 6.0
@@ -47,6 +50,8 @@ class Parameter:
       log: theta = ln(value) if true, so that the value stays positive; else theta = value.
       loss_units: theta moves by ln(s) when the target is multiplied by s (only with `log`).
       x_units: theta moves by ln(s) when the law's first column is multiplied by s (only with `log`).
+      role: "exponent" (multiplies a logarithm), "floor" (the irreducible loss) or "". The fit reports where optima that
+        fit equally well disagree on either.
     """
 
     name: str
@@ -56,6 +61,28 @@ class Parameter:
     log: bool = False
     loss_units: bool = False
     x_units: bool = False
+    role: str = ""
+
+
+# The bounds are ours, and wide: an exponent of 3 or a coefficient of e^90 has never been reported.
+
+
+def floor(name: str, starts: tuple[float, ...]) -> Parameter:
+    return Parameter(name, starts, -14.0, 5.0, log=True, loss_units=True, role="floor")
+
+
+def coefficient(name: str, starts: tuple[float, ...], low: float = -20.0, high: float = 90.0) -> Parameter:
+    """A positive factor of the target."""
+    return Parameter(name, starts, low, high, log=True, loss_units=True)
+
+
+def exponent(name: str, starts: tuple[float, ...], low: float = 0.0, high: float = 3.0) -> Parameter:
+    return Parameter(name, starts, low, high, role="exponent")
+
+
+def positive(name: str, starts: tuple[float, ...], low: float, high: float, x_units: bool = False) -> Parameter:
+    """A positive number in its own units, or in those of the law's first column."""
+    return Parameter(name, starts, low, high, log=True, x_units=x_units)
 
 
 @dataclass(frozen=True)
@@ -63,36 +90,30 @@ class Law:
     """A law as data; see the module's docstring for shapes.
 
     Attributes:
-      name: what `get` makes it from.
-      formula: text with a `{name}` for each parameter; `source` says where it is from.
-      parameters: in the order of theta.
+      formula: text with a `{name}` for each parameter.
+      source: where the formula is from.
       columns: columns of `row` that `form` reads.
-      form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n).
-      target: the column that it predicts.
-      slopes: `form` plus its derivative in each of the P parameters, each (S, n); None: by differences.
-      bend: (theta, row, pull (S, n)) -> sum over runs of pull times the second derivatives of `form`, (S, P, P); None:
-        by differences.
-      optimum: (values by name, C in FLOPs) -> (N, D) of least loss under C = 6 N D; None: has none.
+      parameters: in the order of theta.
+      form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n). The fit takes derivatives of a `LogSum`
+        exactly, of other forms by differences.
+      target: the column that the law predicts.
+      optimum: (values by name, C in FLOPs) -> (N, D) of least loss under C = 6 N D; None: has none. `get` adds one by
+        search to a law of L in N and D without a closed one.
       exponents: (values by name, C) -> {"a": of N_opt ~ C^a, "b": of D_opt ~ C^b} near C; None: has none.
-      exponent_names: parameters that multiply a logarithm; the fit reports when they differ between optima.
-      floor: the parameter that is the irreducible loss, or "".
       constant: columns that may be the same in every run.
+      name: what `get` makes it from.
     """
 
-    name: str
     formula: str
     source: str
-    parameters: tuple[Parameter, ...]
     columns: tuple[str, ...]
-    form: Callable[[np.ndarray, Row], np.ndarray]
+    parameters: tuple[Parameter, ...]
+    form: Form
     target: str = "L"
-    slopes: Callable[[np.ndarray, Row], tuple[np.ndarray, Sequence[np.ndarray]]] | None = None
-    bend: Callable[[np.ndarray, Row, np.ndarray], np.ndarray] | None = None
     optimum: Callable[[Values, float], tuple[float, float]] | None = None
     exponents: Callable[..., dict[str, float]] | None = None
-    exponent_names: tuple[str, ...] = ()
-    floor: str = ""
     constant: tuple[str, ...] = ()
+    name: str = ""
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -102,6 +123,15 @@ class Law:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(p.name for p in self.parameters)
+
+    @property
+    def exponent_names(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.parameters if p.role == "exponent")
+
+    @property
+    def floor(self) -> str:
+        """The parameter that is the irreducible loss, or ""."""
+        return next((p.name for p in self.parameters if p.role == "floor"), "")
 
     def starts(self, shift: float = 0.0, x_shift: float = 0.0) -> np.ndarray:
         """Every combination of the parameters' starts, (S, P), for targets e^`shift` and a first column e^`x_shift`
@@ -148,6 +178,71 @@ class Law:
             return np.exp(self.form(self.theta(values)[:, None, None], columns)[0])
 
 
+# -------------------------------------------------------------------------------- sums of terms
+
+
+def log_sum(*terms: np.ndarray) -> np.ndarray:
+    """ln of the sum of e^term, shifted by the largest: Besiroglu et al. 2024's unshifted code overflows."""
+    top = functools.reduce(np.maximum, terms)
+    return top + np.log(sum(np.exp(term - top) for term in terms))
+
+
+@dataclass(frozen=True)
+class LogSum:
+    """ln of a sum of terms, each e^(linear in theta), with its derivatives: a form that needs no differences.
+
+    Attributes:
+      factors: row -> one mapping per term: index of a parameter -> what multiplies it, 1.0 or (n,).
+    """
+
+    factors: Callable[[Row], Sequence[Mapping[int, Any]]]
+
+    def __call__(self, theta: np.ndarray, row: Row) -> np.ndarray:
+        return log_sum(*self._terms(theta, row))
+
+    def slopes(self, theta: np.ndarray, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """The value (S, n) and its derivatives in each parameter (S, P, n)."""
+        value, shares = self._shares(theta, row)
+        slopes = np.empty((value.shape[0], len(theta), value.shape[1]))
+        seen: set[int] = set()
+        for share, factors in zip(shares, self.factors(row), strict=True):
+            for i, factor in factors.items():
+                if i in seen:
+                    slopes[:, i] += share * factor
+                else:
+                    np.multiply(share, factor, out=slopes[:, i])
+                seen.add(i)
+        return value, slopes
+
+    def curvature(self, theta: np.ndarray, row: Row, slopes: np.ndarray, pull: np.ndarray) -> np.ndarray:
+        """Sum over runs of pull (S, n) times the second derivatives, (S, P, P).
+
+        With shares w_k of the terms in the sum, and x_k the derivatives of the terms' exponents, they are the sum over
+        k of w_k x_k x_k' minus the outer product of the slopes, the sum over k of w_k x_k, with themselves.
+        """
+        out = np.zeros((len(pull), len(theta), len(theta)))
+        for share, factors in zip(self._shares(theta, row)[1], self.factors(row), strict=True):
+            weight = pull * share
+            for i, x_i in factors.items():
+                for j, x_j in factors.items():
+                    out[:, i, j] += (weight * (x_i * x_j)).sum(axis=1)
+        return out - np.matmul(slopes * pull[:, None], slopes.transpose(0, 2, 1))
+
+    def _terms(self, theta: np.ndarray, row: Row) -> list[np.ndarray]:
+        return [sum(theta[i] * factor for i, factor in factors.items()) for factors in self.factors(row)]
+
+    def _shares(self, theta: np.ndarray, row: Row) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The value (S, n), and each term's share in the sum, (S, n)."""
+        terms = self._terms(theta, row)
+        top = functools.reduce(np.maximum, terms)
+        parts = [np.exp(term - top) for term in terms]
+        total = functools.reduce(np.add, parts)
+        return top + np.log(total), [part / total for part in parts]
+
+
+# ---------------------------------------------------------------------------------- laws by name
+
+
 def makers() -> dict[str, Callable[..., Law]]:
     """Every law's function by its name."""
     found = {}
@@ -166,29 +261,31 @@ def get(name: str) -> Law:
     Raises:
       UsageError: no such law, argument or file; the nearest is named.
     """
-    if name.endswith(".py"):
-        return from_file(name)
+    return with_optimum(from_file(name) if name.endswith(".py") else _built_in(name))
+
+
+def _built_in(name: str) -> Law:
     known = makers()
     head, _, rest = name.partition(":")
     if head not in known:
         raise UsageError(f"no law {head!r}{nearest(head, known)}; laws are {', '.join(known)}, or a .py file")
-    allowed = inspect.signature(known[head]).parameters
-    arguments: dict[str, Any] = {}
+    defaults = {key: p.default for key, p in inspect.signature(known[head]).parameters.items()}
+    arguments = dict(defaults)
     for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if key not in allowed or not equals or not value:
-            takes = ", ".join(f"{k}={p.default}" for k, p in allowed.items()) or "no arguments"
+        key, _, value = pair.partition("=")
+        if key not in defaults or not value:
+            takes = ", ".join(f"{k}={v}" for k, v in defaults.items()) or "no arguments"
             raise UsageError(f"law {name!r}: {pair!r} is not an argument; {head} takes {takes}")
-        if isinstance(allowed[key].default, int):
+        arguments[key] = value
+        if isinstance(defaults[key], int):
             if not value.isdigit() or not 0 < int(value) <= MOST_BREAKS:
                 raise UsageError(f"law {name!r}: {key}={value!r}, expected 1 to {MOST_BREAKS}")
             arguments[key] = int(value)
-        else:
-            arguments[key] = value
     law = known[head](**arguments)
     if law.target in law.columns:
         raise UsageError(f"law {name!r} would predict {law.target} from {law.target} itself")
-    return law
+    said = ",".join(f"{key}={value}" for key, value in arguments.items())
+    return replace(law, name=f"{head}:{said}" if said else head)
 
 
 def from_file(path: str) -> Law:
@@ -215,7 +312,6 @@ def from_file(path: str) -> Law:
         if not texts or (name == "COLUMNS" and not value):
             raise UsageError(f"law file {path!r}: {name}={value!r}: expected a tuple of names")
     signed = set(getattr(module, "SIGNED", ()))
-    columns = tuple(getattr(module, "COLUMNS", ("N", "D")))
     if not isinstance(given, dict) or not given:
         raise UsageError(f"law file {path!r}: PARAMETERS={given!r}: expected a dict of name -> starts")
     parameters = []
@@ -231,34 +327,34 @@ def from_file(path: str) -> Law:
     unknown = sorted(signed - set(given))
     if unknown:
         raise UsageError(f"law file {path!r}: SIGNED names {unknown[0]!r}{nearest(unknown[0], given)}")
-    names = list(given)
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
-        params = {n: (np.exp(t) if n not in signed else t) for n, t in zip(names, theta, strict=True)}
-        # Starts may be where the user's form overflows or has no value: those lose, and numpy needn't say so.
+        params = {n: (np.exp(t) if n not in signed else t) for n, t in zip(given, theta, strict=True)}
+        # Starts may be where the user's form overflows or has no value: those lose, and numpy needn't warn.
         with config.user_code(path, "law", "form()"), np.errstate(all="ignore"):
             value = np.asarray(user_form(params, row), dtype=np.float64)
             value = np.broadcast_to(value, (theta.shape[1], len(next(iter(row.values())))))
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(value > 0, np.log(np.where(value > 0, value, 1.0)), np.nan)
 
-    law = Law(
-        name=path,
-        formula=getattr(module, "FORMULA", f"form({', '.join(f'{n}={{{n}}}' for n in names)})"),
-        source=f"the user's file {path}",
-        parameters=tuple(parameters),
-        columns=columns,
-        form=form,
+    return Law(
+        getattr(module, "FORMULA", f"form({', '.join(f'{n}={{{n}}}' for n in given)})"),
+        f"the user's file {path}",
+        tuple(getattr(module, "COLUMNS", ("N", "D"))),
+        tuple(parameters),
+        form,
         target=getattr(module, "TARGET", "L"),
+        name=path,
     )
-    return with_optimum(law) if law.target == "L" and set(columns) == {"N", "D"} else law
 
 
 # ----------------------------------------------------------------------------- optima by search
 
 
 def with_optimum(law: Law) -> Law:
-    """The law with `optimum` and `exponents` found by search along C = 6 N D, for forms without a closed one."""
+    """A law of L in N and D with `optimum` and `exponents` by search along C = 6 N D, if it has no closed ones."""
+    if law.optimum is not None or law.target != "L" or set(law.columns) != {"N", "D"}:
+        return law
 
     def optimum(values: Values, flops: float) -> tuple[float, float]:
         theta = law.theta(values)[:, None, None]
@@ -281,5 +377,4 @@ def with_optimum(law: Law) -> Law:
         a = math.log(n1 / n0) / math.log(100.0) if n0 > 0 and n1 > 0 else math.nan
         return {"a": a, "b": 1 - a}
 
-    fields = {k: getattr(law, k) for k in law.__dataclass_fields__}
-    return Law(**{**fields, "optimum": optimum, "exponents": exponents})
+    return replace(law, optimum=optimum, exponents=exponents)

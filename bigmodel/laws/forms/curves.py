@@ -7,97 +7,68 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigmodel.laws.forms import Law, Parameter, Row
-from bigmodel.laws.forms.loss import _log_sum
+from bigmodel.laws.forms import Law, Row, coefficient, exponent, floor, log_sum, positive
 
 
 def power(x: str = "C") -> Law:
     """L = (x_c / x)^alpha: Kaplan's L(N), L(D), L(C).
 
-    Kaplan et al. 2020 (arXiv:2001.08361), equations 1.1 to 1.3. Published: N 8.8e13, 0.076; D 5.4e13, 0.095;
-    C_min 3.1e8 PF-days, 0.050.
+    Published: N 8.8e13, 0.076; D 5.4e13, 0.095; C_min 3.1e8 PF-days, 0.050.
     """
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
         x_c, alpha = theta
         return alpha * (x_c - np.log(row[x]))
 
-    return Law(
-        name=f"power:x={x}",
-        formula=f"({{x_c}}/{x})^{{alpha}}",
-        source="Kaplan et al. 2020, arXiv:2001.08361, equations 1.1 to 1.3",
-        parameters=(
-            Parameter("x_c", (-5.0, 5.0, 15.0), -2e3, 2e3, log=True, x_units=True),
-            Parameter("alpha", (0.05, 0.1, 0.3, 1.0), 0.0, 5.0),
-        ),
-        columns=(x,),
-        form=form,
-        exponent_names=("alpha",),
+    parameters = (
+        positive("x_c", (-5.0, 5.0, 15.0), -2e3, 2e3, x_units=True),
+        exponent("alpha", (0.05, 0.1, 0.3, 1.0), high=5.0),
     )
+    source = "Kaplan et al. 2020, arXiv:2001.08361, equations 1.1 to 1.3"
+    return Law(f"({{x_c}}/{x})^{{alpha}}", source, (x,), parameters, form)
 
 
 def henighan(x: str = "C") -> Law:
-    """L = E + (x_0 / x)^alpha.
-
-    Henighan et al. 2020 (arXiv:2010.14701), equation 1.1: a power law above an irreducible loss, for every modality.
-    """
+    """L = E + (x_0 / x)^alpha: a power law above an irreducible loss, for every modality."""
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
         e, x_0, alpha = theta
-        reducible = alpha * (x_0 - np.log(row[x]))
-        return _log_sum(reducible, e + 0 * reducible)
+        return log_sum(alpha * (x_0 - np.log(row[x])), e)
 
-    return Law(
-        name=f"henighan:x={x}",
-        formula=f"{{E}} + ({{x_0}}/{x})^{{alpha}}",
-        source="Henighan et al. 2020, arXiv:2010.14701, equation 1.1",
-        parameters=(
-            Parameter("E", (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0), -14.0, 5.0, log=True, loss_units=True),
-            Parameter("x_0", (-10.0, -3.0, 0.0, 5.0, 10.0), -2e3, 2e3, log=True, x_units=True),
-            Parameter("alpha", (0.05, 0.1, 0.2, 0.5, 1.0), 0.0, 5.0),
-        ),
-        columns=(x,),
-        form=form,
-        exponent_names=("alpha",),
-        floor="E",
+    parameters = (
+        floor("E", (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0)),
+        positive("x_0", (-10.0, -3.0, 0.0, 5.0, 10.0), -2e3, 2e3, x_units=True),
+        exponent("alpha", (0.05, 0.1, 0.2, 0.5, 1.0), high=5.0),
     )
+    source = "Henighan et al. 2020, arXiv:2010.14701, equation 1.1"
+    return Law(f"{{E}} + ({{x_0}}/{x})^{{alpha}}", source, (x,), parameters, form)
 
 
 def zhai(x: str = "C") -> Law:
     """L = c + a (x + d)^-b: saturates at both ends.
 
-    Zhai et al. 2022 ("Scaling Vision Transformers", arXiv:2106.04560), section 2.1: c is what no compute removes, d
-    moves the point where small models do no better than chance.
+    c is what no compute removes, d moves the point where small models do no better than chance.
     """
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
         c, a, b, d = theta
-        reducible = a - b * np.logaddexp(np.log(row[x]), d)
-        return _log_sum(reducible, c + 0 * reducible)
+        return log_sum(a - b * np.logaddexp(np.log(row[x]), d), c)
 
-    return Law(
-        name=f"zhai:x={x}",
-        formula=f"{{c}} + {{a}} ({x} + {{d}})^-{{b}}",
-        source="Zhai et al. 2022, arXiv:2106.04560, section 2.1",
-        parameters=(
-            Parameter("c", (-2.0, -1.0, 0.0, 0.5, 1.0), -14.0, 5.0, log=True, loss_units=True),
-            Parameter("a", (0.0, 3.0, 6.0, 12.0, 24.0, 48.0), -40.0, 300.0, log=True, loss_units=True),
-            Parameter("b", (0.05, 0.2, 0.5, 1.0), 0.0, 5.0),
-            Parameter("d", (-10.0, -3.0, 0.0), -30.0, 10.0, log=True, x_units=True),
-        ),
-        columns=(x,),
-        form=form,
-        exponent_names=("b",),
-        floor="c",
+    parameters = (
+        floor("c", (-2.0, -1.0, 0.0, 0.5, 1.0)),
+        coefficient("a", (0.0, 3.0, 6.0, 12.0, 24.0, 48.0), -40.0, 300.0),
+        exponent("b", (0.05, 0.2, 0.5, 1.0), high=5.0),
+        positive("d", (-10.0, -3.0, 0.0), -30.0, 10.0, x_units=True),
     )
+    source = "Zhai et al. 2022, arXiv:2106.04560, section 2.1"
+    return Law(f"{{c}} + {{a}} ({x} + {{d}})^-{{b}}", source, (x,), parameters, form)
 
 
 def bnsl(x: str = "D", breaks: int = 1) -> Law:
     """L = a + b x^-c0 * product over i of (1 + (x / d_i)^(1/f_i))^(-c_i f_i): a smoothly broken power law.
 
-    Caballero et al. 2023 ("Broken Neural Scaling Laws", arXiv:2210.14891), equation 1. Slope on log axes above a: -c0
-    before the first break, -(c0 + c1 + ... + c_i) after the i-th; d_i is where, f_i how sharply (small: sharp). The c_i
-    may be negative: a curve that turns up again.
+    The slope on log axes above a is -c0 before the first break and -(c0 + c1 + ... + c_i) after the i-th; d_i is where,
+    f_i how sharply (small: sharp). The c_i may be negative: a curve that turns up again.
     """
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
@@ -107,30 +78,23 @@ def bnsl(x: str = "D", breaks: int = 1) -> Law:
         for c, d, f in zip(rest[0::3], rest[1::3], rest[2::3], strict=True):
             width = np.exp(f)
             reducible = reducible - c * width * np.logaddexp(0.0, (log_x - d) / width)
-        return _log_sum(reducible, a + 0 * reducible)
+        return log_sum(reducible, a)
 
-    parts, formula = [], f"{{a}} + {{b}} {x}^-{{c0}}"
-    spots = np.linspace(-4.0, 4.0, 9) if breaks == 1 else np.linspace(-4.0, 4.0, 2 * breaks + 1)
+    formula = f"{{a}} + {{b}} {x}^-{{c0}}"
+    parameters = [
+        floor("a", (-3.0, -1.0, 0.5)),
+        coefficient("b", (0.0, 2.0, 6.0, 12.0), -60.0, 300.0),
+        exponent("c0", (0.0, 0.1, 0.4), -5.0, 5.0),
+    ]
+    one = breaks == 1  # of several breaks the grid must be coarser, and each has a part of the range to itself
+    spots = np.linspace(-4.0, 4.0, 9 if one else 2 * breaks + 1)
     for i in range(1, breaks + 1):
-        own = spots if breaks == 1 else spots[2 * i - 2 : 2 * i + 1]
-        parts += [
-            Parameter(f"c{i}", (0.3, 1.0, 3.0) if breaks == 1 else (-0.3, 0.5), -20.0, 20.0),
-            Parameter(f"d{i}", tuple(float(s) for s in own), -40.0, 40.0, log=True, x_units=True),
-            Parameter(f"f{i}", (-3.0, -1.0) if breaks == 1 else (-1.0,), -7.0, 3.0, log=True),
+        own = spots if one else spots[2 * i - 2 : 2 * i + 1]
+        parameters += [
+            exponent(f"c{i}", (0.3, 1.0, 3.0) if one else (-0.3, 0.5), -20.0, 20.0),
+            positive(f"d{i}", tuple(float(s) for s in own), -40.0, 40.0, x_units=True),
+            positive(f"f{i}", (-3.0, -1.0) if one else (-1.0,), -7.0, 3.0),
         ]
         formula += f" (1 + ({x}/{{d{i}}})^(1/{{f{i}}}))^(-{{c{i}}} {{f{i}}})"
-    return Law(
-        name=f"bnsl:x={x},breaks={breaks}",
-        formula=formula,
-        source="Caballero et al. 2023, arXiv:2210.14891, equation 1",
-        parameters=(
-            Parameter("a", (-3.0, -1.0, 0.5), -14.0, 5.0, log=True, loss_units=True),
-            Parameter("b", (0.0, 2.0, 6.0, 12.0), -60.0, 300.0, log=True, loss_units=True),
-            Parameter("c0", (0.0, 0.1, 0.4), -5.0, 5.0),
-            *parts,
-        ),
-        columns=(x,),
-        form=form,
-        exponent_names=("c0", *(f"c{i}" for i in range(1, breaks + 1))),
-        floor="a",
-    )
+    source = "Caballero et al. 2023, arXiv:2210.14891, equation 1"
+    return Law(formula, source, (x,), tuple(parameters), form)

@@ -1,4 +1,4 @@
-"""Families under one law: the same budgets, a law and a frontier each, in one table and one figure.
+"""A law and a frontier for each family of a sweep over the same budgets, in one table and one figure.
 
 Legend: N parameters, D tokens, C training FLOPs, L loss. Losses of different objectives don't compare; exponents do.
 """
@@ -6,14 +6,18 @@ Legend: N parameters, D tokens, C training FLOPs, L loss. Losses of different ob
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from analyses import heldout
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from bigmodel.laws import fit, heldout, rows, sources
-from bigmodel.laws.figures import transfer as figures
+from bigmodel.laws import fit, rows, sources
+from bigmodel.laws.figures import style
+from bigmodel.laws.figures.transfer import write
 
 NAMES = {
     "alpha": "$\\alpha$ of N",
@@ -25,12 +29,15 @@ Label = Callable[[dict[str, Any]], str]
 
 
 def compare(folder: str | Path, label: Label, bootstrap: int = 1000) -> list[dict[str, Any]]:
-    """Of each label: n, E, and (value, low, high) of alpha, beta and of a, N_opt ~ C^a by the law; `isoflop`, the same
-    by the budgets' parabolas; `error`: of the largest budget's runs, predicted by the others; `best`, that budget's
-    least loss. Intervals are of 95 %, over runs.
+    """Fits one law per label.
 
     Args:
-      label: of a run's config: what a law of its own is fitted to.
+      label: of a run's config, the name of the law that the run belongs to.
+
+    Returns:
+      For each label: n; E; alpha, beta and a (N_opt ~ C^a by the law), each as (value, low, high) with 95 % intervals
+      over runs; `isoflop`, a by the budgets' parabolas; `error`, of the largest budget's runs as predicted from the
+      others; `best`, the least loss of that budget.
     """
     labels: dict[str, list[str]] = {}
     for result, config in sources.runs(folder):
@@ -63,8 +70,27 @@ def compare(folder: str | Path, label: Label, bootstrap: int = 1000) -> list[dic
     return found
 
 
+def figure(rows: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Figure:
+    """One panel for each of `names` (key -> label of its axis), one line for each of `rows`.
+
+    A row has "label", and for each key (value, low, high) or None.
+    """
+    fig, panels = style.PAGE.panels(len(names), height=0.9 + 0.32 * len(rows), sharey=True, squeeze=False)
+    for axes, (name, label) in zip(panels, names.items(), strict=True):
+        for k, row in enumerate(rows):
+            if row[name] is not None:
+                value, low, high = row[name]
+                axes.plot([low, high], [-k, -k], color=style.BLUE, lw=2.2, solid_capstyle="butt")
+                axes.plot(value, -k, "o", color=style.BLUE, ms=4.5, zorder=4)
+        axes.set(xlabel=label, ylim=(-len(rows) + 0.4, 0.6))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks([-k for k in range(len(rows))], [row["label"] for row in rows])
+    return fig
+
+
 def report(folder: str | Path, out: str | Path, label: Label) -> str:
-    """Writes families.json, families.csv and families.png, .svg, .pdf into `out`; returns the table."""
+    """Writes families.json, families.csv and families.png, .svg, .pdf into `out`; returns the table in Markdown."""
     found = compare(folder, label)
     home = Path(out)
     home.mkdir(parents=True, exist_ok=True)
@@ -77,7 +103,7 @@ def report(folder: str | Path, out: str | Path, label: Label) -> str:
             cells |= dict(zip((key, f"{key}_low", f"{key}_high"), value, strict=True)) if three else {key: value}
         flat.append(cells)
     pd.DataFrame(flat).to_csv(home / "families.csv", index=False)
-    drawn = figures.write(figures.forest, home / "families", found, NAMES)
+    drawn = write(figure, home / "families", found, NAMES)
 
     def text(value: Any) -> str:
         return "-" if value is None else f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"

@@ -10,17 +10,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from bigmodel.laws import sources
 from bigmodel.laws.figures import style
+from bigmodel.laws.figures.transfer import write
 
 
 def read(folder: str | Path) -> pd.DataFrame:
-    """A row a finished run of a classifier: start ('scratch', 'pretrained'), examples, seed, accuracy, loss, run_id."""
+    """One row per finished run of a classifier: start, examples, seed, accuracy, loss, run_id.
+
+    `start` is 'scratch' or 'pretrained'.
+    """
     rows = [
         {
             "start": "pretrained" if config["train"]["init_from"] else "scratch",
@@ -35,8 +38,10 @@ def read(folder: str | Path) -> pd.DataFrame:
 
 
 def effective(examples: np.ndarray, accuracy: np.ndarray, reached: float) -> float:
-    """The examples from scratch that reach an accuracy: the curve, made to rise, read in log examples; infinite beyond
-    it. Below the curve: its least size."""
+    """How many examples from scratch reach an accuracy.
+
+    The curve is made to rise and interpolated in log examples. Above it: infinite. Below it: its least size.
+    """
     rising = np.maximum.accumulate(accuracy)
     if reached > rising[-1]:
         return float("inf")
@@ -48,8 +53,11 @@ def effective(examples: np.ndarray, accuracy: np.ndarray, reached: float) -> flo
 
 
 def table(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each size that has both: mean accuracies, standard deviations over seeds (nan of one), `gain` in points;
-    `effective`, in examples (None beyond the curve from scratch, whose sizes may be more), and `transferred`."""
+    """One row for each size that has both kinds of runs.
+
+    Mean accuracies; their standard deviations over seeds (NaN for one seed); `gain`, in points; `effective` data, in
+    examples (None above the curve from scratch, which may have more sizes); `transferred`, effective less own.
+    """
     every = frame.pivot_table("accuracy", "examples", "start", "mean")
     mean, scratch = every.dropna(), every["scratch"].dropna()
     deviation = frame.groupby(["examples", "start"]).accuracy.std().unstack().loc[mean.index]
@@ -81,7 +89,7 @@ def law(rows: list[dict[str, Any]]) -> dict[str, float] | None:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Accuracy against examples, bands of one deviation over seeds; and effective data against the run's own."""
+    """Accuracy against examples, with bands of one standard deviation over seeds; effective data against own data."""
     rows = table(frame)
     sizes = np.sort(frame.examples.unique()).astype(float)
     fig, (left, right) = style.PAGE.panels(2, height=3.2, squeeze=False)
@@ -114,7 +122,7 @@ def figure(frame: pd.DataFrame) -> Figure:
 
 
 def report(folder: str | Path, out: str | Path) -> str:
-    """Writes pretraining.csv, .json and .png, .svg, .pdf into `out`; returns what they say, in lines."""
+    """Writes pretraining.csv, .json and .png, .svg, .pdf into `out`; returns lines of text."""
     frame = read(folder)
     sizes = {start: set(here.examples) for start, here in frame.groupby("start")}
     if len(sizes) < 2:
@@ -127,8 +135,7 @@ def report(folder: str | Path, out: str | Path) -> str:
     home.mkdir(parents=True, exist_ok=True)
     frame.to_csv(home / "pretraining.csv", index=False)
     (home / "pretraining.json").write_text(json.dumps({"sizes": rows, "law": fitted}, indent=1) + "\n")
-    with matplotlib.rc_context(style.PAGE.style()):
-        style.save(figure(frame), home / "pretraining", {})
+    drawn = write(figure, home / "pretraining", frame)
     seeds = frame.groupby(["start", "examples"]).seed.nunique()
     lines = [
         f"{start}, {n:,} examples: {count} of {seeds.max()} seeds"
@@ -143,4 +150,4 @@ def report(folder: str | Path, out: str | Path) -> str:
     ]
     if fitted:
         lines.append(f"transferred: {fitted['k']:.3g} x examples^{fitted['alpha']:.2f}, by {fitted['sizes']} sizes")
-    return "\n".join([*lines, f"figure: {home / 'pretraining.png'}"])
+    return "\n".join([*lines, f"figure: {drawn}"])

@@ -1,4 +1,4 @@
-"""What settings come to over folds and seeds: cross-validation, and sweeps that compare rather than extrapolate."""
+"""Settings compared over folds and seeds: cross-validation, and sweeps that compare rather than extrapolate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPEATS = ("data.fold", "train.seed")
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{'model.width': '64', ...} in JSON; a run's own place and logging aren't part of what it is."""
+    """{'model.width': '64', ...}: each leaf as JSON, without the section `run`, which says where a run executes."""
     found: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -27,8 +27,10 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def table(folder: str | Path) -> pd.DataFrame:
-    """A row a setting, least loss first: the keys of the config in which the runs differ, but for REPEATS; `runs`, its
-    folds times seeds; of each score the mean over them and the standard deviation (NaN of one).
+    """One row per setting, least loss first.
+
+    Columns: the keys of the config in which the runs differ, without REPEATS; `runs`, folds times seeds; the mean of
+    each score over them, and its standard deviation (NaN for one run).
 
     Raises:
       UsageError: no finished runs.

@@ -1,4 +1,4 @@
-"""Reports of studies: IsoFLOP curves whose largest budget is held out; decays from one trunk; shapes of one size.
+"""IsoFLOP studies whose largest budget is held out: how well the other budgets predict it.
 
 Legend: N parameters, D tokens, C training FLOPs, L loss.
 """
@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.errors import UsageError
-from bigmodel.laws import fit, forms, frontier, intervals, rows, sources
-from bigmodel.laws.figures import transfer as figures
+from bigmodel.laws import fit, forms, frontier, intervals, rows
 
 LAWS = ("chinchilla", "gadre", "kaplan_nd")
 
@@ -179,69 +178,3 @@ def report(folder: str | Path, out: str | Path, below: str | Path | None = None,
             ),
         ]
     )
-
-
-def branches(folder: str | Path, out: str | Path) -> str:
-    """Decays from a trunk beside runs of the same shape and length, each way at its best rate: writes branches.csv (all
-    rates and seeds) and a figure, returns lines (means over seeds).
-
-    A cosine run has a best rate of its own at each length; a trunk, which is one run, that of the least mean log loss
-    over its points. Rates that haven't a loss of every seed (one diverged, or is still to come) aren't candidates.
-    """
-    cells = []
-    for result, config in sources.runs(folder):
-        for point in (*result.get("branches", []), {}):
-            row = {**result, **point}
-            cells.append(
-                {
-                    "width": row["width"], "depth": row["depth"], "tokens": row["tokens"],
-                    "schedule": config["optim"]["schedule"], "lr": config["optim"]["lr"], "seed": row["seed"],
-                    "loss": row["loss"], "run_id": row["run_id"],
-                }
-            )  # fmt: skip
-    frame = pd.DataFrame(cells)
-    if frame.empty or not {"wsd", "cosine"} <= set(frame.schedule):
-        raise UsageError(f"{str(folder)!r} has no wsd and cosine runs of the same shape and length")
-    shape, point = ["width", "depth"], ["width", "depth", "tokens"]
-    known = frame.dropna(subset="loss")
-    mean = known.groupby([*point, "schedule", "lr"]).agg(loss=("loss", "mean"), seeds=("seed", "nunique")).reset_index()
-    mean = mean[
-        mean.seeds == mean.merge(frame.groupby(point).seed.nunique().reset_index(), on=point)["seed"].to_numpy()
-    ]
-    shared = mean.groupby(point).schedule.transform("nunique") == 2
-    ways = {name: here.drop(columns="schedule") for name, here in mean[shared].groupby("schedule")}
-    if not ways:
-        raise UsageError(f"{str(folder)!r} has no wsd and cosine runs of the same shape and length")
-    ways["cosine"] = ways["cosine"].loc[ways["cosine"].groupby(point).loss.idxmin()]
-    trunks = ways["wsd"].assign(loss=np.log(ways["wsd"].loss)).groupby([*shape, "lr"]).loss.mean().reset_index()
-    ways["wsd"] = ways["wsd"].merge(trunks.loc[trunks.groupby(shape).loss.idxmin(), [*shape, "lr"]])
-    best = ways["wsd"].merge(ways["cosine"].drop(columns="seeds"), on=point, suffixes=("_wsd", "_cosine"))
-    best = best.rename(columns={"loss_wsd": "wsd", "loss_cosine": "cosine"})
-    best["difference"] = best["wsd"] / best["cosine"] - 1
-    home = Path(out)
-    home.mkdir(parents=True, exist_ok=True)
-    frame.sort_values([*point, "schedule", "lr", "seed"]).to_csv(home / "branches.csv", index=False)
-    drawn = figures.write(figures.branches, home / "branches", best)
-    lines = [
-        f"width {r.width} depth {r.depth}, {r.tokens:,} tokens, {r.seeds} seed{'s' * (r.seeds > 1)}: wsd {r.wsd:.4f} "
-        f"at {r.lr_wsd:g}, cosine {r.cosine:.4f} at {r.lr_cosine:g} ({r.difference:+.2%})"
-        for r in best.itertuples()
-    ]
-    return "\n".join([*lines, f"largest difference {best.difference.abs().max():.2%}", f"figure: {drawn}"])
-
-
-def shapes(folder: str | Path, out: str | Path) -> str:
-    """Loss against the ratio of width to depth: writes shapes.csv and a figure, returns lines."""
-    frame = rows.load(folder)
-    frame = frame.assign(aspect=frame["width"] / frame["depth"]).sort_values("aspect")
-    home = Path(out)
-    home.mkdir(parents=True, exist_ok=True)
-    frame[["width", "depth", "aspect", "N", "D", "C", "L", "seed"]].to_csv(home / "shapes.csv", index=False)
-    drawn = figures.write(figures.shapes, home / "shapes", frame)
-    least = frame["L"].min()
-    lines = [
-        f"width {r.width} depth {r.depth}: width / depth {r.aspect:.3g}, N {r.N:,.0f}, loss {r.L:.4f} "
-        f"({r.L / least - 1:+.2%})"
-        for r in frame.itertuples()
-    ]
-    return "\n".join([*lines, f"figure: {drawn}"])
