@@ -30,9 +30,7 @@ def arguments(parser: cli.Parser) -> None:
     key = "key (.jsonl, .json) or column (.parquet, hf:) that holds the text"
     parser.add_argument("--text-key", default="text", help=key)
     parser.add_argument("--workers", type=int, default=0, help="number of processes; 0: one per core")
-    parser.add_argument(
-        "--verify", action="store_true", help="read every file of finished data, and repair damaged ones"
-    )
+    parser.add_argument("--verify", action="store_true", help="read finished data again, and repair damaged files")
 
 
 def run(args: cli.Args, _: cli.Overrides) -> int:
