@@ -153,7 +153,7 @@ def load(spec: str | Path, overrides: Iterable[tuple[str, Any]] = ()) -> ConfigD
     """
     text = str(spec)
     path, _, variant = (text, "", "") if "://" in text or Path(text).exists() else text.partition(":")
-    path = str(built_in(path, "experiments"))
+    path = path if "://" in path else str(built_in(path, "experiments"))
     overrides = list(overrides)
     if path.endswith(".json"):
         config = without_code(from_json(read_text(path, "config"), path), path, overrides)

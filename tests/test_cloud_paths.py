@@ -157,7 +157,7 @@ def test_prepared_data_and_a_plan_are_uploaded_whole_or_not_at_all(here, bucket,
     there = bucket / "b/data/speech"
     wanted = {p.name: p.read_bytes() for p in (here / "speech").iterdir() if p.is_file()}
     assert {p.name: p.read_bytes() for p in there.iterdir()} == wanted and f"{len(wanted)} files" in done.stdout
-    assert "there already" in command("upload", "speech/", "gs://b/data").stdout
+    assert "already there" in command("upload", "speech/", "gs://b/data").stdout
     flags = [f"--config.{k}={v}" for k, v in [*TINY, ("run.data_dir", "gs://b/data")]]
     counted = command("count", f"--config={ROOT}/experiments/gpt.py", *flags)
     assert counted.returncode == 0, counted.stderr

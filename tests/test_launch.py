@@ -12,7 +12,8 @@ import yaml
 from conftest import ROOT, bigmodel
 
 from bigmodel import files, launch
-from bigmodel.cli import launching, main
+from bigmodel.cli import launch as launch_verb
+from bigmodel.cli import main
 from bigmodel.errors import UsageError
 
 
@@ -103,6 +104,15 @@ def test_the_text_for_an_engine(engine, more):
         assert text == (GOLDEN / name).read_text(), name
 
 
+def test_an_engine_of_the_users_own(tmp_path, capsys):
+    folder = two_rows(tmp_path / "x")
+    (tmp_path / "mine.py").write_text(
+        'CLIENT = COMMAND = "cat"\ndef render(job): return {"mine.txt": f"{job.ids} {job.processes}\\n"}\n'
+    )
+    assert main.main(["launch", str(folder), f"--engine={tmp_path}/mine.py", "--print", "--processes=3"]) == 0
+    assert capsys.readouterr().out == "# ---- mine.txt\n('0a', '1b') 3\n"
+
+
 def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_path):
     rows = [{"run_id": f"{i}", "config": {}, "overrides": {}, "superseded": i == 3} for i in range(5)]
     (tmp_path / "plan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -111,7 +121,7 @@ def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_
     for i, text in ((0, whole), (1, whole[:-9]), (2, b"\xff\xfe")):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "result.json").write_bytes(text)
-    assert launching.unfinished(tmp_path) == ("1", "2", "4")
+    assert launch_verb.unfinished(tmp_path) == ("1", "2", "4")
 
 
 def test_sky_refuses_what_it_can_t_do():
@@ -289,11 +299,11 @@ def test_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, stubs, c
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_printed_flags_can_be_pasted_into_a_shell(name, tmp_path, monkeypatch):
-    from bigmodel.cli import pods
+    from bigmodel.cli import compile
 
     monkeypatch.chdir(tmp_path)
     report = {"mesh": {"data": 4}, "execution": {"remat": "full"}}
-    flags = pods._flags(report, [("run.data_dir", name)], f"{name}.executable")
+    flags = compile._flags(report, [("run.data_dir", name)], f"{name}.executable")
     words = subprocess.run(["bash", "-c", f"printf '%s\\0' {flags}"], capture_output=True, check=True).stdout
     found = dict(word.split("=", 1) for word in words.decode().split("\0")[:-1])
     assert found["--config.run.data_dir"] == name and found["--config.run.executable"] == f"{name}.executable"

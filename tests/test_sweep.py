@@ -362,7 +362,7 @@ def test_plan_with_other_flags_changes_nothing_and_run_with_them_adds_rows(file,
     before, plan = tree_of(folder), (folder / "plan.jsonl").read_bytes()
     capfd.readouterr()
     assert main.main(["sweep", "plan", file, runs, *more, "--config.train.seed=1"]) == 0
-    assert "4 of these 4 rows aren't in it" in capfd.readouterr().err
+    assert "lacks 4 of these 4 rows" in capfd.readouterr().err
     assert tree_of(folder) == before
     assert main.main(["sweep", "run", file, runs, *more, "--config.train.seed=1"]) == 0
     assert states(folder) == ["done"] * 8

@@ -594,8 +594,8 @@ def test_a_run_is_trained_in_a_repository_whose_files_cannot_be_read(repository,
 
 
 def test_a_run_is_trained_where_nobody_has_a_home(digits, tmp_path, monkeypatch):
-    from bigmodel.cli import runs
+    from bigmodel import cli
 
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path)))
-    runs.start_jax(argparse.Namespace())
+    cli.start_jax(argparse.Namespace())

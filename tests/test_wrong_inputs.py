@@ -184,18 +184,18 @@ case("missing argument", ["sweep", "plan"], "required: file", "sweep --help")
 case("neither config nor path", ["train"], "--config=experiments/NAME.py", "config.json")
 case("value missing", train_digits() + ["--config.model.width"], "--config.model.width needs a value")
 case("sweep action", ["sweep", "runn", "study.py"], "'runn'", "did you mean 'run'", before=lambda: sweep_file("[{}]"))
-case("workers without end", ["sweep", "run", "study.py", "--workers=1000000000"], "1000000000", "at most 1,024",
+case("workers without end", ["sweep", "run", "study.py", "--workers=1000000000"], "1000000000", "in [1, 1024]",
      before=lambda: sweep_file("[{}]"))  # fmt: skip
 case(
     "seeds without end",
     ["coordcheck", f"--config={GPT_FILE}", "--widths=8,16", "--seeds=1000000000"],
     "--seeds",
-    "1,000",
+    "in [1, 1000]",
 )
 case(
     "chips without end", ["plan", "--topology=v5e:1000000x1000000", f"--config={GPT_FILE}"], "1000000x1000000", "chips"
 )
-case("zero workers", ["sweep", "run", "study.py", "--workers=0"], "--workers=0", "at least 1",
+case("zero workers", ["sweep", "run", "study.py", "--workers=0"], "--workers=0", "in [1, 1024]",
      before=lambda: sweep_file("[{}]"))  # fmt: skip
 case("workers in words", ["sweep", "run", "study.py", "--workers=two"], "--workers", "'two'")
 case("prepare workers", ["prepare", "data", "--out=out", "--workers=-1"], "workers", "-1")
@@ -283,7 +283,7 @@ case(
 case("runs under a foreign scheme", train_digits() + ["--runs=http://x/y"], "'http://x/y'", "gs://")
 case("data under a foreign scheme", train_gpt(run__data_dir="file:///x"), "file:///x", "gs://")
 case("a fit under a foreign scheme", ["plan", "--law=file:///x", "--flops=1e20"], "'file:///x'", "gs://")
-case("folders without end", ["prepare", "a.txt", "--out=" + "x/" * 1500], "more than 500 folders")
+case("folders without end", ["prepare", "a.txt", "--out=" + "x/" * 1500], "at most 500 folders")
 case("NUL in an argument", ["fit", "x\0y"], "NUL")
 case("a flag whose value is taken away", ["prepare", "a.txt", "--workers=--"], "--workers needs a value")
 
@@ -303,7 +303,7 @@ case("a dot in a key of config.json", ["train", "config.json"], "'model.width'",
      before=lambda: write("config.json", '{"model.width": 8}'))  # fmt: skip
 case("brackets without end in config.json", ["train", "config.json"], "is not JSON",
      before=lambda: write("config.json", "[" * 100_000))  # fmt: skip
-case("a path of 3,000 characters", ["train", "long/" * 600 + "config.json"], "folders in each other")
+case("a path of 3,000 characters", ["train", "long/" * 600 + "config.json"], "at most 500 folders")
 case("a name of 300 characters", ["train", "n" * 300 + ".json"], "File name too long")
 case("section left out of config.json", ["train", "config.json"], "no section 'data'",
      before=lambda: write("config.json", config_json(data=None)))  # fmt: skip

@@ -1,38 +1,108 @@
-"""What each verb of the command does: one function a verb, which imports what it needs when it runs."""
+"""The command line: one file per verb, found by its name. A verb may import every room, but only inside `run`.
 
-from __future__ import annotations
+A verb's file has a docstring, which is its --help (the first line is also its line in `bigmodel --help`), and
 
+    arguments(parser)              adds its arguments
+    run(args, overrides) -> int    does the work and returns the exit code
+    CONFIGURED = True              optional: the verb takes --config.SECTION.KEY=VALUE
+    CLOUD = ("runs",)              optional: arguments that may be paths in a bucket
+
+`bigmodel --help` imports every verb's file, so none of them imports JAX or NumPy at its top.
+"""
+
+import argparse
+import importlib
 import json
-from collections.abc import Callable
+import os
+import pkgutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-LAWS = ("fit", "report", "plan", "paper")  # the others are runs'
+from bigmodel import errors, files
+
+Args = argparse.Namespace
+Parser = argparse.ArgumentParser
+Overrides = Sequence[tuple[str, str]]  # (dotted config key, value as typed)
 
 
-def verb(name: str) -> Callable[[Any, Any], int]:
-    """The function of a verb: (parsed arguments, config overrides) -> exit code."""
-    if name == "compile":
-        from bigmodel.cli import pods as part
-    elif name in ("launch", "upload"):
-        from bigmodel.cli import launching as part  # type: ignore[no-redef]
-    elif name in LAWS:
-        from bigmodel.cli import laws as part  # type: ignore[no-redef]
-    elif name == "evaluate":
-        from bigmodel.cli import evaluation as part  # type: ignore[no-redef]
-    else:
-        from bigmodel.cli import runs as part  # type: ignore[no-redef]
-    return getattr(part, "launch_sweep" if name == "launch" else name)
+def verbs() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "main"]
+
+
+def verb(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def config_arguments(parser: Parser) -> None:
+    parser.add_argument("path", nargs="?", help="the config.json of an earlier run")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a file with get_config(), e.g. experiments/gpt.py")
+
+
+def device_arguments(parser: Parser) -> None:
+    parser.add_argument("--host-devices", type=int, default=0, metavar="K", help="simulate K devices on the CPU")
+
+
+def process_arguments(parser: Parser) -> None:
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, for several processes")
+    parser.add_argument("--processes", type=int, default=1, metavar="K", help="number of processes of the run")
+    parser.add_argument("--process", type=int, default=0, metavar="I", help="index of this process")
+
+
+def topology_arguments(parser: Parser, required: bool = False) -> None:
+    text = "chip and shape, e.g. v5e:4x4 or v5p:8x8x8"
+    parser.add_argument("--topology", default="", metavar="TPU", required=required, help=text)
+    parser.add_argument("--slices", type=int, default=1, metavar="K", help="number of slices of that topology")
+
+
+def start_jax(args: Args) -> None:
+    """Sets up devices, processes and the persistent compilation cache; called before JAX is used."""
+    import jax
+
+    from bigmodel.run import processes
+
+    # A cache that can't be written, for instance on a full disk, costs only time.
+    warnings.filterwarnings("ignore", "Error (writing|reading) persistent compilation cache")
+    if hasattr(args, "host_devices"):
+        errors.check_ranges("--", args, host_devices="[0, inf)")
+        if args.host_devices:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", args.host_devices)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_folder() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    processes.no_tpu_here()
+    if hasattr(args, "coordinator"):
+        processes.join(args.coordinator or "", args.processes, args.process)
 
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def print_table(head: list[str], rows: list[list[Any]]) -> None:
-    """Aligned plain text: whole on a narrow terminal and in a pipe. Numbers to the right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned plain text, not wrapped: the same in a terminal and in a pipe. Numbers are aligned to the right."""
     cells = [[str(c) for c in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
     right = [all(c[i][:1].isdigit() for c in cells) and i > 1 for i in range(len(head))]
+    lines = []
     for row in [head, *cells]:
         aligned = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
-        print("  ".join(aligned).rstrip())
+        lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def progress(text: str) -> None:
+    """Shows the current step on one line of stderr, if that is a terminal; "" clears it."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text and text + ' ...'}", end="", file=sys.stderr, flush=True)
+
+
+def check_exists(path: Path, what: str = "file or directory") -> None:
+    """Raises UsageError with the nearest name, before seconds of imports."""
+    if not path.exists():
+        siblings = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise errors.UsageError(f"no {what} {str(path)!r}{errors.nearest(str(path), siblings)}")

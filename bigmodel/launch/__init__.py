@@ -1,45 +1,40 @@
-"""Engines that exist: one file renders plain text for one, and says which command takes it.
+"""Engines: one file renders plain text for one engine, and names its client. Imports config, errors and files alone.
 
-Imports config and files alone, no JAX.
+An engine's file, here or of the user's, has
 
-An engine's file exports
+    render(job)    file name -> text; the first file is the argument of COMMAND
+    COMMAND        the command that takes the written first file
+    CLIENT         the program that must be installed
 
-    render(job)            file name -> its text; the first is what the command takes
-    command(job, path)     the engine's own client, given the written first file
-
-and nothing that polls: whether rows are done is told by their files, and starting them again is the engine's work.
+and nothing that polls: the state of runs is in their files, and restarting them is the engine's job.
 """
 
-from __future__ import annotations
-
-import importlib
 import re
-import shlex
-from dataclasses import dataclass, field
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Any
 
-from etils import epath
-
-from bigmodel import errors, files
-from bigmodel.errors import UsageError, choose
+from bigmodel import config, errors, files
+from bigmodel.errors import UsageError
 
 ENGINES = ("local", "slurm", "sky")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for, whatever the engine.
+    """What is launched, for any engine.
 
     Attributes:
-      folder: of the sweep's runs, absolute or gs://.
-      home: the folder of this disk that takes the scripts and the logs, absolute.
+      folder: the sweep's folder of runs, absolute or gs://.
+      home: the folder for scripts and logs, absolute and on this disk.
       name: letters, digits and dashes, as `job_name` makes it.
-      ids: run ids of the rows that aren't finished. By id and not by number: a plan that is written again meanwhile
-        may number its rows otherwise.
-      most: rows at once.
-      processes: of one row.
-      worker: the command of one process as shell text, without the row's --run.
+      ids: run ids of the rows to run. Ids and not indices: a plan that is written again may have another order.
+      most: runs at once.
+      processes: processes of one run.
+      worker: shell text of the command of one process, without --run.
+      cpus: CPUs of one process.
+      time: limit of a run, HH:MM:SS; notice: seconds before it at which runs save.
+      options: further lines of #SBATCH.
+      topology, slices: of TPUs.
     """
 
     folder: str
@@ -52,18 +47,17 @@ class Job:
     cpus: int = 1
     time: str = "24:00:00"
     notice: int = 300
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
     topology: str = ""
     slices: int = 1
 
 
-def engine(name: str) -> ModuleType:
-    choose("--engine", name, ENGINES)
-    return importlib.import_module(f"bigmodel.launch.{name}")
+def engine(name: str) -> Any:
+    return config.plugin("engines", name, "bigmodel.launch", ENGINES, "--engine")
 
 
-def row_of(folder: epath.Path, run_id: str = "", index: int = -1) -> dict[str, Any]:
-    """The planned row of that id, or else of that number from 0, as scripts of earlier versions name it.
+def row_of(folder: Any, run_id: str = "", index: int = -1) -> dict[str, Any]:
+    """The planned row with that run id or, in scripts of earlier versions, with that index.
 
     Raises:
       UsageError: the plan has no such row, or can't be read.
@@ -73,9 +67,8 @@ def row_of(folder: epath.Path, run_id: str = "", index: int = -1) -> dict[str, A
     if run_id:
         found = {row["run_id"]: row for row in rows}
         if run_id not in found:
-            raise UsageError(
-                f"--run={run_id}: not one of the {len(rows)} rows of {where}{errors.nearest(run_id, found)}"
-            )
+            hint = errors.nearest(run_id, found)
+            raise UsageError(f"--run={run_id}: not one of the {len(rows)} rows of {where}{hint}")
         row = found[run_id]
     elif 0 <= index < len(rows):
         row = rows[index]
@@ -87,23 +80,13 @@ def row_of(folder: epath.Path, run_id: str = "", index: int = -1) -> dict[str, A
 
 
 def job_name(folder: str) -> str:
-    """'bigmodel-FOLDER' in the letters that every engine takes."""
+    """'bigmodel-FOLDER' in characters that every engine accepts."""
     return re.sub(r"[^A-Za-z0-9]+", "-", f"bigmodel-{folder}").strip("-")
 
 
 def refuse_unprintable(engine: str, *texts: str, more: str = "") -> None:
-    """For an engine whose files give some characters a meaning that no quoting takes away.
-
-    Args:
-      more: characters that are refused beside those that can't be printed, as line ends.
-    """
+    """Raises UsageError for characters that can't be quoted in an engine's files: unprintable ones, and `more`."""
     for text in texts:
         for c in text:
             if not c.isprintable() or c in more:
-                raise UsageError(
-                    f"launch --engine={engine}: {text!r} has {c!r}, which its files can't have: choose another"
-                )
-
-
-def quoted(text: str) -> str:
-    return shlex.quote(text)
+                raise UsageError(f"launch --engine={engine}: {text!r} contains {c!r}, which its files can't have")

@@ -1,9 +1,7 @@
-"""SkyPilot managed jobs on Google's TPU slices: a YAML of one row, and a script that launches it for each.
+"""SkyPilot managed jobs on TPU slices: the YAML of one row, and a script that launches it for every row.
 
-Rendered and checked against SkyPilot's schema; never executed by us, who have no quota.
+Checked against SkyPilot's schema, but never executed by us: we have no quota.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -11,18 +9,19 @@ import re
 from bigmodel.errors import UsageError, choose
 from bigmodel.launch import Job, refuse_unprintable
 
-# SkyPilot's names count chips, or cores, two of which are a chip.
-NAMES = {"v4": ("tpu-v4", 2), "v5e": ("tpu-v5litepod", 1), "v5p": ("tpu-v5p", 2), "v6e": ("tpu-v6e", 1)}
-RUNTIMES = {
-    "v4": "tpu-ubuntu2204-base",
-    "v5e": "v2-alpha-tpuv5-lite",
-    "v5p": "v2-alpha-tpuv5",
-    "v6e": "v2-alpha-tpuv6e",
+# Chip -> SkyPilot's name; what that name counts per chip (chips, or cores, of which a chip has two); image.
+CHIPS = {
+    "v4": ("tpu-v4", 2, "tpu-ubuntu2204-base"),
+    "v5e": ("tpu-v5litepod", 1, "v2-alpha-tpuv5-lite"),
+    "v5p": ("tpu-v5p", 2, "v2-alpha-tpuv5"),
+    "v6e": ("tpu-v6e", 1, "v2-alpha-tpuv6e"),
 }
 
+CLIENT = "sky"
+COMMAND = "bash"
 YAML = """\
-# One row of {folder}, on one slice. Written by `bigmodel launch`; edit it at will.
-name: {name}
+# One row of {job.folder}, on one slice. Written by `bigmodel launch`; edit it at will.
+name: {job.name}
 resources:
   accelerators: {accelerators}
   accelerator_args:
@@ -48,7 +47,7 @@ setup: |
   fi
   ~/bigmodel/bin/python -m pip install -c requirements.lock -e '.[tpu]'
 run: |
-  PATH=~/bigmodel/bin:$PATH {worker} --run="$RUN_ID"
+  PATH=~/bigmodel/bin:$PATH {job.worker} --run="$RUN_ID"
 """
 
 LOOP = """\
@@ -56,7 +55,7 @@ LOOP = """\
 # Hands every row to SkyPilot, which keeps it running. Written by `bigmodel launch`; edit it at will.
 set -e
 for id in {ids}; do
-  sky jobs launch --yes --detach-run --name={name}-$id --env RUN_ID=$id "$(dirname "$0")/row.yaml"
+  sky jobs launch --yes --detach-run --name={job.name}-$id --env RUN_ID=$id "$(dirname "$0")/row.yaml"
 done
 """
 
@@ -68,21 +67,11 @@ def render(job: Job) -> dict[str, str]:
         raise UsageError("launch --engine=sky: slices share no disk; --bucket=gs://... names the sweep's folder there")
     if job.slices > 1:
         raise UsageError("launch --engine=sky: one slice a row; several slices need GKE or queued resources")
-    refuse_unprintable("sky", job.folder, job.worker)  # a YAML ends lines at more than a newline
+    refuse_unprintable("sky", job.folder, job.worker)  # YAML has more line ends than the newline
     chip, _, shape = job.topology.partition(":")
-    name, cores = NAMES[choose("--topology", chip, NAMES)]
+    name, cores, runtime = CHIPS[choose("--topology", chip, CHIPS)]
     if not re.fullmatch(r"\d+(x\d+)+", shape):
         raise UsageError(f"--topology={job.topology!r}: chip and shape, as v5p:8x8x8")
-    chips = math.prod(int(n) for n in shape.split("x"))
-    text = YAML.format(
-        folder=job.folder,
-        name=job.name,
-        accelerators=f"{name}-{chips * cores}",
-        runtime=RUNTIMES[chip],
-        worker=job.worker,
-    )
-    return {"launch.sh": LOOP.format(ids=" ".join(job.ids), name=job.name), "row.yaml": text}
-
-
-def command(job: Job, path: str) -> list[str]:
-    return ["bash", path]
+    accelerators = f"{name}-{math.prod(int(n) for n in shape.split('x')) * cores}"
+    text = YAML.format(job=job, accelerators=accelerators, runtime=runtime)
+    return {"launch.sh": LOOP.format(job=job, ids=" ".join(job.ids)), "row.yaml": text}

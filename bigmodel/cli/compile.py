@@ -1,0 +1,241 @@
+"""Compile the train step of a config for TPUs that are not there.
+
+Reports XLA's bytes on one chip, the collectives, FLOPs from the model's formula, and a roofline of the step's time,
+which is a model and not a measurement. Without --config.run.mesh.AXIS=K it takes the fastest layout whose estimate
+fits. A program that does not fit ends with exit code 2, and one line names the cheapest remedies. Programs are cached
+in runs/compile/cache. Needs the package libtpu (of jax[tpu]) and minutes of CPU.
+
+Examples:
+  bigmodel compile --config=experiments/gpt3.py:1.3b --topology=v5e:4x4 --config.train.batch_size=64
+  bigmodel compile --sweep=sweeps/demo.py --topology=v5e:2x2
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from bigmodel import cli, config, errors, files
+from bigmodel.errors import UsageError
+
+CONFIGURED, CLOUD = True, ("path",)
+GIB = 2**30
+NETWORKS = {"compute": "compute", "hbm": "HBM", "ici": "ICI", "dcn": "DCN"}
+
+
+def arguments(parser: cli.Parser) -> None:
+    cli.config_arguments(parser)
+    cli.topology_arguments(parser, required=True)
+    parser.add_argument("--sweep", metavar="FILE", help="compile every row of a sweep file")
+    parser.add_argument("--out", metavar="STEM", help="write STEM.json and STEM.png (default: runs/compile/NAME)")
+    parser.add_argument("--no-cache", action="store_true", help="compile programs that are in the cache too")
+    parser.add_argument("--save", action="store_true", help="write STEM.executable, which run.executable reads")
+
+
+def run(args: cli.Args, overrides: cli.Overrides) -> int:
+    source = args.path or args.config
+    if bool(args.sweep) == bool(source):
+        raise UsageError("compile: give --config=experiments/NAME.py, a config.json, or --sweep=sweeps/NAME.py")
+    if args.sweep and args.save:
+        raise UsageError("compile: --save keeps the step of one experiment, not of a --sweep")
+    if "://" in (args.out or ""):
+        raise UsageError(f"compile: --out={args.out} must be on a disk; copy it to a bucket from there")
+    topology = topology_of(args)
+    use_host()
+    from bigmodel.run import executables
+
+    stem = Path(args.out or f"runs/compile/{_name(args.sweep or source, topology)}")
+    if args.sweep:
+        return _sweep(args, overrides, topology, stem)
+
+    def say(line: str) -> None:
+        if not args.json:
+            print(line, flush=True)
+
+    unfrozen = config.load(source, overrides)
+    say(f"{source} on {label(topology)}, {topology.chips} chips")
+    save = f"{stem}{executables.SUFFIX}" if args.save else ""
+    given = {key for key, _ in overrides}
+    report = {"name": source, **_proved(unfrozen, given, topology, args, say, save)}
+    if save:
+        report["executable"] = {"path": save, "flags": _flags(report, overrides, save)}
+    _write(report, stem)
+    with files.writing(stem):
+        from bigmodel.laws.figures import pods, transfer
+
+        transfer.write(pods.program, stem, report)
+    if args.json:
+        cli.print_json(report)
+        return 0
+    _show(report)
+    print(f"  written: {stem}.json, {stem}.png")
+    if save:
+        print(f"  written: {save}, {Path(save).stat().st_size / 2**20:.0f} MiB; a run that reads it has")
+        print(f"    {report['executable']['flags']}")
+    return 0
+
+
+def _sweep(args: cli.Args, overrides: cli.Overrides, topology: Any, stem: Path) -> int:
+    """Every row of a sweep; rows whose programs are the same are compiled once."""
+    from bigmodel.study import sweep
+    from bigmodel.study.status import describe
+
+    rows, reports, failed = [], [], 0
+    for item in sweep.make_plan(args.sweep, overrides):
+        text = describe(item.overrides)
+        given = {key for key, _ in overrides} | item.overrides.keys()
+        try:
+            r = _proved(config.ConfigDict(item.config.to_dict()), given, topology, args, lambda line: None)
+        except UsageError as e:
+            failed += 1
+            cells = ["-", "-", "-", str(e).partition(". The cheapest")[0]]
+            r = {"error": str(e)}
+        else:
+            mesh = " ".join(f"{k}={v}" for k, v in r["mesh"].items()) or "one chip"
+            need = (r["bytes"]["arguments"] + r["bytes"]["temporaries"]) / GIB
+            cells = [mesh, f"{need:.2f}", f"{r['roofline']['step']:.3g}", f"{r['chip_hours']:.3g}"]
+        rows.append([item.run_id, text, *cells])
+        reports.append({"run_id": item.run_id, **r})
+        if not args.json:
+            print(f"{item.run_id}  {text}  {'cached' if r.get('cached') else 'compiled'}", flush=True)
+    _write({"rows": reports}, stem)
+    if args.json:
+        cli.print_json(reports)
+    else:
+        print(cli.table(["run", "row", "mesh", "GiB a chip", "s a step (roofline)", "chip-hours"], rows))
+        print(f"{len(rows)} rows on {label(topology)} of {topology.chip.hbm / GIB:.0f} GiB; written: {stem}.json")
+    return 1 if failed else 0
+
+
+def topology_of(args: cli.Args) -> Any:
+    from bigmodel.pods.layout import Topology
+
+    errors.check_ranges("--", args, slices="[1, inf)")
+    topology = Topology(args.topology, args.slices)
+    topology.chips  # noqa: B018 (refuses a malformed one)
+    return topology
+
+
+def label(topology: Any) -> str:
+    return topology.name + (f" x {topology.slices} slices" if topology.slices > 1 else "")
+
+
+def use_host() -> None:
+    """Keeps JAX on the CPU: the chips are only described."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # it would need the devices
+
+
+def refusal(cfg: Any, topology: Any, e: Any) -> str:
+    """One line with the shortfall and the cheapest remedies."""
+    from bigmodel.pods import layout
+
+    parts = []
+    for number, r in enumerate(layout.remedies(cfg, topology, e.needed), 1):
+        where = f" --slices={r.topology.slices}" if r.topology.slices != topology.slices else ""
+        changes = {key: value for key, value in r.overrides.items() if config.flatten(cfg)[key] != value}
+        flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+        parts.append(
+            f"({number}) {r.text or 'another layout'}, estimated at {r.layout.bytes / GIB:.1f} GiB and "
+            f"{r.cost:.2f} times the chip-seconds of the model's FLOPs at peak:{where} {flags}"
+        )
+    advice = "; ".join(parts) or "no remedy is known: fewer parameters, or a larger topology"
+    return f"{label(topology)}: {e}. The cheapest remedies: {advice}"
+
+
+def _proved(unfrozen: Any, given: set[str], topology: Any, args: Any, say: Any, save: str = "") -> dict[str, Any]:
+    """The report of a config. `given`: its keys that were set.
+
+    A config without a mesh gets the fastest layout whose estimate fits, and another if the compiler finds that it
+    doesn't fit.
+
+    Raises:
+      UsageError: the program does not fit.
+    """
+    from bigmodel.pods import aot, layout
+
+    cfg = aot.frozen(unfrozen)
+    cache = None if args.no_cache else "runs/compile/cache"
+
+    def prove(laid_out: Any, why: str) -> dict[str, Any]:
+        say(f"  layout: {why}")
+        return {"layout": why, **aot.prove(laid_out, topology, cache, save)}
+
+    if any(key.startswith("run.mesh.") for key in given):
+        try:
+            return prove(cfg, "as given")
+        except aot.DoesNotFit as e:
+            raise UsageError(refusal(cfg, topology, e)) from e
+    remats = (cfg.run.remat,) if "run.remat" in given else ("none", "dots", "full")
+    factor = 1.0
+    for _ in range(4):
+        found = layout.choices(cfg, topology, remats, factor)
+        best = found[0] if found else layout.smallest(cfg, topology)  # the compiler says by how much it doesn't fit
+        why = ("" if found else "no layout fits by its estimate; the smallest: ") + layout.why(best, topology)
+        laid_out = layout.changed(cfg, best.overrides())
+        try:
+            return prove(laid_out, why)
+        except aot.DoesNotFit as e:
+            if not found or not best.activation_bytes:  # an estimate of 0 can't be corrected
+                raise UsageError(refusal(laid_out, topology, e)) from e
+            say(f"    {e}")
+            factor = max(factor * 1.05, 1.02 * (e.needed - best.state_bytes) / best.activation_bytes)
+    raise UsageError(f"{topology.name}: four layouts whose estimates fitted didn't; set --config.run.mesh.AXIS=K")
+
+
+def _flags(report: dict[str, Any], overrides: cli.Overrides, save: str) -> str:
+    """The flags, beside --config, of a run that has the program of a report and reads it."""
+    from bigmodel.ops.sharding import AXES
+
+    run = {f"run.mesh.{axis}": report["mesh"].get(axis, 1) for axis in AXES}
+    run |= {f"run.{k}": v for k, v in report["execution"].items()} | {"run.executable": save}
+    return shlex.join(f"--config.{k}={v}" for k, v in {**dict(overrides), **run}.items())
+
+
+def _name(source: str, topology: Any) -> str:
+    file, _, variant = source.partition(":")
+    slices = f"{topology.slices}slices" if topology.slices > 1 else ""
+    return "-".join(filter(None, (Path(file).stem, variant, topology.name.replace(":", "-"), slices)))
+
+
+def _write(content: dict[str, Any], stem: Path) -> None:
+    from bigmodel.run import record
+
+    with files.writing(stem):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        record.write_json(stem.with_name(stem.name + ".json"), content)
+
+
+def _show(r: dict[str, Any]) -> None:
+    from bigmodel.words import human
+
+    b, roof = r["bytes"], r["roofline"]
+    host = f" ({b['host'] / GIB:.2f} GiB in the host)" if b["host"] else ""
+    print(
+        f"  bytes a chip      arguments {b['arguments'] / GIB:.2f} GiB, temporaries {b['temporaries'] / GIB:.2f}, "
+        f"peak {b['peak'] / GIB:.2f} of {r['hbm_bytes'] / GIB:.0f} GiB: fits{host}"
+    )
+    if b["peak"] < b["arguments"] + b["temporaries"]:
+        print("                    (the peak is XLA's: shared temporaries and donated arguments count once)")
+    print(
+        f"  FLOPs a step      {r['flops']['model']:.4g} of the model, {r['flops']['with_recomputation']:.4g} with "
+        f"recomputation; N {human(r['params'])}, {r['batch_size']} x {r['units_per_example']} tokens"
+    )
+    if r["collectives"]:
+        rows = []
+        for x in r["collectives"]:
+            rows.append(["    " + x["kind"], x["axis"], x["network"], f"{x['count']:,}", f"{x['bytes'] / 1e9:.3f}"])
+        print("  what a chip sends in a step:")
+        print(cli.table(["    collective", "axis", "network", "count", "GB"], rows))
+    times = ", ".join(f"{name} {roof[key]:.3g} s" for key, name in NETWORKS.items())
+    took = "from the cache" if r["cached"] else f"{r['compile_seconds']:.0f} s, {r['compile_cpu_seconds']:.0f} CPU s"
+    print(
+        f"  roofline          {times} (a model of the hardware, not a measurement)\n"
+        f"                    a step takes at least {roof['step']:.3g} s, bound by {NETWORKS[roof['bound_by']]}; "
+        f"{roof['if_nothing_overlaps']:.3g} s if nothing overlaps; MFU at most {roof['mfu_at_most']:.0%}\n"
+        f"  at that time      {human(r['units_per_day'])} tokens a day; {human(r['horizon'])} tokens take "
+        f"{human(r['chip_hours'])} chip-hours\n"
+        f"  compiled          {took}; jax {r['jax_version']}, libtpu {r['libtpu_version']}, "
+        f"program {r['program_hash']}"
+    )
