@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel import config, files, launch
+from bigmodel import config, errors, files, launch
 from bigmodel.cli import main
 from bigmodel.errors import Busy, UsageError
 from bigmodel.run import claims, record
@@ -165,7 +165,7 @@ def test_an_object_store_admits_one_claim(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("byte", [0, 12, 30, -3])
 def test_a_damaged_claim_of_an_object_is_nobodys_and_said(byte, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(config, "noted", set())
+    monkeypatch.setattr(errors, "noted", set())
     store = object_store(tmp_path)
     one = claims.ObjectClaim(store, "slurm 7_1")
     data = bytearray(store.read(claims.NAME).result().value)
