@@ -237,7 +237,9 @@ class LogSum:
         top = functools.reduce(np.maximum, terms)
         parts = [np.exp(term - top) for term in terms]
         total = functools.reduce(np.add, parts)
-        return top + np.log(total), [part / total for part in parts]
+        for part in parts:
+            part /= total
+        return top + np.log(total), parts
 
 
 # ---------------------------------------------------------------------------------- laws by name
