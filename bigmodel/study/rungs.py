@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from bigmodel import config, data, files, models
 from bigmodel.errors import UsageError, choose
-from bigmodel.run import budget
+from bigmodel.run import budget, counts
 
-COUNTS = ("total", "nonembedding", "kaplan")  # which parameters N counts, in the order of `budget.counts`
+COUNTS = ("total", "nonembedding", "kaplan")  # which parameters N counts, in the order of `counts.counts`
 # Kaplan et al. 2020 (arXiv:2001.08361), figure 5: between these ratios of width to depth the loss hardly changes.
 FLATTEST, DEEPEST = 200.0, 10.0
 CHECKED = 6  # candidates that are counted, of those with the best interpolated N
@@ -126,7 +126,7 @@ def nearest(base: Base, params: float, counted: str = "total", aspect: float | N
         """N; 0 if the shape can't be built or has none, as Kaplan's of a model without blocks."""
         if (width, depth) not in tried:
             try:
-                numbers = budget.counts(base.family, build(base, width, depth))
+                numbers = counts.counts(base.family, build(base, width, depth))
                 tried[width, depth] = numbers[COUNTS.index(counted)]
             except UsageError:
                 tried[width, depth] = 0
@@ -155,7 +155,7 @@ def nearest(base: Base, params: float, counted: str = "total", aspect: float | N
         "depth": depth,
         "overrides": family.rung(width, depth),
         "N": found,
-        "params": budget.counts(base.family, section)[0],
+        "params": counts.counts(base.family, section)[0],
         "deviation": found / params - 1,
         "train_flops_per_unit": 3 * family.flops(section) / per_example,
     }
