@@ -130,10 +130,19 @@ def plugin(kind: str, name: str, package: str, own: Iterable[str], what: str = "
         return load_module(name, what.rpartition(".")[2])
     if name in own:
         return importlib.import_module(f"{package}.{name.replace('-', '_')}")
-    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group=f"bigmodel.{kind}")}
+    entries = entry_points(kind)
     choose(what, name, [*own, *entries])
-    with user_code(entries[name].value, f"{kind} entry point"):
-        return entries[name].load()
+    return load_entry(entries[name])
+
+
+def entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """Of installed packages, those of the group `bigmodel.<kind>`, by name."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=f"bigmodel.{kind}")}
+
+
+def load_entry(entry: importlib.metadata.EntryPoint) -> Any:
+    with user_code(entry.value, f"{entry.group} entry point"):
+        return entry.load()
 
 
 def plugin_name(name: str) -> str:

@@ -42,10 +42,10 @@ def drawn(family, cfg, std=0.1):
     import numpy as np
 
     from bigmodel import tree
-    from bigmodel.run import budget
+    from bigmodel.run import counts
 
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: budget.init(family, cfg, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: counts.init(family, cfg, jax.random.key(0)))
     return tree.map_paths(
         lambda path, x: jnp.asarray(path.endswith("scale") + std * rng.normal(size=x.shape), x.dtype), shapes
     )

@@ -19,7 +19,7 @@ from ml_collections import FrozenConfigDict  # noqa: E402
 from bigmodel import models  # noqa: E402
 from bigmodel.ops import sharding  # noqa: E402
 from bigmodel.pods import hlo  # noqa: E402
-from bigmodel.run import budget, optim, program  # noqa: E402
+from bigmodel.run import budget, counts, optim, program  # noqa: E402
 
 N, D, B = 5, 64, 32  # layers, width, examples
 mesh = sharding.make_mesh({"fsdp": 8})
@@ -92,7 +92,7 @@ def step(name, **sizes):
     frozen = FrozenConfigDict({k: v if isinstance(v, str) else v.to_dict() for k, v in sections.items()})
     built = program.build(program.static_part(frozen), mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), built.shapes, built.shardings)
-    shapes = budget.batch_shapes(family, frozen.model, 8)
+    shapes = counts.batch_shapes(family, frozen.model, 8)
     batch = {
         k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh, len(x.shape)))
         for k, x in shapes.items()
@@ -100,7 +100,7 @@ def step(name, **sizes):
     key = jax.eval_shape(lambda: jax.random.key(0))
     args = (state, batch, jax.ShapeDtypeStruct((), "float32"), key)
     compiled = built.step.lower(*args).compile()
-    blocks = budget.counts(name, frozen.model)[2]
+    blocks = counts.counts(name, frozen.model)[2]
     return {
         "counted": counted(built.step, mesh, *args),
         "arguments": compiled.memory_analysis().argument_size_in_bytes,

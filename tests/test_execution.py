@@ -54,7 +54,7 @@ def test_a_shape_that_does_not_divide_is_sharded_on_another_side():
 def test_types_of_parameters_gradients_and_moments_stay(tiny, name):
     """As they begin, after a step with micro-batches: else it would be compiled twice, and a restore would differ."""
     from bigmodel import models
-    from bigmodel.run import budget, program
+    from bigmodel.run import budget, counts, program
 
     cfg = tiny(
         ("train.param_dtype", "bfloat16"), ("train.grad_dtype", "bfloat16"), ("optim.state_dtype", "bfloat16"),
@@ -65,7 +65,7 @@ def test_types_of_parameters_gradients_and_moments_stay(tiny, name):
     after, _ = jax.eval_shape(
         built.step,
         built.shapes,
-        budget.batch_shapes(models.family("decoder"), frozen.model, 8),
+        counts.batch_shapes(models.family("decoder"), frozen.model, 8),
         jax.ShapeDtypeStruct((), "float32"),
         jax.eval_shape(lambda: jax.random.key(0)),
     )

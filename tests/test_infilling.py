@@ -9,7 +9,7 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel.errors import UsageError
 from bigmodel.models import decoder, infilling, layers
-from bigmodel.run import budget
+from bigmodel.run import counts
 
 V, L = 1000, 60
 SHORT, LONG, START, END = (V + mark for mark in range(infilling.MARKS))
@@ -154,7 +154,7 @@ def test_what_infilling_cant_do_is_said(keys):
 def test_deepnorm_starts_small():
     """GLM-130B starts values, ffn and the projections back at 1 / sqrt(2 depth) of the rest."""
     cfg = section(norm_placement="deepnorm", width=64, depth=8, activation="geglu", init_std=0.02, scale_residual=False)
-    blocks = jax.jit(lambda: budget.init(decoder, cfg, jax.random.key(0)))()["params"]["blocks"]
+    blocks = jax.jit(lambda: counts.init(decoder, cfg, jax.random.key(0)))()["params"]["blocks"]
     std = {k: float(jnp.std(x)) for part in ("attention", "mlp") for k, x in blocks[part].items() if x.ndim > 2}
     small = {k for k, s in std.items() if abs(s / 0.005 - 1) < 0.05}
     assert small == {"value", "out", "up", "gate", "down"}

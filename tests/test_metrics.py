@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from bigmodel import config, data, models
 from bigmodel.data import loader
 from bigmodel.ops import sharding
-from bigmodel.run import budget, optim, program, session
+from bigmodel.run import budget, counts, optim, program, session
 
 CASES = [
     ("mlp", dict(class_weights=(1.0, 5.0, 0.2, 3.0, 1.0), num_classes=5)),
@@ -67,7 +67,7 @@ def test_accuracy_counts_examples_whatever_their_class_weighs():
     cfg = small(module, class_weights=(1.0, 100.0, 1.0, 1.0, 1.0), num_classes=5, depth=0)
     examples = Drawn(module, cfg, 40)
     batch = {**examples.take(np.arange(40)), "weight": np.ones(40, np.float32)}
-    variables = jax.jit(lambda: budget.init(module, cfg, jax.random.key(0)))()
+    variables = jax.jit(lambda: counts.init(module, cfg, jax.random.key(0)))()
     _, (metrics, _) = module.loss(module.Model(cfg), variables, batch, jax.random.key(0), False)
     predicted = np.argmax(module.Model(cfg).apply(variables, batch["features"]), axis=-1)
     assert float(metrics["accuracy"][1]) == 40

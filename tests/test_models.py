@@ -14,7 +14,7 @@ from bigmodel.errors import UsageError
 from bigmodel.models import decoder, losses, positions
 from bigmodel.ops import attention as attend_ops
 from bigmodel.ops import sharding
-from bigmodel.run import budget
+from bigmodel.run import counts
 
 ALONE = sharding.make_mesh(sharding.ALONE)
 
@@ -116,7 +116,7 @@ def test_published_sizes(name):
     cfg = models.family(family).get_config()
     cfg.update(row["model"])
     models.family(family).finalize(cfg)
-    total = budget.counts(family, FrozenConfigDict(cfg))[0]
+    total = counts.counts(family, FrozenConfigDict(cfg))[0]
     if "params" in row:
         assert total == row["params"]
     if "printed" in row:  # rounded in the paper
@@ -127,7 +127,7 @@ def test_published_sizes(name):
 def test_kaplan_count_is_12_depth_width_squared():
     cfg = decoder.get_config()
     decoder.finalize(cfg)
-    assert budget.counts("decoder", FrozenConfigDict(cfg))[2] == 12 * 12 * 768**2
+    assert counts.counts("decoder", FrozenConfigDict(cfg))[2] == 12 * 12 * 768**2
 
 
 # ------------------------------------------------------------------------------ the decoder

@@ -14,7 +14,7 @@ from bigmodel.after import coordcheck
 from bigmodel.errors import UsageError
 from bigmodel.models import decoder
 from bigmodel.ops import sharding
-from bigmodel.run import budget, optim, parametrize, program
+from bigmodel.run import budget, counts, optim, parametrize, program
 from bigmodel.study import recipes, sweep
 
 
@@ -54,14 +54,14 @@ HEAD = "head"
     ],
 )
 def test_scales(name, optimizer, want):
-    found = budget.scales("decoder", section(parametrization=name, tied_head=False, init_std=0.0), optimizer)
+    found = counts.scales("decoder", section(parametrization=name, tied_head=False, init_std=0.0), optimizer)
     got = [(leaf(found.weight, p), leaf(found.start, p), leaf(found.rate, p)) for p in (TABLE, HIDDEN, HEAD)]
     np.testing.assert_allclose(got, want)
 
 
 def test_a_fixed_start_shrinks_with_width():
     """init_std=0.02 is the base's; a hidden matrix of 4 times the width starts at half of it under muP."""
-    found = budget.scales("decoder", section(parametrization="mup", tied_head=False, init_std=0.02), "adamw")
+    found = counts.scales("decoder", section(parametrization="mup", tied_head=False, init_std=0.02), "adamw")
     assert [leaf(found.start, p) for p in (TABLE, HIDDEN, HEAD)] == [1, 0.5, 0.25]
 
 
@@ -69,7 +69,7 @@ def test_a_fixed_start_shrinks_with_width():
 @pytest.mark.parametrize("tied", [True, False])
 def test_at_the_base_every_parametrisation_is_the_standard_one(name, tied):
     same = dict(base_width=64, base_depth=4, base_num_heads=4, tied_head=tied)
-    found = budget.scales("decoder", section(parametrization=name, **same), "adamw")
+    found = counts.scales("decoder", section(parametrization=name, **same), "adamw")
     for scale in (found.weight, found.start, found.rate, found.gradient):
         assert set(jax.tree.leaves(scale)) == {1.0}
     cfg, standard = section(parametrization=name, **same), section(**same)
@@ -109,7 +109,7 @@ def test_weight_multipliers_are_trained_through():
     host = {"tokens": np.arange(18).reshape(2, 9).astype("int32"), "weight": np.ones(2, "float32")}
     batch = sharding.place(host, mesh, 2)
     got, weight = built.evaluate({"params": state["params"]}, batch)[0]["loss"]
-    scales = budget.scales("decoder", FrozenConfigDict(cfg.model), "adamw")
+    scales = counts.scales("decoder", FrozenConfigDict(cfg.model), "adamw")
     model = decoder.Model(FrozenConfigDict(cfg.model))
     scaled = {"params": jax.tree.map(lambda w, m: w * m, state["params"], scales.weight)}
     loss = jax.jit(lambda variables: decoder.loss(model, variables, host, jax.random.key(0), False)[0])
@@ -128,7 +128,7 @@ def test_epsilon_shrinks_with_the_gradients():
         grads = small_gradients(params)
         settings = optim.get_config()
         settings.weight_decay, settings.clip, settings.eps = 0.0, 0.0, 0.1
-        sizes = budget.scales("decoder", cfg, "adamw").gradient
+        sizes = counts.scales("decoder", cfg, "adamw").gradient
         plain, scaled = (optim.build(settings, decoder.RULES, None, g) for g in (None, sizes))
         small = jax.tree.map(lambda g, s: g * s, grads, sizes)
         want, got = first_update(plain, grads, params), first_update(scaled, small, params)
@@ -147,7 +147,7 @@ def test_a_program_s_optimizer_knows_the_gradients(monkeypatch):
     program.build.cache_clear()
     program.build(program.static_part(FrozenConfigDict(cfg)), sharding.make_mesh(cfg.run.mesh))
     program.build.cache_clear()
-    scales = budget.scales("decoder", FrozenConfigDict(cfg.model), "adamw")
+    scales = counts.scales("decoder", FrozenConfigDict(cfg.model), "adamw")
     assert given[0][2:] == (scales.rate, scales.gradient)
 
 
@@ -157,12 +157,12 @@ def test_gradients_are_as_small_as_the_parametrisation_says():
 
     def size(width):
         cfg = section(parametrization="mup", tied_head=False, width=width, num_heads=width // 8, init_std=0.0)
-        scales, model = budget.scales("decoder", cfg, "adamw"), decoder.Model(cfg)
+        scales, model = counts.scales("decoder", cfg, "adamw"), decoder.Model(cfg)
         tokens = jax.random.randint(jax.random.key(1), (8, 9), 0, 40)
         batch = {"tokens": tokens, "weight": jnp.ones(8)}
 
         def gradient(key):
-            params = budget.init(decoder, cfg, key)["params"]
+            params = counts.init(decoder, cfg, key)["params"]
             params = jax.tree.map(jnp.multiply, params, scales.start)
             return jax.grad(lambda p: decoder.loss(model, {"params": p}, batch, key, False)[0])(params)
 
@@ -181,7 +181,7 @@ def test_every_optimizer_builds_with_rates():
     for name in optim.OPTIMIZERS:
         settings = optim.get_config()
         settings.name, settings.weight_decay, settings.clip = name, 0.0, 0.0
-        scales = budget.scales("decoder", cfg, name)
+        scales = counts.scales("decoder", cfg, name)
         plain, scaled = (optim.build(settings, decoder.RULES, rates) for rates in (None, scales.rate))
         one, two = (first_update(tx, grads, params) for tx in (plain, scaled))
         leaves = (tree.paths(one), *map(jax.tree.leaves, (one, two, scales.rate)))
@@ -194,7 +194,7 @@ def test_weight_decay_is_not_scaled():
     params = drawn(decoder, cfg)["params"]
     settings = optim.get_config()
     settings.weight_decay = 0.5
-    tx = optim.build(settings, decoder.RULES, budget.scales("decoder", cfg, "adamw").rate)
+    tx = optim.build(settings, decoder.RULES, counts.scales("decoder", cfg, "adamw").rate)
     updates = first_update(tx, jax.tree.map(jnp.zeros_like, params), params)
     np.testing.assert_allclose(updates["blocks"]["mlp"]["up"], -0.5 * params["blocks"]["mlp"]["up"], rtol=1e-6)
 

@@ -516,14 +516,14 @@ def test_advice_keeps_to_its_means(law, noisy):
 @pytest.mark.parametrize("counted", ["total", "nonembedding", "kaplan"])
 @pytest.mark.parametrize("wanted", [2e8, 7e9, 73.2e9, 1e12])
 def test_nearest_decoder(wanted, counted):
-    from bigmodel.run import budget
+    from bigmodel.run import counts
     from bigmodel.study import rungs
 
     base = rungs.of_family("decoder")
     found = rungs.nearest(base, wanted, counted)
     assert abs(found["deviation"]) < 0.02 and found["N"] == pytest.approx(wanted * (1 + found["deviation"]))
     section = rungs.build(base, found["width"], found["depth"])
-    assert budget.counts("decoder", section)[rungs.COUNTS.index(counted)] == found["N"]
+    assert counts.counts("decoder", section)[rungs.COUNTS.index(counted)] == found["N"]
     assert found["width"] % 64 == 0 and 30 <= found["width"] / found["depth"] <= 200
     length = section.seq_len
     assert found["train_flops_per_unit"] == pytest.approx(

@@ -11,7 +11,7 @@ from bigmodel import config, data, errors
 from bigmodel.data import loader
 from bigmodel.errors import UsageError
 from bigmodel.models import recurrent
-from bigmodel.run import budget, loop, record, session, starts
+from bigmodel.run import budget, counts, loop, record, session, starts
 
 SMALL = dict(width=16, depth=2, vocab_size=50, seq_len=12)
 
@@ -67,7 +67,7 @@ def test_a_carried_state_is_that_of_the_text_before(carried, tmp_path):
     frozen = budget.finalize(cfg)
     examples = data.source("text").open_split(frozen.data, frozen.run.data_dir, "train")
     part = len(examples) // 4
-    variables = budget.init(recurrent, frozen.model, jax.random.fold_in(jax.random.key(0), 0), 4)
+    variables = counts.init(recurrent, frozen.model, jax.random.fold_in(jax.random.key(0), 0), 4)
     model = recurrent.Model(frozen.model)
     text = np.stack([np.concatenate([examples[r * part + i]["tokens"][:-1] for i in range(6)]) for r in range(4)])
     last = np.stack([examples[r * part + 5]["tokens"][-1] for r in range(4)])

@@ -19,7 +19,7 @@ from bigmodel.models import bert
 from bigmodel.prepare import published, registries, tasks
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.tasks import Example
-from bigmodel.run import budget, record
+from bigmodel.run import budget, counts, record
 from bigmodel.run.session import train
 
 ENGLISH = ["one", "two", "red", "blue", "house", "tree"]
@@ -394,7 +394,7 @@ def test_a_run_starts_from_published_weights(task_dir, tmp_path):
     still = [*short, ("train.steps", 1), ("optim.lr", 1e-12), ("model.depth", 2)]
     cfg = budget.finalize(experiment("sentiment.py", task_dir, *still))
     rng, tensors = np.random.default_rng(0), {}
-    shapes = budget.shapes("bert", cfg.model)
+    shapes = counts.shapes("bert", cfg.model)
     for name, path in bert.WEIGHTS.items():
         node = shapes
         for part in path.split("/"):

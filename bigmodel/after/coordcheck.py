@@ -19,7 +19,7 @@ from bigmodel import config, data, models, tree
 from bigmodel.data import loader
 from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.ops import sharding
-from bigmodel.run import budget, parametrize, program
+from bigmodel.run import budget, counts, parametrize, program
 
 LIMIT = 0.1  # the largest |slope| that passes
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ def _first_steps(cfg: Any, steps: int, seed: int) -> Iterator[Row]:
     mesh = sharding.make_mesh(cfg.run.mesh)
     program.check_memory(cfg, mesh)
     built = program.build(program.static_part(cfg), mesh)
-    scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
+    scales = counts.scales(cfg.family, cfg.model, cfg.optim.name)
     model, B = family.Model(cfg.model), cfg.train.batch_size
     examples = data.source(cfg.data.source).open_split(cfg.data, cfg.run.data_dir, "train")
     stream = loader.train_batches(examples, B, seed, 0, steps, (0, B))

@@ -21,7 +21,7 @@ from bigmodel.after import generate
 from bigmodel.data import loader
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
-from bigmodel.run import budget, checkpoint, program, record
+from bigmodel.run import budget, checkpoint, counts, program, record
 
 BATCH = 64  # examples at once
 
@@ -52,7 +52,7 @@ def restore(folder: str, data_dir: str = "") -> Run:
     wanted = [{k: t[k] for k in ("params", "model_state")} for t in (compiled.shapes, compiled.shardings)]
     state = checkpoint.restore_part(str(home / "checkpoints"), *wanted)
     family = models.family(frozen.family)
-    scales = budget.scales(frozen.family, frozen.model, frozen.optim.name)
+    scales = counts.scales(frozen.family, frozen.model, frozen.optim.name)
     variables = {"params": scales.effective(state["params"]), **state["model_state"]}
     return Run(frozen, family, family.Model(frozen.model), variables, result)
 

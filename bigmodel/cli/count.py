@@ -23,7 +23,7 @@ def arguments(parser: cli.Parser) -> None:
 
 def run(args: cli.Args, overrides: cli.Overrides) -> int:
     from bigmodel import models
-    from bigmodel.run import budget
+    from bigmodel.run import budget, counts
 
     if args.model == "list":
         names = [name for f in models.names() for name in models.family(f).PUBLISHED]
@@ -43,6 +43,21 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         model = section.model
         models.family(family).finalize(model)
     name, note = args.config or args.model, row.get("note", "")
-    numbers = {"name": name, "family": family, "source": row["source"], "note": note, **budget.describe(family, model)}
-    cli.print_json(numbers) if args.json else print("\n".join(budget.describe_text(numbers)))
+    numbers = {"name": name, "family": family, "source": row["source"], "note": note, **counts.describe(family, model)}
+    cli.print_json(numbers) if args.json else print("\n".join(_text(numbers)))
     return 0
+
+
+def _text(numbers: dict[str, Any]) -> list[str]:
+    state = ", ".join(f"{name} {size / 2**30:,.3g}" for name, size in numbers["state_bytes"].items())
+    unit = "token" if numbers["units_per_example"] > 1 else "example"
+    return [
+        f"{numbers['name']} ({numbers['family']}){'; ' + numbers['source'] if numbers['source'] else ''}",
+        f"  parameters             {numbers['params']:>18,}",
+        f"  without embeddings     {numbers['params_nonembedding']:>18,}",
+        f"  Kaplan's N             {numbers['params_kaplan']:>18,}",
+        f"  train FLOPs per {unit:<7}{numbers['train_flops_per_unit']:>18.4g}   (6N: "
+        f"{numbers['train_flops_per_unit_6n']:.4g})",
+        f"  float32 training state, GiB: {state}",
+        *([f"  note: {numbers['note']}"] if numbers["note"] else []),
+    ]

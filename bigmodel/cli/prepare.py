@@ -51,7 +51,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 def _list(args: cli.Args) -> int:
     from bigmodel.prepare import corpora, images, published, registries, tasks
 
-    kinds = (corpora.CORPORA, {**tasks.TASKS, **images.SETS}, published.WEIGHTS)
+    kinds = [corpora.CORPORA, {**tasks.TASKS, **images.SETS}, published.WEIGHTS]
     tables = [registries.table(kind) for kind in kinds]
     if args.json:
         cli.print_json([row for rows in tables for row in rows])

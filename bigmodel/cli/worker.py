@@ -40,15 +40,15 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
 
     folder = status.folder_of(args.folder, "runs")
     row = _row(args, folder)
-    home, label = folder / row["run_id"], f"{row['run_id']}  {status.describe(row['overrides'])}"
-    if record.read_result(home):
+    label = f"{row['run_id']}  {status.describe(row['overrides'])}"
+    if record.read_result(folder / row["run_id"]):
         print(f"{label}: finished before")
         return 0
     cli.start_jax(args)
     plan = folder / "plan.jsonl"
     cfg = config.without_code(config.from_json(json.dumps(row["config"]), str(plan)), plan, overrides)
     config.override_all(cfg, overrides)
-    return _train(config.from_json(config.to_json(cfg)), folder, home, label, bool(overrides))
+    return _train(config.from_json(config.to_json(cfg)), folder, row, label, bool(overrides))
 
 
 def _row(args: cli.Args, folder: Any) -> dict[str, Any]:
@@ -62,15 +62,19 @@ def _row(args: cli.Args, folder: Any) -> dict[str, Any]:
     raise UsageError(f"worker: give --run=ID, a run id that `bigmodel sweep status {args.folder}` shows")
 
 
-def _train(cfg: Any, folder: Any, home: Any, label: str, overridden: bool) -> int:
+def _train(cfg: Any, folder: Any, row: dict[str, Any], label: str, overridden: bool) -> int:
     """The exit code of a row's training, whose errors are printed and, if they are final, recorded."""
     import jax
 
     from bigmodel.run import claims, processes, record, session
+    from bigmodel.study import derived
 
     os.environ[claims.AS_JOB] = "1"
     alone = jax.process_count() == 1
     try:
+        if jax.process_index() == 0:
+            derived.make(row["overrides"], folder, cfg.run.data_dir)
+        processes.agree(0)  # the others wait for the data
         result, trained = session.attempt(cfg, str(folder), name=label, group=folder.name)
     except (Retry, errors.Unavailable) as e:
         print(f"bigmodel: {e}", file=sys.stderr)
@@ -83,7 +87,7 @@ def _train(cfg: Any, folder: Any, home: Any, label: str, overridden: bool) -> in
         text = (str(e) if mistake else f"{type(e).__name__}: {e}").splitlines()[0]
         print(f"bigmodel: {label}: {text}", file=sys.stderr)
         if code == 1 and jax.process_index() == 0:
-            record.fail(home, text)
+            record.fail(folder / row["run_id"], text)
     else:
         code = 0
         if jax.process_index() == 0:

@@ -125,11 +125,7 @@ def rungs(order: np.ndarray, factor: float) -> list[np.ndarray]:
 
 
 def leave_one_out(
-    problem: Problem,
-    found: Found,
-    data: Mapping[str, np.ndarray],
-    largest: float,
-    trunks: np.ndarray | None = None,
+    problem: Problem, found: Found, data: Mapping[str, np.ndarray], largest: float, trunks: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """Refits without each rung in turn: left_out, n (runs left out), params, a (near C = `largest`)."""
     if len(problem) > REFIT_RUNS:

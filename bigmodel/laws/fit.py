@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bigmodel.errors import UsageError, check_ranges, nearest
-from bigmodel.files import check_whole
+from bigmodel import files
+from bigmodel.errors import UsageError, check_ranges
 from bigmodel.laws import checks, extrapolate, forms, frontier, intervals, outliers, search
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 from bigmodel.laws.search import Found
@@ -336,22 +336,18 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
       UsageError: no such file, not JSON, or not a fit: which key is missing or wrong.
     """
-    path = Path(path)
-    if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        raise UsageError(f"no file {str(path)!r}{nearest(str(path), siblings)}")
+    wrong = f"{str(path)!r} is not a fit.json of `bigmodel fit`"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"{str(path)!r} is not JSON: {e}") from e
-    if isinstance(content, dict):
-        check_whole(content, path)
-        content.pop("crc32", None)
+        content = json.loads(files.read_text(path, "fit"))
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"fit {str(path)!r} is not JSON: {e}") from e
     need = {"law": str, "params": dict, "n_points": int, "optimal": dict, "holdout": list, "warnings": list}
     need |= {"samples": dict, "ci": dict, "range": dict, "residuals": list}
     for key, kind in need.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise UsageError(f"{str(path)!r} is not a fit.json of `bigmodel fit`: {key!r} is missing or wrong")
+            raise UsageError(f"{wrong}: {key!r} is missing or wrong")
+    files.check_whole(content, path)
+    content.pop("crc32", None)
     names = list(content["params"])
     if content["law"] not in frontier.METHODS:
         law = forms.get(content["law"])
@@ -361,5 +357,5 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         content["bootstrap_samples"] = np.array([samples[n] for n in names], dtype=np.float64).T.reshape(-1, len(names))
     except (KeyError, ValueError, TypeError) as e:
-        raise UsageError(f"{str(path)!r} is not a fit.json of `bigmodel fit`: 'samples' is damaged ({e})") from e
+        raise UsageError(f"{wrong}: 'samples' is damaged ({e})") from e
     return content

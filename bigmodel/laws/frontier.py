@@ -50,33 +50,9 @@ def fit(
         raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
     if "C" not in frame and {"N", "D"} <= set(frame):
         frame = frame.assign(C=FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
-    if law == "isoflop":
-        result = isoflop(frame, bootstrap, seed, budgets_at=budgets_at)
-    else:
-        result = envelope(frame, bootstrap, seed)
-    samples = result.pop("samples")
-    return {
-        **result,
-        "target": "N_opt",
-        "columns": ["C"],
-        "delta": None,
-        "objective": None,
-        "estimator": "least squares",
-        "interval": {"method": "percentile", "level": intervals.LEVEL},
-        "intervals": {"percentile": result["ci"]},
-        "se": {k: float(np.std(v)) if len(v) > 1 else None for k, v in zip(result["params"], samples.T, strict=True)},
-        "holdout": [],
-        "rungs_of": "C",
-        "leave_one_out": [],
-        "compared": [],
-        "range": {k: [float(frame[k].min()), float(frame[k].max())] for k in "NDCL"},
-        "family": None,
-        "conventions": dict(frame.attrs.get("conventions", {})),
-        "source": str(frame.attrs.get("source", "")),
-        "points": {},
-        "residuals": [],
-        "bootstrap_samples": samples,
-    }
+    return (
+        isoflop(frame, bootstrap, seed, budgets_at=budgets_at) if law == "isoflop" else envelope(frame, bootstrap, seed)
+    )
 
 
 # ---------------------------------------------------------------------------------- approach 2
@@ -99,9 +75,9 @@ def isoflop(
       budgets_at: the budgets in FLOPs, where runs lie between them too: each takes the runs within a tenth of it.
 
     Returns:
-      {"law", "params": {"a", "N0", "b", "D0"}, "ci", "n_points", "optimal", "warnings", "budgets", "samples" (R, 4)}; a
-      budget: C, n_runs, N and L of its runs, N_opt, D_opt, L_opt, N_ci, parabola (coefficients of ln L in ln N, highest
-      power first, or None), edge: true where the best size is the smallest or largest, so that the budget is left out.
+      A fit's dict (see `fit.fit`) with params a, N0, b, D0, and with "budgets". A budget: C, n_runs, N and L of its
+      runs, N_opt, D_opt, L_opt, N_ci, parabola (coefficients of ln L in ln N, highest power first, or None), edge: true
+      where the best size is the smallest or largest, so that the budget is left out.
 
     Raises:
       UsageError: a missing column, or fewer than two budgets with four sizes around an optimum.
@@ -159,7 +135,8 @@ def _groups(frame: pd.DataFrame, budgets_at: Sequence[float] | None) -> list[pd.
 
 
 # (ln N_opt, ln L_opt, coefficients, edge, which runs it saw) of ln N and ln L.
-Curve = Callable[[np.ndarray, np.ndarray], tuple[float, float, list[float] | None, bool, np.ndarray]]
+Optimum = tuple[float, float, list[float] | None, bool, np.ndarray]
+Curve = Callable[[np.ndarray, np.ndarray], Optimum]
 
 
 def _optimum(
@@ -169,9 +146,14 @@ def _optimum(
     log_n, log_l = np.log(best["N"].to_numpy(dtype=float)), np.log(best["L"].to_numpy(dtype=float))
     x, y, coefficients, edge, local = curve(log_n, log_l)
     noise = _noise(log_n[local], log_l[local])
+
+    def draws(rng: np.random.Generator, number: int) -> np.ndarray:
+        """ln N_opt of curves through the runs with fresh noise, of those that have one, (at most number,)."""
+        optima = [curve(log_n, log_l + noise * rng.standard_normal(len(log_l)))[0] for _ in range(number)]
+        return np.array(optima)[np.isfinite(optima)]
+
     # Weights have draws of their own: the same whatever is resampled.
-    weighed = _draws(curve, log_n, log_l, noise, np.random.default_rng(0), WEIGHT_DRAWS)
-    drawn = _draws(curve, log_n, log_l, noise, rng, bootstrap)
+    weighed, drawn = draws(np.random.default_rng(0), WEIGHT_DRAWS), draws(rng, bootstrap)
     n_opt, n_ci = float(np.exp(x)), None
     if intervals.enough(len(drawn), bootstrap):
         n_ci = intervals.pair(np.exp(intervals.percentile(drawn[:, None])[:, 0]), n_opt)
@@ -183,7 +165,7 @@ def _optimum(
     return budget, drawn if len(drawn) else np.array([x]), np.maximum(spread, np.median(np.diff(log_n)) / 10)
 
 
-def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> tuple[float, float, list[float] | None, bool, np.ndarray]:
+def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> Optimum:
     near = np.abs(log_n - log_n[np.argmin(log_l)]) <= np.log(NEAR)
     if near.sum() < MIN_SIZES:
         near = np.argsort(np.abs(log_n - log_n[np.argmin(log_l)]), kind="stable")[:MIN_SIZES]
@@ -195,7 +177,7 @@ def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> tuple[float, float, list[
     return float(at if inside else np.nan), float(c0 + c1 * at / 2), [c2, c1, c0], not inside, near
 
 
-def _akima(log_n: np.ndarray, log_l: np.ndarray) -> tuple[float, float, list[float] | None, bool, np.ndarray]:
+def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Optimum:
     from scipy.interpolate import Akima1DInterpolator  # a quarter of a second to import, and seldom asked for
 
     fine = np.linspace(log_n[0], log_n[-1], FINE * (len(log_n) - 1) + 1)
@@ -204,19 +186,6 @@ def _akima(log_n: np.ndarray, log_l: np.ndarray) -> tuple[float, float, list[flo
     edge = best in (0, len(fine) - 1)
     near = np.argsort(np.abs(log_n - fine[best]), kind="stable")[: MIN_SIZES + 1]
     return float(np.nan if edge else fine[best]), float(loss[best]), None, edge, near
-
-
-def _draws(
-    curve: Curve,
-    log_n: np.ndarray,
-    log_l: np.ndarray,
-    noise: float,
-    rng: np.random.Generator,
-    number: int,
-) -> np.ndarray:
-    """ln N_opt of curves through the runs with fresh noise, of those that have one, (at most number,)."""
-    out = np.array([curve(log_n, log_l + noise * rng.standard_normal(len(log_l)))[0] for _ in range(number)])
-    return out[np.isfinite(out)]
 
 
 def _noise(log_n: np.ndarray, log_l: np.ndarray) -> float:
@@ -355,10 +324,11 @@ def _result(
         a, n0, b, d0 = np.vstack([params, samples]).T
         return d0 / n0 * flops ** (b - a)
 
+    ci = intervals.columns(intervals.percentile(samples), names, np.array(params))
     return {
         "law": law,
         "params": dict(zip(names, params, strict=True)),
-        "ci": intervals.columns(intervals.percentile(samples), names, np.array(params)),
+        "ci": ci,
         "resamples": {"asked": asked, "fitted": len(samples)},
         "n_points": len(frame),
         "optimal": {
@@ -369,5 +339,23 @@ def _result(
         },
         "budgets": budgets,
         "warnings": warnings,
-        "samples": samples,
+        "target": "N_opt",
+        "columns": ["C"],
+        "delta": None,
+        "objective": None,
+        "estimator": "least squares",
+        "interval": {"method": "percentile", "level": intervals.LEVEL},
+        "intervals": {"percentile": ci},
+        "se": {k: float(np.std(v)) if len(v) > 1 else None for k, v in zip(names, samples.T, strict=True)},
+        "holdout": [],
+        "rungs_of": "C",
+        "leave_one_out": [],
+        "compared": [],
+        "range": {k: [float(frame[k].min()), float(frame[k].max())] for k in "NDCL"},
+        "family": None,
+        "conventions": dict(frame.attrs.get("conventions", {})),
+        "source": str(frame.attrs.get("source", "")),
+        "points": {},
+        "residuals": [],
+        "bootstrap_samples": samples,
     }

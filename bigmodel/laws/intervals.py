@@ -167,9 +167,9 @@ def without(problem: Problem, found: Found, groups: Sequence[np.ndarray]) -> lis
 # ------------------------------------------------------------------------------------ intervals
 
 
-def percentile(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """(2, K): the middle `level` of samples (R, K), of those that are numbers; nan where under two are."""
-    return _quantiles(samples, (1 - level) / 2)
+def percentile(samples: np.ndarray) -> np.ndarray:
+    """(2, K): the middle 95 % of samples (R, K), of those that are numbers; nan where under two are."""
+    return _quantiles(samples, (1 - LEVEL) / 2)
 
 
 def bias_corrected(samples: np.ndarray, estimate: np.ndarray, level: float = LEVEL) -> np.ndarray:
@@ -191,13 +191,13 @@ def bias_corrected(samples: np.ndarray, estimate: np.ndarray, level: float = LEV
     return out
 
 
-def expanded(samples: np.ndarray, n: int, parameters: int, level: float = LEVEL) -> np.ndarray:
+def expanded(samples: np.ndarray, n: int, parameters: int) -> np.ndarray:
     """The percentile interval, widened for the degrees of freedom that the fit used.
 
     Hesterberg 2015 (The American Statistician 69:4), section 3.4: at the quantile Phi(-sqrt(n/(n-P)) t), t of n-P.
     """
     free = max(n - parameters, 1)
-    return _quantiles(samples, float(special.ndtr(-np.sqrt(n / free) * special.stdtrit(free, 0.5 + level / 2))))
+    return _quantiles(samples, float(special.ndtr(-np.sqrt(n / free) * special.stdtrit(free, 0.5 + LEVEL / 2))))
 
 
 def _quantiles(samples: np.ndarray, tail: float) -> np.ndarray:
@@ -237,14 +237,14 @@ def _pull(problem: Problem, residual: np.ndarray) -> float:
     return float(((weight * np.clip(residual, -problem.delta, problem.delta)) ** 2).mean())
 
 
-def delta_method(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float = LEVEL) -> np.ndarray:
+def delta_method(problem: Problem, theta: np.ndarray, cov: np.ndarray) -> np.ndarray:
     """theta -+ t standard errors, (2, P), in theta: a logarithm's interval is multiplicative."""
     free = max(len(problem) - len(theta), 1)
-    reach = special.stdtrit(free, 0.5 + level / 2) * np.sqrt(np.diag(cov))
+    reach = special.stdtrit(free, 0.5 + LEVEL / 2) * np.sqrt(np.diag(cov))
     return np.array([theta - reach, theta + reach])
 
 
-def profile(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float = LEVEL) -> np.ndarray:
+def profile(problem: Problem, theta: np.ndarray, cov: np.ndarray) -> np.ndarray:
     """Where the objective, minimised over the other parameters, rises by as much as chance explains; (2, P) of theta.
 
     The robust likelihood ratio (Hampel et al. 1986, "Robust Statistics", section 7.2): 2 (rho_profile - rho_min)
@@ -262,7 +262,7 @@ def profile(problem: Problem, theta: np.ndarray, cov: np.ndarray, level: float =
     inverse = np.linalg.pinv(slopes[0] @ slopes[0].T, hermitian=True)
     ratio = float(np.median(np.diag(cov) / np.maximum(np.diag(inverse), 1e-300)))
     unit = np.sqrt(_pull(problem, residual) * n / (n - p) * ratio)  # E[psi^2] / E[psi'], with n / (n - P)
-    threshold = 0.5 * unit * special.fdtri(1, max(n - p, 1), level)
+    threshold = 0.5 * unit * special.fdtri(1, max(n - p, 1), LEVEL)
     reach = np.geomspace(0.25, 8, PROFILE_POINTS)
     for i, (end, sign) in itertools.product(range(p), ((0, -1.0), (1, 1.0))):
         if not se[i] > 0:

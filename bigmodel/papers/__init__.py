@@ -27,7 +27,7 @@ from bigmodel.files import writing
 from bigmodel.laws import readers, tables
 from bigmodel.laws.figures import transfer as figures
 from bigmodel.laws.forms import Law
-from bigmodel.run import budget
+from bigmodel.run import counts
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def published(name: str, **change: Any) -> Any:
 
 def count(section: Any, convention: str = "total", family: str = "decoder") -> int:
     """Parameters of a model section by `eval_shape`: total, nonembedding, or kaplan (the blocks' matrices alone)."""
-    return budget.counts(family, section)[("total", "nonembedding", "kaplan").index(convention)]
+    return counts.counts(family, section)[("total", "nonembedding", "kaplan").index(convention)]
 
 
 def size(name: str, **change: Any) -> int:

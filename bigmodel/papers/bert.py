@@ -6,7 +6,7 @@ independently of the modules that they are compared with.
 
 from bigmodel import tree
 from bigmodel.papers import Frames, Row, published, size, table
-from bigmodel.run import budget
+from bigmodel.run import counts
 
 TITLE = "BERT (Devlin et al. 2019) and its small sizes (Turc et al. 2019)"
 SOURCE = "arXiv:1810.04805; arXiv:1908.08962, Table 1; shapes: github.com/google-research/bert"
@@ -44,7 +44,7 @@ ROUNDED = 0.012  # the paper's 340M is 335M or 336M by every sum
 
 def part_size(name: str, part: str) -> int:
     """Parameters of a part of a published model."""
-    return tree.count(budget.shapes("bert", published(name)), LEFT_OUT[part])
+    return tree.count(counts.shapes("bert", published(name)), LEFT_OUT[part])
 
 
 def rows(points: Frames) -> list[Row]:

@@ -28,7 +28,7 @@ from bigmodel.errors import NoData, UsageError
 from bigmodel.ops import platforms, sharding
 from bigmodel.pods import hlo, layout
 from bigmodel.pods.layout import Topology
-from bigmodel.run import budget, executables, processes, program, record
+from bigmodel.run import budget, counts, executables, processes, program, record
 
 FORMAT = 3  # version of a report's content: part of the cache's key
 
@@ -91,7 +91,7 @@ def lower(cfg: Any, mesh: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
 
     state = jax.tree.map(like, built.shapes, built.shardings)
-    shapes = budget.batch_shapes(models.family(cfg.family), cfg.model, cfg.train.batch_size)
+    shapes = counts.batch_shapes(models.family(cfg.family), cfg.model, cfg.train.batch_size)
     batch = {k: like(x, sharding.batch_sharding(mesh, len(x.shape))) for k, x in shapes.items()}
     whole = sharding.replicated(mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -207,7 +207,7 @@ def _measured(executable: Any, mesh: Any, topology: Topology) -> dict[str, Any]:
 def _of_config(cfg: Any, topology: Topology, report: dict[str, Any]) -> dict[str, Any]:
     """The part of a report that follows from the config, the chip's peaks and the measured part."""
     chip, n = topology.chip, topology.chips
-    total, nonembedding, *_ = budget.counts(cfg.family, cfg.model)
+    total, nonembedding, *_ = counts.counts(cfg.family, cfg.model)
     model_flops = 3 * models.family(cfg.family).flops(cfg.model) * cfg.train.batch_size
     units = models.family(cfg.family).units(cfg.model)
     hardware = model_flops * (1 + layout.BACKWARD[cfg.run.remat]) / 3

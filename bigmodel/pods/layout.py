@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from bigmodel import models
 from bigmodel.errors import UsageError, choose
 from bigmodel.ops import sharding
-from bigmodel.run import budget, program
+from bigmodel.run import counts, program
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     entering = 0.0 if remat == "offload" else 2.0
     activations = N * tokens * D * (entering + KEPT[remat]) * size / 2 / t
     # The current block: what `none` keeps, its gradient, and two layers' gathered weights with one layer's gradient.
-    total, nonembedding, *_ = budget.counts(frozen.family, cfg)
+    total, nonembedding, *_ = counts.counts(frozen.family, cfg)
     block = nonembedding / N
     activations += tokens * D * 34 * size / 2 / t * 1.5 + block / t * (2 * size + 4)
     activations += 3 * min(4 * tokens * sizes["vocabulary"] / t, 2**27) + 2 * 4 * tokens * D

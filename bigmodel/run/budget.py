@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -22,7 +18,7 @@ from bigmodel.config import HORIZONS, bounded, flatten
 from bigmodel.errors import NoData, UsageError, check_ranges, choose, nearest, note
 from bigmodel.files import check_path
 from bigmodel.ops import remat
-from bigmodel.run import optim, parametrize
+from bigmodel.run import counts, optim, parametrize
 from bigmodel.run.record import read_result
 
 
@@ -201,7 +197,7 @@ def _check_train(config: ConfigDict) -> None:
         raise UsageError(f"how long to train: give exactly one of train.{{{', '.join(HORIZONS)}}}; {said} given")
     _check_start(config)
     if config.optim.groups or train.init_only:
-        paths = tree.paths(shapes(config.family, FrozenConfigDict(config.model)))
+        paths = tree.paths(counts.shapes(config.family, FrozenConfigDict(config.model)))
         patterns = [("config.optim.groups", group[0]) for group in config.optim.groups]
         for key, pattern in [*patterns, ("config.train.init_only", train.init_only)]:
             try:
@@ -313,86 +309,6 @@ class Budget:
         return {"steps": steps, "tokens": tokens, "unique_tokens": min(self.unique_tokens, tokens), **scaled}
 
 
-def batch_shapes(family: ModuleType, cfg: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one batch, `weight` included."""
-    batch = {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in family.spec(cfg).items()}
-    return {**batch, "weight": jax.ShapeDtypeStruct((batch_size,), "float32")}
-
-
-def init(family: ModuleType, cfg: Any, key: jax.Array, batch_size: int = 1) -> Any:
-    """The model's variables: {'params': ..., other collections}. Under `eval_shape`, their shapes.
-
-    A state that is carried from batch to batch is of `batch_size` rows.
-    """
-    zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch_shapes(family, cfg, batch_size).items()}
-    return family.Model(cfg).init(key, *family.inputs(cfg, zeros))
-
-
-@functools.lru_cache(maxsize=4096)
-def _shapes(family_name: str, model_json: str) -> Any:
-    family, cfg = models.family(family_name), FrozenConfigDict(json.loads(model_json))
-    return jax.eval_shape(lambda: init(family, cfg, jax.random.key(0)))["params"]
-
-
-def _text(section: Any) -> str:
-    return json.dumps(section.to_dict(), sort_keys=True)
-
-
-def shapes(family_name: str, model: Any) -> Any:
-    """Shapes of the parameters of a finalised model section, by `eval_shape`."""
-    return _shapes(family_name, _text(model))
-
-
-def scales(family_name: str, model: Any, optimizer: str) -> parametrize.Scales:
-    """What a model's parametrisation scales each parameter by, from the shapes of it and of its base."""
-    family = models.family(family_name)
-    own = shapes(family_name, model)
-    if not family.base:
-        return parametrize.scales("standard", optimizer, own, own, family.RULES)
-    base = shapes(family_name, family.base(model))
-    return parametrize.scales(
-        model.parametrization,
-        optimizer,
-        own,
-        base,
-        family.RULES,
-        depth_ratio=model.depth / model.base_depth,
-        fan_in_start=model.init_std == 0,
-    )
-
-
-def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
-    """(N, N without embeddings, Kaplan's N: matrices of the blocks alone, bytes) by `eval_shape`."""
-    return _counts(family_name, _text(model))
-
-
-@functools.lru_cache(maxsize=4096)  # a layout is estimated for thousands of meshes
-def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
-    found = _shapes(family_name, model_json)
-    matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head$"
-    return (
-        tree.count(found),
-        tree.count(found, tree.EMBEDDINGS),
-        tree.count(found, matrices),
-        tree.size_bytes(found),
-    )
-
-
-def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
-    """Bytes of parameters, gradients, and what the optimizer keeps, by `eval_shape`."""
-    kept = {k: v for k, v in optim_cfg.to_dict().items() if k not in optim.RATE_KEYS}
-    return _state_bytes(family_name, _text(model), json.dumps(kept, sort_keys=True))
-
-
-@functools.lru_cache(maxsize=4096)  # a sweep's rows differ in rates and data more often than in shapes
-def _state_bytes(family_name: str, model_json: str, optim_json: str) -> int:
-    params = _shapes(family_name, model_json)
-    moments = jax.eval_shape(
-        optim.build(FrozenConfigDict(json.loads(optim_json)), models.family(family_name).RULES).init, params
-    )
-    return 2 * tree.size_bytes(params) + tree.size_bytes(moments)
-
-
 @functools.lru_cache(maxsize=4096)  # a plan asks twice: when it checks a row, and when it prints it
 def derive(config: FrozenConfigDict) -> Budget:
     """N, D, C, steps and the rest of a finalised config.
@@ -403,7 +319,7 @@ def derive(config: FrozenConfigDict) -> Budget:
     train = config.train
     family = models.family(config.family)
     info = data.describe(config.data, config.run.data_dir)
-    total, nonembedding, kaplan, _ = counts(config.family, config.model)
+    total, nonembedding, kaplan, _ = counts.counts(config.family, config.model)
     per_step = train.batch_size * info.units_per_example
     flops_per_step = 3 * family.flops(config.model) * train.batch_size
     if train.steps:
@@ -445,7 +361,7 @@ def derive(config: FrozenConfigDict) -> Budget:
         flops=flops_per_step * steps,
         flops_6nd=6.0 * nonembedding * steps * per_step,
         flops_per_step=flops_per_step,
-        state_bytes=state_bytes(config.family, config.model, config.optim),
+        state_bytes=counts.state_bytes(config.family, config.model, config.optim),
     )
 
 
@@ -458,45 +374,3 @@ def horizon(cfg: Any, params_nonembedding: int, units: int, flops_per_step: floa
     if train.flops:
         return float(train.flops / flops_per_step * step)
     return float(train.tokens or train.tokens_per_param * params_nonembedding)
-
-
-def describe(family_name: str, model: Any) -> dict[str, Any]:
-    """What `bigmodel count` tells of a finalised model section.
-
-    `params_kaplan` counts the blocks' matrices alone, 12 depth width^2 for GPT-2's block (Kaplan et al. 2020).
-    """
-    total, nonembedding, kaplan, size = counts(family_name, model)
-
-    def defaults(name: str) -> ConfigDict:
-        cfg = optim.get_config()
-        cfg.name = name
-        return cfg
-
-    family = models.family(family_name)
-    forward, length = family.flops(model), family.units(model)
-    return {
-        "params": total,
-        "params_nonembedding": nonembedding,
-        "params_kaplan": kaplan,
-        "units_per_example": length,
-        "forward_flops_per_example": forward,
-        "train_flops_per_unit": 3 * forward / length,
-        "train_flops_per_unit_6n": 6.0 * nonembedding,
-        "params_bytes": size,
-        "state_bytes": {name: state_bytes(family_name, model, defaults(name)) for name in optim.OPTIMIZERS},
-    }
-
-
-def describe_text(numbers: dict[str, Any]) -> list[str]:
-    state = ", ".join(f"{name} {size / 2**30:,.3g}" for name, size in numbers["state_bytes"].items())
-    unit = "token" if numbers["units_per_example"] > 1 else "example"
-    return [
-        f"{numbers['name']} ({numbers['family']}){'; ' + numbers['source'] if numbers['source'] else ''}",
-        f"  parameters             {numbers['params']:>18,}",
-        f"  without embeddings     {numbers['params_nonembedding']:>18,}",
-        f"  Kaplan's N             {numbers['params_kaplan']:>18,}",
-        f"  train FLOPs per {unit:<7}{numbers['train_flops_per_unit']:>18.4g}   (6N: "
-        f"{numbers['train_flops_per_unit_6n']:.4g})",
-        f"  float32 training state, GiB: {state}",
-        *([f"  note: {numbers['note']}"] if numbers["note"] else []),
-    ]

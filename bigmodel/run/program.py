@@ -23,7 +23,7 @@ from bigmodel import config, models, tree
 from bigmodel.errors import UsageError
 from bigmodel.models import losses
 from bigmodel.ops import platforms, sharding
-from bigmodel.run import budget, optim
+from bigmodel.run import budget, counts, optim
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def check_memory(frozen: Any, mesh: Mesh) -> None:
     if found is None:
         return
     there, where = found
-    batch = budget.batch_shapes(models.family(frozen.family), frozen.model, frozen.train.batch_size)
+    batch = counts.batch_shapes(models.family(frozen.family), frozen.model, frozen.train.batch_size)
     sizes = {"config.model": budget.derive(frozen).state_bytes, "config.train.batch_size": tree.size_bytes(batch)}
     if sum(sizes.values()) > there:
         state, examples = (size / 2**30 for size in sizes.values())
@@ -118,7 +118,7 @@ def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
 
     def init(key: jax.Array) -> Any:
         B = cfg.train.batch_size if family.carries(cfg.model) else 1
-        variables = dict(budget.init(family, cfg.model, key, B))
+        variables = dict(counts.init(family, cfg.model, key, B))
         params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
         params = jax.tree.map(lambda w: w.astype(cfg.train.param_dtype), params)
         return {
@@ -138,7 +138,7 @@ def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
 
 def _parts(cfg: Any) -> Any:
     family = models.family(cfg.family)
-    scales = budget.scales(cfg.family, cfg.model, cfg.optim.name)
+    scales = counts.scales(cfg.family, cfg.model, cfg.optim.name)
     return family, scales, optim.build(cfg.optim, family.RULES, scales.rate, scales.gradient)
 
 

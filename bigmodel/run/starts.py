@@ -21,7 +21,7 @@ from etils import epath
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
 from bigmodel.files import has_sha256
-from bigmodel.run import budget, checkpoint, record
+from bigmodel.run import budget, checkpoint, counts, record
 
 SUFFIX = ".safetensors"
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
@@ -137,7 +137,7 @@ def convert(
       UsageError: nothing is taken, or a tensor and a parameter of the body don't match one to one.
     """
     names = models.family(family).WEIGHTS
-    shapes = budget.shapes(family, cfg)
+    shapes = counts.shapes(family, cfg)
     paths = tree.paths(shapes)
     if not names:
         raise UsageError(f"family {family!r} has no map of published names; start from a run's folder")

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import optimize
 
 from bigmodel import config, data, files, models
 from bigmodel.errors import UsageError, choose
-from bigmodel.run import budget
+from bigmodel.run import budget, counts
 
-COUNTS = ("total", "nonembedding", "kaplan")  # which parameters N counts, in the order of `budget.counts`
+COUNTS = ("total", "nonembedding", "kaplan")  # which parameters N counts, in the order of `counts.counts`
 # Kaplan et al. 2020 (arXiv:2001.08361), figure 5: between these ratios of width to depth the loss hardly changes.
 FLATTEST, DEEPEST = 200.0, 10.0
 CHECKED = 6  # candidates that are counted, of those with the best interpolated N
@@ -127,7 +126,7 @@ def nearest(base: Base, params: float, counted: str = "total", aspect: float | N
         """N; 0 if the shape can't be built or has none, as Kaplan's of a model without blocks."""
         if (width, depth) not in tried:
             try:
-                numbers = budget.counts(base.family, build(base, width, depth))
+                numbers = counts.counts(base.family, build(base, width, depth))
                 tried[width, depth] = numbers[COUNTS.index(counted)]
             except UsageError:
                 tried[width, depth] = 0
@@ -137,16 +136,17 @@ def nearest(base: Base, params: float, counted: str = "total", aspect: float | N
         # 1 % of N is worth a third of a doubling of the aspect ratio, about where shape stops to matter.
         return np.abs(np.log(np.maximum(n, 1) / params)) + 0.03 * np.abs(np.log2(width / depth / ratio))
 
-    best = _first_guess(count, params, ratio)
+    first = _first_guess(count, tried, params, ratio)
+    chosen: list[tuple[int, int]] = []  # the best first
     for _ in range(2):  # once more around the best shape, when counts near it are known
-        shapes = _shapes(best, ratio)
+        shapes = _shapes(chosen[0] if chosen else first, ratio)
         guesses = cost(_interpolate(tried, shapes), *shapes.T)
         candidates = [(int(w), int(d)) for w, d in shapes[np.argsort(guesses, kind="stable")[:CHECKED]]]
-        best = min([best, *candidates], key=lambda shape: cost(count(*shape), *shape))
-    found = count(*best)
-    if not found or abs(math.log(found / params)) > math.log(2):
+        chosen = sorted(chosen + [s for s in candidates if count(*s)], key=lambda s: cost(count(*s), *s))
+    if not chosen or abs(math.log(count(*chosen[0]) / params)) > math.log(2):
         raise UsageError(f"family {base.family!r} has no shape near {params:.4g} parameters by {counted} count")
-    width, depth = best
+    width, depth = chosen[0]
+    found = count(width, depth)
     section = build(base, width, depth)
     family = models.family(base.family)
     per_example = section.seq_len if "seq_len" in section else 1
@@ -155,27 +155,39 @@ def nearest(base: Base, params: float, counted: str = "total", aspect: float | N
         "depth": depth,
         "overrides": family.rung(width, depth),
         "N": found,
-        "params": budget.counts(base.family, section)[0],
+        "params": counts.counts(base.family, section)[0],
         "deviation": found / params - 1,
         "train_flops_per_unit": 3 * family.flops(section) / per_example,
     }
 
 
-def _first_guess(count: Callable[[int, int], int], params: float, ratio: float) -> tuple[int, int]:
-    """A shape of about that N and aspect ratio. Counts some of its neighbours too, for `_interpolate`."""
+def _first_guess(
+    count: Callable[[int, int], int], tried: Mapping[tuple[int, int], int], params: float, ratio: float
+) -> tuple[int, int]:
+    """A shape of about that N and aspect ratio, by a secant in ln N over ln width.
 
-    def shape(log_width: float) -> tuple[int, int]:
-        exact = math.exp(log_width)
+    Counts some of its neighbours too, for `_interpolate`.
+    """
+    log_width, slope = math.log(max(8.0, (params * ratio / 12) ** (1 / 3))), 3.0  # N = 12 depth width^2
+    last: tuple[float, float] | None = None
+    for _ in range(8):
+        exact = math.exp(min(log_width, math.log(MOST_WIDTH)))
         step = step_of(exact)
-        return max(step, step * round(exact / step)), int(np.clip(round(exact / ratio), 1, MOST_DEPTH))
-
-    def excess(log_width: float) -> float:
-        return math.log(max(1, count(*shape(log_width))) / params)
-
-    # A transformer has N = 12 depth width^2 and its embeddings, an MLP 1/12 of that.
-    low, high = math.log(4), math.log(min(MOST_WIDTH, 4 + 4 * (params * ratio / 12) ** (1 / 3)))
-    root = optimize.brentq(excess, low, high, xtol=0.05) if excess(low) < 0 < excess(high) else low
-    width, depth = shape(root)
+        width = max(step, step * round(exact / step))
+        depth = int(np.clip(round(exact / ratio), 1, MOST_DEPTH))
+        if tried.get((width, depth)):
+            break
+        n = count(width, depth)
+        if not n:
+            log_width += 0.3
+            continue
+        here = (math.log(width), math.log(n))
+        if last is not None and abs(here[0] - last[0]) > 1e-9:
+            slope = float(np.clip((here[1] - last[1]) / (here[0] - last[0]), 0.5, 4.0))
+        last = here
+        if abs(here[1] - math.log(params)) < 0.05:
+            break
+        log_width += (math.log(params) - here[1]) / slope
     step = step_of(width)
     for neighbour in ((width + step, depth), (width, depth + 1), (max(step, width - step), max(1, depth - 1))):
         count(*neighbour)

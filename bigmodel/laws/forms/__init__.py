@@ -237,7 +237,9 @@ class LogSum:
         top = functools.reduce(np.maximum, terms)
         parts = [np.exp(term - top) for term in terms]
         total = functools.reduce(np.add, parts)
-        return top + np.log(total), [part / total for part in parts]
+        for part in parts:
+            part /= total
+        return top + np.log(total), parts
 
 
 # ---------------------------------------------------------------------------------- laws by name
@@ -268,6 +270,8 @@ def _built_in(name: str) -> Law:
     known = makers()
     head, _, rest = name.partition(":")
     if head not in known:
+        if head in (entries := config.entry_points("laws")):
+            return from_module(config.load_entry(entries[head]), head)
         raise UsageError(f"no law {head!r}{nearest(head, known)}; laws are {', '.join(known)}, or a .py file")
     defaults = {key: p.default for key, p in inspect.signature(known[head]).parameters.items()}
     arguments = dict(defaults)
@@ -301,7 +305,11 @@ def from_file(path: str) -> Law:
     Raises:
       UsageError: what of this is missing or wrong, or what `form` raised.
     """
-    module = config.load_module(path, "law")
+    return from_module(config.load_module(path, "law"), path)
+
+
+def from_module(module: Any, path: str) -> Law:
+    """`from_file`, of an imported module; `path` is named in errors."""
     for name in ("PARAMETERS", "form"):
         if not hasattr(module, name):
             raise UsageError(f"law file {path!r} has no {name}")
