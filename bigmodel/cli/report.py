@@ -23,12 +23,14 @@ OF_PAGE = ("title", "command", "rows", "frontiers", "crc32")  # keys of a report
 def arguments(parser: cli.Parser) -> None:
     parser.add_argument("file", help="a sweep file, or a folder of runs")
     parser.add_argument("--runs", default="runs", help="folder of runs")
-    parser.add_argument("--law", default="chinchilla", help="a law that `bigmodel fit --help` names, or a .py file")
+    text = "a law that `bigmodel fit --help` names, or a .py file (default: the sweep file's LAW, else chinchilla)"
+    parser.add_argument("--law", default="", help=text)
     parser.add_argument("--earlier", action="store_true", help="include runs of earlier versions of the sweep")
     parser.add_argument("--out", help="folder to write (default: RUNS/<sweep>/report)")
 
 
 def run(args: cli.Args, _: cli.Overrides) -> int:
+    args.file = str(config.built_in(args.file, "sweeps"))
     is_sweep = args.file.endswith(".py")
     cli.check_exists(Path(args.file), "sweep file" if is_sweep else "file or directory")
     cli.progress("reading the runs")
@@ -59,17 +61,18 @@ def _report(args: cli.Args, is_sweep: bool) -> int:
 
     from bigmodel.laws import frontier
 
-    if args.law in frontier.METHODS:
-        raise UsageError(f"report: {args.law} has no loss to draw; the report of a law of N and D shows {args.law} too")
     module = config.load_module(args.file, "sweep") if is_sweep else None
-    if module and getattr(module, "LAW", args.law) is None:  # a study of something else than sizes and data
+    law = args.law or getattr(module, "LAW", "chinchilla")
+    if law in frontier.METHODS:
+        raise UsageError(f"report: {law} has no loss to draw; the report of a law of N and D shows {law} too")
+    if module and law is None:  # a study of something else than sizes and data
         with config.user_code(args.file, "sweep", "report()"), writing(out):
             said = module.report(folder, out)
         cli.progress("")
         cli.print_json({"lines": said.split("\n"), "report": str(out)}) if args.json else print(said)
         return 0
     title = (module.__doc__ or "").strip().split("\n")[0] if module else folder.name
-    numbers, text = _write(args, folder, results, out, title)
+    numbers, text = _write(args, law, folder, results, out, title)
     if module and hasattr(module, "report"):  # the sweep's own figures and tables, beside the common ones
         with config.user_code(args.file, "sweep", "report()"), full_disk(out):
             said = module.report(folder, out)
@@ -83,14 +86,16 @@ def _report(args: cli.Args, is_sweep: bool) -> int:
     return _print(args, numbers, text, out / "index.html")
 
 
-def _write(args: cli.Args, folder: Path, results: list[Path], out: Path, title: str) -> tuple[dict[str, Any], str]:
+def _write(
+    args: cli.Args, law: str, folder: Path, results: list[Path], out: Path, title: str
+) -> tuple[dict[str, Any], str]:
     """(the fit as JSON, as text) of a report, after its files were written."""
     from bigmodel.cli.fit import columns_of
     from bigmodel.laws import fit, report, rows, sources
 
-    target, needed = columns_of(args.law, [])
+    target, needed = columns_of(law, [])
     frame = rows.load(folder, target=target, needed=needed, earlier=args.earlier)
-    result = fit.fit(frame, law=args.law, say=cli.progress)
+    result = fit.fit(frame, law=law, say=cli.progress)
     units = [r["unit"] for r in map(sources.read_object, results) if r and r.get("unit")]
     unit = str(units[0]) if units else "tokens"
     loss = f"Validation loss (nats/{unit.removesuffix('s')})"

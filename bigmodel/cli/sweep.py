@@ -19,7 +19,7 @@ import os
 import sys
 from typing import Any
 
-from bigmodel import cli, errors
+from bigmodel import cli, config, errors
 from bigmodel.errors import EXIT_RETRY, Retry
 
 CONFIGURED, CLOUD = True, ("file", "runs")
@@ -41,6 +41,8 @@ def arguments(parser: cli.Parser) -> None:
 def run(args: cli.Args, overrides: cli.Overrides) -> int:
     errors.choose("sweep", args.action, ["plan", "run", "status"])
     errors.check_ranges("--", args, workers="[1, 1024]")
+    if args.action != "status":
+        args.file = str(config.built_in(args.file, "sweeps"))
     if args.action == "status":
         return _status(args)
     cli.start_jax(args)

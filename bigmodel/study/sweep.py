@@ -13,7 +13,7 @@ A sweep file has
                                            made of that experiment's run by a file (derived.py)
     def report(folder, out): ...           optional: writes its own figures and tables, returns lines to print
     RECIPE = "step_law"                    optional: a recipe (recipes.py) sets rate, batch ... of each row
-    LAW = None                             optional: the report fits no law of size and data
+    LAW = "kaplan_nd"                      optional: the law that the report fits (default: chinchilla); None: no law
 
 and its runs are in runs/<file's stem>/<run id>/, next to `plan.jsonl`. All state is in files: any number of
 `sweep run` processes can work on one sweep, be killed, and be started again.
