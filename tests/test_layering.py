@@ -117,3 +117,17 @@ def test_no_jax_behind_help():
         "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_picture_of_rooms_is_drawn_from_the_package():
+    """Its imports; lines may have moved a little since."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import rooms
+
+    page = (ROOT / "docs/architecture.md").read_text()
+    drawn = page.partition(rooms.BEGIN)[2].partition(rooms.END)[0]
+    arrows = {line.strip() for line in drawn.splitlines() if "-->" in line}
+    assert arrows == {line.strip() for line in rooms.picture().splitlines() if "-->" in line}, "run docs/rooms.py"
+    for room, (lines, _) in rooms.rooms().items():
+        (said,) = (line for line in drawn.splitlines() if line.startswith("| ") and line.split(" | ")[1:2] == [room])
+        assert int(said.split(" | ")[2].replace(",", "")) == pytest.approx(lines, rel=0.05, abs=20), "run docs/rooms.py"
