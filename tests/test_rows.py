@@ -13,8 +13,8 @@ from conftest import ROOT, TINY
 from bigmodel import config, files
 from bigmodel.cli import main
 from bigmodel.errors import UsageError
+from bigmodel.laws import checks, readers, report, rows, sources
 from bigmodel.laws import fit as fits
-from bigmodel.laws import readers, report, rows, sources
 
 POINTS = ROOT.parent / "shared" / "points"
 CONVENTIONS = {"N": "params (total)", "D": "tokens (seen)", "C": "flops (exact)", "L": "loss (validation)"}
@@ -267,11 +267,11 @@ def test_a_name_that_is_no_run_groups_nothing(tmp_path):
     grid = checkpoints("name", even=False)
     for column in (["gpt"] * 96, [f"d{i % 12}" for i in range(96)], [f"r{i}" for i in range(96)]):
         frame = rows.load(written(tmp_path, grid.assign(name=column)))
-        assert not frame.attrs["checkpoints"] and fits._runs(frame, ("N", "D", "L"))[1] == 96
+        assert not frame.attrs["checkpoints"] and checks.runs_of(frame, ("N", "D", "L"))[1] == 96
     table = grid.assign(run_id=[f"w{i}" for i in range(96)])
     assert not rows.load(written(tmp_path, table)).attrs["checkpoints"]
     table = grid.assign(seed=np.arange(96) % 12)  # runs that differ in their seeds alone
-    assert fits._runs(rows.load(written(tmp_path, table)), ("N", "D", "L"))[1] == 96
+    assert checks.runs_of(rows.load(written(tmp_path, table)), ("N", "D", "L"))[1] == 96
 
 
 def test_validation_sets_of_a_run_are_one_run(tmp_path):

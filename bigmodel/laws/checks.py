@@ -1,4 +1,5 @@
-"""What to check before a fit and to say after it: usable columns, enough runs, and what the runs don't determine.
+"""What to check before a fit and to say after it: usable columns, enough runs, which points share
+a run, and what the runs don't determine.
 
 Legend: N parameters, D examples or tokens, C training FLOPs, L loss; P parameters of the law, n runs.
 """

@@ -1,6 +1,6 @@
 """How well a law predicts runs that it hasn't seen: larger ones, each rung in turn, and compared with other laws.
 
-A rung is every run of about one compute. It has one definition here: all within a factor of its largest C.
+A rung is all runs of about the same compute: those within a factor RUNG_FACTOR of the rung's largest C.
 
 Legend: N parameters, D examples or tokens, C training FLOPs, L loss; n runs.
 """
