@@ -15,7 +15,7 @@ from bigmodel.errors import UsageError, check_ranges
         (1.0, "(1, inf)", "must be above 1"),
         (1.0, "[0, 1)", r"must be in \[0, 1\)"),
         (math.nan, "(0, inf)", "must be above 0"),
-        (math.inf, "[0, inf)", "must be at least 0"),
+        (math.inf, "[0, inf)", r"must be in \[0, inf\)"),
     ],
 )
 def test_a_value_outside_its_interval_is_named(value, interval, said):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bigmodel.errors import note
+
 BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
     "s64": 8, "u64": 8, "f64": 8, "c64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 0.5, "u4": 0.5,
@@ -137,6 +139,7 @@ def _trips(loop: Instruction, caller: Computation, module: Module) -> int:
     counters = [int(i.attribute(r"index=(\d+)")) for i in test if i.op == "get-tuple-element"]
     bound = _constant(condition.root.operands, condition)
     if bound is None or not counters:
+        note("a loop's number of iterations isn't in its program: it is counted as one")
         return 1
     initial = caller.instructions[loop.operands[0]]
     start = _constant([initial.operands[counters[0]]], caller) if initial.op == "tuple" else 0
