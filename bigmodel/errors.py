@@ -87,6 +87,6 @@ def check_ranges(prefix: str, values: Any, **intervals: str) -> None:
         if above and below:
             continue
         kind = {"(": "above", "[": "at least"}[interval[0]]
-        one_sided = high == math.inf and not value == high
+        one_sided = high == math.inf and value != high
         wanted = f"{kind} {interval[1:-1].split(',')[0]}" if one_sided else f"in {interval}"
         raise UsageError(f"{prefix}{key.replace('_', '-') if prefix == '--' else key}={value!r}: must be {wanted}")
