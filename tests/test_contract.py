@@ -120,7 +120,7 @@ def test_data_is_made_of_a_run_once_and_named_by_it(swept):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_counted(home, tmp_path, family):
     said = run("count", f"--config={home / f'{family}_config.py'}", "--json", cwd=tmp_path).stdout
-    params = {"conv": 892, "pairs": 1617, "players": 2128}
+    params = {"conv": 892, "pairs": 1625, "players": 2128}
     assert json.loads(said)["params"] == params[family]
 
 
@@ -128,7 +128,7 @@ def test_it_is_counted(home, tmp_path, family):
 def test_killed_it_goes_on_to_the_same_losses(home, tmp_path, family):
     """With a worker that augments the pictures."""
     args = [
-        "train", f"--config={home / f'{family}_config.py'}", "--config.train.steps=400", "--config.run.workers=1",
+        "train", f"--config={home / f'{family}_config.py'}", "--config.train.steps=300", "--config.run.workers=1",
         "--config.run.checkpoint_every=5",
     ]  # fmt: skip
     whole = run(*args, "--config.run.workers=0", "--runs=whole", cwd=tmp_path, timeout=500)
@@ -144,10 +144,10 @@ def test_killed_it_goes_on_to_the_same_losses(home, tmp_path, family):
         [json.loads(line) for line in next((tmp_path / name).glob("*/metrics.jsonl")).open()]
         for name in ("whole", "cut")
     ]
-    assert len(rows[0]) == len(rows[1]) > 400
+    assert len(rows[0]) == len(rows[1]) > 300
     assert [r.get("loss") for r in rows[0]] == [r.get("loss") for r in rows[1]]
-    attempts = json.loads(next((tmp_path / "cut").glob("*/attempts.json")).read_text())
-    assert len(attempts) == 2
+    attempts = next((tmp_path / "cut").glob("*/attempts.jsonl")).read_text().splitlines()
+    assert len(attempts) == 2 and json.loads(attempts[1])["step"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_entry_points_of_another_package(second, tmp_path):
         "from bigmodel import budget\ndef get_config():\n    config = budget.base('second-conv', 'second-halves')\n"
         "    config.train.steps, config.run.wandb = 3, 'off'\n    return config\n"
     )
-    assert "3,292" in run("count", "--config=mine.py", cwd=tmp_path, env=env).stdout
+    assert "6,216" in run("count", "--config=mine.py", cwd=tmp_path, env=env).stdout
     run("train", "--config=mine.py", cwd=tmp_path, env=env)
     assert "393,216" in run("paper", "second-paper", cwd=tmp_path, env=env).stdout
     points = [(n, 0.7 + 12 / n**0.3) for n in (1e4, 3e4, 1e5, 3e5, 1e6, 3e6)]

@@ -52,6 +52,8 @@ def describe(overrides: Mapping[str, Any]) -> str:
     """A row in a few words, as 'width=64 depth=2 tokens=1M'."""
 
     def value(v: Any) -> str:
+        if isinstance(v, list):  # data made of a run, by a file
+            return f"{Path(v[1]).name}({v[0]})"
         if isinstance(v, bool) or not isinstance(v, int | float):
             return str(v)
         return human(v) if abs(v) >= 10_000 else f"{v:.4g}"

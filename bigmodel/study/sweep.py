@@ -158,10 +158,11 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
 
 
 def _load_experiment(spec: str | Path, path: str) -> Any:
-    """The config of an experiment: a path from here, or from the parent of the sweep file's folder."""
-    if ".py" in str(spec) and not Path(str(spec).partition(":")[0]).is_file():
-        beside = str(Path(path).resolve().parent.parent / spec)  # sweeps/ and experiments/ are neighbours
-        spec = beside if Path(beside.partition(":")[0]).is_file() else spec
+    """The config of an experiment: a path from here, from the sweep file's folder, or from that folder's parent."""
+    home = Path(path).resolve().parent  # sweeps/ and experiments/ are neighbours
+    for place in (Path(), home, home.parent):
+        if ".py" in str(spec) and Path(str(place / spec).partition(":")[0]).is_file():
+            return config.load(place / spec)
     return config.load(spec)
 
 

@@ -108,7 +108,7 @@ def top_budget(frame: pd.DataFrame, candidates: Sequence[str] = LAWS, bootstrap:
     ends = _ends(np.array(drawn), predicted)
     by_frontier: dict[str, Any] = dict.fromkeys(("frontier_N", "frontier_N_ci", "frontier_inside"))
     if iso is not None:
-        params, samples = iso["params"], np.asarray(iso["samples"])
+        params, samples = iso["params"], np.asarray(iso["bootstrap_samples"])
         size = float(params["N0"] * budget ** params["a"])
         own = _ends(samples[:, 1] * budget ** samples[:, 0], size)
         by_frontier = {"frontier_N": size, "frontier_N_ci": own, "frontier_inside": own and own[0] <= at <= own[1]}

@@ -7,4 +7,4 @@ SOURCE = "Kaplan et al. 2020, arXiv:2001.08361, section 2.1"
 
 
 def rows(points):
-    return [papers.Row("sizes", "12 x 2 x 128^2", 393_216, 12 * 2 * 128**2, tolerance=0)]
+    return [papers.Row("sizes", "12 x 2 x 128^2", 393_216, 12 * 2 * 128**2, tolerance=0, format=",d")]
