@@ -16,7 +16,7 @@ LAW = "kaplan_nd"
 
 def get_sweep():
     wide = sweep.ladder("decoder", widths=[16, 24, 32, 48, 64, 96], depths=[2])
-    deep = sweep.ladder("decoder", widths=[16, 32, 64], depths=[4])
+    deep = sweep.ladder("decoder", widths=[32, 48, 64], depths=[4])
     for shape in (*wide, *deep):
         # The best rate of Muon falls as 1 / width: 0.04, 0.02, 0.01 at 32, 64, 96 among factors of two.
         shape["optim.lr"] = round(1.0 / shape["model.width"], 4)

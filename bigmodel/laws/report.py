@@ -70,7 +70,7 @@ def write(
     with pd.option_context("display.max_colwidth", None):
         page = template.substitute(
             title=html.escape(title),
-            law=re.sub(r"\^(-?[\w.]+)", r"<sup>\1</sup>", html.escape(law)),
+            law=re.sub(r"\^(\([^)]*\)|-?[\w.]+)", r"<sup>\1</sup>", html.escape(law)),
             ranges=_ranges(study),
             summary=html.escape(textwrap.dedent(summary)),
             warnings=_warnings(result, frontiers),
