@@ -11,7 +11,8 @@ positions stay at 2.55 after 400k, Muon's at 2.25 (each at the best of three lea
 from bigmodel import budget
 
 
-def get_config():
+def get_config(variant=""):
+    """`branches`: a constant rate, with decays that branch off at 1/8, 1/4 and 1/2 of the tokens: four runs in one."""
     config = budget.base("decoder", "text")
     config.model.width = 64
     config.model.depth = 2
@@ -26,4 +27,13 @@ def get_config():
     config.train.batch_size = 8
     config.train.tokens = 1_000_000
     config.train.eval_examples = 512
+    if variant == "branches":
+        config.optim.schedule = "wsd"
+        config.optim.branches = (0.125, 0.25, 0.5)
+        config.optim.decay = 0.3
+        config.optim.final_lr = 0.0
+        config.optim.warmup = 0.01
+        config.train.tokens = 1_200_000
+    elif variant:
+        raise ValueError(f"no variant {variant!r}: branches, or none")
     return config

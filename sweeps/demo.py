@@ -10,7 +10,7 @@ Kaplan et al. 2020, which has none. docs/results.md has what came out.
 
 from bigmodel import sweep
 
-CONFIG = "experiments/gpt.py"
+CONFIG = "experiments/gpt.py:branches"
 LAW = "kaplan_nd"
 
 
@@ -20,13 +20,4 @@ def get_sweep():
     for shape in (*wide, *deep):
         # The best rate of Muon falls as 1 / width: 0.04, 0.02, 0.01 at 32, 64, 96 among factors of two.
         shape["optim.lr"] = round(1.0 / shape["model.width"], 4)
-    trunk = {
-        "train.tokens": [1_200_000],
-        "data.epochs": [4],
-        "optim.schedule": ["wsd"],
-        "optim.branches": [(0.125, 0.25, 0.5)],
-        "optim.decay": [0.3],
-        "optim.final_lr": [0.0],
-        "optim.warmup": [0.01],
-    }
-    return sweep.product(trunk, sweep.chain(wide, deep))
+    return sweep.chain(wide, deep)
