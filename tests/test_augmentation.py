@@ -56,7 +56,7 @@ def assert_same(found, wanted):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_workers_read_the_same_batches_from_any_start(workers):
     whole = read()
     assert whole[0]["picture"].shape == (BATCH, 4, 4)

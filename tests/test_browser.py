@@ -16,7 +16,10 @@ import pytest
 from test_report import ALL, written  # noqa: F401 - a fixture
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome: the page can't be opened")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome: the page can't be opened"),
+]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run", "--remote-debugging-pipe", "--hide-scrollbars"]
 # The browser wants its pipe on descriptors 3 and 4; a process between puts them there.

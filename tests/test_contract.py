@@ -36,14 +36,10 @@ def run(*args, cwd, code=0, **kwargs):
 
 @pytest.fixture(scope="module")
 def swept(home, tmp_path_factory):
-    """folder -> results, of the sweep on one device and on eight."""
-    found = {}
-    for name, devices in (("one", []), ("eight", ["--host-devices=8"])):
-        cwd = tmp_path_factory.mktemp(name)
-        said = run("sweep", "run", home / "study.py", *devices, cwd=cwd).stdout
-        assert "6 trained" in said
-        found[name] = cwd
-    return found
+    """Where the sweep has run."""
+    cwd = tmp_path_factory.mktemp("one")
+    assert "6 trained" in run("sweep", "run", home / "study.py", cwd=cwd).stdout
+    return cwd
 
 
 def results(cwd):
@@ -51,13 +47,15 @@ def results(cwd):
 
 
 def test_a_sweep_of_them_is_trained_once(swept, home):
-    assert "6 skipped" in run("sweep", "run", home / "study.py", cwd=swept["one"]).stdout
-    found = results(swept["one"])
+    assert "6 skipped" in run("sweep", "run", home / "study.py", cwd=swept).stdout
+    found = results(swept)
     assert len(found) == 6 and all(r["status"] == "done" for r in found.values())
 
 
-def test_eight_devices_have_the_losses_of_one(swept):
-    one, eight = (results(swept[name]) for name in ("one", "eight"))
+@pytest.mark.slow
+def test_eight_devices_have_the_losses_of_one(home, swept, tmp_path):
+    assert "6 trained" in run("sweep", "run", home / "study.py", "--host-devices=8", cwd=tmp_path).stdout
+    one, eight = results(swept), results(tmp_path)
     assert one.keys() == eight.keys()
     for run_id in one:
         assert eight[run_id]["num_devices"] == 8
@@ -68,7 +66,7 @@ def test_a_score_that_is_no_mean_doesnt_depend_on_the_batch(home, swept):
     """Macro F1 of an evaluation in batches of 64 and of 100, against scikit-learn's."""
     from sklearn.metrics import f1_score
 
-    (found,) = (r for r in results(swept["one"]).values() if r["name"] == "width=8")
+    (found,) = (r for r in results(swept).values() if r["name"] == "width=8")
     script = (
         "import json, sys; import numpy as np; from bigmodel import evaluate\n"
         "run = evaluate.restore(sys.argv[1]); split = run.examples('validation')\n"
@@ -77,7 +75,7 @@ def test_a_score_that_is_no_mean_doesnt_depend_on_the_batch(home, swept):
         "print(json.dumps([np.argmax(logits, -1).tolist(), [int(e['label']) for e in batch]]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(swept["one"] / "runs/study" / found["run_id"])],
+        [sys.executable, "-c", script, str(swept / "runs/study" / found["run_id"])],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     predicted, labels = json.loads(done.stdout)
@@ -85,9 +83,9 @@ def test_a_score_that_is_no_mean_doesnt_depend_on_the_batch(home, swept):
 
 
 def test_a_row_starts_from_two_runs_and_keeps_what_is_frozen(swept):
-    found = results(swept["one"])
+    found = results(swept)
     (pair,) = (r for r in found.values() if r["family"].endswith("pairs.py"))
-    folder = swept["one"] / "runs/study" / pair["run_id"]
+    folder = swept / "runs/study" / pair["run_id"]
     assert (folder / "start.txt").read_text().count("8 of 17 parameters taken") == 2
     parts = json.loads((folder / "config.json").read_text())["train"]["init_parts"]
     script = (
@@ -97,24 +95,24 @@ def test_a_row_starts_from_two_runs_and_keeps_what_is_frozen(swept):
         "moved = np.abs(own['right']['trunk']['stem'] - right['trunk']['stem']).max()\n"
         "assert 0 < moved < 0.5, moved"
     )
-    where = [str(swept["one"] / path) for path, _, _ in parts]
+    where = [str(swept / path) for path, _, _ in parts]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script, str(folder), *where], env=env, check=True)
 
 
 def test_data_is_made_of_a_run_once_and_named_by_it(swept):
-    (made,) = (swept["one"] / "data").glob("derived-*")
+    (made,) = (swept / "data").glob("derived-*")
     manifest = json.loads((made / "manifest.json").read_text())
-    found = results(swept["one"])
+    found = results(swept)
     assert manifest["hash"] == made.name and manifest["derived"]["run"] in found
     units = np.load(made / "units.npy")
     assert len(units) == 1797 and len(set(units)) == 10
     (row,) = (r for r in found.values() if r["data"] == made.name)
-    config = json.loads((swept["one"] / "runs/study" / row["run_id"] / "config.json").read_text())
+    config = json.loads((swept / "runs/study" / row["run_id"] / "config.json").read_text())
     assert config["data"]["fingerprint"] == made.name
     before = (made / "units.npy").stat().st_mtime_ns
     assert (made / "units.npy").stat().st_mtime_ns == before
-    assert not list((swept["one"] / "data").glob(".*.part"))
+    assert not list((swept / "data").glob(".*.part"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,6 +122,7 @@ def test_it_is_counted(home, tmp_path, family):
     assert json.loads(said)["params"] == params[family]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["conv", *(pytest.param(f, marks=pytest.mark.slow) for f in ("pairs", "players"))])
 def test_killed_it_goes_on_to_the_same_losses(home, tmp_path, family):
     """With a worker that augments the pictures."""

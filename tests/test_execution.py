@@ -81,7 +81,12 @@ def test_bfloat16_moments_need_a_beta_that_they_can_hold(tiny):
 
 
 @pytest.mark.parametrize(
-    ("family", "keys"), [("decoder", {}), ("encdec", {}), ("bert", {}), ("recurrent", {"carry": True})]
+    ("family", "keys"),
+    [
+        ("decoder", {}),
+        ("recurrent", {"carry": True}),
+        *(pytest.param(family, {}, marks=pytest.mark.slow) for family in ("encdec", "bert")),
+    ],
 )
 def test_a_family_with_a_vocabulary_never_has_whole_logits(family, keys):
     """Where its loss is taken in parts, which leave what else a step gives as it is."""

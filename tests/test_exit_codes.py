@@ -76,6 +76,7 @@ def test_sweep_run_asks_to_be_repeated_while_a_row_runs_elsewhere(file, tmp_path
     assert main.main(command) == 0
 
 
+@pytest.mark.slow
 def test_killed_workers_leave_75_and_rows_that_the_same_command_continues(file, tmp_path):
     file.write_text(SWEEP.format(steps=10**6))
     folder = tmp_path / "runs/small"

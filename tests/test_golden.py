@@ -8,7 +8,8 @@ from golden import make
 STORED = {name: json.loads((make.HERE / f"{name}.json").read_text()) for name in ("losses", "ids", "fits")}
 REL = 1e-5  # machines differ in the last digits
 SLOW_LOSSES = (
-    "decoder-mup-accumulated", "encdec-prefix", "encdec-translate-dropout", "mlp-classify-dropout", "recurrent-dropout"
+    "decoder-mup-accumulated", "encdec-prefix", "encdec-translate-dropout", "mlp-classify-dropout", "recurrent-dropout",
+    "decoder-infill", "decoder-gqa-rope-swiglu", "decoder-completep-muon", "bert-masked-next", "encdec-span",
 )  # fmt: skip
 QUICK_IDS = ["demo", "digits", "mlp", "sentiment", "transfer_recurrent", "wsd"]
 QUICK_FITS = ("besiroglu", "families-lstm", "isoflop-chinchilla", "isoflop-frontier")

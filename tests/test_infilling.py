@@ -151,6 +151,7 @@ def test_what_infilling_cant_do_is_said(keys):
         section(**keys)
 
 
+@pytest.mark.slow
 def test_deepnorm_starts_small():
     """GLM-130B starts values, ffn and the projections back at 1 / sqrt(2 depth) of the rest."""
     cfg = section(norm_placement="deepnorm", width=64, depth=8, activation="geglu", init_std=0.02, scale_residual=False)

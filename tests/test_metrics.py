@@ -26,6 +26,12 @@ CASES = [
 ]
 
 
+QUICK = ("masked", "prefix", "classify", "")  # one of each kind of weight
+MARKED = [
+    case if case[1].get("objective", "") in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES
+]
+
+
 class Drawn:
     """Examples of a family, at random."""
 
@@ -43,7 +49,7 @@ class Drawn:
         return {key: value[indices] for key, value in self.batch.items()}
 
 
-@pytest.mark.parametrize("family, options", CASES, ids=[f"{f}-{o.get('objective', '')}" for f, o in CASES])
+@pytest.mark.parametrize("family, options", MARKED, ids=[f"{f}-{o.get('objective', '')}" for f, o in CASES])
 def test_no_metric_depends_on_the_batch_size(family, options):
     module = models.family(family)
     cfg = small(module, **{"depth": 1, **options})

@@ -61,6 +61,7 @@ def linear(table, *overrides):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gradient_descent_finds_the_least_squares_solution(table, tmp_path):
     """To 1e-5 of it, in every weight: the smallest rung of all."""
     cfg = linear(table, ("train.steps", 6000), ("run.log_every", 6000))
@@ -87,6 +88,7 @@ def test_l2_is_ridge_regression(table, tmp_path):
     np.testing.assert_allclose(params["last"][:, 0], ridge, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_l1_sets_weights_to_zero(table, tmp_path):
     """scikit-learn's lasso has the same zeros; gradient descent leaves them within a step of zero."""
     from sklearn.linear_model import Lasso

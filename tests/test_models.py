@@ -19,6 +19,7 @@ from bigmodel.run import counts
 ALONE = sharding.make_mesh(sharding.ALONE)
 
 FAMILIES = models.names()
+MORE = ("bert", "encdec", "recurrent")  # where a test of two families says most
 
 
 def make(family, **overrides):
@@ -300,7 +301,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     )
 
 
-@pytest.mark.parametrize("family", ["bert", "decoder", "encdec", "mlp", "recurrent"])
+@pytest.mark.parametrize("family", ["decoder", "mlp", *(pytest.param(f, marks=pytest.mark.slow) for f in MORE)])
 def test_dropout_is_random_in_training_and_absent_in_evaluation(family):
     found = {}
     for dropout in (0.5, 0.0):

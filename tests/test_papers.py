@@ -301,6 +301,7 @@ def test_each_wrong_size_of_a_family_s_table_turns_its_row_red(name, monkeypatch
 COLUMNS = {"width": 1.06, "ffn": 1.1, "head_dim": 1.25, "num_heads": 1.25, "depth": 1.06}
 
 
+@pytest.mark.slow
 def test_table_a9_wrong_in_any_column_turns_every_row_red(monkeypatch):
     """The printed size of every row; each column of the shapes of every fifth row."""
     table = chinchilla.table_a9()
@@ -383,6 +384,7 @@ def bnsl_slopes(patch):
     return [row.what.split(",")[0] for row in bnsl._example() if row.ok is False]
 
 
+@pytest.mark.slow
 @needs_points
 @pytest.mark.parametrize(
     ("name", "at", "factor"),

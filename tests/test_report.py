@@ -84,6 +84,7 @@ def test_every_figure_in_every_format(written):
             assert "<dc:date>" not in (folder / f"{name}.svg").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_fit_is_the_same_file(written, tmp_path, monkeypatch):
     out, frame, result, beside = written
     some = ("compute", "clouds", "heatmap")
@@ -162,6 +163,7 @@ def test_tick_labels_never_overlap():
                     assert all(a[1] < b[0] for a, b in itertools.pairwise(sorted(map(sorted, ends)))), (low, high)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "columns", "expected"),
     [
@@ -261,6 +263,7 @@ def test_page_is_complete_and_offline(written):
     assert len(pd.read_csv(out / "rows.csv")) == len(frame)
 
 
+@pytest.mark.slow
 def test_page_of_published_points_is_small(quick, tmp_path):
     if not POINTS.is_file():
         pytest.skip(f"{POINTS} is absent: the published points are not shipped with the project")
@@ -270,6 +273,7 @@ def test_page_of_published_points_is_small(quick, tmp_path):
     assert len(frame) == 240 and path.stat().st_size < 3e6
 
 
+@pytest.mark.slow
 def test_many_runs_are_thinned(quick, tmp_path):
     random = np.random.default_rng(0)
     n, d = 10 ** random.uniform(6, 9, 5000), 10 ** random.uniform(8, 10, 5000)

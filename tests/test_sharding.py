@@ -98,6 +98,7 @@ def runs(tmp_path_factory, data_dir):
     return report
 
 
+@pytest.mark.slow
 def test_every_mesh_has_the_losses_of_one_device(runs):
     reference = runs["one"]["losses"]["one"]
     assert len(reference) == 21 and reference[19] < 0.8 * reference[0]

@@ -105,7 +105,11 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+QUICK = ("the plan", "the page", "a byte of the key")
+MARKED = [change if change in QUICK else pytest.param(change, marks=pytest.mark.slow) for change in CHANGES]
+
+
+@pytest.mark.parametrize("change", MARKED)
 def test_a_change_makes_the_report_again(study, capsys, change):
     folder, laws = study
     lines(capsys)

@@ -254,6 +254,7 @@ def spoken(capsys, *args):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_translator_learns_its_pairs_and_is_evaluated(task_dir, tmp_path, capsys):
     """A model that has seen each of few pairs often gives their very targets; the other splits are only translated."""
     cfg = experiment(

@@ -225,6 +225,7 @@ def test_resumed_run_is_one_offline_run_of_all_rows(interrupted, tmp_path):
     assert finished["state"] == "finished" and finished["summary"]["loss"] == result["loss"]
 
 
+@pytest.mark.slow
 def test_rows_that_were_uploaded_before_a_resume_are_not_mirrored_again(interrupted, tmp_path):
     cfg, folder, first = interrupted
     (first / f"run-{folder.name}.wandb.synced").touch()  # as `wandb sync` leaves it
@@ -247,6 +248,7 @@ def test_damaged_rows_are_left_out_of_the_mirror_and_noted(tmp_path):
     assert "6 damaged rows of metrics.jsonl are left out" in (tmp_path / "wandb/view.log").read_text()
 
 
+@pytest.mark.slow
 def test_rows_of_two_files_that_arrive_in_any_order(tmp_path):
     """W&B drops a row of a step before its latest: none is given to it so."""
     for name in ("metrics", "speed"):
@@ -356,6 +358,7 @@ def test_wandb_that_fails_to_import(digits, tmp_path, monkeypatch, reference, ca
     assert "ImportError: torn installation" in (tmp_path / result["run_id"] / "wandb/view.log").read_text()
 
 
+@pytest.mark.slow
 def test_wandb_that_hangs(digits, tmp_path, monkeypatch, reference):
     """The run's end waits 5 s for it, and it ends itself some time after the run."""
     loss, _ = reference()

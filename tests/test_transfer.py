@@ -143,6 +143,7 @@ def test_a_rate_that_lacks_a_seed_is_not_the_best(tmp_path):
     assert "2 seeds: wsd 2.2000 at 0.01, cosine 2.1000 at 0.01 (+4.76%)" in text
 
 
+@pytest.mark.slow
 def test_a_held_out_budget_may_lie_beyond_another_study(tmp_path):
     """`below` joins a table of earlier runs; `least` leaves out its small budgets."""
     frame = planted([1e17, 3e17, 1e18, 3e18, 1e19], noise=0.001)
@@ -198,6 +199,7 @@ def test_corpora_compare_by_bits_per_byte(tmp_path):
     assert "prose-bpe" in corpora.report(tmp_path, tmp_path / "out") and (tmp_path / "out/corpora.png").exists()
 
 
+@pytest.mark.slow
 def test_families_have_a_law_each(tmp_path):
     """Two families with planted laws of different exponents, over the same budgets."""
     laws = {"one": (400.0, 0.34, 2000.0, 0.37), "two": (400.0, 0.34, 300.0, 0.25)}

@@ -5,7 +5,7 @@ import collections
 import pytest
 import run
 
-SHORT, LONG = range(5000, 5150), range(0, 2000)  # seeds; a failure names its own
+SHORT, LONG = range(5000, 5080), range(0, 2000)  # seeds; a failure names its own
 
 
 def test_inputs_that_nobody_meant_end_in_one_line():
@@ -13,7 +13,7 @@ def test_inputs_that_nobody_meant_end_in_one_line():
     failed, tally = run.fuzz(SHORT.start, len(SHORT), in_a_process=0, say=said.append)
     assert not failed, "\n".join(said)
     codes = collections.Counter(code for (_, code), n in tally.items() for _ in range(n))
-    assert codes[2] > 50 and codes[0] > 20  # of both kinds, those that are refused and those that aren't
+    assert codes[2] > 20 and codes[0] > 5  # of both kinds, those that are refused and those that aren't
 
 
 @pytest.mark.slow
