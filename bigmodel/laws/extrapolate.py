@@ -23,7 +23,7 @@ from bigmodel.laws.solve import Problem
 RUNG_FACTOR = 1.5  # runs of a rung are within this factor of its largest C
 MOST_RUNGS = 8  # to leave out one at a time; of more, neighbours are joined
 RESAMPLES = 200
-REFIT_RUNS = 20_000  # refits without some runs use at most so many of the others
+REFIT_RUNS = 20_000  # largest number of runs in a refit that leaves some out
 
 
 def rung_scale(

@@ -314,7 +314,7 @@ def doubt(ends: np.ndarray, estimate: float) -> str:
 
 
 def enough(fitted: int, asked: int) -> bool:
-    """Whether so many of the resamples asked for could be fitted that their spread means something."""
+    """Whether enough of the requested resamples could be fitted for their spread to mean something."""
     return fitted >= max(2, asked / 2)
 
 

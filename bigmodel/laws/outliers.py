@@ -40,7 +40,7 @@ def _rows(problem: Problem, found: Found, frame: pd.DataFrame) -> list[str]:
     far = np.abs(off[suspects]) > max(FAR, SCATTERS * _usual(off, free))
     gone = suspects[far][: n // 5]  # what is plainly off stays out of the others' law too
     named: dict[int, float] = {}
-    if n > intervals.SUBSET_RUNS:  # one of so many doesn't move the law
+    if n > intervals.SUBSET_RUNS:  # a single run among many doesn't move the law
         named = {int(i): float(np.exp(problem.log_loss[i] - off[i])) for i in suspects[far]}
         suspects = suspects[:0]
     left_out = [np.unique(np.append(gone, i)) for i in suspects]

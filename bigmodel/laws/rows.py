@@ -31,7 +31,7 @@ SIX = {"N", "D", "C"}  # C = 6 N D gives one of them from the others
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e5
 MOST_NUMBERED = 20_000  # rows whose numbers in their table are kept
 LARGEST = 1e60  # of a size, an amount of data or a loss; products of larger ones overflow
-OLD = "an earlier version wrote them; choose another --count, or run them anew in another folder"
+OLD = "an earlier version wrote them; choose another --count, or run them again in another folder"
 # Others' names for these columns: an error suggests them, nothing takes them unasked. Without case, spaces and signs.
 SYNONYMS = {
     "N": "modelsize nparams numparams numparameters parameters params modelparams paramcount parametercount n size "

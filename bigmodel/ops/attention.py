@@ -198,7 +198,7 @@ def _weigh(
     """softmax(q k + scores) v over the keys that the mask admits, the softmax in float32; q is scaled. BHLK."""
     B, H, L, K = q_BHLK.shape
     G, R = k_BGSK.shape[1], H // k_BGSK.shape[1]
-    # The R queries that share a key head are so many more rows of one product: X = R L.
+    # The R queries that share a key head are further rows of one product: X = R L.
     added = jnp.zeros((1, 1, 1, 1)) if mask is None else jnp.where(mask, 0.0, -1e30)
     if added.shape[2] > 1:
         added = jnp.tile(added, (R, 1))

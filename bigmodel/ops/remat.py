@@ -30,7 +30,7 @@ AUTO_UNROLL = 8  # benchmarks/scan_or_unroll.py: unrolled steps are faster on a 
 
 
 def unrolls(depth: int) -> bool:
-    """Whether a stack of so many layers is compiled layer by layer, where that is left to us."""
+    """Whether a stack of `depth` layers is compiled layer by layer, where the config doesn't say."""
     return depth <= AUTO_UNROLL and sharding.platform() == "cpu"
 
 

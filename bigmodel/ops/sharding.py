@@ -76,7 +76,7 @@ _execution: contextvars.ContextVar[Execution] = contextvars.ContextVar("executio
 
 
 def full(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """Every axis with its size on so many devices. One size may be -1: whatever is left."""
+    """Every axis with its size, for a given number of devices. One size may be -1: the devices that are left."""
     shape = {axis: int(sizes.get(axis, 1)) for axis in AXES}
     free = [axis for axis, n in shape.items() if n == -1]
     known = math.prod(n for n in shape.values() if n != -1)

@@ -40,7 +40,7 @@ class Log:
             for name in (kept if job.lead else ())
         }
         self.last_loss = self.files["metrics"].last("loss", math.nan) if self.files else math.nan
-        # Earlier sessions of this run took so many seconds.
+        # Less the seconds that earlier sessions of this run took.
         self.began = job.began - (self.files["speed"].last("seconds", 0.0) if self.files else 0.0)
         self.window, self.window_began = start, time.time()
         self.peak = platforms.peak_flops(job.mesh)

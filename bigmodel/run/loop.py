@@ -130,7 +130,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def every(steps: int, step: int) -> bool:
-    """Whether something that is done each so many steps is due; 0: never."""
+    """Whether something that is done every `steps` steps is due after `step`; 0: never."""
     return bool(steps) and step % steps == 0
 
 

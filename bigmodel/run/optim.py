@@ -137,7 +137,7 @@ def update_norm(cfg: Any, updates: Any, grad_norm: jax.Array) -> jax.Array:
 
 
 def branch_steps(cfg: Any, steps: int) -> dict[int, int]:
-    """Where each wsd branch of a run of so many steps ends -> the step of the trunk from which it decays."""
+    """The step at which each WSD branch ends -> the step of the trunk from which it decays."""
     ends = sorted({max(1, round(fraction * steps)) for fraction in cfg.branches})
     return {end: end - max(1, round(cfg.decay * end)) for end in ends}
 

@@ -15,7 +15,7 @@ from bigmodel.run.log import BRANCH, Log
 
 
 class Patience:
-    """Early stopping: ends a run after so many checks in a row without a lower held-out loss.
+    """Early stopping: ends a run after `patience` checks in a row without a lower held-out loss.
 
     Attributes:
       checks: (step, held-out loss) of each check so far, those of earlier sessions included.
