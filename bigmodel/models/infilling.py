@@ -36,7 +36,7 @@ class Infilling(NamedTuple):
 
 
 def blanks(length: int) -> int:
-    """The number of short blanks in an example of `length` tokens, of which each blank costs two: a mark and a start."""
+    """The number of short blanks in `length` tokens. Each blank costs two of them: a mark and a start."""
     return max(1, round(MASKED * length / (MEAN_LENGTH + 2 * MASKED)))
 
 

@@ -36,7 +36,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             grad_dtype="float32",  # or bfloat16, in which gradients are summed over micro-batches and kept
             seed=0,
             eval_examples=0,  # validation examples evaluated; 0: all
-            patience=0,  # early stopping: checks in a row without a lower held-out loss after which a run ends; 0: never
+            patience=0,  # early stopping: checks in a row without a lower held-out loss that end a run; 0: never
             patience_steps=50,  # steps between checks
             noise_scale=False,  # log the gradient noise scale, from micro-batches against the batch
             divergence=3.0,  # diverged once the loss stays above this multiple of the first loss ...
