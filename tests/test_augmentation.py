@@ -87,6 +87,7 @@ def test_augmentation_does_not_change_which_examples_are_read(in_order):
         np.testing.assert_array_equal(a["picture"], np.broadcast_to(a["label"][:, None, None], (BATCH, 6, 6)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text", "tables"])
 def test_workers_open_a_source_by_themselves(name, data_dir):
     source = data.source(name)
@@ -104,6 +105,7 @@ def test_an_error_of_the_augmentation_is_raised_by_the_reader(workers):
         read(workers=workers, augment=broken)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_leaves_the_workers_at_work():
     """As Ctrl-C and a scheduler's SIGTERM arrive: the loop saves after its step, and needs its batches until then."""
     batches = loader.train_batches(Pictures(), BATCH, 3, 0, 200, (0, BATCH), workers=2, augment=augment)
@@ -132,6 +134,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_process(tmp_path):
     (tmp_path / "reader.py").write_text(READER)
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])

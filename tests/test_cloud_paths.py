@@ -113,6 +113,7 @@ def test_missing_package_of_a_path_in_a_config_is_one_line(here, tmp_path, tiny)
 # -------------------------------------------------------------------- with what reads a bucket
 
 
+@pytest.mark.slow
 def test_plan_and_launch_of_a_sweep_in_a_bucket(here, bucket):
     planned = command("sweep", "plan", "small.py", "--runs=gs://b/runs")
     assert planned.returncode == 0, planned.stderr

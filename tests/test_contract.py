@@ -115,7 +115,7 @@ def test_data_is_made_of_a_run_once_and_named_by_it(swept):
     assert not list((swept / "data").glob(".*.part"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["pairs", *(pytest.param(f, marks=pytest.mark.slow) for f in ("conv", "players"))])
 def test_it_is_counted(home, tmp_path, family):
     said = run("count", f"--config={home / f'{family}_config.py'}", "--json", cwd=tmp_path).stdout
     params = {"conv": 892, "pairs": 1625, "players": 2128}
@@ -164,6 +164,7 @@ def second(home, tmp_path_factory):
     return site
 
 
+@pytest.mark.slow
 def test_entry_points_of_another_package(second, tmp_path):
     env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{second}"}
     (tmp_path / "mine.py").write_text(

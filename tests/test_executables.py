@@ -51,6 +51,7 @@ def losses(root):
     return [row["loss"] for row in map(json.loads, path.read_text().splitlines()) if "loss" in row]
 
 
+@pytest.mark.slow
 def test_a_saved_step_has_the_losses_of_a_compiled_one(saved, tiny, tmp_path, monkeypatch):
     overrides, _ = saved
     session.train(tiny(*overrides[:-1]), str(tmp_path / "compiled"), quiet=True)

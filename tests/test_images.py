@@ -71,6 +71,7 @@ def test_damaged_files_are_refused(broken):
         images.idx(broken)
 
 
+@pytest.mark.slow
 def test_an_mlp_tells_them_apart(image_dir, tmp_path):
     small = [
         ("model.width", 16),

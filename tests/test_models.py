@@ -147,7 +147,11 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+QUICK = ("gpt", "llama", "chinchilla", "lamda")
+MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+
+
+@pytest.mark.parametrize("variant", MARKED)
 def test_causal_by_gradient(variant):
     """Logits at position i depend on the embeddings of tokens 0..i and of no later one."""
     _, cfg, model, variables, _ = make("decoder", **VARIANTS[variant])
@@ -168,7 +172,7 @@ def test_causal_by_gradient(variant):
         assert seen[: i + 1].all() and not seen[i + 1 :].any()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MARKED)
 def test_cached_steps_equal_the_full_forward(variant):
     _, cfg, model, variables, batch = make("decoder", **VARIANTS[variant])
     tokens = batch["tokens"][:, :-1]

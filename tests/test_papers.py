@@ -262,7 +262,14 @@ PARTS = {  # the rows that a table feeds, so that Table A9 isn't counted each ti
 }
 
 
-@pytest.mark.parametrize("name", ["kaplan", "gpt2", "opt", "chinchilla", "bert", "vaswani", "t5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        "chinchilla",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("kaplan", "opt", "bert", "vaswani", "t5")),
+    ],
+)
 def test_each_wrong_published_number_turns_a_row_red(name, monkeypatch):
     """Each number by itself, too large and too small."""
     table = chinchilla.table_a9()

@@ -204,6 +204,7 @@ def test_a_weight_above_is_said(quick, tmp_path):
     assert "runs above the law weighing 0.3)" in report.write(runs(), result, tmp_path, "x", "x").read_text()
 
 
+@pytest.mark.slow
 def test_an_earlier_reports_figures_go(quick, tmp_path):
     frame = runs()
     for columns, there in ((list(frame), True), (["N", "D", "C", "L"], False)):
@@ -212,6 +213,7 @@ def test_an_earlier_reports_figures_go(quick, tmp_path):
     assert not (tmp_path / "tables" / "holdout.md").exists()
 
 
+@pytest.mark.slow
 def test_hard_results(quick, tmp_path):
     """No resamples, intervals that aren't numbers, one rung."""
     frame = runs()
@@ -229,6 +231,7 @@ def test_hard_results(quick, tmp_path):
     assert '<figure id="comparison"' not in report.write(one, found, tmp_path / "b", "x", "x").read_text()
 
 
+@pytest.mark.slow
 def test_a_saved_fit_draws_the_same(quick, written, tmp_path):
     out, frame, _, beside = written
     saved = fits.read(out / "fit.json")
@@ -376,6 +379,7 @@ def test_tiles_tables_and_text_say_how_sure_they_are(quick, tmp_path):
     assert "Limit of the runs" in labels
 
 
+@pytest.mark.slow
 def test_points_of_runs_are_never_called_runs(quick, tmp_path):
     frame = pd.concat([runs(0.01).assign(run_id=[f"r{i}" for i in range(20)])] * 2, ignore_index=True)
     frame["L"] *= np.where(np.arange(40) < 20, 1, 1.001)  # two validation sets of each run

@@ -232,6 +232,7 @@ def written(tmp_path, frame):
     return tmp_path / "points.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run_id", "run", "Run Name", "name", "Name", "id", "ID", "trial", "model_name",
                                   "experiment", "job_id"])  # fmt: skip
 def test_rows_of_one_run_are_known_by_its_usual_names(tmp_path, name):

@@ -381,6 +381,7 @@ def test_plan_with_other_flags_changes_nothing_and_run_with_them_adds_rows(file,
 # -------------------------------------------------------------------------------- as a user
 
 
+@pytest.mark.slow
 def test_plan_status_and_report_as_json_and_as_text(file, tmp_path):
     runs = f"--runs={tmp_path / 'runs'}"
     planned = bigmodel("sweep", "plan", file, runs, "--json")

@@ -214,6 +214,7 @@ def interrupted(digits, tmp_path, monkeypatch):
     return cfg, folder, first
 
 
+@pytest.mark.slow
 def test_resumed_run_is_one_offline_run_of_all_rows(interrupted, tmp_path):
     cfg, folder, first = interrupted
     result = train(cfg, str(tmp_path), quiet=True)
@@ -279,6 +280,7 @@ def test_rows_of_two_files_that_arrive_in_any_order(tmp_path):
 # ------------------------------------------------------------------ it can't harm the run
 
 
+@pytest.mark.slow
 def test_online_without_key_terminal_and_network_is_offline(digits, tmp_path, reference):
     loss, rows = reference()
     cfg = digits(("run.wandb", "online"))

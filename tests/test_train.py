@@ -473,6 +473,7 @@ def test_impossible_branches_are_refused(tiny, tmp_path, overrides, said):
         run(tiny(**overrides), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_gradient_noise_scale_is_the_brute_force_one(tiny, tmp_path):
     """At fixed parameters: tr(cov of an example's gradient) / |mean gradient|^2 over all examples of the data."""
     cfg = tiny(
