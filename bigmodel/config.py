@@ -115,6 +115,14 @@ def load_module(path: str | Path, kind: str) -> Any:
     return module
 
 
+def check_exports(module: Any, what: str, names: Iterable[str]) -> Any:
+    """The module, if it has all of the names. UsageError: the first that it lacks; `what` names it, as "family 'x'"."""
+    for name in names:
+        if not hasattr(module, name):
+            raise UsageError(f"{what} has no {name}")
+    return module
+
+
 def plugin(kind: str, name: str, package: str, own: Iterable[str], what: str = "") -> Any:
     """The module of a family, source, paper or engine: a `.py` file of the user's, one of ours, or an entry point.
 

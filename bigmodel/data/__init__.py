@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.config import plugin
+from bigmodel.config import check_exports, plugin
 from bigmodel.errors import NoData, Unavailable, UsageError, check_ranges, nearest
 from bigmodel.files import check_path, has_sha256, parse_sealed
 
@@ -173,8 +173,7 @@ def names() -> list[str]:
 def source(name: str) -> Any:
     """A source by its name, the path of a file of the user's, or as an entry point `bigmodel.sources`."""
     module = plugin("sources", name, __name__, names(), "config.data.source")
-    if lacking := [export for export in REQUIRED if not hasattr(module, export)]:
-        raise UsageError(f"data source {name!r} has no {lacking[0]} (docs/architecture.md says what a source exports)")
+    check_exports(module, f"data source {name!r}", REQUIRED)
     if not hasattr(module, "augment"):
         module.augment = None  # (data section, example, rng) -> example, of training examples
     return module

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bigmodel.config import plugin
-from bigmodel.errors import UsageError, choose
+from bigmodel.config import check_exports, plugin
+from bigmodel.errors import choose
 
 _PARTS = {"attention", "infilling", "layers", "losses", "positions", "transformer", "__init__"}
 REQUIRED = ("get_config", "finalize", "rung", "Model", "inputs", "loss", "spec", "flops", "RULES")
@@ -43,8 +43,7 @@ def family(name: str) -> ModuleType:
       UsageError: there is none, or it lacks an export.
     """
     module = plugin("families", name, __name__, names(), "config.family")
-    if lacking := [export for export in REQUIRED if not hasattr(module, export)]:
-        raise UsageError(f"family {name!r} has no {lacking[0]} (docs/architecture.md says what a family exports)")
+    check_exports(module, f"family {name!r}", REQUIRED)
     for export, default in OPTIONAL.items():
         if not hasattr(module, export):
             setattr(module, export, default)

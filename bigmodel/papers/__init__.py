@@ -21,7 +21,7 @@ import pandas as pd
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import models
-from bigmodel.config import plugin
+from bigmodel.config import check_exports, plugin
 from bigmodel.errors import UsageError, nearest
 from bigmodel.files import writing
 from bigmodel.laws import readers, tables
@@ -165,9 +165,7 @@ def names() -> list[str]:
 def paper(name: str) -> Any:
     """A paper by its name, the path of a file of the user's, or as an entry point `bigmodel.papers`."""
     module = plugin("papers", name, __name__, names(), "paper")
-    if lacking := [export for export in ("TITLE", "SOURCE", "rows") if not hasattr(module, export)]:
-        raise UsageError(f"paper {name!r} has no {lacking[0]}")
-    return module
+    return check_exports(module, f"paper {name!r}", ("TITLE", "SOURCE", "rows"))
 
 
 def wanted(module: ModuleType) -> tuple[Points, ...]:

@@ -34,10 +34,7 @@ def maker_of(spec: Any, sweep: str) -> str:
 
 def _load(maker: str) -> Any:
     module = config.load_module(maker, "maker")
-    for name in ("info", "make"):
-        if not hasattr(module, name):
-            raise UsageError(f"maker file {maker!r} has no {name}()")
-    return module
+    return config.check_exports(module, f"maker file {maker!r}", ("info", "make"))
 
 
 def name_of(maker: str, run_id: str) -> str:

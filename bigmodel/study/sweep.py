@@ -65,10 +65,7 @@ def _planned(overrides: Row, unfrozen: Any, needs: Sequence[str] = ()) -> Planne
 def load(path: str) -> Any:
     """The module of a sweep file. UsageError: it lacks CONFIG or get_sweep."""
     module = config.load_module(path, "sweep")
-    for name in ("CONFIG", "get_sweep"):
-        if not hasattr(module, name):
-            raise UsageError(f"sweep file {path!r} has no {name}")
-    return module
+    return config.check_exports(module, f"sweep file {path!r}", ("CONFIG", "get_sweep"))
 
 
 def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = "runs") -> list[Planned]:

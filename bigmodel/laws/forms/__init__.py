@@ -310,9 +310,7 @@ def from_file(path: str) -> Law:
 
 def from_module(module: Any, path: str) -> Law:
     """`from_file`, of an imported module; `path` is named in errors."""
-    for name in ("PARAMETERS", "form"):
-        if not hasattr(module, name):
-            raise UsageError(f"law file {path!r} has no {name}")
+    config.check_exports(module, f"law file {path!r}", ("PARAMETERS", "form"))
     given, user_form = module.PARAMETERS, module.form
     for name in ("SIGNED", "COLUMNS"):
         value = getattr(module, name, ("N",))
