@@ -86,12 +86,23 @@ def run(tree, command, turn):
     words = [word.replace("{turn}", str(turn)) for word in command]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     env = {**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-m", "bigmodel", *words], env=env, capture_output=True, text=True)
+    # Not in a checkout: `python -m` would take the package from the folder that it runs in.
+    command, where = [sys.executable, "-m", "bigmodel", *words], tempfile.gettempdir()
+    done = subprocess.run(command, env=env, cwd=where, capture_output=True, text=True)
     wall = time.perf_counter() - began
     if done.returncode:
         sys.exit(f"{tree}: {' '.join(words)}: {done.stderr[-500:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+
+
+def check(tree):
+    """The package that a command of this tree imports is the tree's."""
+    code, env = "import bigmodel; print(bigmodel.__file__)", {**os.environ, "PYTHONPATH": str(tree)}
+    command, where = [sys.executable, "-c", code], tempfile.gettempdir()
+    found = subprocess.run(command, env=env, cwd=where, capture_output=True, text=True, check=True).stdout
+    if not found.startswith(str(tree)):
+        sys.exit(f"{tree}: {found.strip()} is imported instead")
 
 
 def main():
@@ -110,6 +121,7 @@ def main():
         points(Path(scratch) / "points.csv")
         todo = {}
         for name, tree in trees.items():
+            check(tree)
             home = Path(scratch) / name.replace(" ", "-")
             home.mkdir()
             os.environ["BIGMODEL_CACHE"] = str(home / "cache")  # compilations and checks of each tree are its own

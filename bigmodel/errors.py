@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import sys
 from collections.abc import Iterable
@@ -81,7 +82,7 @@ def check_ranges(prefix: str, values: Any, **intervals: str) -> None:
     """
     for key, interval in intervals.items():
         value = values[key] if hasattr(values, "__getitem__") else getattr(values, key)
-        low, high = (float(end) for end in interval[1:-1].split(","))
+        low, high = _ends(interval)
         above = value > low if interval[0] == "(" else value >= low
         below = value < high if interval[-1] == ")" else value <= high
         if above and below:
@@ -90,3 +91,9 @@ def check_ranges(prefix: str, values: Any, **intervals: str) -> None:
         one_sided = high == math.inf and value != high
         wanted = f"{kind} {interval[1:-1].split(',')[0]}" if one_sided else f"in {interval}"
         raise UsageError(f"{prefix}{key.replace('_', '-') if prefix == '--' else key}={value!r}: must be {wanted}")
+
+
+@functools.cache
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
