@@ -38,7 +38,7 @@ def rung_scale(
     name = "C" if "C" in data else law.columns[0]
     scale = 1 / data["L"] if name == "L" else data[name]
     order = scale if trunks is None else pd.Series(scale).groupby(trunks).transform("max").to_numpy()
-    return name, scale, order, min(RUNG_FACTOR, float(scale.max() / scale.min()) ** (1 / 6))
+    return name, scale, order, min(RUNG_FACTOR, float(np.max(scale) / np.min(scale)) ** (1 / 6))
 
 
 def holdout(

@@ -76,7 +76,7 @@ def resample(
         return theta - centre + found.theta, failed
     if runs is not None:
         own_run = np.unique(runs, return_inverse=True)[1]
-        counts = _drawn(rng, resamples, own_run.max() + 1)[:, own_run]
+        counts = _drawn(rng, resamples, int(np.max(own_run)) + 1)[:, own_run]
     elif cells is not None:
         counts = np.zeros((resamples, n))
         for cell in np.unique(cells):

@@ -104,8 +104,8 @@ def _data_size() -> list[Row]:
     exponent = power_law(sizes, np.array(needed))[0]
     out = [Row(part, "exponent", NO_OVERFIT[1], exponent, 0.005, True, ".4f", EXPONENT)]
     for n in (1e6, 1e9):
-        ours = excess(n, NO_OVERFIT[0] * n ** NO_OVERFIT[1])
-        out.append(Row(part, f"excess at N = {n:.0e}", EXCESS, ours, 0.0015, True, ".4f", RULE))
+        least = excess(n, NO_OVERFIT[0] * n ** NO_OVERFIT[1])
+        out.append(Row(part, f"excess at N = {n:.0e}", EXCESS, least, 0.0015, True, ".4f", RULE))
     return out
 
 
