@@ -103,9 +103,9 @@ def _data_size() -> list[Row]:
     part = "Data that avoids overfitting, D >= 5e3 N^0.74, by L(N, D)"
     exponent = power_law(sizes, np.array(needed))[0]
     out = [Row(part, "exponent", NO_OVERFIT[1], exponent, 0.005, True, ".4f", EXPONENT)]
-    for n in (1e6, 1e9):
-        least = excess(n, NO_OVERFIT[0] * n ** NO_OVERFIT[1])
-        out.append(Row(part, f"excess at N = {n:.0e}", EXCESS, least, 0.0015, True, ".4f", RULE))
+    for size in (1e6, 1e9):
+        least = excess(size, NO_OVERFIT[0] * size ** NO_OVERFIT[1])
+        out.append(Row(part, f"excess at N = {size:.0e}", EXCESS, least, 0.0015, True, ".4f", RULE))
     return out
 
 
