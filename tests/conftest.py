@@ -17,7 +17,7 @@ os.environ.setdefault("BIGMODEL_CACHE", str(CACHE))
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the suite's time. At LLVM's level 0, with XLA's older emitters of fusions, it takes a third. XLA
 # ends a process for a flag that it doesn't know, as later ones do that have no older emitters.
-OLDER = () if importlib.metadata.version("jaxlib").startswith("0.12") else ("--xla_cpu_use_fusion_emitters=false",)
+OLDER = ("--xla_cpu_use_fusion_emitters=false",) if importlib.metadata.version("jaxlib").startswith("0.10.") else ()
 os.environ.setdefault("XLA_FLAGS", " ".join(("--xla_backend_optimization_level=0", *OLDER)))
 
 TINY = [
