@@ -100,7 +100,7 @@ def test_a_row_starts_from_two_runs_and_keeps_what_is_frozen(swept):
     subprocess.run([sys.executable, "-c", script, str(folder), *where], env=env, check=True)
 
 
-def test_data_is_made_of_a_run_once_and_named_by_it(swept):
+def test_data_is_made_of_a_run_once_and_named_by_it(home, swept):
     (made,) = (swept / "data").glob("derived-*")
     manifest = json.loads((made / "manifest.json").read_text())
     found = results(swept)
@@ -111,6 +111,8 @@ def test_data_is_made_of_a_run_once_and_named_by_it(swept):
     config = json.loads((swept / "runs/study" / row["run_id"] / "config.json").read_text())
     assert config["data"]["fingerprint"] == made.name
     before = (made / "units.npy").stat().st_mtime_ns
+    (swept / "runs/study" / row["run_id"] / "result.json").unlink()  # the row is trained again, and reads what is there
+    assert "1 trained" in run("sweep", "run", home / "study.py", cwd=swept).stdout
     assert (made / "units.npy").stat().st_mtime_ns == before
     assert not list((swept / "data").glob(".*.part"))
 
@@ -130,8 +132,7 @@ def test_killed_it_goes_on_to_the_same_losses(home, tmp_path, family):
         "train", f"--config={home / f'{family}_config.py'}", "--config.train.steps=300", "--config.run.workers=1",
         "--config.run.checkpoint_every=5",
     ]  # fmt: skip
-    whole = run(*args, "--config.run.workers=0", "--runs=whole", cwd=tmp_path, timeout=500)
-    assert "eval_loss" in whole.stdout or whole.returncode == 0
+    run(*args, "--config.run.workers=0", "--runs=whole", cwd=tmp_path, timeout=500)
     command = [sys.executable, "-m", "bigmodel", *map(str, args), "--runs=cut"]
     with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) as child:
         deadline = time.time() + 300
@@ -180,7 +181,7 @@ def test_entry_points_of_another_package(second, tmp_path):
     said = run("fit", "points.csv", "--law=second-law", "--N=params", "--L=loss", cwd=tmp_path, env=env).stdout
     assert "alpha 0.3" in said
     wrong = run("count", "--config=mine.py", cwd=tmp_path, code=2)  # without the package
-    assert "config.family: 'second-conv' is not one of" in wrong.stderr or "second-conv" in wrong.stderr
+    assert "config.family: 'second-conv' is not one of" in wrong.stderr
 
 
 def test_a_paper_and_a_law_of_the_user_s_folder(home, tmp_path):
