@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigmodel.laws.forms import Law, Row, coefficient, exponent, floor, log_sum, positive
+from bigmodel.laws.duals import log_sum
+from bigmodel.laws.forms import Law, Row, coefficient, exponent, floor, positive
 
 
 def power(x: str = "C") -> Law:
