@@ -1,10 +1,10 @@
 """Derivatives of a law by the parameters, of any form that is made of NumPy's elementwise functions.
 
 A `Dual` is an array that carries its slopes by the parameters (forward mode; Wengert 1964, Communications of the ACM
-7:8), sparsely: a term that has two of seven parameters has two slopes. Second derivatives aren't carried. Each operation
-keeps its parents, and with w_k the derivative of the result by the k-th intermediate x_k = f_k(x_p, x_q ...), the
-Hessian is the sum over k of w_k f_k''[p, q] (slopes of x_p) (slopes of x_q)' (Griewank & Walther 2008, "Evaluating
-Derivatives", chapter 7): one sweep backwards.
+7:8), sparsely: a term that has two of seven parameters has two slopes. Second derivatives aren't carried. A result
+keeps its operands, and with w_k the derivative of the last result by the k-th, x_k = f_k(x_p, x_q ...), the Hessian is
+the sum over k of w_k f_k''[p, q] (slopes of x_p) (slopes of x_q)': one sweep backwards (Griewank & Walther 2008,
+"Evaluating Derivatives", chapter 7).
 
 Fast are + - * / **, comparisons, and of numpy: add, subtract, multiply, divide, power, negative, positive, exp, exp2,
 expm1, log, log2, log10, log1p, sqrt, square, reciprocal, abs, sin, cos, tanh, arctan, maximum, minimum, logaddexp,
@@ -214,7 +214,8 @@ def log_sum(*terms: Any) -> Any:
     value = top + np.log(total)
     if not any(isinstance(term, Dual) for term in terms):
         return value
-    shares = [(term, part / total) for term, part in zip(terms, parts, strict=True) if isinstance(term, Dual)]
+    inverse = 1 / total
+    shares = [(term, part * inverse) for term, part in zip(terms, parts, strict=True) if isinstance(term, Dual)]
     own = [(share, term.slopes, term.slopes) for term, share in shares]
     return _made(value, shares, lambda slopes: [*own, (-1.0, slopes, slopes)])
 
@@ -261,10 +262,10 @@ def hessian(result: Dual, pull: np.ndarray, own: np.ndarray, slopes: np.ndarray)
     out = np.zeros((len(slopes), slopes.shape[1], slopes.shape[1]))
     for node in reversed(order):  # each after all that are made from it
         weight = weights[id(node)]
-        if np.shape(node.value)[-1] == 1 != weight.shape[-1]:
-            weight = weight.sum(axis=-1, keepdims=True)
         for parent, d in node.edges:
             part = _times(d, weight)
+            if parent.value.shape[-1] == 1 != part.shape[-1]:  # the same for all runs: summed over them
+                part = part.sum(axis=-1, keepdims=True)
             weights[id(parent)] = weights[id(parent)] + part if id(parent) in weights else part
         for bend, left, right in node.bends:
             if left is result.slopes and right is left:

@@ -26,7 +26,7 @@ from bigmodel.laws.solve import Problem, descend
 
 LEVEL = 0.95
 IRLS_STEPS, NEWTON_STEPS = 60, 60  # of a resample
-FEW_IRLS_STEPS = 10  # where second derivatives are exact, so that Newton's steps are as cheap
+FEW_IRLS_STEPS = 6  # where second derivatives are exact, so that Newton's steps are as cheap
 SUBSET_RUNS = 5000  # beyond, resamples are drawn by the bag of little bootstraps
 SUBSETS = 10
 PROFILE_POINTS = 12  # each way from the estimate

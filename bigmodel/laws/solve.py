@@ -33,7 +33,8 @@ from bigmodel.laws.forms import Law, Row
 
 # Candidates moved together: 64 * 240 runs * 5 slopes * 8 bytes = 0.6 MB stays in a core's cache.
 CHUNK_ELEMENTS = 64 * 240
-SHRINK, GROW, LAMBDA_START, LAMBDA_MAX = 0.2, 5.0, 1e-2, 1e12
+SHRINK, GROW, LAMBDA_MAX = 0.2, 5.0, 1e12
+LAMBDA_START = {"irls": 1e-2, "newton": 1e-6}  # Newton's steps start close, where damping only slows them
 TOLERANCE = 1e-13  # of the objective: a smaller gain is rounding
 DIFFERENCE = 1e-6  # step of finite differences: small against delta = 1e-3, large against float64's 1e-16
 
@@ -110,7 +111,7 @@ class Problem:
         dual = dual or self.dual(theta)
         shape = (*theta.shape, len(self))
         if isinstance(dual, Dual):
-            return np.broadcast_to(dual.value - self.observed, (len(theta), len(self))), duals.stacked(dual, shape)
+            return dual.value - self.observed, duals.stacked(dual, shape)
 
         def plain(columns: np.ndarray) -> np.ndarray:
             value = self.law.form(columns, self.row)
@@ -142,8 +143,12 @@ class Problem:
 
     def irls(self, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Gauss-Newton curvature of the weighted squares, (S, P, P)."""
-        weight = self.delta / np.maximum(np.abs(residual), self.delta) * self.weights(residual, counts)
+        weight = self.irls_weights(residual, counts)
         return np.matmul(slopes * weight[:, None, :], slopes.transpose(0, 2, 1))
+
+    def irls_weights(self, residual: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Weights (S, n) of the squares that touch the Huber functions at these residuals."""
+        return self.delta / np.maximum(np.abs(residual), self.delta) * self.weights(residual, counts)
 
     def newton(
         self, theta: np.ndarray, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray, dual: Dual | None = None
@@ -184,52 +189,40 @@ def descend(
       theta (S, P), objective (S,), settled (S,): false where the steps ran out.
     """
     theta = np.clip(theta, problem.low, problem.high)
-    objective, settled = np.empty(len(theta)), np.empty(len(theta), dtype=bool)
+    objective, settled = np.full(len(theta), np.inf), np.zeros(len(theta), dtype=bool)
     chunk = max(1, CHUNK_ELEMENTS // max(1, len(problem)))
-    for i in range(0, len(theta), chunk):
-        part = slice(i, i + chunk)
-        own = counts[part] if counts.ndim == 2 else counts[None]
-        theta[part], objective[part], settled[part] = _descend(
-            problem.of_candidates(part), theta[part], own, steps, curvature
-        )
-    return theta, objective, settled
-
-
-def _descend(
-    problem: Problem, theta: np.ndarray, counts: np.ndarray, steps: int, curvature: Curvature
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    index, waiting = np.arange(0), 0  # the candidates that move, and the first that hasn't started
+    moving: list[np.ndarray] = []  # what is known of them
     with np.errstate(over="ignore", invalid="ignore"):
-        theta = theta.copy()
-        objective, slope, unit, matrix = _local(problem, theta, counts, curvature)
-        settled = np.zeros(len(theta), dtype=bool)
-        damping = np.full(len(theta), LAMBDA_START)
-        final_objective, final_theta = objective.copy(), theta.copy()
-        index = np.arange(len(theta))  # the candidates that still move; the others are left out of the arrays
-        for _ in range(steps):
-            step = _step(problem, theta, slope, unit, matrix, damping, curvature)
-            trial = np.clip(theta + step, problem.low, problem.high)
-            new_objective, *new = _local(problem, trial, counts, curvature)
-            better = new_objective < objective
-            gain = np.where(better, objective - new_objective, 0.0)
+        while len(index) or waiting < len(theta):
+            if waiting < len(theta) and 2 * len(index) <= chunk:  # those that settled make room for others
+                new = np.arange(waiting, min(waiting + chunk - len(index), len(theta)))
+                waiting += len(new)
+                own = counts[new] if counts.ndim == 2 else counts[None]
+                local = _local(problem.of_candidates(new), theta[new], own, curvature)
+                start = [new, np.zeros(len(new)), np.full(len(new), LAMBDA_START[curvature]), theta[new], *local]
+                moving = [np.concatenate(pair) for pair in zip(moving, start, strict=True)] if moving else start
+            index, taken, damping, at, value, slope, unit, matrix = moving
+            part = problem.of_candidates(index)
+            own = counts[index] if counts.ndim == 2 else counts[None]
+            step = _step(part, at, slope, unit, matrix, damping, curvature)
+            trial = np.clip(at + step, problem.low, problem.high)
+            found = [trial, *_local(part, trial, own, curvature)]
+            better = found[1] < value
+            gain = np.where(better, value - found[1], 0.0)
             # A small gain under strong damping says nothing; under weak damping the step was nearly the full one.
-            stop = (better & (gain <= TOLERANCE * objective) & (damping < 1)) | (~better & (damping > LAMBDA_MAX))
-            stop |= ~better & (np.abs(trial - theta).max(axis=1) < 1e-13)
-            damping = np.where(better, np.maximum(damping * SHRINK, 1e-12), damping * GROW)
-            theta[better], objective[better] = trial[better], new_objective[better]
-            for old, found in zip((slope, unit, matrix), new, strict=True):
-                old[better] = found[better]
-            if stop.any():
-                final_theta[index], final_objective[index] = theta, objective
-                settled[index[stop]] = True
-                keep = ~stop
-                index, theta, objective, damping = index[keep], theta[keep], objective[keep], damping[keep]
-                slope, unit, matrix = slope[keep], unit[keep], matrix[keep]
-                counts = counts[keep] if len(counts) > 1 else counts
-                problem = problem.of_candidates(keep)
-                if not len(index):
-                    break
-        final_theta[index], final_objective[index] = theta, objective
-    return final_theta, final_objective, settled
+            stop = (better & (gain <= TOLERANCE * value) & (damping < 1)) | (~better & (damping > LAMBDA_MAX))
+            stop |= ~better & (np.abs(trial - at).max(axis=1) < 1e-13)
+            taken += 1
+            damping[:] = np.where(better, np.maximum(damping * SHRINK, 1e-12), damping * GROW)
+            for old, new in zip((at, value, slope, unit, matrix), found, strict=True):
+                old[better] = new[better]
+            done = stop | (taken >= steps)
+            if done.any():
+                theta[index[done]], objective[index[done]], settled[index[stop]] = at[done], value[done], True
+                moving = [column[~done] for column in moving]
+                index = moving[0]
+    return theta, objective, settled
 
 
 def _local(
@@ -238,10 +231,14 @@ def _local(
     """The objective (S,), its gradient (S, P), units of equal curvature (S, P) and its curvature (S, P, P)."""
     dual = problem.dual(theta, second=curvature == "newton")
     residual, slopes = problem.residuals(theta, dual)
-    square = problem.irls(residual, slopes, counts)
-    matrix = square if curvature == "irls" else problem.newton(theta, residual, slopes, counts, dual)
+    if curvature == "irls":
+        matrix = problem.irls(residual, slopes, counts)
+        square = np.einsum("spp->sp", matrix)
+    else:
+        matrix = problem.newton(theta, residual, slopes, counts, dual)
+        square = np.einsum("spn,spn->sp", slopes, slopes * problem.irls_weights(residual, counts)[:, None])
     # Units of equal curvature, so that one damping suits ln A near 6 and alpha near 0.3.
-    unit = 1 / np.sqrt(np.maximum(np.einsum("spp->sp", square), 1e-30))
+    unit = 1 / np.sqrt(np.maximum(square, 1e-30))
     return problem.huber(residual, counts), problem.gradient(residual, slopes, counts), unit, matrix
 
 
