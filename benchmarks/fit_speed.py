@@ -7,18 +7,33 @@
 POINTS.csv: Besiroglu et al. 2024's, data/svg_extracted_data.csv of github.com/epoch-research/analyzing-chinchilla.
 The published way (their notebook): scipy's L-BFGS-B with finite differences from each of the 4500 starts, and scipy's
 BFGS with autograd's gradient from one start for each of 4000 resamples. Ours: `search.search` and `intervals.refit`
-on the same resamples, from the import of their modules on. Beside it, the objectives that both reach.
+on the same resamples, from the import of their modules on. Beside it, the objectives that both reach; and the same law
+as a user's file, with the same starts.
 """
 
 import argparse
 import itertools
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 DELTA, RESAMPLES = 1e-3, 4000
 HOFFMANN = np.array([6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083])  # a, b, e, alpha, beta: where they start
+
+
+USER_LAW = """
+from math import exp
+
+E, AB, EXPONENT = [exp(x / 2) for x in range(-2, 3)], [exp(x) for x in range(0, 30, 5)], (0.0, 0.5, 1.0, 1.5, 2.0)
+PARAMETERS = {"E": E, "A": AB, "alpha": EXPONENT, "B": AB, "beta": EXPONENT}
+SIGNED = {"alpha", "beta"}
+
+def form(params, row):
+    return params["E"] + params["A"] / row["N"] ** params["alpha"] + params["B"] / row["D"] ** params["beta"]
+"""
 
 
 def read(path):
@@ -55,10 +70,10 @@ def grid_published(data):
     return [minimize(objective, [a, b, e, x, y], method="L-BFGS-B").fun for x, y, e, a, b in starts]
 
 
-def grid_ours(data):
+def grid_ours(data, law="chinchilla"):
     from bigmodel.laws import forms, search
 
-    problem = search.problem_of(forms.get("chinchilla"), data, DELTA)
+    problem = search.problem_of(forms.get(law), data, DELTA)
     return problem, search.search(problem)
 
 
@@ -128,6 +143,16 @@ def main():
     points[:, :3] = np.exp(points[:, :3])
     for who, se in (("published", points.std(axis=0, ddof=1)), ("ours", own)):
         print(f"  standard errors of A, B, E, alpha, beta, {who}: " + ", ".join(f"{v:.6g}" for v in se))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "own.py")
+        path.write_text(USER_LAW)
+        (own_problem, own_found), user = clock(lambda: grid_ours(data, str(path)))
+        (_, own_theta), user_boot = clock(lambda: bootstraps_ours(own_problem, own_found, draws))
+    print(
+        f"a user's file: {user:.2f} s and {user_boot:.2f} s, {(user + user_boot) / (ours + ours_boot):.2f} times ours; "
+        f"objective {own_found.objective:.10e}, resamples higher by over 1e-6: "
+        f"{np.mean(objectives(own_problem, own_theta, counts) > mine * (1 + 1e-6)):.2%}"
+    )
     theirs, theirs_grid = clock(lambda: grid_published(data))
     print(f"{len(theirs)} starts: published {theirs_grid:.1f} s, ours {ours:.2f} s: {theirs_grid / ours:.0f}x")
     print(f"  best objective: published {np.nanmin(theirs):.10e}, ours {found.objective:.10e}")

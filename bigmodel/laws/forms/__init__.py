@@ -30,7 +30,7 @@ from bigmodel.laws.duals import Dual
 
 Row = Mapping[str, np.ndarray]
 Values = Mapping[str, float]
-Form = Callable[[np.ndarray, Row], np.ndarray]
+Form = Callable[[Any, Row], Any]  # of arrays, or of duals
 
 # Wherever a law trades N for D, C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 FLOPS_PER_PARAM_TOKEN = 6.0
@@ -284,7 +284,7 @@ def from_module(module: Any, path: str) -> Law:
     if unknown:
         raise UsageError(f"law file {path!r}: SIGNED names {unknown[0]!r}{nearest(unknown[0], given)}")
 
-    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+    def form(theta: Any, row: Row) -> Any:
         params = {n: (np.exp(t) if n not in signed else t) for n, t in zip(given, theta, strict=True)}
         # Starts may be where the user's form overflows or has no value: those lose, and numpy needn't warn.
         with config.user_code(path, "law", "form()"), np.errstate(all="ignore"):
