@@ -102,11 +102,11 @@ def _fit(args: cli.Args) -> tuple[dict[str, Any], str]:
 
 def columns_of(law: str, against: list[str]) -> tuple[str, tuple[str, ...]]:
     """(the column that a law predicts, the columns that the law and its rivals read)"""
-    from bigmodel.laws import forms, frontier
+    from bigmodel.laws import choice, forms, frontier
 
     if law in frontier.METHODS:
         return "L", ("N", "D")
-    models = [forms.get(name) for name in (law, *against)]
+    models = [forms.get(name) for name in (*(choice.CANDIDATES if law in choice.RULES else [law]), *against)]
     return models[0].target, tuple(dict.fromkeys(c for model in models for c in model.columns))
 
 

@@ -44,7 +44,7 @@ def columns_of(frame: pd.DataFrame, law: Law) -> dict[str, np.ndarray]:
 
 
 def enough(data: Mapping[str, np.ndarray], law: Law, what: str) -> None:
-    n, least = len(data[law.target]), max(MIN_POINTS, len(law.names) + 1)
+    n, least = len(data[law.target]), max(MIN_POINTS, law.num_params + 1)
     if n < least:
         raise UsageError(f"can't {what} law {law.name!r} to {n} usable runs: it needs at least {least}")
     for name in law.varying:
@@ -122,6 +122,8 @@ def search_warnings(problem: Problem, found: Found) -> list[str]:
             if abs(theta[p] - bound) <= 1e-9 * width:
                 number = math.exp(bound) if parameter.log else bound
                 out.append(f"{parameter.name} is at its bound {number:.4g}: the runs don't determine it")
+    if law.members:  # the rest is of a search, which each member had for itself
+        return out
     if law.floor and values[law.floor] < 0.01 * math.exp(problem.log_loss.min()):
         out.append(f"{law.floor} is about 0: the runs show no irreducible loss, so extrapolations are optimistic")
     condition = _condition(problem, theta)

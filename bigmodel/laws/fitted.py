@@ -70,8 +70,9 @@ class Fitted:
         """Held-out errors by gap: {"gap": largest C held out / largest C fitted, "error": mean |relative error|}."""
         stored = self.result.get("backtests") or self.result.get("holdout")
         entries = [e for e in stored if isinstance(e, dict)] if isinstance(stored, list) else []
-        pairs = [(e.get("flops_gap"), e.get("mean_abs_rel_error")) for e in entries]
-        return [{"gap": float(g), "error": float(e)} for g, e in pairs if is_number(g) and is_number(e)]
+        keys = ("flops_gap", "mean_abs_rel_error")
+        good = [e for e in entries if all(is_number(e.get(key)) for key in keys)]
+        return [{"gap": float(e[keys[0]]), "error": float(e[keys[1]])} for e in good]
 
     @property
     def formula(self) -> str:
@@ -80,7 +81,7 @@ class Fitted:
     @property
     def num_params(self) -> int:
         """Parameters that were fitted to the same runs."""
-        return len(self.law.names)
+        return self.law.num_params
 
     @property
     def warnings(self) -> list[str]:

@@ -83,13 +83,13 @@ def student(fitted: Fitted) -> float:
 
 
 def widening(fitted: Fitted) -> float:
-    """How much further from the estimate an interval reaches than the resamples', which know nothing of the degrees of
-    freedom that the fit used: sqrt(n / (n - P)) t / z (Hesterberg 2015, The American Statistician 69:4, section 3.4).
+    """How much further an interval reaches than the resamples', which lack the degrees of freedom that the fit used.
 
-    docs/results.md has how often the intervals then cover planted losses, up to 100 times beyond the runs.
+    It is sqrt(n / (n - P)) (Hesterberg 2015, The American Statistician 69:4, section 3.4). docs/results.md has how
+    often the intervals then cover planted losses, up to 100 times beyond the runs.
     """
     n, free = _degrees(fitted)
-    return math.sqrt(n / max(free, 1)) * student(fitted) / float(special.ndtri(0.5 + fitted.level / 2))
+    return math.sqrt(n / max(free, 1))
 
 
 def scatter(fitted: Fitted) -> float | None:

@@ -138,9 +138,10 @@ def _law_lines(result: Mapping[str, Any]) -> list[str]:
             f"max {percent(entry['max_abs_rel_error'])}, mean {percent(entry['mean_rel_error'], sign=True)}"
         )
     for entry in result["compared"]:
-        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["holdout"]]
-        lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
-    return lines
+        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["backtests"]]
+        kind = f"{entry['num_params']} parameters{'' if entry['floor'] else ', no floor'}"
+        lines.append(f"  {law_name(entry['law'])} ({kind}): held-out {', '.join(errors) or 'n/a'}")
+    return [*lines, *(f"  choice: {line}" for line in result["choice"])]
 
 
 def _frontier_lines(result: Mapping[str, Any]) -> list[str]:
