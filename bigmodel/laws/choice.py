@@ -80,7 +80,8 @@ def backtests(
         refit = _part(problem, data, cut)
         found = search.search(refit)
         outside = _rows(data, cut.held_out)
-        error = problem.law.predict(problem.law.named(found.theta), outside) / outside[problem.law.target] - 1
+        seen = outside[problem.law.target]
+        error = (problem.law.predict(problem.law.named(found.theta), outside) - seen) / np.abs(seen)
         entries.append(
             {
                 "flops_gap": cut.gap,
@@ -97,7 +98,8 @@ def backtests(
 def _part(problem: Problem, data: Mapping[str, np.ndarray], cut: Split) -> Problem:
     """The problem of the runs fitted, its starts moved to their size."""
     inside = _rows(data, cut.fitted)
-    return search.problem_of(problem.law, inside, float(np.max(problem.delta)), problem.above, problem.estimator)
+    options = (float(np.max(problem.delta)), problem.above, problem.estimator, problem.residuals_of)
+    return search.problem_of(problem.law, inside, *options)
 
 
 def _rows(data: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -131,7 +133,7 @@ def compare(
 
     Args:
       names: of laws of one target; the first names the target.
-      how: delta, above, estimator of the fits.
+      how: delta, above, estimator and residuals of the fits.
       trunks: see `extrapolate.rung_scale`; runs: (n,) which run each point is of.
 
     Returns:
@@ -258,8 +260,7 @@ def _errors(rival: _Rival, cut: Split, refit: search.Found, fitted: np.ndarray, 
     theta, settled = intervals.refit(problem, refit.basins, fitted[possible], np.random.default_rng(0))
     outside = _rows(rival.data, cut.held_out)
     with np.errstate(all="ignore"):
-        predicted = np.exp(law.form(theta.T[:, :, None], {name: outside[name] for name in law.columns}))
-    error = np.abs(predicted / outside[law.target] - 1)
+        error = np.abs(law.predict_all(theta, outside) / outside[law.target] - 1)
     out = np.full(len(fitted), np.nan)
     out[np.flatnonzero(possible)[settled]] = np.average(error, axis=1, weights=held_out[possible])[settled]
     return out

@@ -93,9 +93,11 @@ def widening(fitted: Fitted) -> float:
 
 
 def scatter(fitted: Fitted) -> float | None:
-    """Standard deviation of ln L of one run about the law; None where the fit has no residuals, or none to spare."""
+    """Standard deviation of ln L of one run about the law; None where the fit has no residuals of ln L, or none to
+    spare."""
     r, free = fitted.residuals, len(fitted.residuals) - fitted.num_params
-    return math.sqrt(float((r**2).sum()) / free) if free > 0 else None
+    logs = fitted.result.get("residuals_of", "log") == "log"
+    return math.sqrt(float((r**2).sum()) / free) if free > 0 and logs else None
 
 
 # ------------------------------------------------------------------------------- warnings and text
@@ -108,7 +110,7 @@ def _warnings(fitted: Fitted, out: Mapping[str, Any]) -> list[str]:
         why = "the fit was made without resamples" if few else "its resamples leave out the fitted law's prediction"
         lines.append(f"no interval: {why}")
     if out["noise"] is None:
-        lines.append("no interval of one run: the fit holds no residuals beyond its parameters")
+        lines.append("no interval of one run: the fit holds no residuals of ln L beyond its parameters")
     return lines + [f"the fit warns: {warning}" for warning in fitted.warnings]
 
 

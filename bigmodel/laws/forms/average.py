@@ -19,7 +19,7 @@ def average(members: str = "gadre+chinchilla") -> Law:
     disagreement of the laws as well as the uncertainty of each (Buckland et al. 1997, Biometrics 53:2).
     """
     laws = [forms.get(name) for name in members.split("+") if name]
-    if len(laws) < 2 or len({law.target for law in laws}) > 1 or any(law.members for law in laws):
+    if len(laws) < 2 or len({law.target for law in laws}) > 1 or any(law.members or law.linear for law in laws):
         raise UsageError(f"average:members={members}: expected two or more laws of one target, as gadre+chinchilla")
     share = 1 / len(laws)
     parameters = [Parameter(f"w_{law.name}", (share,), 0.0, 1.0) for law in laws]
