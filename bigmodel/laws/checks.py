@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.errors import UsageError, nearest
-from bigmodel.laws import search
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 from bigmodel.laws.search import Found
 from bigmodel.laws.solve import Problem
@@ -23,7 +22,8 @@ MAX_CONDITION = 1e9
 
 
 def columns_of(frame: pd.DataFrame, law: Law) -> dict[str, np.ndarray]:
-    """The law's columns and target, and N, D, C, L where there are; UsageError for one that isn't positive."""
+    """The law's columns and target, and N, D, C, L where there are; UsageError for one that isn't positive, or
+    of those that may have either sign (`Law.any_sign`) finite."""
     data: dict[str, np.ndarray] = {}
     needed = (*law.columns, law.target)
     for name in dict.fromkeys(("N", "D", "C", *needed, "L")):
@@ -34,10 +34,10 @@ def columns_of(frame: pd.DataFrame, law: Law) -> dict[str, np.ndarray]:
                 raise UsageError(f"law {law.name!r} needs column {name!r}{nearest(name, frame.columns)}")
             continue
         values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
-        bad = ~(np.isfinite(values) & (values > 0))
+        bad = ~(np.isfinite(values) & ((values > 0) | (name in law.any_sign)))
         if bad.any() and name in needed:
-            at = int(np.flatnonzero(bad)[0])
-            raise UsageError(f"row {at + 1}: {name!r} is {frame[name].iloc[at]}, expected a positive number")
+            at, kind = int(np.flatnonzero(bad)[0]), "finite" if name in law.any_sign else "positive"
+            raise UsageError(f"row {at + 1}: {name!r} is {frame[name].iloc[at]}, expected a {kind} number")
         if not bad.any():
             data[name] = values
     return data
@@ -88,7 +88,7 @@ def seed_cells(frame: pd.DataFrame, law: Law) -> np.ndarray | None:
 def design_warnings(data: Mapping[str, np.ndarray], law: Law) -> list[str]:
     """What the choice of runs can't tell apart, whatever their losses."""
     out = []
-    names = law.varying
+    names = [name for name in law.varying if name not in law.signed]
     if {"N", "D", "C"} <= data.keys():
         ratio = float(np.median(data["C"] / (FLOPS_PER_PARAM_TOKEN * data["N"] * data["D"])))
         if not 0.1 < ratio < 10:
@@ -105,7 +105,7 @@ def design_warnings(data: Mapping[str, np.ndarray], law: Law) -> list[str]:
                 what = f"ln {x} and ln {y} are collinear (correlation {correlation:.4f})"
                 pair = "alpha and beta" if law.name == "chinchilla" else "their exponents"
                 out.append(f"{what}: {pair} can't be told apart; vary {y} at fixed {x}")
-    for name in names:
+    for name in law.varying:
         distinct = len(np.unique(data[name]))
         if distinct == 2 and law.floor:
             out.append(f"only 2 distinct {name}: its exponent and the floor can't be told apart; add a third")
@@ -122,14 +122,14 @@ def search_warnings(problem: Problem, found: Found) -> list[str]:
             if abs(theta[p] - bound) <= 1e-9 * width:
                 number = math.exp(bound) if parameter.log else bound
                 out.append(f"{parameter.name} is at its bound {number:.4g}: the runs don't determine it")
-    if law.floor and values[law.floor] < 0.01 * math.exp(problem.log_loss.min()):
+    if law.floor and values[law.floor] < 0.01 * problem.target(problem.observed.min()):
         out.append(f"{law.floor} is about 0: the runs show no irreducible loss, so extrapolations are optimistic")
     condition = _condition(problem, theta)
     if not condition < MAX_CONDITION:
         out.append(f"the objective is flat (condition number {condition:.1e}): other parameters fit nearly as well")
     if not found.settled:
         out.append("the best start hadn't settled when its steps ran out")
-    same = found.same(min(len(problem), search.SCREEN_RUNS))
+    same = found.same
     if same.mean() < 0.5:
         reached = f"only {int(same.sum())} of the {len(same)} surviving starts"
         out.append(f"{reached} reach the best objective: trust it less")

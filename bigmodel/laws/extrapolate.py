@@ -79,15 +79,16 @@ def holdout(
         if left.sum() > REFIT_RUNS:
             part = np.sort(rng.choice(int(left.sum()), REFIT_RUNS, replace=False))
             inside, own = {name: column[part] for name, column in inside.items()}, None
-        refit = search.problem_of(law, inside, float(np.max(problem.delta)), problem.above, problem.estimator)
+        options = (float(np.max(problem.delta)), problem.above, problem.estimator, problem.residuals_of)
+        refit = search.problem_of(law, inside, *options)
         found = search.search(refit)
         outside = {name: column[~left] for name, column in data.items()}
         params = law.named(found.theta)
-        error = law.predict(params, outside) / outside[law.target] - 1
+        seen = outside[law.target]
+        error = (law.predict(params, outside) - seen) / np.abs(seen)
         few = min(bootstrap, RESAMPLES) if len(refit) <= intervals.SUBSET_RUNS else 0
         samples, _ = intervals.resample(refit, found, few, seed + number, runs=own)
-        predicted = np.exp(law.form(samples.T[:, :, None], {k: outside[k] for k in law.columns}))
-        spread = np.abs(predicted / outside[law.target] - 1).mean(axis=1, keepdims=True)
+        spread = np.abs((law.predict_all(samples, outside) - seen) / seen).mean(axis=1, keepdims=True)
         mean, ends = float(np.abs(error).mean()), np.full(2, np.nan)
         if intervals.enough(len(samples), few):
             ends = intervals.percentile(spread)[:, 0]
@@ -164,7 +165,8 @@ def compare(
             raise UsageError(f"law {name!r} is for {law.target!r}, {result['law']!r} for {result['target']!r}")
         data = checks.columns_of(frame, law)
         checks.enough(data, law, "fit")
-        problem = search.problem_of(law, data, result["delta"], result["above"], result["estimator"])
+        options = (result["delta"], result["above"], result["estimator"], result["residuals_of"])
+        problem = search.problem_of(law, data, *options)
         found = search.search(problem)
         held, lines = holdout(problem, data, most, trunks=trunks)
         lines = [*checks.design_warnings(data, law), *checks.search_warnings(problem, found), *lines]

@@ -35,6 +35,7 @@ def fit(
     holdout: int = 3,
     estimator: str = "huber",
     above: float = 1.0,
+    residuals: str = "log",
     against: Sequence[str] = (),
     full_grid: bool = False,
     budgets: Sequence[float] | None = None,
@@ -52,6 +53,8 @@ def fit(
         run whose C is within a factor 1.5 of the largest C left; without a C, see `extrapolate.rung_scale`.
       estimator: "huber", or "likelihood": the Huber likelihood with a free scale (Besiroglu et al. 2024).
       above: weight of runs above the law relative to those below; under 1 for runs that may be badly tuned.
+      residuals: "log", of ln of the target; or "linear", of the target itself, in whose unit delta then is (the only
+        choice for a law whose target may be zero or negative).
       against: further laws, compared by their error on the same held-out runs.
       full_grid: every resample gets the whole grid of starts, in place of the optima of the runs: minutes on all cores.
       budgets: of "isoflop", in FLOPs, where the runs' C have no gaps between them.
@@ -75,7 +78,8 @@ def fit(
         compared: every law asked for, best extrapolation first: law, num_params, objective, n_points, holdout;
         range: column -> [least, most] fitted; family, conventions, source: of the rows;
         warnings: one line each; points: N, D, width, depth of each run, where known, in frame's order;
-        residuals: ln observed - ln predicted of each run, in frame's order;
+        residuals: observed - predicted of each run, in frame's order, of logarithms or not: residuals_of, "log" or
+          "linear";
         bootstrap_samples: (R', P) array of the parameters of the resamples that could be fitted.
 
     Raises:
@@ -89,9 +93,10 @@ def fit(
     if against and not holdout:
         raise UsageError("against: laws are compared by their held-out error, and holdout=0 asks for none")
     if law in frontier.METHODS:
-        if against or full_grid or (estimator, above, delta) != ("huber", 1.0, 1e-3):
+        if against or full_grid or (estimator, above, delta, residuals) != ("huber", 1.0, 1e-3, "log"):
             raise UsageError(
-                f"law {law!r} fits optima by least squares: against, full_grid, estimator, above, delta are not for it"
+                f"law {law!r} fits optima by least squares: "
+                "against, full_grid, estimator, above, delta, residuals are not for it"
             )
         say(f"finding the frontier of {len(frame)} points by {law}")
         return frontier.fit(frame, law, bootstrap, seed, budgets) | {
@@ -104,7 +109,7 @@ def fit(
     data = checks.columns_of(frame, chosen)
     checks.enough(data, chosen, "fit")
     warnings: list[str] = [*frame.attrs.get("warnings", []), *checks.design_warnings(data, chosen)]
-    problem = search.problem_of(chosen, data, delta, above, estimator)
+    problem = search.problem_of(chosen, data, delta, above, estimator, residuals)
     say(f"searching for the best {law} of {len(frame)} points")
     found = search.search(problem)
     warnings += checks.search_warnings(problem, found)
@@ -144,6 +149,7 @@ def fit(
         "estimator": estimator,
         "above": float(above),
         "scale": found.scale,
+        "residuals_of": residuals,
         "n_points": len(problem),
         "n_runs": n_runs,
         "resamples": {"asked": bootstrap, "fitted": fitted},
@@ -225,7 +231,7 @@ def _intervals(
         # A positive coefficient whose deviation is beyond it: the resamples spread over powers of ten.
         se[name] = spread if math.isfinite(spread) and not (positive and spread > value) else None
     why: dict[str, list[str]] = {}
-    exact = bool(np.abs(problem.residuals(theta[None])[0]).max() < search.SAME_RESIDUAL)
+    exact = bool(np.abs(problem.residuals(theta[None])[0]).max() < search.SAME_RESIDUAL * problem.size)
     for name, own, value in zip(names, ends[DEFAULT_INTERVAL].T, estimate, strict=True):
         reason = intervals.doubt(own, value) if len(values) else ""
         if reason and not (exact and reason == intervals.AGREE):  # runs on the law itself have no scatter to show

@@ -141,7 +141,7 @@ def refit(
         found.append(descend(problem, theta, counts, NEWTON_STEPS, "newton"))
     thetas, objectives, dones = (np.array(column) for column in zip(*found, strict=True))
     # Among optima that tie, one at random: the first would hide that the runs can't tell them apart.
-    tied = objectives <= objectives.min(axis=0) * (1 + TIE) + negligible(counts.shape[1])
+    tied = objectives <= objectives.min(axis=0) * (1 + TIE) + negligible(problem)
     pick = np.where(tied, rng.random(tied.shape), -1.0).argmax(axis=0)
     best, settled = thetas[pick, np.arange(len(counts))], dones[pick, np.arange(len(counts))]
     late = np.flatnonzero(~settled)

@@ -3,7 +3,9 @@
 Objective of a candidate theta (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3, equation 3):
 
     sum over runs of  count * Huber_delta( ln L(theta) - ln L_observed ),
-    Huber_delta(r) = r^2 / 2 if |r| <= delta, else delta (|r| - delta / 2).
+    Huber_delta(r) = r^2 / 2 if |r| <= delta, else delta (|r| - delta / 2),
+
+or of L(theta) - L_observed, "linear", for targets that may be zero or negative.
 
 The SUM, not the mean: Besiroglu et al. 2024 (arXiv:2404.10102) trace the error in the published fit to a mean, whose
 small values stop the optimiser early.
@@ -40,24 +42,28 @@ class Problem:
 
     Attributes:
       row: columns of the runs, each (n,).
-      log_loss: ln of the observed target, (n,).
-      delta: Huber's threshold, in units of ln L; or one per candidate, (S, 1).
+      observed: ln of the observed target, or with linear residuals the target itself, (n,).
+      delta: Huber's threshold, in units of the residuals; or one per candidate, (S, 1).
       above: weight of a run that lies above the law, relative to one below it.
       estimator: "huber", the sum of Huber losses; or "likelihood", see `search.free_scale`.
       shift, x_shift: move the starts and the bounds to the size of the target and of the law's first column, see
         Law.starts.
       fixed: (P,) which parameters stay where they start; None: none.
+      residuals_of: "log", ln predicted - ln observed; or "linear", predicted - observed.
+      size: the unit in which residuals are small or large: 1 of logarithms, else the observed target's deviation.
     """
 
     law: Law
     row: Row
-    log_loss: np.ndarray
+    observed: np.ndarray
     delta: float | np.ndarray
     above: float = 1.0
     estimator: str = "huber"
     shift: float = 0.0
     x_shift: float = 0.0
     fixed: np.ndarray | None = None
+    residuals_of: str = "log"
+    size: float = 1.0
     low: np.ndarray = field(init=False)
     high: np.ndarray = field(init=False)
 
@@ -66,11 +72,11 @@ class Problem:
 
     def __len__(self) -> int:
         """How many runs."""
-        return len(self.log_loss)
+        return len(self.observed)
 
     def of_runs(self, part: np.ndarray) -> Problem:
         """The same problem for a part of the runs."""
-        return replace(self, row={name: x[part] for name, x in self.row.items()}, log_loss=self.log_loss[part])
+        return replace(self, row={name: x[part] for name, x in self.row.items()}, observed=self.observed[part])
 
     def of_candidates(self, part: slice | np.ndarray) -> Problem:
         """The same problem for a part of the candidates."""
@@ -80,19 +86,35 @@ class Problem:
         """The law's starts, (S, P), moved to the size of these data."""
         return self.law.starts(self.shift, self.x_shift)
 
+    @property
+    def bent(self) -> bool:
+        """Whether residuals are of e^form: linear ones of a law that predicts a logarithm."""
+        return self.residuals_of == "linear" and not self.law.linear
+
+    def target(self, value: np.ndarray) -> np.ndarray:
+        """The target, of a value on the residuals' scale."""
+        return np.exp(value) if self.residuals_of == "log" else value
+
     def residuals(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """theta (S, P) -> ln predicted - ln observed (S, n), and its slopes (S, P, n)."""
+        """theta (S, P) -> predicted - observed (S, n), of logarithms or not, and its slopes (S, P, n)."""
+        value, slopes = self._form(theta)
+        if self.bent:
+            value = np.exp(value)
+            slopes *= value[:, None]
+        return value - self.observed, slopes
+
+    def _form(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The law's form (S, n) and its slopes (S, P, n)."""
         columns, form = theta.T[:, :, None], self.law.form
         if isinstance(form, LogSum):
-            value, slopes = form.slopes(columns, self.row)
-            return value - self.log_loss, slopes
+            return form.slopes(columns, self.row)
         value = form(columns, self.row)
         slopes = np.empty((theta.shape[0], theta.shape[1], value.shape[1]))
         for p in range(theta.shape[1]):
             h = np.zeros_like(columns)
             h[p] = DIFFERENCE * (1 + np.abs(columns[p]))
             slopes[:, p] = (form(columns + h, self.row) - form(columns - h, self.row)) / (2 * h[p])
-        return value - self.log_loss, slopes
+        return value, slopes
 
     def huber(self, residual: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Objective (S,) of residuals (S, n); a candidate that isn't finite costs infinity."""
@@ -103,7 +125,7 @@ class Problem:
         return np.where(np.isfinite(total), total, np.inf)
 
     def weights(self, residual: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """What each run weighs, (S, n) or (1, n): a run above the law has ln predicted - ln observed < 0."""
+        """What each run weighs, (S, n) or (1, n): a run above the law has a residual below 0."""
         return counts if self.above == 1 else np.where(residual < 0, self.above * counts, counts)
 
     def gradient(self, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -118,7 +140,7 @@ class Problem:
 
     def newton(self, theta: np.ndarray, residual: np.ndarray, slopes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Second derivatives of the objective, (S, P, P): exact for a `LogSum`, else by differences."""
-        if isinstance(self.law.form, LogSum):
+        if isinstance(self.law.form, LogSum) and not self.bent:
             weight = self.weights(residual, counts)
             inner = (np.abs(residual) <= self.delta) * weight
             pull = np.clip(residual, -self.delta, self.delta) * weight

@@ -107,7 +107,7 @@ def _power_text(result: Mapping[str, Any], values: Mapping[str, Any], column: st
 
 def contours(study: Study, size: style.Size) -> Figure | None:
     """Lines of equal loss by the law. Dots: runs, coloured by observed loss on the same scale."""
-    if not study.plane:
+    if not study.plane or study.law.linear:  # the scale is logarithmic
         return None
     n, d = study.column("N"), study.column("D")
     figure, (axes,) = size.panels(1)

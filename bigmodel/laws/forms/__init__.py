@@ -94,9 +94,11 @@ class Law:
       source: where the formula is from.
       columns: columns of `row` that `form` reads.
       parameters: in the order of theta.
-      form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n). The fit takes derivatives of a `LogSum`
-        exactly, of other forms by differences.
+      form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n), or with `linear` the target itself. The fit
+        takes derivatives of a `LogSum` exactly, of other forms by differences.
       target: the column that the law predicts.
+      linear: the target may be zero or negative: `form` predicts it, not its logarithm, and so are residuals.
+      signed: columns that may be zero or negative.
       optimum: (values by name, C in FLOPs) -> (N, D) of least loss under C = 6 N D; None: has none. `get` adds one by
         search to a law of L in N and D without a closed one.
       exponents: (values by name, C) -> {"a": of N_opt ~ C^a, "b": of D_opt ~ C^b} near C; None: has none.
@@ -114,11 +116,18 @@ class Law:
     exponents: Callable[..., dict[str, float]] | None = None
     constant: tuple[str, ...] = ()
     name: str = ""
+    linear: bool = False
+    signed: tuple[str, ...] = ()
 
     @property
     def varying(self) -> tuple[str, ...]:
         """The columns that a fit needs two values of."""
         return tuple(name for name in self.columns if name not in self.constant)
+
+    @property
+    def any_sign(self) -> tuple[str, ...]:
+        """What may be zero or negative: `signed`, and the target of a linear law."""
+        return (*self.signed, self.target) if self.linear else self.signed
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,9 +182,14 @@ class Law:
 
     def predict(self, values: Values, row: Row) -> np.ndarray:
         """Target (n,) at each of the n rows of `row`."""
+        return self.predict_all(self.theta(values)[None], row)[0]
+
+    def predict_all(self, theta: np.ndarray, row: Row) -> np.ndarray:
+        """Target (S, n) of S candidates theta (S, P) at each of the n rows of `row`."""
         columns = {name: np.atleast_1d(np.asarray(row[name], dtype=np.float64)) for name in self.columns}
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return np.exp(self.form(self.theta(values)[:, None, None], columns)[0])
+            value = self.form(theta.T[:, :, None], columns)
+            return value if self.linear else np.exp(value)
 
 
 # -------------------------------------------------------------------------------- sums of terms
@@ -300,7 +314,7 @@ def from_file(path: str) -> Law:
 
     `form` returns the predicted target, positive, by array operations: params are (S, 1) arrays, columns (n,).
     Optional: COLUMNS = ("N", "D") that form reads (default: N, D), TARGET = "L", SIGNED = {"x", ...} parameters that
-    may be zero or negative, and FORMULA, text. Every other parameter is positive.
+    may be zero or negative (every other is positive), LINEAR = True where the target itself may be, and FORMULA, text.
 
     Raises:
       UsageError: what of this is missing or wrong, or what `form` raised.
@@ -317,7 +331,7 @@ def from_module(module: Any, path: str) -> Law:
         texts = isinstance(value, tuple | list | set) and all(isinstance(v, str) for v in value)
         if not texts or (name == "COLUMNS" and not value):
             raise UsageError(f"law file {path!r}: {name}={value!r}: expected a tuple of names")
-    signed = set(getattr(module, "SIGNED", ()))
+    signed, linear = set(getattr(module, "SIGNED", ())), bool(getattr(module, "LINEAR", False))
     if not isinstance(given, dict) or not given:
         raise UsageError(f"law file {path!r}: PARAMETERS={given!r}: expected a dict of name -> starts")
     parameters = []
@@ -340,6 +354,8 @@ def from_module(module: Any, path: str) -> Law:
         with config.user_code(path, "law", "form()"), np.errstate(all="ignore"):
             value = np.asarray(user_form(params, row), dtype=np.float64)
             value = np.broadcast_to(value, (theta.shape[1], len(next(iter(row.values())))))
+        if linear:
+            return value
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(value > 0, np.log(np.where(value > 0, value, 1.0)), np.nan)
 
@@ -351,6 +367,7 @@ def from_module(module: Any, path: str) -> Law:
         form,
         target=getattr(module, "TARGET", "L"),
         name=path,
+        linear=linear,
     )
 
 
