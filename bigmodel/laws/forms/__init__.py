@@ -34,7 +34,7 @@ Form = Callable[[np.ndarray, Row], np.ndarray]
 
 # Wherever a law trades N for D, C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 FLOPS_PER_PARAM_TOKEN = 6.0
-MODULES = ("loss", "curves", "tuning", "average")
+MODULES = ("loss", "curves", "tuning", "sparse", "recipes", "average")
 MOST_BREAKS = 3  # of a broken law: its grid of starts grows sixfold with each
 REFERENCE_FLOPS = 1e21  # where a law without a constant exponent is asked for one
 
