@@ -20,7 +20,9 @@ LEAST_SQUARES = 1e3  # a Huber threshold that no residual reaches
 
 def farseer(folder):
     """Trained on 404 runs, the error on the seven larger ones."""
-    train, test = (pd.read_parquet(folder / f"farseer-{part}.parquet").rename(columns={"loss": "L"}) for part in ("train", "test"))
+    train, test = (
+        pd.read_parquet(folder / f"farseer-{part}.parquet").rename(columns={"loss": "L"}) for part in ("train", "test")
+    )
     for law, delta in (("farseer", 1e-3), ("farseer", LEAST_SQUARES), ("chinchilla", 1e-3)):
         found = fits.fit(train, law=law, delta=delta, bootstrap=0, holdout=0)
         error = np.abs(fits.predict_rows(found, test) / test["L"].to_numpy() - 1)

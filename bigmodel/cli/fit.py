@@ -11,10 +11,12 @@ the runs of the 1, 2 and 3 largest compute rungs, which a refit leaves out. Laws
   other targets         learning_rate (lr), batch_size, critical_batch (batch), downstream (accuracy),
                         task_error (error)
   your own              --law=my_law.py, a file with PARAMETERS and form(params, row)
+  the best of several   auto, chosen among gadre, chinchilla, farseer and kaplan_nd by held-out errors at growing gaps;
+                        average, the average of those that tie with it
 
 Examples:
   bigmodel fit runs/demo --out=fit.json
-  bigmodel fit points.csv --N=params --D=tokens --L=loss --against=gadre --against=kaplan_nd --report=out
+  bigmodel fit points.csv --N=params --D=tokens --L=loss --law=auto --report=out
 """
 
 import json
@@ -35,7 +37,13 @@ def arguments(parser: cli.Parser) -> None:
     add = parser.add_argument
     add("points", help="a sweep's folder, or a table: .csv, .tsv, .json, .jsonl, .parquet, or an export of W&B")
     add("--law", default="chinchilla", help="a law named above, or a .py file")
-    add("--against", action="append", default=[], metavar="LAW", help="compare held-out errors with it; repeatable")
+    add(
+        "--against",
+        action="append",
+        default=[],
+        metavar="LAW",
+        help="a rival, ranked with it by held-out errors; repeatable",
+    )
     add("--out", metavar="FIT.JSON", help="write the fit here")
     add("--report", metavar="FOLDER", help="write a page with figures and tables here, as `bigmodel report` does")
     for name, meaning in (("N", "parameters"), ("D", "tokens"), ("L", "loss"), ("C", "FLOPs")):

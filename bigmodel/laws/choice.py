@@ -29,7 +29,7 @@ from bigmodel.laws import checks, extrapolate, forms, intervals, search
 from bigmodel.laws.forms import Law
 from bigmodel.laws.solve import Problem
 
-CANDIDATES = ("gadre", "chinchilla", "kaplan_nd")
+CANDIDATES = ("gadre", "chinchilla", "farseer", "kaplan_nd")
 RULES = ("auto", "average")  # names that `fit` takes for the best law, and the average of those that tie with it
 MOST_GAPS = 6
 FEWEST_HELD_OUT = 4  # the largest rungs together, until there are as many runs

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bigmodel import files
 from bigmodel.errors import UsageError, check_ranges
-from bigmodel.laws import checks, choice, extrapolate, forms, frontier, intervals, outliers, search
+from bigmodel.laws import checks, choice, extrapolate, forms, frontier, intervals, outliers, reach, search
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 from bigmodel.laws.search import Found
 from bigmodel.laws.solve import Problem
@@ -151,6 +151,10 @@ def fit(
     cells = checks.seed_cells(frame, chosen) if bootstrap and few else None
     seeds = None if cells is None else intervals.resample(problem, found, bootstrap, seed, cells)[0]
     parts, interval_warnings = _intervals(problem, found, values, largest, n_runs, seeds)
+
+    if known:
+        ratios = data["D"] / data["N"]
+        warnings += reach.untried_ratio(chosen, chosen.named(found.theta), largest, (ratios.min(), ratios.max()))
 
     say("refitting without the largest runs")
     held, held_warnings = extrapolate.holdout(problem, data, holdout, bootstrap, seed, runs, trunks)

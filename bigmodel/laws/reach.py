@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law, Values
+
 FAR, VERY_FAR = 10.0, 1000.0  # factors outside the fitted runs that are warned of
 MARGIN = 1.001  # a ratio outside by less is rounding
 NAMES = ("N", "D", "C", "tokens_per_param")
@@ -47,6 +49,20 @@ def warnings(ranges: Ranges, factors: Mapping[str, float]) -> list[str]:
         elif factor > FAR:
             lines.append(f"{name} is {where}: an extrapolation")
     return lines
+
+
+def untried_ratio(law: Law, params: Values, flops: float, ratios: tuple[float, float]) -> list[str]:
+    """A line where the best D/N for `flops` is outside the runs' [least, most]: with the best inside, and its loss."""
+    n, d = law.optimum(params, flops) if law.optimum else (math.nan, math.nan)
+    if not (n > 0 and d > 0) or ratios[0] / MARGIN <= d / n <= ratios[1] * MARGIN:
+        return []
+    ratio = min(max(d / n, ratios[0]), ratios[1])
+    inside = math.sqrt(flops / FLOPS_PER_PARAM_TOKEN / ratio)
+    best, there = law.predict(params, {"N": np.array([n, inside]), "D": np.array([d, ratio * inside])})
+    tried = f"the best D/N at C = {flops:.3g} is {d / n:.3g}: no run tried it, "
+    tried += f"they have {ratios[0]:.3g} to {ratios[1]:.3g}"
+    worse = f"{100 * (there / best - 1):.2g} % more loss"
+    return [f"{tried}; the best inside is N {inside:.3g}, D {ratio * inside:.3g}, with {worse}"]
 
 
 def curve(tested: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
