@@ -4,8 +4,8 @@
 
 A table has columns N, D and L, and optionally `target`, 1 for the runs to predict. Without it they are the runs within
 a factor 1.5 of the largest C = 6 N D, at least four. A law is chosen on the runs that are at least `gap` times smaller,
-or on the 20 smallest if fewer would be left. Every candidate is fitted to the same runs, and its error on the target runs
-gives the best in hindsight. Nothing of the target is used before.
+or on the 20 smallest if fewer would be left. Every candidate is fitted to the same runs, and its error on the target
+runs gives the best in hindsight. Nothing of the target is used before.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def split(frame, gap):
 
 
 def row(path, gap):
-    frame = pd.read_csv(path)
+    frame = pd.read_csv(path).astype(float)  # N D of integers overflows
     runs, target = split(frame, gap)
     runs = runs.reset_index(drop=True)
     how = {"delta": 1e-3, "above": 1.0, "estimator": "huber"}

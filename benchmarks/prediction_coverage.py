@@ -4,8 +4,8 @@
 
 Runs are planted on a law with noise on ln L, fitted as `bigmodel fit` does, and predicted as `bigmodel predict` does at
 the law's own best N and D for 3, 10, 30 and 100 times the largest C. `law` is the share (%) of the law's intervals that
-hold the planted loss, `run` that of one run's intervals that hold a loss with noise. `average` fits the average of gadre
-and chinchilla.
+hold the planted loss, `run` that of one run's intervals that hold a loss with noise. `average` fits the average of
+gadre and chinchilla.
 Rows that --out has already are kept, so that the command goes on where it was stopped.
 """
 

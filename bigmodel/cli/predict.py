@@ -2,10 +2,11 @@
 
 Prints the loss at N parameters and D tokens with two intervals, one of the law and one of a single run, which also
 scatters about the law; how far that is from the fitted runs; and how far off the law was when it was tested at a gap.
+`bigmodel fit POINTS --out=fit.json` makes the law.
 
 Examples:
-  bigmodel fit runs/demo --out=fit.json
   bigmodel predict --law=fit.json --params=1.3e9 --tokens=26e9
+  bigmodel predict --law=fit.json --params=1.3e9 --tokens=26e9 --json
 """
 
 from pathlib import Path
