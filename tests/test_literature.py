@@ -3,23 +3,24 @@
 benchmarks/literature.py fits the papers' own data, where they are public.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from test_laws import PLANTED as CLASSIC
 from test_laws import table
 
 from bigmodel.laws import fit as fits
 from bigmodel.laws import forms
-from bigmodel.laws.forms import recipes
 
 SCALEBENCH = Path(__file__).parents[2] / "shared" / "points" / "scalebench"
 SIZES, TOKENS, DENSITY = np.geomspace(1e7, 1e10, 5), np.geomspace(1e9, 1e12, 5), np.array([1, 0.5, 0.25, 0.125])
 BITS = np.array([3, 4, 6, 16.0])
-SHARES = {"web": np.array([0.1, 0.3, 0.5, 0.7]), "code": np.array([0.05, 0.1, 0.2, 0.3]), "books": np.array([0.1, 0.2, 0.4])}
+SHARES = {
+    "web": np.array([0.1, 0.3, 0.5, 0.7]),
+    "code": np.array([0.05, 0.1, 0.2, 0.3]),
+    "books": np.array([0.1, 0.2, 0.4]),
+}
 
 # Law, its planted parameters (the published, where they are confirmed), the columns it's planted on.
 PLANTED = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.laws.forms import Law, LogSum, Parameter, Row, coefficient, exponent, floor, log_sum, positive
+from bigmodel.laws.forms import Law, LogSum, Parameter, Row, coefficient, exponent, floor, positive
 
 
 def distillation() -> Law:

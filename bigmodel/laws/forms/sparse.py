@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.laws.forms import Law, LogSum, Parameter, Row, coefficient, exponent, floor, log_sum, positive
+from bigmodel.laws.duals import log_sum
+from bigmodel.laws.forms import Law, LogSum, Parameter, Row, coefficient, exponent, floor, positive
 
 FLOOR = (-0.5, 0.5)  # starts of the logarithm of the irreducible loss; those of coefficients and exponents:
 COEFFICIENT = (3.0, 8.0)
