@@ -1,7 +1,7 @@
 """Laws of models that use part of their weights or bits: experts, granularity, pruning, parallel streams, precision.
 
-Legend: S candidate parameter sets, n runs; N parameters, D tokens or examples, L loss, E irreducible loss. Fractions are
-given as what remains (`density`, `active`), so that every column is positive.
+Legend: S candidate parameter sets, n runs; N parameters, D tokens or examples, L loss, E irreducible loss. Fractions
+are given as what remains (`density`, `active`), so that every column is positive.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def clark() -> Law:
         exponent("b", (-0.3, -0.1), -3.0, 3.0),
         Parameter("c", (0.0, 0.02), -1.0, 1.0),
         Parameter("d", (0.5, 1.0), -20.0, 20.0),
-        positive("E_start", (0.0, 1.0), -2.0, 3.0),  # below E_max
+        positive("E_start", (0.0, 1.0), -2.0, 2.9),  # below E_max
         positive("E_max", (4.0, 5.5, 7.0), 3.0, 16.0),
     )
     formula = "10^({a} log N + {b} log e + {c} log N log e + {d}), e saturates from {E_start} to {E_max}"
@@ -80,7 +80,7 @@ def krajewski() -> Law:
 def abnar() -> Law:
     """L = e + a / N^alpha + b / D^beta + c / active^lam + d / (active^delta N^gamma), active = 1 - sparsity.
 
-    The sparsity of a mixture of experts is the fraction of its experts that a token leaves out; N counts all parameters.
+    The sparsity of a mixture of experts is the fraction of its experts that a token leaves out; N counts all of them.
     `lam` and `delta` may be negative: with few active weights the third term then falls. The form is confirmed by a
     transcription only, the published constants aren't.
     """
