@@ -5,6 +5,7 @@ benchmarks/literature.py fits the papers' own data, where they are public.
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,8 @@ import pytest
 from test_laws import PLANTED as CLASSIC
 from test_laws import table
 
+from bigmodel.laws import duals, forms
 from bigmodel.laws import fit as fits
-from bigmodel.laws import forms
 from bigmodel.laws.forms import recipes
 
 SCALEBENCH = Path(__file__).parents[2] / "shared" / "points" / "scalebench"
@@ -89,6 +90,40 @@ def test_planted_parameters_come_back(name):
     np.testing.assert_allclose(fits.predict_rows(result, frame), frame[law.target], rtol=1e-6)
     for key, value in params.items():
         assert result["params"][key] == pytest.approx(value, rel=5e-3), key
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_derivatives_are_exact(name):
+    """Each form is made of what `duals` knows; otherwise fits fall back to differences, several times as slow."""
+    law, (params, columns) = forms.get(name), PLANTED[name]
+    row = {c: x[:2] for c, x in columns.items()}
+    assert isinstance(law.form(duals.variables(law.theta(params)[:, None, None], True), row), duals.Dual)
+
+
+# The formulas again, in plain arithmetic.
+PLAIN = {
+    "krajewski": lambda p, r: p.c + (p.g / r.G**p.gamma + p.a) / r.N**p.alpha + p.b / r.D**p.beta,
+    "abnar": lambda p, r: p.e + p.a / r.N**p.alpha + p.b / r.D**p.beta + p.c / r.active**p.lam
+    + p.d / (r.active**p.delta * r.N**p.gamma),
+    "frantar": lambda p, r: p.c + (p.a_S * r.density**p.b_S + p.c_S) / r.N**p.b_N + p.a_D / r.D**p.b_D,
+    "parallel": lambda p, r: p.E + (p.A / (r.N * (p.k * np.log(r.P) + 1))) ** p.alpha,
+    "precision": lambda p, r: p.E + p.B / r.D**p.beta + p.A / r.N**p.alpha / math.prod(
+        1 - np.exp(-bits / gamma) for bits, gamma in ((r.P_w, p.gamma_w), (r.P_a, p.gamma_a), (r.P_kv, p.gamma_kv))
+    ) ** p.alpha,
+    "quantization": lambda p, r: p.C_T * r.D**p.gamma_D / r.N**p.gamma_N * np.exp(-r.P_post / p.gamma_post),
+    "tao": lambda p, r: -p.E + p.A1 / r.N**p.beta + p.A2 / r.V**p.alpha2 + p.B / r.D**p.beta,
+    "mixture:r=web+code+books": lambda p, r: p.c + np.exp(p.t_web * r.web + p.t_code * r.code + p.t_books * r.books),
+    "annealing": lambda p, r: p.L_0 + p.A * r.S1**-p.alpha - p.C * r.S2,
+    "sovit:x=width,t=C": lambda p, r: p.eps + p.alpha * r.width**-p.a + (p.beta * r.width**p.b + p.xi) * r.C**-p.c,
+    "horizon": lambda p, r: p.c * r.D**-p.q,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_forms_are_their_formulas(name):
+    params, columns = PLANTED[name]
+    frame = table(columns, forms.get(name), params)
+    np.testing.assert_allclose(frame[forms.get(name).target], PLAIN[name](SimpleNamespace(**params), frame), rtol=1e-9)
 
 
 def test_every_law_is_planted():

@@ -20,13 +20,13 @@ from scipy import special
 from bigmodel.errors import UsageError
 from bigmodel.laws import full_grid
 from bigmodel.laws.checks import MIN_POINTS
-from bigmodel.laws.forms import Law, LogSum
+from bigmodel.laws.forms import Law
 from bigmodel.laws.search import Found, free_scale, negligible
 from bigmodel.laws.solve import Problem, descend
 
 LEVEL = 0.95
 IRLS_STEPS, NEWTON_STEPS = 60, 60  # of a resample
-FEW_IRLS_STEPS = 10  # where second derivatives are exact, so that Newton's steps are as cheap
+FEW_IRLS_STEPS = 6  # where second derivatives are exact, so that Newton's steps are as cheap
 SUBSET_RUNS = 5000  # beyond, resamples are drawn by the bag of little bootstraps
 SUBSETS = 10
 PROFILE_POINTS = 12  # each way from the estimate
@@ -134,7 +134,7 @@ def refit(
     if not len(counts):
         return np.empty((0, basins.shape[1])), np.empty(0, dtype=bool)
     found = []
-    first = FEW_IRLS_STEPS if isinstance(problem.law.form, LogSum) else IRLS_STEPS
+    first = FEW_IRLS_STEPS if problem.dual(basins[:1]) else IRLS_STEPS
     for start in basins:
         theta = np.repeat(start[None], len(counts), axis=0)
         theta, _, _ = descend(problem, theta, counts, first)

@@ -14,12 +14,11 @@ C training FLOPs, L loss.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 
 from bigmodel import config
 from bigmodel.errors import UsageError, nearest
+from bigmodel.laws.duals import Dual
 
 Row = Mapping[str, np.ndarray]
 Values = Mapping[str, float]
@@ -95,7 +95,7 @@ class Law:
       columns: columns of `row` that `form` reads.
       parameters: in the order of theta.
       form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n), or with `linear` the target itself. The fit
-        takes derivatives of a `LogSum` exactly, of other forms by differences.
+        takes exact derivatives, of what `duals` knows, else by differences.
       target: the column that the law predicts.
       linear: the target may be zero or negative: `form` predicts it, not its logarithm, and so are residuals.
       signed: columns that may be zero or negative.
@@ -190,70 +190,6 @@ class Law:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             value = self.form(theta.T[:, :, None], columns)
             return value if self.linear else np.exp(value)
-
-
-# -------------------------------------------------------------------------------- sums of terms
-
-
-def log_sum(*terms: np.ndarray) -> np.ndarray:
-    """ln of the sum of e^term, shifted by the largest: Besiroglu et al. 2024's unshifted code overflows."""
-    top = functools.reduce(np.maximum, terms)
-    return top + np.log(sum(np.exp(term - top) for term in terms))
-
-
-@dataclass(frozen=True)
-class LogSum:
-    """ln of a sum of terms, each e^(linear in theta), with its derivatives: a form that needs no differences.
-
-    Attributes:
-      factors: row -> one mapping per term: index of a parameter -> what multiplies it, 1.0 or (n,).
-    """
-
-    factors: Callable[[Row], Sequence[Mapping[int, Any]]]
-
-    def __call__(self, theta: np.ndarray, row: Row) -> np.ndarray:
-        return log_sum(*self._terms(theta, row))
-
-    def slopes(self, theta: np.ndarray, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """The value (S, n) and its derivatives in each parameter (S, P, n)."""
-        value, shares = self._shares(theta, row)
-        slopes = np.empty((value.shape[0], len(theta), value.shape[1]))
-        seen: set[int] = set()
-        for share, factors in zip(shares, self.factors(row), strict=True):
-            for i, factor in factors.items():
-                if i in seen:
-                    slopes[:, i] += share * factor
-                else:
-                    np.multiply(share, factor, out=slopes[:, i])
-                seen.add(i)
-        return value, slopes
-
-    def curvature(self, theta: np.ndarray, row: Row, slopes: np.ndarray, pull: np.ndarray) -> np.ndarray:
-        """Sum over runs of pull (S, n) times the second derivatives, (S, P, P).
-
-        With shares w_k of the terms in the sum, and x_k the derivatives of the terms' exponents, they are the sum over
-        k of w_k x_k x_k' minus the outer product of the slopes, the sum over k of w_k x_k, with themselves.
-        """
-        out = np.zeros((len(pull), len(theta), len(theta)))
-        for share, factors in zip(self._shares(theta, row)[1], self.factors(row), strict=True):
-            weight = pull * share
-            for i, x_i in factors.items():
-                for j, x_j in factors.items():
-                    out[:, i, j] += (weight * (x_i * x_j)).sum(axis=1)
-        return out - np.matmul(slopes * pull[:, None], slopes.transpose(0, 2, 1))
-
-    def _terms(self, theta: np.ndarray, row: Row) -> list[np.ndarray]:
-        return [sum(theta[i] * factor for i, factor in factors.items()) for factors in self.factors(row)]
-
-    def _shares(self, theta: np.ndarray, row: Row) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The value (S, n), and each term's share in the sum, (S, n)."""
-        terms = self._terms(theta, row)
-        top = functools.reduce(np.maximum, terms)
-        parts = [np.exp(term - top) for term in terms]
-        total = functools.reduce(np.add, parts)
-        for part in parts:
-            part /= total
-        return top + np.log(total), parts
 
 
 # ---------------------------------------------------------------------------------- laws by name
@@ -352,7 +288,10 @@ def from_module(module: Any, path: str) -> Law:
         params = {n: (np.exp(t) if n not in signed else t) for n, t in zip(given, theta, strict=True)}
         # Starts may be where the user's form overflows or has no value: those lose, and numpy needn't warn.
         with config.user_code(path, "law", "form()"), np.errstate(all="ignore"):
-            value = np.asarray(user_form(params, row), dtype=np.float64)
+            value = user_form(params, row)
+            if isinstance(value, Dual):
+                return value if linear else np.log(value)
+            value = np.asarray(value, dtype=np.float64)
             value = np.broadcast_to(value, (theta.shape[1], len(next(iter(row.values())))))
         if linear:
             return value

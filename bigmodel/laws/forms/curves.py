@@ -5,12 +5,10 @@ Legend: S candidate parameter sets, n runs; x the column, L loss, E irreducible 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
-from bigmodel.laws.forms import Law, LogSum, Row, coefficient, exponent, floor, log_sum, positive
+from bigmodel.laws.duals import log_sum
+from bigmodel.laws.forms import Law, Row, coefficient, exponent, floor, positive
 
 
 def power(x: str = "C") -> Law:
@@ -110,9 +108,10 @@ def sovit(x: str = "width", t: str = "C") -> Law:
     Recalled; the form is confirmed by descriptions of the paper, its constants aren't.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        eps, alpha, a, beta, b, xi, c = theta
         log_x, log_t = np.log(row[x]), np.log(row[t])
-        return {0: 1.0}, {1: 1.0, 2: -log_x}, {3: 1.0, 4: log_x, 6: -log_t}, {5: 1.0, 6: -log_t}
+        return log_sum(eps, alpha - a * log_x, beta + b * log_x - c * log_t, xi - c * log_t)
 
     parameters = (
         floor("eps", (-3.0, -1.0, 0.5)),
@@ -125,4 +124,4 @@ def sovit(x: str = "width", t: str = "C") -> Law:
     )
     formula = f"{{eps}} + {{alpha}} {x}^-{{a}} + ({{beta}} {x}^{{b}} + {{xi}}) {t}^-{{c}}"
     source = "Alabdulmohsin et al. 2023, arXiv:2305.13035, equation 2"
-    return Law(formula, source, (x, t), parameters, LogSum(factors))
+    return Law(formula, source, (x, t), parameters, form)

@@ -7,21 +7,18 @@ C training FLOPs, L loss (nats per token); E irreducible loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from bigmodel.laws.duals import log_sum
 from bigmodel.laws.forms import (
     FLOPS_PER_PARAM_TOKEN,
     Law,
-    LogSum,
     Row,
     Values,
     coefficient,
     exponent,
     floor,
-    log_sum,
     positive,
 )
 
@@ -44,8 +41,9 @@ def chinchilla() -> Law:
     Units: L and E in the loss's own unit (nats per token), N in parameters, D in tokens or examples, C in FLOPs.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
-        return {0: 1.0}, {1: 1.0, 2: -np.log(row["N"])}, {3: 1.0, 4: -np.log(row["D"])}
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, a, alpha, b, beta = theta
+        return log_sum(e, a - alpha * np.log(row["N"]), b - beta * np.log(row["D"]))
 
     def exponents(p: Values, flops: float = 0.0) -> dict[str, float]:
         total = p["alpha"] + p["beta"]
@@ -74,7 +72,7 @@ def chinchilla() -> Law:
     )
     source = "Hoffmann et al. 2022, arXiv:2203.15556, equation 2"
     formula = "{E} + {A}/N^{alpha} + {B}/D^{beta}"
-    return Law(formula, source, ("N", "D"), parameters, LogSum(factors), optimum=optimum, exponents=exponents)
+    return Law(formula, source, ("N", "D"), parameters, form, optimum=optimum, exponents=exponents)
 
 
 def kaplan_nd() -> Law:
@@ -124,10 +122,11 @@ def gadre() -> Law:
     M = (B/A)^(1/(2 eta)) at every C, so that N_opt ~ C^0.5.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, a, b, eta = theta
         # What eta multiplies: M^eta C^-eta = (6 N^2)^-eta, and M^-eta C^-eta = (6 D^2)^-eta.
         by_n, by_d = (math.log(FLOPS_PER_PARAM_TOKEN) + 2 * np.log(row[name]) for name in ("N", "D"))
-        return {0: 1.0}, {1: 1.0, 3: -by_n}, {2: 1.0, 3: -by_d}
+        return log_sum(e, a - eta * by_n, b - eta * by_d)
 
     def optimum(p: Values, flops: float) -> tuple[float, float]:
         if not (p["eta"] > 0 and p["A"] > 0 and p["B"] > 0):
@@ -149,7 +148,7 @@ def gadre() -> Law:
         "Gadre et al. 2024, arXiv:2403.08540, equation 4",
         ("N", "D"),
         parameters,
-        LogSum(factors),
+        form,
         optimum=optimum,
         exponents=lambda p, flops=0.0: {"a": 0.5, "b": 0.5},
     )

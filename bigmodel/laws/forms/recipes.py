@@ -5,12 +5,10 @@ Legend: S candidate parameter sets, n runs; N parameters, D tokens, L loss (nats
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
-from bigmodel.laws.forms import Law, LogSum, Parameter, Row, coefficient, exponent, floor, positive
+from bigmodel.laws.duals import log_sum
+from bigmodel.laws.forms import Law, Parameter, Row, coefficient, exponent, floor, positive
 
 
 def distillation() -> Law:
@@ -80,8 +78,9 @@ def mixture(r: str = "r1+r2+r3") -> Law:
     """
     names = tuple(r.split("+"))
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
-        return {0: 1.0}, {i: row[name] for i, name in enumerate(names, start=1)}
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        c, *by_share = theta
+        return log_sum(c, sum(t * row[name] for t, name in zip(by_share, names, strict=True)))
 
     # Two starts of every t_j together would be 2^K: instead two of the first, from which the descent moves the rest.
     shares = tuple(
@@ -90,7 +89,7 @@ def mixture(r: str = "r1+r2+r3") -> Law:
     formula = f"{{c}} + exp({' + '.join(f'{{t_{name}}} {name}' for name in names)})"
     source = "Ye et al. 2024, arXiv:2403.16952"
     parameters = (floor("c", (-1.0, 0.0, 0.5, 1.0)), *shares)
-    return Law(formula, source, names, parameters, LogSum(factors), constant=names, signed=names)
+    return Law(formula, source, names, parameters, form, constant=names, signed=names)
 
 
 def annealing() -> Law:
