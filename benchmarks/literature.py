@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bigmodel.laws import fit as fits
+from bigmodel.laws import forms
 
 LEAST_SQUARES = 1e3  # a Huber threshold that no residual reaches
 
@@ -42,6 +43,22 @@ def parallel(folder):
         print(f"parallel, {group}: mean |error| {error.mean():.4%} on {len(held)} held-out points;", found["params"])
 
 
+def mixtures(folder):
+    """Of each domain's loss, the error on the mixtures that the fit hasn't seen."""
+    train, test = (pd.read_parquet(folder / f"domain_mixture-{part}.parquet") for part in ("train", "test"))
+    shares = [f"proportion_domain_{i}" for i in range(1, 6)]
+    for group, runs in train.groupby("group"):
+        held, errors = test[test["group"] == group], []
+        for i in range(1, 6):
+            frame = runs[shares].assign(L=runs[f"loss_domain_{i}"])
+            found = fits.fit(frame, law=f"mixture:r={'+'.join(shares)}", bootstrap=0, holdout=0)
+            errors.append(np.abs(fits.predict_rows(found, held) / held[f"loss_domain_{i}"] - 1).mean())
+        print(
+            f"mixture, {group}: {len(runs)} mixtures, mean |error| by domain on {len(held)} others:",
+            *map("{:.2%}".format, errors),
+        )
+
+
 CLARK = {  # Table 3
     "S-Base": (-0.082, -0.108, 0.009, 1.104, 1.847, 314.478),
     "RL-R": (-0.083, -0.126, 0.012, 1.111, 1.880, 469.982),
@@ -62,7 +79,56 @@ def routing(path):
             low, high = found["ci"][name]
             inside += low <= said <= high
             print(f"{router} ({len(runs)} runs) {name}: printed {said}, ours {value:.4f} [{low:.4f}, {high:.4f}]")
-        print(f"{router}: {inside} of {len(printed)} inside;", *found["warnings"], sep="\n  ")
+        cutoff = 10 ** (-found["params"]["b"] / found["params"]["c"])
+        print(f"{router}: {inside} of {len(printed)} inside; routing stops helping at N = {cutoff:.3g}")
+        print(*found["warnings"], sep="\n")
+
+
+SPARSITY = {  # each set's file, residuals, Huber threshold, units of N and D, and the authors' objective and parameters
+    "ViT": ("vit-data.json", "linear", 0.01, 12 * 12 * 768**2 / 1e6, "total_examples", 1e9, 0.0004929087939147767),
+    "T5": ("t5-data.csv", "log", 0.001, 24 * 12 * 768**2 / 1e6, "steps", 1e5, 7.603605281507622e-06),
+}
+
+
+def sparsity(folder):
+    """The authors' objective (sparsity-scaling.ipynb), a mean of Huber losses: ours beside their best of 25 starts."""
+    for name, (file, residuals, delta, size, data, unit, printed) in SPARSITY.items():
+        table = pd.read_json(folder / file) if file.endswith("json") else pd.read_csv(folder / file)
+        density = 1 - table["sparsity"]
+        columns = {
+            "N": size * table["scale"] * density,
+            "D": table[data] / unit,
+            "density": density,
+            "L": table["val-loss"],
+        }
+        found = fits.fit(pd.DataFrame(columns), law="frantar", delta=delta, residuals=residuals, bootstrap=0, holdout=0)
+        print(f"{name} ({len(table)} runs): objective {found['objective'] / len(table):.10g}, printed {printed:.10g}")
+        print("  ", {k: round(v, 4) for k, v in found["params"].items()}, *found["warnings"], sep="\n  ")
+
+
+TAO = {"E": 5.53278, "A1": 1.83139, "A2": 0.195842, "B": 2.12411, "beta": 0.446606, "alpha2": 0.670737}
+
+
+def vocabulary(path):
+    """The authors' rows (FLOPs of 2.18e17 and above), units and objective (approach3_isoloss.py)."""
+    runs = pd.read_csv(path)
+    runs = runs[runs["FLOPs"] >= 2.18e17]
+    log_v = np.log(np.minimum(runs["vocab_size"] / 1e3, 2e5))  # as their code has it, of thousands
+    tokens = runs["num_characters"] / 1e9 * (0.00639222 * log_v**2 - 0.15811069 * log_v + 1.20470122)
+    columns = {
+        "N": runs["Non_vocab_parameters"] / 1e6,
+        "V": runs["vocab_size"] * runs["embed_dim"] / 1e6,
+        "D": tokens,
+        "L_u": runs["Lossu"],
+    }
+    found = fits.fit(pd.DataFrame(columns), law="tao", residuals="linear", bootstrap=300, holdout=0)
+    print(f"tao: {len(runs)} rows, objective {found['objective']:.8g}", *found["warnings"], sep="\n  ")
+    for name, printed in TAO.items():
+        ours, (low, high) = found["params"][name], found["ci"][name]
+        print(f"  {name}: printed {printed}, ours {ours:.6g} ({ours / printed - 1:+.2%}) [{low:.6g}, {high:.6g}]")
+    law, row = forms.get("tao"), {k: np.asarray(columns[k]) for k in ("N", "V", "D")}
+    gap = np.abs(law.predict(TAO, row) - columns["L_u"].to_numpy())
+    print(f"  at the printed: {np.where(gap <= 1e-3, gap**2 / 2, 1e-3 * (gap - 5e-4)).sum():.8g}")
 
 
 def main():
@@ -73,8 +139,13 @@ def main():
     if args.scalebench:
         farseer(args.scalebench)
         parallel(args.scalebench)
+        mixtures(args.scalebench)
     if args.routing:
         routing(args.routing)
+    if args.sparsity:
+        sparsity(args.sparsity)
+    if args.vocabulary:
+        vocabulary(args.vocabulary)
 
 
 if __name__ == "__main__":

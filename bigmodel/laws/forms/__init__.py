@@ -26,7 +26,7 @@ import numpy as np
 
 from bigmodel import config
 from bigmodel.errors import UsageError, nearest
-from bigmodel.laws.duals import Dual, log_sum
+from bigmodel.laws.duals import Dual
 
 Row = Mapping[str, np.ndarray]
 Values = Mapping[str, float]
@@ -202,13 +202,6 @@ class Law:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             value = self.form(theta.T[:, :, None], columns)
             return value if self.linear else np.exp(value)
-
-
-def LogSum(factors: Any) -> Form:
-    def form(theta: np.ndarray, row: Row) -> np.ndarray:
-        return log_sum(*[sum(theta[i] * x for i, x in term.items()) for term in factors(row)])
-
-    return form
 
 
 # ---------------------------------------------------------------------------------- laws by name

@@ -5,12 +5,10 @@ Legend: S candidate parameter sets, n runs; N parameters, D tokens, L loss (nats
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
-from bigmodel.laws.forms import Law, LogSum, Parameter, Row, coefficient, exponent, floor, positive
+from bigmodel.laws.duals import log_sum
+from bigmodel.laws.forms import Law, Parameter, Row, coefficient, exponent, floor, positive
 
 
 def distillation() -> Law:
@@ -46,6 +44,32 @@ def distillation() -> Law:
     return Law(formula, source, ("N", "D", "L_T", "L_S"), parameters, form)
 
 
+def tao() -> Law:
+    """L_u = A1 / N^beta + A2 / V^alpha2 + B / D^beta - E: the loss below that of a unigram model, by vocabulary.
+
+    N counts parameters outside the vocabulary's tables and V those inside. L_u is compared over vocabularies, which a
+    loss per token can't be; it is negative. N and D share an exponent, as in the authors' code. Published, for N and V
+    in millions and D in billions: A1 1.83139, A2 0.195842, B 2.12411, E 5.53278, beta 0.446606, alpha2 0.670737.
+    """
+
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, a1, a2, b, beta, alpha2 = theta
+        log_n, log_v, log_d = (np.log(row[name]) for name in ("N", "V", "D"))
+        return np.exp(a1 - beta * log_n) + np.exp(a2 - alpha2 * log_v) + np.exp(b - beta * log_d) - np.exp(e)
+
+    parameters = (
+        positive("E", (0.5, 1.7), -14.0, 5.0),
+        positive("A1", (1.0, 6.0), -20.0, 90.0),
+        positive("A2", (0.0, 7.0), -20.0, 90.0),
+        positive("B", (1.0, 9.0), -20.0, 90.0),
+        exponent("beta", (0.3, 0.6)),
+        exponent("alpha2", (0.4, 0.8)),
+    )
+    formula = "{A1}/N^{beta} + {A2}/V^{alpha2} + {B}/D^{beta} - {E}"
+    source = "Tao et al. 2024, arXiv:2407.13623, section 3.3 (approach 3)"
+    return Law(formula, source, ("N", "V", "D"), parameters, form, target="L_u", linear=True)
+
+
 def mixture(r: str = "r1+r2+r3") -> Law:
     """L = c + exp(sum of t_j r_j), r_j the share of each domain in the training data; they sum to 1.
 
@@ -54,8 +78,9 @@ def mixture(r: str = "r1+r2+r3") -> Law:
     """
     names = tuple(r.split("+"))
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
-        return {0: 1.0}, {i: row[name] for i, name in enumerate(names, start=1)}
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        c, *by_share = theta
+        return log_sum(c, sum(t * row[name] for t, name in zip(by_share, names, strict=True)))
 
     # Two starts of every t_j together would be 2^K: instead two of the first, from which the descent moves the rest.
     shares = tuple(
@@ -64,7 +89,7 @@ def mixture(r: str = "r1+r2+r3") -> Law:
     formula = f"{{c}} + exp({' + '.join(f'{{t_{name}}} {name}' for name in names)})"
     source = "Ye et al. 2024, arXiv:2403.16952"
     parameters = (floor("c", (-1.0, 0.0, 0.5, 1.0)), *shares)
-    return Law(formula, source, names, parameters, LogSum(factors), constant=names)
+    return Law(formula, source, names, parameters, form, constant=names, signed=names)
 
 
 def annealing() -> Law:
@@ -86,15 +111,16 @@ def annealing() -> Law:
         coefficient("C", (-6.0, -3.0, -1.0)),
     )
     formula = "{L_0} + {A}/S1^{alpha} - {C} S2"
-    return Law(formula, "Tissue et al. 2024, arXiv:2408.11029, equation 1", ("S1", "S2"), parameters, form)
+    source = "Tissue et al. 2024, arXiv:2408.11029, equation 1"
+    return Law(formula, source, ("S1", "S2"), parameters, form, constant=("S2",), signed=("S2",))
 
 
 def annealed(rates: np.ndarray, decay: float = 0.999) -> tuple[np.ndarray, np.ndarray]:
     """(S1, S2) of `annealing` after each step, (n,) each, of the learning rate at each step, (n,).
 
     S1 is the running sum of the rates; S2 that of a momentum of their decreases, m_i = decay m_(i-1) + r_(i-1) - r_i
-    (Tissue et al. 2024, arXiv:2408.11029, section 3; `decay` is their lambda). Leave the warm-up out: there the rate rises
-    and the law isn't meant to hold.
+    (Tissue et al. 2024, arXiv:2408.11029, section 3; `decay` is their lambda). Leave the warm-up out: there the rate
+    rises and the law isn't meant to hold.
     """
     from scipy.signal import lfilter  # a third of a second, which no fit needs
 

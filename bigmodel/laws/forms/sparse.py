@@ -1,19 +1,17 @@
 """Laws of models that use part of their weights or bits: experts, granularity, pruning, parallel streams, precision.
 
-Legend: S candidate parameter sets, n runs; N parameters, D tokens or examples, L loss, E irreducible loss. Fractions are
-given as what remains (`density`, `active`), so that every column is positive.
+Legend: S candidate parameter sets, n runs; N parameters, D tokens or examples, L loss, E irreducible loss. Fractions
+are given as what remains (`density`, `active`), so that every column is positive.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from bigmodel.laws.duals import log_sum
-from bigmodel.laws.forms import Law, LogSum, Parameter, Row, coefficient, exponent, floor, positive
+from bigmodel.laws.forms import Law, Parameter, Row, coefficient, exponent, floor, positive
 
 FLOOR = (-0.5, 0.5)  # starts of the logarithm of the irreducible loss; those of coefficients and exponents:
 COEFFICIENT = (3.0, 8.0)
@@ -46,7 +44,7 @@ def clark() -> Law:
         exponent("b", (-0.3, -0.1), -3.0, 3.0),
         Parameter("c", (0.0, 0.02), -1.0, 1.0),
         Parameter("d", (0.5, 1.0), -20.0, 20.0),
-        positive("E_start", (0.0, 1.0), -2.0, 3.0),  # below E_max
+        positive("E_start", (0.0, 1.0), -2.0, 2.9),  # below E_max
         positive("E_max", (4.0, 5.5, 7.0), 3.0, 16.0),
     )
     formula = "10^({a} log N + {b} log e + {c} log N log e + {d}), e saturates from {E_start} to {E_max}"
@@ -60,9 +58,10 @@ def krajewski() -> Law:
     g 2.1, gamma 0.58, c 0.47.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        c, a, alpha, b, beta, g, gamma = theta
         log_n, log_d, log_g = (np.log(row[name]) for name in ("N", "D", "G"))
-        return {0: 1.0}, {1: 1.0, 2: -log_n}, {3: 1.0, 4: -log_d}, {5: 1.0, 6: -log_g, 2: -log_n}
+        return log_sum(c, a - alpha * log_n, b - beta * log_d, g - gamma * log_g - alpha * log_n)
 
     parameters = (
         floor("c", (-1.0, 0.5)),
@@ -75,20 +74,22 @@ def krajewski() -> Law:
     )
     formula = "{c} + ({g}/G^{gamma} + {a})/N^{alpha} + {b}/D^{beta}"
     source = "Krajewski et al. 2024, arXiv:2402.07871"
-    return Law(formula, source, ("N", "D", "G"), parameters, LogSum(factors))
+    return Law(formula, source, ("N", "D", "G"), parameters, form)
 
 
 def abnar() -> Law:
     """L = e + a / N^alpha + b / D^beta + c / active^lam + d / (active^delta N^gamma), active = 1 - sparsity.
 
-    The sparsity of a mixture of experts is the fraction of its experts that a token leaves out; N counts all parameters.
+    The sparsity of a mixture of experts is the fraction of its experts that a token leaves out; N counts all of them.
     `lam` and `delta` may be negative: with few active weights the third term then falls. The form is confirmed by a
     transcription only, the published constants aren't.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, a, alpha, b, beta, c, lam, d, delta, gamma = theta
         log_n, log_d, log_k = (np.log(row[name]) for name in ("N", "D", "active"))
-        return {0: 1.0}, {1: 1.0, 2: -log_n}, {3: 1.0, 4: -log_d}, {5: 1.0, 6: -log_k}, {7: 1.0, 8: -log_k, 9: -log_n}
+        both = d - delta * log_k - gamma * log_n
+        return log_sum(e, a - alpha * log_n, b - beta * log_d, c - lam * log_k, both)
 
     parameters = (
         floor("e", FLOOR),
@@ -104,7 +105,7 @@ def abnar() -> Law:
     )
     formula = "{e} + {a}/N^{alpha} + {b}/D^{beta} + {c}/active^{lam} + {d}/(active^{delta} N^{gamma})"
     source = "Abnar et al. 2025, arXiv:2501.12370"
-    return Law(formula, source, ("N", "D", "active"), parameters, LogSum(factors))
+    return Law(formula, source, ("N", "D", "active"), parameters, form)
 
 
 def frantar() -> Law:
@@ -115,9 +116,10 @@ def frantar() -> Law:
     a_D 0.278, b_D 0.890, c 4.517; T5 (D in 1e5 steps; logged) 0.568, 0.722, 1.523, 0.245, 0.634, 0.203, 0.651.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        c, a_s, b_s, c_s, b_n, a_d, b_d = theta
         log_s, log_n, log_d = (np.log(row[name]) for name in ("density", "N", "D"))
-        return {0: 1.0}, {1: 1.0, 2: log_s, 4: -log_n}, {3: 1.0, 4: -log_n}, {5: 1.0, 6: -log_d}
+        return log_sum(c, a_s + b_s * log_s - b_n * log_n, c_s - b_n * log_n, a_d - b_d * log_d)
 
     parameters = (
         floor("c", (-1.0, 0.0, 1.0)),
@@ -130,7 +132,7 @@ def frantar() -> Law:
     )
     formula = "{c} + ({a_S} density^{b_S} + {c_S})/N^{b_N} + {a_D}/D^{b_D}"
     source = "Frantar et al. 2023, arXiv:2309.08520, equation 1"
-    return Law(formula, source, ("N", "D", "density"), parameters, LogSum(factors))
+    return Law(formula, source, ("N", "D", "density"), parameters, form)
 
 
 def parallel() -> Law:
