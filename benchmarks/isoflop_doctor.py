@@ -66,17 +66,24 @@ def main():
     parser.add_argument("file", nargs="?")
     parser.add_argument("--planted", action="store_true")
     parser.add_argument("--draws", type=int, default=0)
+    parser.add_argument("--laws", default=",".join(LAWS))
     args = parser.parse_args()
     if args.planted:
-        print("law, sizes: error of N_opt in % by parabolas; corrected (of one draw, its deviation); faults")
-    for law, grid in [(law, grid) for law in LAWS for grid in GRIDS] if args.planted else ():
+        print("law, sizes: least and most error of N_opt in % over budgets, by parabolas; corrected; faults said")
+        print("with draws: their means, and (standard error of the mean at that budget, deviation of a draw)")
+    for law, grid in [(law, grid) for law in args.laws.split(",") for grid in GRIDS] if args.planted else ():
         noise = 1e-3 * bool(args.draws)
         found = [errors(*planted(law, grid, noise, seed)) for seed in range(max(1, args.draws))]
         each = 100 * np.array([error for error, _ in found])
         parabola, corrected = np.nanmean(each, axis=0)
         said = ", ".join(sorted(set.union(*(kinds for _, kinds in found)) - {""})) or "none"
-        numbers = f"{min(parabola):+.1f} to {max(parabola):+.1f}; {min(corrected):+.2f} to {max(corrected):+.2f}"
-        print(f"{law}, {grid}: {numbers} ({np.std(each[:, 1], axis=0).max():.1f}); {said}", flush=True)
+        texts = []
+        for mean, spread in zip((parabola, corrected), np.nanstd(each, axis=0), strict=True):
+            ends = [f"{mean[k]:+.2f}" for k in (np.argmin(mean), np.argmax(mean))]
+            worst = spread[np.argmax(np.abs(mean))]
+            noise = f" ({worst / args.draws**0.5:.2f}, {worst:.1f})" if args.draws else ""
+            texts.append(" to ".join(ends) + noise)
+        print(f"{law}, {grid}: {texts[0]}; {texts[1]}; {said}", flush=True)
     for name, runs in studies(args.file) if args.file else ():
         # A study whose budgets have no gaps is told its own.
         counts = runs["C"].value_counts()

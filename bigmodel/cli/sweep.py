@@ -126,15 +126,18 @@ def _show_plan(args: cli.Args, folder: Any, plan: Any) -> None:
 
 def _isoflop_faults(args: cli.Args, plan: Any) -> list[str]:
     """What is wrong with the sizes of each family's isoFLOP budgets, by --law's optimum where it is given."""
+    import pandas as pd
+
     from bigmodel.laws import doctor, fitted
 
-    fit = fitted.read(args.law) if args.law else None
-    optimum = (lambda c: fit.law.optimum(fit.result["params"], c)) if fit and fit.law.optimum else None
+    fit: Any = fitted.read(args.law) if args.law else None
+    optimum = (lambda c: fit.law.optimum(fit.result["params"], c)) if fit else None
     count = "params" if not fit or fit.count == "total" else f"params_{fit.count}"
     lines = []
     for family in dict.fromkeys(p.config.family for p in plan):
-        rows = [(getattr(p.budget, count), p.budget.tokens, p.budget.flops) for p in plan if p.config.family == family]
-        lines += doctor.before(*zip(*rows, strict=True), optimum)
+        own = [p.budget for p in plan if p.config.family == family]
+        columns = {"N": [getattr(b, count) for b in own], "D": [b.tokens for b in own], "C": [b.flops for b in own]}
+        lines += doctor.before(pd.DataFrame(columns, dtype=float), optimum)
     return lines
 
 

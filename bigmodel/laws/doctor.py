@@ -39,6 +39,7 @@ OFF_CENTRE = 2.0
 UNEVEN = 0.25  # distance of the mean of ln N from the middle, in halves of its range
 WIDE = 20.0  # largest over smallest size that the parabola sees: 4x to each side, and some room
 SMALL = 0.01  # a bias of N_opt under which uneven or wide sizes aren't worth a line
+BUDGETED = 0.75  # of a sweep's runs: with fewer in budgets it is a grid of N and D, some of whose C agree
 SHOWN = 4  # budgets that a line names
 
 
@@ -68,6 +69,11 @@ def fault(log_n: np.ndarray, log_best: float) -> str:
     return "wide" if len(seen) and np.ptp(seen) > np.log(WIDE) else ""
 
 
+def _is_budget(log_n: pd.Series, log_c: pd.Series) -> bool:
+    """Whether runs of about one C are sizes at one budget: not at one D, and not shapes of one size."""
+    return log_n.nunique() >= MIN_SIZES and np.ptp(log_n) > max(np.log(2), 2 * np.ptp(log_c))
+
+
 def _place(kind: str, log_n: np.ndarray, log_best: float) -> str:
     away = log_best - (log_n.min() + log_n.max()) / 2
     if kind == "off-centre":
@@ -82,24 +88,19 @@ def _some(named: Sequence[str]) -> str:
 # --------------------------------------------------------------------------------------- before
 
 
-def before(
-    n: Sequence[float],
-    d: Sequence[float],
-    c: Sequence[float],
-    optimum: Callable[[float], tuple[float, float]] | None = None,
-) -> list[str]:
+def before(runs: pd.DataFrame, optimum: Callable[[float], tuple[float, float]] | None = None) -> list[str]:
     """A line for each fault of planned isoFLOP budgets, with its cost; [] for sound ones and for other sweeps.
 
     Args:
-      n, d, c: N, D and C of each planned run.
+      runs: columns N, D and C of the planned runs.
       optimum: C under C = 6 N D -> (N, D) of least loss, of an earlier fit; None: D = 20 N is assumed.
     """
     found: dict[str, tuple[list[str], list[Any]]] = {}
-    for group in groups_of(pd.DataFrame({"N": n, "D": d, "C": c}, dtype=float), None):
+    groups = [group for group in groups_of(runs, None) if _is_budget(np.log(group["N"]), np.log(group["C"]))]
+    if sum(map(len, groups)) < BUDGETED * len(runs):
+        return []
+    for group in groups:
         log_n = np.log(np.unique(group["N"]))
-        # Few sizes at one D whose C lie close together are no isoFLOP budget.
-        if len(log_n) < MIN_SIZES or np.ptp(log_n) < 2 * np.ptp(np.log(group["C"])):
-            continue
         product = float(np.exp(np.log(group["N"] * group["D"]).mean()))
         best = optimum(FLOPS_PER_PARAM_TOKEN * product)[0] if optimum else np.sqrt(product / TOKENS_PER_PARAM)
         if best > 0 and (kind := fault(log_n, float(np.log(best)))):
@@ -160,7 +161,8 @@ def after(
     law, params = problem.law, problem.law.named(found.theta)
     drawn = law.values(intervals.resample(problem, found, bootstrap, seed)[0])
     values = np.vstack([law.values(found.theta), drawn])
-    budgets, optima, faults = [], [], {kind: [] for kind in REMEDY}
+    budgets, optima = [], []
+    faults: dict[str, list[str]] = {kind: [] for kind in REMEDY}
     for best, by in zip(groups, result["budgets"], strict=True):
         row = {name: best[name].to_numpy(float) for name in "ND"}
         log_n, log_d = _optimum(values, row, best["C"].to_numpy(float), by["C"])
@@ -235,7 +237,7 @@ def _debiased(result: Mapping[str, Any], budgets: Sequence[Mapping[str, Any]]) -
     known = [(np.log(b["C"]), np.log1p(b["bias"])) for b in budgets if b["bias"] is not None and b["difference"]]
     if len(known) < 2:
         return None
-    slope, start = (float(part) for part in np.polyfit(*np.transpose(known), 1))
+    slope, start = (float(part) for part in np.polyfit([c for c, _ in known], [away for _, away in known], 1))
     a, n_0, b, d_0 = (result["params"][name] for name in ("a", "N0", "b", "D0"))
     moved = {"a": -slope, "b": slope}
     ci = {name: ends and [end + moved[name] for end in ends] for name, ends in result["ci"].items() if name in moved}
