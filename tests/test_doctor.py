@@ -100,7 +100,7 @@ def test_corrected_frontier_its_intervals_and_its_text():
     assert any("sizes are off-centre about the optimum at C = 1e+17 (it is" in line for line in found["warnings"])
     text = texts.law_text(found)
     assert "corrected, by a law of all budgets: N_opt = " in text and "the parabolas less their bias: N_opt = " in text
-    assert text.count("between them") == sum(not b["edge"] for b in found["budgets"])
+    assert text.count(" %), corrected ") == sum(not b["edge"] for b in found["budgets"])
     assert fits.to_json(found)["corrected"]["budgets"][0]["C"] == pytest.approx(1e17)
 
 

@@ -161,9 +161,9 @@ def _frontier_lines(result: Mapping[str, Any]) -> list[str]:
             a, b = (f"{name} {number(line['params'][name])} {ci(line, name)}" for name in "ab")
             lines.append(f"  {what}: N_opt = {line['params']['N0']:.4g} C^a, {a}, {b}")
     for by, best in zip(result["budgets"], own.get("budgets", ()), strict=False):
-        first = "no minimum inside" if by["edge"] else f"N_opt {short(by['N_opt'])}"
-        line = f"  C {best['C']:.3g}: {first}, corrected {short(best['N_opt'])} {interval(best['N_ci'], short)}"
-        lines.append(line + ("" if by["edge"] else f", {percent(best['difference'], sign=True)} between them"))
+        own_n = f"N_opt {short(by['N_opt'])} ({percent(best['difference'], sign=True)})"
+        first = "no minimum inside" if by["edge"] else own_n
+        lines.append(f"  C {best['C']:.3g}: {first}, corrected {short(best['N_opt'])} {interval(best['N_ci'], short)}")
     return lines
 
 
