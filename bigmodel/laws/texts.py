@@ -147,12 +147,25 @@ def _law_lines(result: Mapping[str, Any]) -> list[str]:
 def _frontier_lines(result: Mapping[str, Any]) -> list[str]:
     params = result["params"]
     a, b = number(params["a"]), number(params["b"])
-    return [
+    lines = [
         f"N_opt = {params['N0']:.4g} C^{a}, D_opt = {params['D0']:.4g} C^{b}",
         f"  {count(sum(not b['edge'] for b in result['budgets']), 'budget')} of {runs_of(result)}, by {result['law']}",
         f"  a {a} {ci(result, 'a')}, b {b} {ci(result, 'b')}",
         f"  D/N at the optimum: {ratios(result['optimal'])}",
     ]
+    own = result.get("corrected") or {}
+    for what, line in (
+        ("corrected, by a law of all budgets", own),
+        ("the parabolas less their bias", own.get("debiased")),
+    ):
+        if line:
+            a, b = (f"{name} {number(line['params'][name])} {ci(line, name)}" for name in "ab")
+            lines.append(f"  {what}: N_opt = {line['params']['N0']:.4g} C^a, {a}, {b}")
+    for by, best in zip(result["budgets"], own.get("budgets", ()), strict=False):
+        own_n = f"N_opt {short(by['N_opt'])} ({percent(best['difference'], sign=True)})"
+        first = "no minimum inside" if by["edge"] else own_n
+        lines.append(f"  C {best['C']:.3g}: {first}, corrected {short(best['N_opt'])} {interval(best['N_ci'], short)}")
+    return lines
 
 
 def ratios(best: Mapping[str, Any]) -> str:
