@@ -127,7 +127,8 @@ def test_forms_are_their_formulas(name):
 
 
 def test_every_law_is_planted():
-    assert {name.partition(":")[0] for name in (*CLASSIC, *PLANTED)} == set(forms.makers())
+    own = {name.partition(":")[0] for name in (*CLASSIC, *PLANTED)}
+    assert own == set(forms.makers()) - {"average"}  # tests/test_choice.py
 
 
 # ------------------------------------------------------------- the published, and printed identities
