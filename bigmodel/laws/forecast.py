@@ -203,7 +203,7 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
         came_out = ("inside" if came["inside"] else "OUTSIDE") if came else "not finished"
         cells.append(
             {
-                "forecast": row["file"], "sealed": row["date"], "commit": f"{row['commit']}{'+' * row['dirty']}"[-9:],
+                "forecast": row["file"], "sealed": row["date"], "commit": f"{row['commit']}"[:8] + "+" * row["dirty"],
                 "run": row["run_id"], "law": row["law"]["law"], "N": short(row["N"]), "D": short(row["D"]),
                 "gap": f"{row['gap']:.3g}x", "predicted": f"{run['value']:.4f} [{run['low']:.4f}, {run['high']:.4f}]",
                 "observed": f"{came['loss']:.4f}" if came.get("loss") else came.get("status", ""),
