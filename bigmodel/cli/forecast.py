@@ -1,4 +1,4 @@
-"""Forecast the loss of a run before it starts, and show afterwards how well the forecasts of a folder came true.
+"""Forecast the loss of a run before it starts, and score it afterwards.
 
   bigmodel forecast seal FOLDER     writes the next forecast: law, interval, run id, commit, date; refuses a run that
                                     exists already
@@ -12,8 +12,8 @@ several points each, of the ends of WSD branches too, or of the evaluations (run
 
 Examples:
   bigmodel forecast seal forecasts --law=fit.json --config=experiments/gpt.py --config.model.width=128
-  bigmodel train --config=experiments/gpt.py --config.model.width=128
-  bigmodel forecast score forecasts && bigmodel forecast page forecasts
+  bigmodel forecast score forecasts --runs=runs
+  bigmodel forecast page forecasts
 """
 
 import hashlib
