@@ -77,7 +77,8 @@ def finish(path, loss, started="9999-01-01T00:00:00Z", **more):
 def test_a_run_that_is_trained_after_its_forecast_is_scored(cli):
     assert "1 points of its curve" in cli.seal()
     before = Path("forecasts/0001.json").read_bytes()
-    assert "not finished" in cli("forecast", "score", "forecasts")
+    assert "no folder of runs 'runs'" in cli("forecast", "score", "forecasts", code=2)
+    assert "not finished" in cli("forecast", "score", "forecasts", "--runs=.")
     cli("train", *cli.run)
     assert "1 sealed, 1 scored, 1 counted" in cli("forecast", "score", "forecasts")
     home = Path("runs") / read("forecasts/0001.json")["run_id"]
@@ -167,7 +168,7 @@ def three(cli):
 def test_a_broken_chain_is_found_and_nothing_goes_on_from_it(cli, three, harm):
     said = harm(three)
     assert said in cli("forecast", "verify", three, code=1)
-    assert said in cli("forecast", "score", three, code=2)
+    assert said in cli("forecast", "score", three, "--runs=.", code=2)
     assert said in cli.seal(3, code=2) and len(list(three.glob("*.json"))) <= 3
 
 

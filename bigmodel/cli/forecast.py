@@ -60,6 +60,7 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         cli.print_json({"broken": broken, "forecasts": len(chain), "last": last}) if args.json else print(text)
         return 1 if broken else 0
     if args.action == "score":
+        cli.check_exists(Path(args.runs), "folder of runs")
         for path, sealed in forecast.load(folder, now):
             home = _find(args.runs, sealed["run_id"])
             if home and (ended := _ended(home, sealed)):

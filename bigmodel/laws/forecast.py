@@ -55,16 +55,17 @@ def verify(folder: Path, now: str, last: str = "") -> str:
             return f"{k:04}.json is missing: the next file is {path.name}"
         try:
             record = _read(path)
+            scored = _read(score_of(path)) if score_of(path).exists() else None
         except UsageError as e:
             return str(e)
         if record["number"] != k:
-            return f"{path.name} was moved: it was sealed as {record['number']:04}.json"
+            return f"{path.name} was moved: it was sealed as number {record['number']}"
         if record["previous"] != previous:
             return f"{path.name} was sealed after another file than this {k - 1:04}.json, which was changed or replaced"
-        if not before <= record["date"] <= now:
+        if not before <= str(record["date"]) <= now:
             return f"{path.name} is dated {record['date']}, which is not between {before or 'the start'} and {now}"
         previous, before = digest(path), record["date"]
-        if score_of(path).exists() and _read(score_of(path))["forecast"] != previous:
+        if scored and scored["forecast"] != previous:
             return f"{score_of(path).name} is of another {path.name}"
     if last and last != previous:
         return f"the newest forecast has SHA-256 {previous or 'of none'}, not {last}: changed, or some removed after it"
