@@ -61,9 +61,10 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         return 1 if broken else 0
     if args.action == "score":
         cli.check_exists(Path(args.runs), "folder of runs")
-        for path, sealed in forecast.load(folder, now):
-            home = _find(args.runs, sealed["run_id"])
-            if home and (ended := _ended(home, sealed)):
+        chain = forecast.load(folder, now)
+        ends = [_ended(args.runs, sealed) for _, sealed in chain]
+        for (path, sealed), ended in zip(chain, ends, strict=True):
+            if ended:
                 forecast.score(path, sealed, ended)
         found, where = forecast.calibration(forecast.load(folder, now)), ""
     else:
@@ -82,12 +83,13 @@ def _find(runs: str, run_id: str) -> Path | None:
     return next((home for home in homes if any((home / name).exists() for name in marks)), None)
 
 
-def _ended(home: Path, sealed: dict[str, Any]) -> dict[str, Any] | None:
+def _ended(runs: str, sealed: dict[str, Any]) -> dict[str, Any] | None:
     """What `forecast.score` asks of a run; None: it has not finished. UsageError: it is another run than was sealed."""
     from bigmodel.run import record
 
-    result = record.read_result(home)
-    if result is None:
+    home = _find(runs, sealed["run_id"])
+    result = record.read_result(home) if home else None
+    if home is None or result is None:
         return None
     for key in ("params", "tokens"):
         if result["status"] == "done" and result[key] != sealed[key]:
@@ -122,7 +124,7 @@ def _seal(args: cli.Args, overrides: cli.Overrides) -> int:
     if (law.family or frozen.family, law.unit) != (frozen.family, plan.unit):
         errors.note(f"the law is of {law.family} and {law.unit}, the run of {frozen.family} and {plan.unit}")
     n = getattr(plan, COUNTED[law.count])
-    exact = "exact" in str(law.result.get("conventions", {}).get("C"))
+    exact = "exact" in str(law.result.get("conventions"))  # else the fit took C as 6 N D
     flops = plan.flops if exact else 6.0 * n * plan.tokens
     prediction = predict.make(law, n, plan.tokens)
     if prediction["run"]["low"] is None or prediction["gap"] is None:
