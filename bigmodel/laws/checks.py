@@ -120,8 +120,9 @@ def search_warnings(problem: Problem, found: Found) -> list[str]:
         width = problem.high[p] - problem.low[p]
         for bound in (problem.low[p], problem.high[p]):
             if abs(theta[p] - bound) <= 1e-9 * width:
-                number = math.exp(bound) if parameter.log else bound
-                out.append(f"{parameter.name} is at its bound {number:.4g}: the runs don't determine it")
+                number = f"{math.exp(bound):.4g}" if parameter.log and bound < 700 else f"{bound:.4g}"
+                number = f"e^{number}" if parameter.log and bound >= 700 else number  # math.exp overflows
+                out.append(f"{parameter.name} is at its bound {number}: the runs don't determine it")
     if law.members:  # the rest is of a search, which each member had for itself
         return out
     if law.floor and values[law.floor] < 0.01 * problem.target(problem.observed.min()):

@@ -58,7 +58,9 @@ def mixture(r: str = "r1+r2+r3") -> Law:
         return {0: 1.0}, {i: row[name] for i, name in enumerate(names, start=1)}
 
     # Two starts of every t_j together would be 2^K: instead two of the first, from which the descent moves the rest.
-    shares = tuple(Parameter(f"t_{name}", (-1.0, 1.0) if i == 0 else (0.0,), -50.0, 50.0) for i, name in enumerate(names))
+    shares = tuple(
+        Parameter(f"t_{name}", (-1.0, 1.0) if i == 0 else (0.0,), -50.0, 50.0) for i, name in enumerate(names)
+    )
     formula = f"{{c}} + exp({' + '.join(f'{{t_{name}}} {name}' for name in names)})"
     source = "Ye et al. 2024, arXiv:2403.16952"
     parameters = (floor("c", (-1.0, 0.0, 0.5, 1.0)), *shares)
