@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.errors import UsageError, check_ranges
-from bigmodel.laws import reach
+from bigmodel.laws import intervals, reach, texts
 from bigmodel.laws.fitted import Fitted
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 
@@ -198,7 +198,7 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
         "formula": fitted.formula,
         "source": law.source,
         "level": fitted.level,
-        **{name: _with_interval(column, fitted) for name, column in columns.items()},
+        **{name: _with_interval(column, fitted, name == _given(ask)) for name, column in columns.items()},
     }
     out["beyond"] = reach.beyond(fitted.range, {name: out[name]["value"] for name in reach.NAMES})
     _check_plausible(fitted, ask, out)
@@ -257,9 +257,14 @@ def _other_sizes(fitted: Fitted, ask: Ask, n: float, loss: float, budget: float)
     return {"off": off, "basin": basin}
 
 
-def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, Any]:
+def _given(ask: Ask) -> str:
+    """The column that was asked for, the same in every resample."""
+    return {"flops": "total" if ask.inference_tokens else "C", "params": "N", "tokens": "D"}.get(ask.kind, "")
+
+
+def _with_interval(column: np.ndarray, fitted: Fitted, given: bool = False) -> dict[str, Any]:
     value, ends = float(column[0]), fitted.ends(column)
-    if ends is None:
+    if ends is None or (not given and intervals.doubt(np.array(ends), value) == intervals.AGREE):
         return {"value": value, "low": None, "high": None}
     low, high = (e if e < 1e200 else None for e in ends)
     return {"value": value, "low": low, "high": high}
@@ -308,13 +313,13 @@ def _warnings(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> list[str]:
     if best := out["inside"]:
         lines.append(
             f"within the D/N of the fitted runs the best is N {si(best['N'])}, D {si(best['D'])}: loss "
-            f"{best['loss']:.4f} ({100 * best['rel_loss']:+.2g} %)"
+            f"{texts.loss(best['loss'])} ({100 * best['rel_loss']:+.2g} %)"
         )
     if len(fitted.thetas) < 3:
         lines.append("no intervals: the fit was made without resamples")
     elif missing := [k for k in COLUMNS if k in out and out[k]["low"] is None and out[k]["high"] is None]:
         few = out["no_optimum"] > 0.5
-        why = "most resamples have no optimum" if few else "the fitted law's answer is outside those of the resamples"
+        why = "most resamples have no optimum" if few else "the resamples agree, or leave out the fitted law's answer"
         lines.append(f"no interval of {', '.join(missing)}: {why}")
     if out["no_optimum"] > 0.01:
         lines.append(f"{100 * out['no_optimum']:.0f} % of the resamples have no optimum: left out of the intervals")
@@ -354,6 +359,8 @@ def _line(label: str, part: Mapping[str, Any], show: Callable[[float], str]) -> 
         ends = "[no interval]"
     elif None not in part.values() and part["high"] - part["low"] <= 1e-6 * part["high"]:
         ends = ""
+    elif low == high:
+        ends = texts.interval([part["low"], part["high"]], show)
     return f"  {label:<26}{value:>10}  {ends}".rstrip()
 
 
@@ -370,13 +377,13 @@ def text(allocation: Mapping[str, Any], unit: str = "tokens") -> str:
         (f"D  {unit}", "D", si),
         ("C  training FLOPs, 6 N D", "C", "{:.3g}".format),
         ("   with inference, + 2 N T", "total", "{:.3g}".format),
-        ("L  loss at this N and D", "loss", "{:.4f}".format),
+        ("L  loss at this N and D", "loss", texts.loss),
         (f"{unit} per parameter", "tokens_per_param", si),
     ):
         if key in allocation:
             lines.append(_line(label, allocation[key], show))
     off = {"half": allocation["off"]["half"], "twice": allocation["off"]["double"]}
-    other = [f"{k} N: loss {v['loss']:.4f} ({100 * v['rel_loss']:+.2f} %)" for k, v in off.items() if v is not None]
+    other = [f"{k} N: loss {texts.loss(v['loss'])} ({100 * v['rel_loss']:+.2f} %)" for k, v in off.items() if v]
     if other:
         lines.append(f"  for the same FLOPs, {'; '.join(other)}")
     basins = [f"{si(low)} to {si(high)} within {name}" for name, (low, high) in allocation["basin"].items()]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from bigmodel.errors import check_ranges
-from bigmodel.laws import plan, reach
+from bigmodel.laws import intervals, plan, reach, texts
 from bigmodel.laws.fitted import Fitted, is_number
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 
@@ -42,7 +42,7 @@ def make(fitted: Fitted, n: float, d: float) -> dict[str, Any]:
     value, ends, noise = float(log_l[0]), fitted.ends(log_l), scatter(fitted)
     loss = {"value": math.exp(value), "low": None, "high": None}
     run = dict(loss)
-    if ends is not None:
+    if ends is not None and intervals.doubt(np.exp(ends), loss["value"]) != intervals.AGREE:
         below, above = (widening(fitted) * abs(end - value) for end in ends)
         loss |= {"low": math.exp(value - below), "high": math.exp(value + above)}
         if noise is not None:
@@ -107,7 +107,7 @@ def _warnings(fitted: Fitted, out: Mapping[str, Any]) -> list[str]:
     lines = reach.warnings(fitted.range, out["beyond"])
     if out["loss"]["low"] is None:
         few = len(fitted.thetas) < 3
-        why = "the fit was made without resamples" if few else "its resamples leave out the fitted law's prediction"
+        why = "the fit was made without resamples" if few else "its resamples all agree, or leave out the prediction"
         lines.append(f"no interval: {why}")
     if out["noise"] is None:
         lines.append("no interval of one run: the fit holds no residuals of ln L beyond its parameters")
@@ -119,14 +119,14 @@ def text(prediction: Mapping[str, Any], unit: str = "tokens") -> str:
     asked, level = prediction["asked"], f"{100 * prediction['level']:g} %"
 
     def ends(part: Mapping[str, float | None]) -> str:
-        return "[no interval]" if part["low"] is None else f"[{part['low']:.4f}, {part['high']:.4f}]"
+        return "[no interval]" if part["low"] is None else texts.interval([part["low"], part["high"]], texts.loss)
 
     size = f"N {plan.si(asked['N'])} parameters, D {plan.si(asked['D'])} {unit}, C = 6 N D {prediction['C']:.3g} FLOPs"
     lines = [
         f"L(N, D) = {prediction['formula']}   ({prediction['source']})",
         f"{size}; [brackets: {level}]",
-        f"  L  the law's loss          {prediction['loss']['value']:.4f}  {ends(prediction['loss'])}",
-        f"     loss of one run         {prediction['run']['value']:.4f}  {ends(prediction['run'])}",
+        f"  L  the law's loss          {texts.loss(prediction['loss']['value'])}  {ends(prediction['loss'])}",
+        f"     loss of one run         {texts.loss(prediction['run']['value'])}  {ends(prediction['run'])}",
         *(f"  {line}" for line in reach.text(prediction["beyond"], prediction["gap"], prediction["tested"])),
     ]
     return "\n".join([*lines, *(f"  warning: {line}" for line in prediction["warnings"])])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,18 @@ def has_ends(ends: Any) -> bool:
 
 def interval(ends: Any, text: Callable[[float], str] = number, absent: str = "n/a") -> str:
     """[low, high], or `absent`."""
-    return f"[{text(ends[0])}, {text(ends[1])}]" if has_ends(ends) else absent
+    return "[{}, {}]".format(*both(ends, text)) if has_ends(ends) else absent
+
+
+def both(ends: Sequence[float], text: Callable[[float], str]) -> tuple[str, str]:
+    """Both ends of an interval, with more digits where they would look the same."""
+    low, high = map(text, ends)
+    return (low, high) if low != high else (f"{ends[0]:.8g}", f"{ends[1]:.8g}")
+
+
+def loss(value: float) -> str:
+    """Four decimals, of a small one four digits."""
+    return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.4g}"
 
 
 def runs_of(result: Mapping[str, Any]) -> str:
@@ -53,7 +64,7 @@ def ci(result: Mapping[str, Any], name: str, absent: str = "[no interval]") -> s
     ends, held = result["ci"].get(name), result.get("at_bound", {}).get(name, ())
     if not has_ends(ends):
         return absent
-    low, high = (number(end) + ("†" if side in held else "") for end, side in zip(ends, ("low", "high"), strict=True))
+    low, high = (e + ("†" if side in held else "") for e, side in zip(both(ends, number), ("low", "high"), strict=True))
     return f"[{low}, {high}]"
 
 
