@@ -11,10 +11,12 @@ the runs of the 1, 2 and 3 largest compute rungs, which a refit leaves out. Laws
   other targets         learning_rate (lr), batch_size, critical_batch (batch), downstream (accuracy),
                         task_error (error)
   your own              --law=my_law.py, a file with PARAMETERS and form(params, row)
+  the best of several   auto, chosen among gadre, chinchilla, farseer and kaplan_nd by held-out errors at growing gaps;
+                        average, the average of those that tie with it
 
 Examples:
   bigmodel fit runs/demo --out=fit.json
-  bigmodel fit points.csv --N=params --D=tokens --L=loss --against=gadre --against=kaplan_nd --report=out
+  bigmodel fit points.csv --N=params --D=tokens --L=loss --law=auto --report=out
 """
 
 import json
@@ -35,7 +37,13 @@ def arguments(parser: cli.Parser) -> None:
     add = parser.add_argument
     add("points", help="a sweep's folder, or a table: .csv, .tsv, .json, .jsonl, .parquet, or an export of W&B")
     add("--law", default="chinchilla", help="a law named above, or a .py file")
-    add("--against", action="append", default=[], metavar="LAW", help="compare held-out errors with it; repeatable")
+    add(
+        "--against",
+        action="append",
+        default=[],
+        metavar="LAW",
+        help="a rival, ranked with it by held-out errors; repeatable",
+    )
     add("--out", metavar="FIT.JSON", help="write the fit here")
     add("--report", metavar="FOLDER", help="write a page with figures and tables here, as `bigmodel report` does")
     for name, meaning in (("N", "parameters"), ("D", "tokens"), ("L", "loss"), ("C", "FLOPs")):
@@ -103,11 +111,11 @@ def _fit(args: cli.Args) -> tuple[dict[str, Any], str]:
 
 def columns_of(law: str, against: list[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """(the column that a law predicts, those that the law and its rivals read, those that may have either sign)"""
-    from bigmodel.laws import forms, frontier
+    from bigmodel.laws import choice, forms, frontier
 
     if law in frontier.METHODS:
         return "L", ("N", "D"), ()
-    models = [forms.get(name) for name in (law, *against)]
+    models = [forms.get(name) for name in (*(choice.CANDIDATES if law in choice.RULES else [law]), *against)]
     needed = tuple(dict.fromkeys(c for model in models for c in model.columns))
     return models[0].target, needed, tuple(c for model in models for c in model.any_sign)
 

@@ -91,6 +91,8 @@ def resample(
         theta, _ = full_grid.refit(problem, counts, progress=sys.stderr.isatty())
         return theta, resamples - len(theta)
     theta, settled = refit(problem, found.basins, counts, rng)
+    if members := len(problem.law.members):  # see `forms.average`
+        theta[:, :members] = np.eye(members)[rng.choice(members, len(theta), p=found.theta[:members])]
     return theta[settled], resamples - int(settled.sum())
 
 
@@ -123,7 +125,7 @@ def _centred(problem: Problem, found: Found, part: np.ndarray) -> tuple[Problem,
 def usable(problem: Problem, counts: np.ndarray) -> np.ndarray:
     """Which resamples (R, n) can have a law: enough distinct runs, and no column with a single value."""
     drawn = counts > 0
-    usable = drawn.sum(axis=1) >= max(MIN_POINTS, len(problem.law.names) + 1)
+    usable = drawn.sum(axis=1) >= max(MIN_POINTS, problem.law.num_params + 1)
     for column in (problem.row[name] for name in problem.law.varying):
         usable &= np.where(drawn, column, -np.inf).max(axis=1) > np.where(drawn, column, np.inf).min(axis=1)
     return usable
@@ -135,6 +137,11 @@ def refit(
     """The best of every basin (B, P) for each of the resamples `counts` (R, n): theta (R, P), settled (R,)."""
     if not len(counts):
         return np.empty((0, basins.shape[1])), np.empty(0, dtype=bool)
+    if members := problem.members():
+        ends = np.cumsum([len(members), *(len(member.law.parameters) for member in members)])
+        parts = [refit(own, basins[:, a:b], counts, rng) for own, a, b in zip(members, ends, ends[1:], strict=False)]
+        weights = np.repeat(basins[:1, : len(members)], len(counts), axis=0)
+        return np.hstack([weights, *(theta for theta, _ in parts)]), np.all([done for _, done in parts], axis=0)
     found = []
     dual = problem.dual(basins[:1], second=True)
     first = FEW_IRLS_STEPS if dual is not None and not dual.edges else IRLS_STEPS

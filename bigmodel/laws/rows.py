@@ -29,6 +29,7 @@ FLOPS = ("exact", "6nd")
 SIX = {"N", "D", "C"}  # C = 6 N D gives one of them from the others
 # Tokens or examples per parameter of runs as people do them; a unit of a thousand or more leads outside.
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e5
+LEAST_FLOPS = 1e10  # of a run, the median: a second of one core
 MOST_NUMBERED = 20_000  # rows whose numbers in their table are kept
 LARGEST = 1e60  # of a size, an amount of data or a loss; products of larger ones overflow
 OLD = "an earlier version wrote them; choose another --count, or run them again in another folder"
@@ -361,7 +362,7 @@ def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[
     for letter in small:
         what = {"N": "parameters", "D": "tokens or examples"}[letter]
         source.warnings.append(
-            f"{letter} is {middle[letter]:.4g} at the median, little for {what}: in millions, or swapped?"
+            f"{letter} is {middle[letter]:.4g} at the median, little for {what}: in millions or billions, or swapped?"
         )
     if not small and not source.ours and {"N", "D"} <= set(needed):
         ratio = (frame["D"] / frame["N"]).median()
@@ -371,6 +372,11 @@ def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[
             source.warnings.append(
                 f"{few} is {middle[few]:.4g} at the median beside {many} of {middle[many]:.4g}, {ratio:.3g} tokens per "
                 f"parameter: is {few} in thousands, millions or billions? A law and its plans need plain numbers"
+            )
+        elif (flops := (FLOPS_PER_PARAM_TOKEN * frame["D"] * frame["N"]).median()) < LEAST_FLOPS:
+            source.warnings.append(
+                f"6 N D is {flops:.3g} FLOPs at the median, a moment's training: are N and D in thousands, millions or "
+                "billions?"
             )
     if target == "L" and "N" in needed and middle["L"] > 1e4:
         source.warnings.append(f"L is {middle['L']:.4g} at the median, much for a loss: are the columns swapped?")

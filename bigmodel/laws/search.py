@@ -110,6 +110,8 @@ def search(problem: Problem, counts: np.ndarray | None = None) -> Found:
       UsageError: the law predicts no positive number from any start.
     """
     counts = np.ones(len(problem)) if counts is None else counts
+    if problem.law.members:
+        return _search_members(problem, counts)
     theta = problem.starts()
     for steps, keep, runs in SCREEN:
         small, few = _part(problem, counts, runs)
@@ -137,6 +139,15 @@ def search(problem: Problem, counts: np.ndarray | None = None) -> Found:
     if problem.estimator == "likelihood":
         best, least, scale = free_scale(problem, best, counts)
     return Found(best[0], float(least[0]), float(scale[0]), theta, objective, basins, bool(done[0]), same)
+
+
+def _search_members(problem: Problem, counts: np.ndarray) -> Found:
+    """An average's members, each found by itself, with equal weights."""
+    found = [search(member, counts) for member in problem.members()]
+    theta = np.concatenate([np.full(len(found), 1 / len(found)), *(one.theta for one in found)])
+    objective = problem.huber(problem.residuals(theta[None])[0], counts[None])
+    settled = all(one.settled for one in found)
+    return Found(theta, float(objective[0]), 0.0, theta[None], objective, theta[None], settled, np.ones(1, dtype=bool))
 
 
 def _part(problem: Problem, counts: np.ndarray, runs: int) -> tuple[Problem, np.ndarray]:

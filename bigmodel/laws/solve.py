@@ -83,6 +83,10 @@ class Problem:
         """The same problem for a part of the runs."""
         return replace(self, row={name: x[part] for name, x in self.row.items()}, observed=self.observed[part])
 
+    def members(self) -> list[Problem]:
+        """The problem of each member of an average."""
+        return [replace(self, law=law) for law in self.law.members]
+
     def of_candidates(self, part: slice | np.ndarray) -> Problem:
         """The same problem for a part of the candidates."""
         return replace(self, delta=self.delta[part]) if isinstance(self.delta, np.ndarray) else self

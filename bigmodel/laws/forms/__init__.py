@@ -34,7 +34,7 @@ Form = Callable[[Any, Row], Any]  # of arrays, or of duals
 
 # Wherever a law trades N for D, C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 FLOPS_PER_PARAM_TOKEN = 6.0
-MODULES = ("loss", "curves", "tuning")
+MODULES = ("loss", "curves", "tuning", "sparse", "recipes", "average")
 MOST_BREAKS = 3  # of a broken law: its grid of starts grows sixfold with each
 REFERENCE_FLOPS = 1e21  # where a law without a constant exponent is asked for one
 
@@ -103,6 +103,7 @@ class Law:
         search to a law of L in N and D without a closed one.
       exponents: (values by name, C) -> {"a": of N_opt ~ C^a, "b": of D_opt ~ C^b} near C; None: has none.
       constant: columns that may be the same in every run.
+      members: the laws that it is an average of; the fit then fits each by itself.
       name: what `get` makes it from.
     """
 
@@ -115,6 +116,7 @@ class Law:
     optimum: Callable[[Values, float], tuple[float, float]] | None = None
     exponents: Callable[..., dict[str, float]] | None = None
     constant: tuple[str, ...] = ()
+    members: tuple[Law, ...] = ()
     name: str = ""
     linear: bool = False
     signed: tuple[str, ...] = ()
@@ -132,6 +134,16 @@ class Law:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(p.name for p in self.parameters)
+
+    @property
+    def num_params(self) -> int:
+        """How many parameters are fitted to the same runs; of an average, the most of any member."""
+        return max(law.num_params for law in self.members) if self.members else len(self.parameters)
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether it predicts a loss above zero at any compute; of an average: whether each member does."""
+        return all(law.has_floor for law in self.members) if self.members else bool(self.floor)
 
     @property
     def exponent_names(self) -> tuple[str, ...]:
