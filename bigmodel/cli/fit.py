@@ -32,6 +32,8 @@ from bigmodel.files import sealed, writing
 OF_ROWS = ("drop_highest", "count", "flops", "where", "run", "drop", "earlier")
 OF_FIT = ("law", "delta", "bootstrap", "seed", "holdout", "estimator", "above", "residuals", "against", "full_grid")
 
+QUICK = {"bootstrap": 100, "holdout": 1}  # at most, with --quick
+
 
 def arguments(parser: cli.Parser) -> None:
     add = parser.add_argument
@@ -64,6 +66,7 @@ def arguments(parser: cli.Parser) -> None:
     add("--full-grid", action="store_true", help="start every resample from the whole grid: minutes on all cores")
     add("--holdout", type=int, default=3, help="number of largest compute rungs to hold out")
     add("--drop-highest", type=int, default=0, metavar="K", help="leave out the K points of highest loss")
+    add("--quick", action="store_true", help=f"at most {QUICK['bootstrap']} resamples and one rung held out")
     add("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
@@ -93,7 +96,12 @@ def _fit(args: cli.Args) -> tuple[dict[str, Any], str]:
             _check_writable(Path(path), is_folder)
     reading = {k: options[k] for k in OF_ROWS}
     frame = rows.load(args.points, columns, target=target, needed=needed, signed=signed, **reading)
-    result = fit.fit(frame, budgets=budgets, say=cli.progress, **{k: options[k] for k in OF_FIT})
+    of_fit = {k: options[k] for k in OF_FIT}
+    if args.quick:
+        of_fit |= {k: min(most, options[k]) for k, most in QUICK.items()}
+    result = fit.fit(frame, budgets=budgets, say=cli.progress, **of_fit)
+    if args.quick:
+        result["warnings"].insert(0, "--quick: few resamples and held-out rungs; intervals and errors are rough")
     out = fit.to_json(result)
     if args.out:
         with writing(args.out):
