@@ -1,5 +1,7 @@
 """Residuals of the target itself, and the derivatives of every law against differences."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -231,3 +233,16 @@ def test_resamples_of_a_users_law_are_those_of_the_built_in(tmp_path):
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
     np.testing.assert_allclose(found[0][2], found[1][2], rtol=1e-3)
+
+
+def test_quick_says_that_it_is_rough(tmp_path, capsys):
+    frame = table({"N": SIZES, "D": TOKENS}, forms.get("chinchilla"), CHINCHILLA)
+    frame["L"] *= np.exp(np.random.default_rng(0).normal(0, 0.01, len(frame)))
+    frame.to_csv(tmp_path / "points.csv", index=False)
+    said = {}
+    for more in ((), ("--quick",), ("--quick", "--bootstrap=20", "--holdout=0")):
+        assert main.main(["fit", str(tmp_path / "points.csv"), "--bootstrap=150", "--holdout=2", "--json", *more]) == 0
+        fit = json.loads(capsys.readouterr().out)
+        rough = sum("--quick" in line for line in fit["warnings"])
+        said[more] = fit["resamples"]["asked"], len(fit["holdout"]), rough
+    assert list(said.values()) == [(150, 2, 0), (100, 1, 1), (20, 0, 1)]
