@@ -33,8 +33,7 @@ from bigmodel.laws.forms import Law, Row
 
 # Candidates moved together: 64 * 240 runs * 5 slopes * 8 bytes = 0.6 MB stays in a core's cache.
 CHUNK_ELEMENTS = 64 * 240
-SHRINK, GROW, LAMBDA_MAX = 0.2, 5.0, 1e12
-LAMBDA_START = {"irls": 1e-2, "newton": 1e-6}  # Newton's steps start close, where damping only slows them
+SHRINK, GROW, LAMBDA_START, LAMBDA_MAX = 0.2, 5.0, 1e-2, 1e12
 TOLERANCE = 1e-13  # of the objective: a smaller gain is rounding
 DIFFERENCE = 1e-6  # step of finite differences: small against delta = 1e-3, large against float64's 1e-16
 
@@ -200,7 +199,7 @@ def descend(
                 waiting += len(new)
                 own = counts[new] if counts.ndim == 2 else counts[None]
                 local = _local(problem.of_candidates(new), theta[new], own, curvature)
-                start = [new, np.zeros(len(new)), np.full(len(new), LAMBDA_START[curvature]), theta[new], *local]
+                start = [new, np.zeros(len(new)), np.full(len(new), LAMBDA_START), theta[new], *local]
                 moving = [np.concatenate(pair) for pair in zip(moving, start, strict=True)] if moving else start
             index, taken, damping, at, value, slope, unit, matrix = moving
             part = problem.of_candidates(index)
