@@ -22,8 +22,8 @@ from bigmodel.laws import forms
 LEAST_SQUARES = 1e3  # a Huber threshold that no residual reaches
 
 
-FARSEER = {"f_0": 0.451381, "f_1": -0.120111, "q": 0.13, "g_0": 130.0693, "g_1": -1.108683, "b": -0.1729}
-FARSEER |= {"h_0": 0.307693, "h_1": -0.197921, "a": 0.0459}  # the printed constants
+FARSEER = {"f_0": 0.451381, "f_1": -0.120111, "f_2": 0.13, "g_0": 130.0693, "g_1": -1.108683, "g_2": -0.1729}
+FARSEER |= {"h_0": 0.307693, "h_1": -0.197921, "h_2": 0.0459}  # the printed constants
 
 
 def farseer(folder):

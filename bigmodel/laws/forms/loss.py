@@ -223,11 +223,12 @@ def farseer() -> Law:
     The paper's exp(s N^q + S) + exp(B N^b + Q) D^-exp(A N^a + E), with each exponent s N^q + S written by its value and
     slope at N = 1e9, which runs determine, in place of s and S, which they hardly do:
 
-        s N^q + S = ln f_0 + f_1 ((N/1e9)^q - 1) / q,   f_1 = q s 1e9^q,   ln f_0 = s 1e9^q + S,
+        s N^q + S = ln f_0 + f_1 ((N/1e9)^q - 1) / q,   f_1 = q s 1e9^q,   ln f_0 = s 1e9^q + S,   f_2 = q,
 
-    f_0 the floor at 1e9 parameters, f_1 its slope in ln N there, q the bend (0: none); likewise g and h. Published, for
-    bits per character: E 3.133347, s -0.062465473, q 0.13, S 0.1284881, B 230.734371, b -0.1729, Q -1.544209554,
-    A -1.665630816, a 0.0459, which is f_0 0.45138, f_1 -0.12011, g_0 130.07, g_1 -1.10868, h_0 0.30769, h_1 -0.19792.
+    f_0 the floor at 1e9 parameters, f_1 its slope in ln N there, f_2 the bend (0: none); likewise g and h. Published,
+    for bits per character: E 3.133347, s -0.062465473, q 0.13, S 0.1284881, B 230.734371, b -0.1729,
+    Q -1.544209554, A -1.665630816, a 0.0459, which is f_0 0.45138, f_1 -0.12011, g_0 130.07, g_1 -1.10868, h_0 0.30769,
+    h_1 -0.19792.
     """
 
     def bent(log_n: np.ndarray, bend: np.ndarray) -> np.ndarray:
@@ -235,21 +236,21 @@ def farseer() -> Law:
         return np.where(small, log_n, np.expm1(bend * log_n) / np.where(small, 1.0, bend))
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
-        f0, f1, q, g0, g1, b, h0, h1, a = theta
+        f0, f1, f2, g0, g1, g2, h0, h1, h2 = theta
         log_n = np.log(row["N"]) - math.log(1e9)
-        data = np.exp(h0 + h1 * bent(log_n, a)) * np.log(row["D"])
-        return log_sum(f0 + f1 * bent(log_n, q), g0 + g1 * bent(log_n, b) - data)
+        data = np.exp(h0 + h1 * bent(log_n, h2)) * np.log(row["D"])
+        return log_sum(f0 + f1 * bent(log_n, f2), g0 + g1 * bent(log_n, g2) - data)
 
     parameters = (
         coefficient("f_0", (-1.0, 0.5)),
         exponent("f_1", (-0.2, -0.05), -3.0, 3.0),
-        exponent("q", (0.1,), -2.0, 2.0),
+        exponent("f_2", (0.1,), -2.0, 2.0),
         coefficient("g_0", (3.0, 5.0, 8.0)),
         exponent("g_1", (-1.0, 0.0), -20.0, 20.0),
-        exponent("b", (-0.1,), -2.0, 2.0),
+        exponent("g_2", (-0.1,), -2.0, 2.0),
         positive("h_0", (-1.6, -1.2, -0.8), -7.0, 2.0),
         exponent("h_1", (-0.2, 0.0), -3.0, 3.0),
-        exponent("a", (0.05,), -2.0, 2.0),
+        exponent("h_2", (0.05,), -2.0, 2.0),
     )
-    formula = "f + g/D^h at N = 1e9: f {f_0}, g {g_0}, h {h_0}; slopes {f_1}, {g_1}, {h_1}; bends {q}, {b}, {a}"
+    formula = "f + g/D^h at N = 1e9: f {f_0}, g {g_0}, h {h_0}; slopes {f_1}, {g_1}, {h_1}; bends {f_2}, {g_2}, {h_2}"
     return Law(formula, "Li et al. 2025, arXiv:2506.10972 (Farseer)", ("N", "D"), parameters, form)
