@@ -104,6 +104,16 @@ def test_corrected_frontier_its_intervals_and_its_text():
     assert fits.to_json(found)["corrected"]["budgets"][0]["C"] == pytest.approx(1e17)
 
 
+def test_the_line_less_its_bias_is_the_law_s():
+    """Sizes whose middle is off by a factor that isn't a power of C bend the parabolas' line; less their bias, not."""
+    runs, _ = study.planted("besiroglu", "3x above")
+    found, beta = frontier.fit(runs, "isoflop", bootstrap=50), 0.3658 / (0.3478 + 0.3658)
+    line = found["corrected"]["debiased"]["params"]
+    assert abs(found["params"]["a"] - beta) > 1e-3
+    assert [line["a"], line["b"]] == pytest.approx([beta, 1 - beta], abs=1e-4)
+    assert [line["N0"], line["D0"]] == pytest.approx([found["corrected"]["params"][k] for k in ("N0", "D0")], rel=1e-3)
+
+
 def test_sound_budgets_give_no_warning():
     for law in study.LAWS:
         for grid in ("centred, x4", "centred, x16"):

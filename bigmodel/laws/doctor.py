@@ -187,7 +187,7 @@ def after(
         optima.append((log_n, log_d))
     (a, n_0), (b, d_0) = (np.polyfit(np.log([b["C"] for b in budgets]), logs, 1) for logs in zip(*optima, strict=True))
     lines = {"a": a, "N0": np.exp(n_0), "b": b, "D0": np.exp(d_0)}
-    corrected = {
+    corrected: dict[str, Any] = {
         "law": params,
         "params": {name: float(line[0]) for name, line in lines.items()},
         "ci": {name: _interval(line, bootstrap) for name, line in lines.items()},
@@ -195,6 +195,9 @@ def after(
         "debiased": _debiased(result, budgets),
     }
     warnings = [f"sizes are {k} about the optimum at C = {_some(v)}: {REMEDY[k]}" for k, v in faults.items() if v]
+    if bootstrap and corrected["ci"]["a"] is None:
+        why = intervals.doubt(intervals.bias_corrected(a[1:, None], a[:1])[:, 0], a[0])
+        warnings.append(f"no interval of the corrected a: {why or 'too few resamples have an optimum'}")
     return result | {"corrected": corrected, "warnings": [*result["warnings"], *warnings, *_doubts(result, budgets)]}
 
 
@@ -222,13 +225,15 @@ def _optimum(
     _, a, alpha, b, beta = values.T
     kappa, log_k = np.polyfit(np.log(row["N"]), np.log(c / (row["N"] * row["D"])), 1)
     beta_n, left = beta * (1 + kappa), np.log(flops) - log_k  # ln D = left - (1 + kappa) ln N
-    log_n = (np.log(alpha * a) - np.log(beta_n * b) + beta * left) / (alpha + beta_n)
+    with np.errstate(all="ignore"):  # a resample may have an exponent of 0, and then no optimum
+        log_n = (np.log(alpha * a) - np.log(beta_n * b) + beta * left) / (alpha + beta_n)
+    log_n[~np.isfinite(log_n)] = np.nan
     return log_n, left - (1 + kappa) * log_n
 
 
 def _interval(values: np.ndarray, asked: int) -> list[float] | None:
     """Of values[0], by its resamples, the other values."""
-    if not intervals.enough(len(values) - 1, asked):
+    if not intervals.enough(int(np.isfinite(values[1:]).sum()), asked):
         return None
     return intervals.pair(intervals.bias_corrected(values[1:, None], values[:1])[:, 0], float(values[0]))
 
@@ -253,7 +258,7 @@ def _doubts(result: Mapping[str, Any], budgets: Sequence[Mapping[str, Any]]) -> 
         lines.append(f"the corrected optima count the budgets without a minimum inside too: C = {_some(edges)}")
     pairs = [(by, b) for by, b in zip(result["budgets"], budgets, strict=True) if by["N_ci"] and b["bias"] is not None]
     apart = sum(not by["N_ci"][0] <= b["N_opt"] * (1 + b["bias"]) <= by["N_ci"][1] for by, b in pairs)
-    if apart > len(pairs) / 2:
+    if len(pairs) > 2 and apart > len(pairs) / 2:
         lines.append(
             f"the law of all budgets puts the least loss elsewhere than the runs have it, beyond the bias, at {apart} "
             f"of {len(pairs)} budgets: it doesn't hold over all of them, and the debiased line is the one to trust"

@@ -43,7 +43,7 @@ def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tu
 def fit(
     frame: pd.DataFrame, law: str, bootstrap: int = 1000, seed: int = 0, budgets_at: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """The frontier as a fit's dict (see `fit.fit`), for `law` "isoflop" or "envelope"."""
+    """The frontier as a fit's dict (see `fit.fit`), for `law` "isoflop", corrected by `doctor.after`, or "envelope"."""
     if budgets_at is not None and law != "isoflop":
         raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
     if "C" not in frame and {"N", "D"} <= set(frame):
@@ -103,7 +103,8 @@ def isoflop(
                 )
         raise UsageError(
             f"isoflop: {len(inside)} of {len(budgets)} budgets have their best size inside a range of "
-            f"{MIN_SIZES} or more; two are needed: run more sizes at each C (`bigmodel sweep` with isoflop())"
+            f"{MIN_SIZES} or more; two are needed: run more sizes at each C (`bigmodel sweep` with isoflop()), or fit "
+            "--law=chinchilla, which needs none inside"
         )
     warnings = list(frame.attrs.get("warnings", []))
     if few:

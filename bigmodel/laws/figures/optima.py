@@ -40,8 +40,8 @@ def isoflop(study: Study, size: style.Size) -> Figure | None:
         ms=1.2 * size.dot**0.5, mec="white", mew=0.6, zorder=6, label="Minimum, 95 % interval of N",
     )  # fmt: skip
     if own := found[0].get("corrected"):
-        best, least = ([b[name] for b in own["budgets"]] for name in ("N_opt", "L_opt"))
-        axes.plot(best, least, "X", color=style.INK, ms=1.2 * size.dot**0.5, mec="white", zorder=7, label="Corrected")
+        optima = [[b[name] for b in own["budgets"]] for name in ("N_opt", "L_opt")]
+        axes.plot(*optima, "X", color=style.INK, ms=1.2 * size.dot**0.5, mec="white", zorder=7, label="Corrected")
     if any(b["edge"] for b in budgets):
         axes.plot([], [], color=style.GREY, lw=1, ls=":", label="No minimum inside the budget's runs")
     axes.set(xlabel=study.label("N"), ylabel=study.loss)
