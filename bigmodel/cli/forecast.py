@@ -54,10 +54,10 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
 
     folder, now = Path(args.folder), record.now()
     if args.action == "verify":
-        broken, chain = forecast.verify(folder, now, args.last), forecast.paths(folder)
-        last = forecast.digest(chain[-1]) if chain else ""
-        text = f"broken: {broken}" if broken else f"{len(chain)} forecasts, the chain is whole; the newest: {last}"
-        cli.print_json({"broken": broken, "forecasts": len(chain), "last": last}) if args.json else print(text)
+        broken, there = forecast.verify(folder, now, args.last), forecast.paths(folder)
+        last = forecast.digest(there[-1]) if there else ""
+        text = f"broken: {broken}" if broken else f"{len(there)} forecasts, the chain is whole; the newest: {last}"
+        cli.print_json({"broken": broken, "forecasts": len(there), "last": last}) if args.json else print(text)
         return 1 if broken else 0
     if args.action == "score":
         cli.check_exists(Path(args.runs), "folder of runs")
