@@ -109,7 +109,7 @@ def unit_warnings(data: Mapping[str, np.ndarray], law: Law) -> list[str]:
         out.append(f"L is {middle:.4g} at the median, more than ln of a vocabulary: is it a perplexity, or a sum?")
     if law.target == "L" and six is not None and np.ptp(compute := data.get("C", six)) > 0:
         ranks = [np.unique(column, return_inverse=True)[1] for column in (compute, data["L"])]
-        if (rising := float(np.corrcoef(*ranks)[0, 1])) > RISING:
+        if (rising := float(np.corrcoef(ranks[0], ranks[1])[0, 1])) > RISING:
             out.append(
                 f"L rises with C (rank correlation {rising:.2f}): is it an accuracy? A loss falls; --L names its column"
             )

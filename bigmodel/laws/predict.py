@@ -42,7 +42,7 @@ def make(fitted: Fitted, n: float, d: float) -> dict[str, Any]:
     value, ends, noise = float(log_l[0]), fitted.ends(log_l), scatter(fitted)
     loss = {"value": math.exp(value), "low": None, "high": None}
     run = dict(loss)
-    if ends is not None and intervals.doubt(np.exp(ends), loss["value"]) != intervals.AGREE:
+    if ends is not None and intervals.doubt(np.exp(ends), math.exp(value)) != intervals.AGREE:
         below, above = (widening(fitted) * abs(end - value) for end in ends)
         loss |= {"low": math.exp(value - below), "high": math.exp(value + above)}
         if noise is not None:
