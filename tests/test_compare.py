@@ -212,6 +212,18 @@ def test_a_law_that_misses_the_cells_gives_no_verdict():
     assert not compare._paired(a, b)["agree"]
 
 
+def test_a_law_that_misses_the_shape_of_the_runs_gives_no_verdict(files, capsys, tmp_path):
+    c, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e17, 1e20, 5), np.geomspace(2, 500, 8), indexing="ij"))
+    n = np.sqrt(c / 6 / ratio)
+    loss = LAW.predict(TRUTH, {"N": n, "D": n * ratio}) * np.exp(0.01 * np.abs(np.log(ratio / 30)) ** 3)
+    loss *= np.exp(0.002 * np.random.default_rng(0).standard_normal(len(n)))
+    pd.DataFrame({"params": n, "tokens": n * ratio, "loss": loss}).to_csv(tmp_path / "bent.csv")
+    out = compared(capsys, files["base"], tmp_path / "bent.csv")
+    (pair,) = out["pairs"]
+    assert pair["missed"] == ["bent"] and {row["verdict"] for row in pair["scales"]} == {"no verdict"}
+    assert "misses the shape" in pair["verdict"] and pair["settle"] is None and not pair["crossings"]
+
+
 def test_a_profile_is_the_best_fit_with_its_loss():
     """No law found from other starts has the same loss at the scale and fits the runs better."""
     n, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 3e8, 4), np.geomspace(5, 160, 3)))
