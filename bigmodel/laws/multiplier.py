@@ -12,9 +12,9 @@ likelihood; Bates & Watts 1988, "Nonlinear Regression Analysis", section 6.1):
     T_A^2 + T_B^2 <= t^2,   T^2 = (n - P) (Q(theta) / min Q - 1),   Q the Huber sum of the residuals of ln L,
 
 t the quantile of Student's distribution. So few runs are not taken for many, and an end is unbounded where the runs
-allow that A never reaches B's loss. Percentiles of a bootstrap are too narrow there. The band over all scales and all
-inputs has the quantile of the largest |t| over them in place of t. docs/results.md has how often both hold planted
-multipliers.
+allow that A never reaches B's loss. Percentiles of a bootstrap know of no degrees of freedom. The band over all scales
+and all inputs has the quantile of the largest |t| over them in place of t. docs/results.md has how often both hold
+planted multipliers.
 
 Legend: N parameters of the model, D tokens or examples, C training FLOPs, L loss; P parameters of the law, n runs, K
 scales (values of C), S parameter sets, J points of a profile, R simulated deviations; A one input, B another.
@@ -127,6 +127,8 @@ def side(name: str, frame: pd.DataFrame, law: Law) -> Side:
                 f"runs differ from the law by {100 * scatter:.2g} %, repeats of one configuration by "
                 f"{100 * deviation:.2g} %: the law misses part of these runs, which no interval counts"
             )
+    if scatter < SAME_RESIDUAL:
+        warnings.append("these runs lie on the law itself: they have no scatter to make an interval of")
     missed = "" if n_runs < len(problem) else _pattern(problem, theta)
     return Side(name, frame, data, problem, theta, n_runs, scatter, tested, missed, [missed, *warnings][not missed :])
 
