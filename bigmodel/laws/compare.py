@@ -131,8 +131,8 @@ def compare(
         pair["settle"] = _settle(a, b, rows, wide)
         pair["verdict"] = _verdict(pair)
         out.append(pair)
-    first = sides[0].problem.log_loss
-    twins = [s.name for s in sides[1:] if np.array_equal(np.sort(s.problem.log_loss), np.sort(first))]
+    first = sides[0].problem.observed
+    twins = [s.name for s in sides[1:] if np.array_equal(np.sort(s.problem.observed), np.sort(first))]
     same = [f"{name} has the losses of {sides[0].name}, every one: the same runs?" for name in twins]
     return {
         "law": name,
@@ -213,7 +213,7 @@ def _crossings(rows: Sequence[Mapping[str, Any]], log_c: np.ndarray, estimate: n
 def _cells(side: Side) -> pd.Series:
     """Mean ln L of each configuration: of the law's columns, to four digits."""
     keys = [[float(f"{v:.4g}") for v in side.data[name]] for name in side.law.columns]
-    return pd.Series(side.problem.log_loss).groupby(keys).mean()
+    return pd.Series(side.problem.observed).groupby(keys).mean()
 
 
 def _paired(a: Side, b: Side) -> dict[str, Any] | None:
@@ -232,7 +232,7 @@ def _paired(a: Side, b: Side) -> dict[str, Any] | None:
     half = stats.t.ppf(0.5 + LEVEL / 2, free) * math.sqrt(float(rest @ rest) / free * float(at @ at))
     value, variance = 0.0, 0.0
     for side, sign in ((a, -1.0), (b, 1.0)):
-        part = multiplier.replace(side.problem, row=row, log_loss=np.zeros(len(c)))
+        part = multiplier.replace(side.problem, row=row, observed=np.zeros(len(c)))
         predicted, slopes = part.residuals(side.theta[None])
         value += sign * float(at @ predicted[0])
         gradient = slopes[0] @ at
@@ -311,7 +311,7 @@ def _candidates(a: Profile, b: Profile) -> list[tuple[str, float, float, list[np
     for p in (a, b):
         there = multiplier.optima(p.side.law, p.side.theta[None], np.log([larger]))
         slopes.append(
-            multiplier.replace(p.side.problem, row=there, log_loss=np.zeros(1)).residuals(p.side.theta[None])[1][0]
+            multiplier.replace(p.side.problem, row=there, observed=np.zeros(1)).residuals(p.side.theta[None])[1][0]
         )
     out.append(("runs of each on a next rung, at its best N and D", larger, 2 * larger, slopes))
     return out

@@ -280,7 +280,7 @@ def profile(side: Side, log_c: np.ndarray) -> Profile:
             if goal is None:
                 goal = np.diag(law.form(now.T[:, :, None], added)) + sign * move
             row = {name: np.concatenate([problem.row[name], added[name]]) for name in law.columns}
-            both = replace(problem, row=row, log_loss=np.concatenate([problem.log_loss, goal]))
+            both = replace(problem, row=row, observed=np.concatenate([problem.observed, goal]))
             found, _, _ = descend(both, found, counts, 5)
             found, _, _ = descend(both, found, counts, 10, "newton")
         cost = problem.huber(problem.residuals(found)[0], ones)
