@@ -212,6 +212,34 @@ def test_a_law_that_misses_the_cells_gives_no_verdict():
     assert not compare._paired(a, b)["agree"]
 
 
+def test_a_law_that_misses_the_shape_of_the_runs_gives_no_verdict(files, capsys, tmp_path):
+    c, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e17, 1e20, 5), np.geomspace(2, 500, 8), indexing="ij"))
+    n = np.sqrt(c / 6 / ratio)
+    loss = LAW.predict(TRUTH, {"N": n, "D": n * ratio}) * np.exp(0.01 * np.abs(np.log(ratio / 30)) ** 3)
+    loss *= np.exp(0.002 * np.random.default_rng(0).standard_normal(len(n)))
+    pd.DataFrame({"params": n, "tokens": n * ratio, "loss": loss}).to_csv(tmp_path / "bent.csv")
+    out = compared(capsys, files["base"], tmp_path / "bent.csv")
+    (pair,) = out["pairs"]
+    assert pair["missed"] == ["bent"] and {row["verdict"] for row in pair["scales"]} == {"no verdict"}
+    assert "misses the shape" in pair["verdict"] and pair["settle"] is None and not pair["crossings"]
+
+
+def test_where_noise_is_small_the_interval_is_that_of_linear_theory():
+    n, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 3e8, 6), np.geomspace(5, 160, 4)))
+    loss = LAW.predict(TRUTH, {"N": n, "D": n * ratio})
+    log_c, sides = np.log([1e17, 2e18, 3e19]), []
+    for seed in (0, 1):
+        noisy = loss * np.exp(3e-4 * np.random.default_rng(seed).standard_normal(24))
+        sides.append(multiplier.side(str(seed), pd.DataFrame({"N": n, "D": n * ratio, "L": noisy}), LAW))
+    a, b = (multiplier.profile(side, log_c) for side in sides)
+    variance = sum(np.einsum("kp,pq,kq->k", p.slopes, p.side.spread, p.slopes) for p in (a, b))
+    ends = (log_c[0], log_c[-1])
+    shift = np.array([-1e-3, 1e-3])
+    slope = [np.diff(multiplier.frontier(LAW, a.side.theta[None], x + shift, ends)[0])[0] / 2e-3 for x in log_c]
+    _, low, high = multiplier.multipliers(a, b, 2.0)
+    assert (high - low) / 2 == pytest.approx(2.0 * np.sqrt(variance) / np.abs(slope), rel=0.1)
+
+
 def test_a_profile_is_the_best_fit_with_its_loss():
     """No law found from other starts has the same loss at the scale and fits the runs better."""
     n, ratio = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 3e8, 4), np.geomspace(5, 160, 3)))

@@ -84,7 +84,7 @@ def compare(
     Returns:
       A dict, JSON: law, why (it was chosen), level;
         inputs: name, n_runs, n_points, params, C (least and most), scatter (of ln L), tested: {"gap", "error"} or null;
-        pairs: a, b, scales, crossings, paired, settle, verdict (one line);
+        pairs: a, b, missed (inputs whose law doesn't fit), scales, crossings, paired, settle, verdict (one line);
         scales: of each C: C, beyond (factor of the largest common C, 1 inside), reported, multiplier, low, high (95 %
           of this scale alone), band ([low, high] over all scales and pairs), verdict of B: "better", "worse" or "no
           verdict". null: unbounded, A never reaches B's loss;
@@ -123,15 +123,16 @@ def compare(
             verdict = "better" if band[1, k] > 0 else "worse" if band[2, k] < 0 else "no verdict"
             rows.append({**at, **values, "band": [_number(v) for v in band[1:, k]], "verdict": verdict})
         pair: dict[str, Any] = {"a": a.side.name, "b": b.side.name, "scales": rows, "paired": _paired(a.side, b.side)}
-        if pair["paired"] and not pair["paired"]["agree"]:
+        pair["missed"] = [p.side.name for p in (a, b) if p.side.missed]
+        if pair["missed"] or (pair["paired"] and not pair["paired"]["agree"]):
             for row in rows:
                 row["verdict"] = "no verdict"
         pair["crossings"] = _crossings(rows, log_c, alone[0])
         pair["settle"] = _settle(a, b, rows, wide)
         pair["verdict"] = _verdict(pair)
         out.append(pair)
-    first = sides[0].problem.log_loss
-    twins = [s.name for s in sides[1:] if np.array_equal(np.sort(s.problem.log_loss), np.sort(first))]
+    first = sides[0].problem.observed
+    twins = [s.name for s in sides[1:] if np.array_equal(np.sort(s.problem.observed), np.sort(first))]
     same = [f"{name} has the losses of {sides[0].name}, every one: the same runs?" for name in twins]
     return {
         "law": name,
@@ -212,7 +213,7 @@ def _crossings(rows: Sequence[Mapping[str, Any]], log_c: np.ndarray, estimate: n
 def _cells(side: Side) -> pd.Series:
     """Mean ln L of each configuration: of the law's columns, to four digits."""
     keys = [[float(f"{v:.4g}") for v in side.data[name]] for name in side.law.columns]
-    return pd.Series(side.problem.log_loss).groupby(keys).mean()
+    return pd.Series(side.problem.observed).groupby(keys).mean()
 
 
 def _paired(a: Side, b: Side) -> dict[str, Any] | None:
@@ -231,7 +232,7 @@ def _paired(a: Side, b: Side) -> dict[str, Any] | None:
     half = stats.t.ppf(0.5 + LEVEL / 2, free) * math.sqrt(float(rest @ rest) / free * float(at @ at))
     value, variance = 0.0, 0.0
     for side, sign in ((a, -1.0), (b, 1.0)):
-        part = multiplier.replace(side.problem, row=row, log_loss=np.zeros(len(c)))
+        part = multiplier.replace(side.problem, row=row, observed=np.zeros(len(c)))
         predicted, slopes = part.residuals(side.theta[None])
         value += sign * float(at @ predicted[0])
         gradient = slopes[0] @ at
@@ -256,7 +257,7 @@ def _settle(a: Profile, b: Profile, rows: Sequence[Mapping[str, Any]], wide: flo
     """The cheapest runs after which, in linear theory, the band would exclude 1 at the largest reported C without a
     verdict (that has runs, if there is one) and the estimate as it is."""
     open_ = [k for k, r in enumerate(rows) if r["reported"] and r["verdict"] == "no verdict"]
-    if not open_:
+    if not open_ or a.side.missed or b.side.missed:  # no number of seeds helps a law that doesn't fit
         return None
     k = max([i for i in open_ if rows[i]["beyond"] == 1] or open_[:1])
     ends = (float(a.log_c[0]), float(a.log_c[-1]))
@@ -310,7 +311,7 @@ def _candidates(a: Profile, b: Profile) -> list[tuple[str, float, float, list[np
     for p in (a, b):
         there = multiplier.optima(p.side.law, p.side.theta[None], np.log([larger]))
         slopes.append(
-            multiplier.replace(p.side.problem, row=there, log_loss=np.zeros(1)).residuals(p.side.theta[None])[1][0]
+            multiplier.replace(p.side.problem, row=there, observed=np.zeros(1)).residuals(p.side.theta[None])[1][0]
         )
     out.append(("runs of each on a next rung, at its best N and D", larger, 2 * larger, slopes))
     return out
@@ -331,6 +332,8 @@ def _verdict(pair: Mapping[str, Any]) -> str:
     a, b = pair["a"], pair["b"]
     inside = [row for row in pair["scales"] if row["beyond"] == 1]
     said = {row["verdict"] for row in inside}
+    if pair["missed"]:
+        return f"no verdict on {b} and {a}: the law misses the shape of the runs of {', '.join(pair['missed'])}"
     if pair["crossings"]:
         where = "; ".join(f"{x['C']:.3g} [{x['low']:.3g}, {x['high']:.3g}] FLOPs" for x in pair["crossings"])
         return f"{b} and {a} cross at {where}"

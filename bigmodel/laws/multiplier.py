@@ -12,9 +12,9 @@ likelihood; Bates & Watts 1988, "Nonlinear Regression Analysis", section 6.1):
     T_A^2 + T_B^2 <= t^2,   T^2 = (n - P) (Q(theta) / min Q - 1),   Q the Huber sum of the residuals of ln L,
 
 t the quantile of Student's distribution. So few runs are not taken for many, and an end is unbounded where the runs
-allow that A never reaches B's loss. Percentiles of a bootstrap are too narrow there. The band over all scales and all
-inputs has the quantile of the largest |t| over them in place of t. docs/results.md has how often both hold planted
-multipliers.
+allow that A never reaches B's loss. Percentiles of a bootstrap know of no degrees of freedom. The band over all scales
+and all inputs has the quantile of the largest |t| over them in place of t. docs/results.md has how often both hold
+planted multipliers.
 
 Legend: N parameters of the model, D tokens or examples, C training FLOPs, L loss; P parameters of the law, n runs, K
 scales (values of C), S parameter sets, J points of a profile, R simulated deviations; A one input, B another.
@@ -57,6 +57,7 @@ class Side:
       data: columns of its runs; n_runs: how many runs these points are of.
       scatter: standard deviation of ln L about the law.
       tested: (gap, mean |error|) of the largest gap in compute that the law was tested over by leaving runs out.
+      missed: what the law misses of the runs, a line; "": nothing that shows.
       spread: (P, P) covariance of theta in linear theory.
     """
 
@@ -68,6 +69,7 @@ class Side:
     n_runs: int
     scatter: float
     tested: tuple[float, float] | None = None
+    missed: str = ""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -125,7 +127,30 @@ def side(name: str, frame: pd.DataFrame, law: Law) -> Side:
                 f"runs differ from the law by {100 * scatter:.2g} %, repeats of one configuration by "
                 f"{100 * deviation:.2g} %: the law misses part of these runs, which no interval counts"
             )
-    return Side(name, frame, data, problem, theta, n_runs, scatter, tested, warnings)
+    if scatter < SAME_RESIDUAL:
+        warnings.append("these runs lie on the law itself: they have no scatter to make an interval of")
+    missed = "" if n_runs < len(problem) else _pattern(problem, theta)
+    return Side(name, frame, data, problem, theta, n_runs, scatter, tested, missed, [missed, *warnings][not missed :])
+
+
+def _pattern(problem: Problem, theta: np.ndarray) -> str:
+    """Whether residuals of neighbours, in C and then in size, are alike: the law then misses the runs' shape.
+
+    The ratio of von Neumann 1941 (Annals of Mathematical Statistics 12:4): the mean square of successive differences
+    over twice the variance is 1 with a deviation of about n^-1/2 where residuals are independent.
+    """
+    residual, row = problem.residuals(theta[None])[0][0], problem.row
+    c = row["C"] if "C" in row else FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"]
+    budget = np.round(np.log(c) / 0.2)  # runs of one compute to 20 %
+    ordered = residual[np.lexsort((row[problem.law.columns[0]], budget))]
+    n = len(ordered)
+    ratio = float((np.diff(ordered) ** 2).mean() / (2 * ordered.var())) if ordered.var() > SAME_RESIDUAL**2 else 1.0
+    if n < 10 or ratio > 1 - 3 / math.sqrt(n):
+        return ""
+    return (
+        f"the law misses the shape of these runs: neighbours in C and N miss it alike (von Neumann's ratio {ratio:.2f} "
+        "of 1), so no verdict; leave out runs far from the best of their compute, or try another --law"
+    )
 
 
 def problem_of(law: Law, data: Mapping[str, np.ndarray]) -> Problem:
@@ -255,7 +280,7 @@ def profile(side: Side, log_c: np.ndarray) -> Profile:
             if goal is None:
                 goal = np.diag(law.form(now.T[:, :, None], added)) + sign * move
             row = {name: np.concatenate([problem.row[name], added[name]]) for name in law.columns}
-            both = replace(problem, row=row, log_loss=np.concatenate([problem.log_loss, goal]))
+            both = replace(problem, row=row, observed=np.concatenate([problem.observed, goal]))
             found, _, _ = descend(both, found, counts, 5)
             found, _, _ = descend(both, found, counts, 10, "newton")
         cost = problem.huber(problem.residuals(found)[0], ones)

@@ -59,11 +59,10 @@ def _clipped(values: list[float | None]) -> np.ndarray:
 def _curve(axes: Axes, pair: Mapping[str, Any]) -> None:
     rows = pair["scales"]
     c, m = np.array([row["C"] for row in rows]), _clipped([row["multiplier"] for row in rows])
-    band, alone = ([_clipped([row[k] if i is None else row[k][i] for row in rows]) for k, i in ends] for ends in (
-        (("band", 0), ("band", 1)), (("low", None), ("high", None)),
-    ))  # fmt: skip
-    axes.fill_between(c, *band, color=style.SKY, alpha=0.3, lw=0, label="95 % band over all scales")
-    axes.fill_between(c, *alone, color=style.BLUE, alpha=0.3, lw=0, label="95 % at each scale")
+    low, high = (_clipped([row["band"][i] for row in rows]) for i in (0, 1))
+    axes.fill_between(c, low, high, color=style.SKY, alpha=0.3, lw=0, label="95 % band over all scales")
+    alone = [_clipped([row[end] for row in rows]) for end in ("low", "high")]
+    axes.fill_between(c, alone[0], alone[1], color=style.BLUE, alpha=0.3, lw=0, label="95 % at each scale")
     axes.plot(c, m, color=style.BLUE, lw=1.5)
     axes.axhline(1, color=style.INK, lw=0.8)
     top = max(row["C"] for row in rows if row["beyond"] == 1)
@@ -73,7 +72,7 @@ def _curve(axes: Axes, pair: Mapping[str, Any]) -> None:
         axes.plot(cross["C"], 1, "o", color=style.VERMILLION, ms=5, label="crossing")
     axes.set(xlabel="Training FLOPs", ylabel=f"Compute multiplier of {pair['b']}")
     style.log_axis(axes, "x", c[0], c[-1])
-    ends = np.concatenate([m, *band])
+    ends = np.concatenate([m, low, high])
     style.log_axis(axes, "y", max(ends.min() / 1.1, 1 / WIDEST), min(ends.max() * 1.1, WIDEST), "{:g}".format)
     axes.legend(loc="best")
 
