@@ -141,14 +141,19 @@ Curvature = Literal["irls", "newton"]
 
 
 def descend(
-    problem: Problem, theta: np.ndarray, counts: np.ndarray, steps: int, curvature: Curvature = "irls"
+    problem: Problem,
+    theta: np.ndarray,
+    counts: np.ndarray,
+    steps: int,
+    curvature: Curvature = "irls",
+    tolerance: float = TOLERANCE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Moves each candidate downhill.
 
     Args:
       theta: starts (S, P).
       counts: how often each run counts, (n,) or one row per candidate (S, n).
-      steps: most steps; a candidate stops earlier when it gains less than 1e-13 of its objective, or can't gain.
+      steps: most steps; a candidate stops earlier when it gains less than `tolerance` of its objective, or can't gain.
 
     Returns:
       theta (S, P), objective (S,), settled (S,): false where the steps ran out.
@@ -160,13 +165,13 @@ def descend(
         part = slice(i, i + chunk)
         own = counts[part] if counts.ndim == 2 else counts[None]
         theta[part], objective[part], settled[part] = _descend(
-            problem.of_candidates(part), theta[part], own, steps, curvature
+            problem.of_candidates(part), theta[part], own, steps, curvature, tolerance
         )
     return theta, objective, settled
 
 
 def _descend(
-    problem: Problem, theta: np.ndarray, counts: np.ndarray, steps: int, curvature: Curvature
+    problem: Problem, theta: np.ndarray, counts: np.ndarray, steps: int, curvature: Curvature, tolerance: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with np.errstate(over="ignore", invalid="ignore"):
         theta = theta.copy()
@@ -184,7 +189,7 @@ def _descend(
             better = new_objective < objective
             gain = np.where(better, objective - new_objective, 0.0)
             # A small gain under strong damping says nothing; under weak damping the step was nearly the full one.
-            stop = (better & (gain <= TOLERANCE * objective) & (damping < 1)) | (~better & (damping > LAMBDA_MAX))
+            stop = (better & (gain <= tolerance * objective) & (damping < 1)) | (~better & (damping > LAMBDA_MAX))
             stop |= ~better & (np.abs(trial - theta).max(axis=1) < 1e-13)
             damping = np.where(better, np.maximum(damping * SHRINK, 1e-12), damping * GROW)
             theta[better], objective[better] = trial[better], new_objective[better]
