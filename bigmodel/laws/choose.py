@@ -24,12 +24,17 @@ from bigmodel.laws.forms import Law, Row
 from bigmodel.laws.optimal import Design
 from bigmodel.laws.solve import Problem, descend
 
-MEMBERS = 24
-SPREAD = 0.5  # standard deviation of the prior, as a part of the box
-NOISE, NOISE_RUNS = 0.01, 2.0  # standard deviation before any run, relative to the values; it counts as that many runs
-NEAR = 0.25  # a run weighs cost^NEAR: no law holds everywhere, and costly runs are closer to what is asked
+MEMBERS = 48
+SPREAD = 0.25  # standard deviation of the prior, as a part of the box
+NOISE, NOISE_RUNS = (
+    0.2,
+    2.0,
+)  # standard deviation before any run, relative to that of the values; counts as that many runs
+NEAR = 0.4  # a run weighs cost^NEAR: no law holds everywhere, and costly runs are closer to what is asked
 POWER = 0.4  # candidates are taken by gain / cost^POWER
 GROWTH = 0.4  # so much of the runs done is added before the ensemble is fitted again
+COARSE = 2.0  # a design expects this times the noise: the law is wrong by more than its residuals show
+FIRST = 0.3  # of the budget, for the runs before the first fit
 STEPS, TOLERANCE = 25, 1e-4
 
 
@@ -94,12 +99,16 @@ class Perturbed(Problem):
 class Ensemble:
     """Parameter sets that could all be the law's, and what they predict of a pool and of a target."""
 
-    def __init__(self, law: Family, pool: Row, cost: np.ndarray, target: Row, seed: int = 0, members: int = MEMBERS):
+    def __init__(
+        self, law: Family, pool: Row, cost: np.ndarray, target: Row, seed: int = 0, noise: float | None = None
+    ):
+        self.known = noise  # standard deviation of a run about the law; None: estimated
         self.law, self.pool, self.cost, self.target = law, pool, np.asarray(cost, float), target
         if not len(self.cost) or not (np.isfinite(self.cost) & (self.cost > 0)).all():
             raise UsageError("choose: each run of the pool needs a cost > 0")
         self.random = np.random.default_rng(seed)
-        size, width = (members, len(law.low)), law.high - law.low
+        members, width = MEMBERS, law.high - law.low
+        size = (members, len(law.low))
         # The first member is the fit itself, without noise.
         draws = SPREAD * self.random.standard_normal(size) * (np.arange(members) > 0)[:, None]
         self.centre = law.low + width * (0.5 + draws)
@@ -116,8 +125,8 @@ class Ensemble:
         if not self.sigma:  # each run's noise is drawn once, so that members move no more than they must
             self.noise = self.random.standard_normal((members, len(self.cost), y.shape[1]))
             self.noise[0] = 0
-        first, least = not self.sigma, NOISE * float(np.sqrt(np.mean(y**2)))
-        self.sigma = self.sigma or least
+        first, least = not self.sigma, max(NOISE * float(np.std(y)), 1e-6)
+        self.sigma = self.known or self.sigma or least
         reach = max(float(np.ptp(y)), 0.1 * float(np.abs(y).mean()))
         self.band = y.min() - reach, y.max() + reach
         near = np.repeat((self.cost[done] / self.cost[done].max()) ** (NEAR / 2), y.shape[1])
@@ -138,7 +147,7 @@ class Ensemble:
             known = np.linalg.eigvalsh(slope @ slope.T).clip(0)
             determined = float(np.sum(known / (known + 1)))  # parameters
             free = max(len(scale) - determined, 0.0)
-            self.sigma = float(np.sqrt((NOISE_RUNS * least**2 + squares[best]) / (NOISE_RUNS + free)))
+            self.sigma = self.known or float(np.sqrt((NOISE_RUNS * least**2 + squares[best]) / (NOISE_RUNS + free)))
         worse = (squares - squares[best]) / (2 * self.sigma**2)
         weights = np.exp(-np.maximum(worse - determined / 2, 0))  # the noise that it was given explains as much
         self.weights = weights / weights.sum()
@@ -160,7 +169,8 @@ class Ensemble:
         """Of the pool's runs `among` for the target."""
         pool, target = self.values({name: x[among] for name, x in self.pool.items()}), self.values(self.target)
         parts = [(x - np.einsum("s,sno->no", self.weights, x)).T * np.sqrt(self.weights) for x in (pool, target)]
-        slopes, answers = parts[0].transpose(1, 0, 2) / self.sigma, parts[1].reshape(-1, len(self.theta)) / self.sigma
+        scale = self.known or self.sigma * COARSE
+        slopes, answers = parts[0].transpose(1, 0, 2) / scale, parts[1].reshape(-1, len(self.theta)) / scale
         return Design(slopes, self.cost[among], answers)
 
     def next(self, done: Sequence[int], budget: float, runs: int = 0) -> list[int]:
@@ -176,11 +186,13 @@ class Ensemble:
         return [int(free[i]) for i in chosen]
 
     def _first(self, free: np.ndarray, budget: float, runs: int) -> list[int]:
-        """Runs far from each other among those that leave half of the budget; else the cheapest."""
-        cheap = free[self.cost[free] <= budget / (2 * runs)]
+        """Runs far from each other among those that leave most of the budget; else the cheapest."""
+        cheap = free[self.cost[free] <= FIRST * budget / runs]
         if len(cheap) < runs:
             order = free[np.argsort(self.cost[free], kind="stable")]
-            return [int(i) for i in order[np.cumsum(self.cost[order]) <= budget * (1 + 1e-12)][:runs]]
+            spent = np.cumsum(self.cost[order])
+            few = (spent <= FIRST * budget) | ((spent <= budget) & (np.arange(len(order)) < 2))
+            return [int(i) for i in order[few][:runs]]
         columns = np.column_stack([np.log(x) if (x > 0).all() else x for x in self.columns()])[cheap]
         columns = (columns - columns.min(axis=0)) / np.maximum(np.ptp(columns, axis=0), 1e-12)
         chosen = [int(self.random.integers(len(cheap)))]
@@ -204,6 +216,7 @@ def choose(
     y: np.ndarray | None = None,
     runs: int = 0,
     seed: int = 0,
+    noise: float | None = None,
 ) -> list[int]:
     """The pool's runs to do next, best first, so that the law fitted to all of them predicts the target best.
 
@@ -213,6 +226,7 @@ def choose(
       target: the same columns of the rows to predict.
       budget: what the next runs may cost together.
       done: which of the pool are done; y: what they measured, (n,) or (n, o); of a `Law`, ln of its target.
+      noise: standard deviation of a run about the law, where the law is trusted; None: estimated, and taken larger.
       runs: at most so many; 0: as many as are worth choosing before the law is fitted again.
 
     Raises:
@@ -220,7 +234,7 @@ def choose(
     """
     if len(done) != (0 if y is None else len(y)):
         raise UsageError(f"choose: {len(done)} runs are done, and {0 if y is None else len(y)} values given")
-    ensemble = Ensemble(law if isinstance(law, Family) else family(law), pool, cost, target, seed)
+    ensemble = Ensemble(law if isinstance(law, Family) else family(law), pool, cost, target, seed, noise)
     if len(done):
         ensemble.fit(done, np.asarray(y))
     return ensemble.next(done, budget, runs)

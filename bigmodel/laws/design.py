@@ -7,6 +7,10 @@ regression theory; Kiefer 1959, Optimum experimental designs). They are chosen o
 helps (Wynn 1970, The sequential generation of D-optimum experimental designs; Fedorov 1972, Theory of Optimal
 Experiments).
 
+Once they are done, the estimate of g will have moved by a normal amount with variance before - after, the part of the
+variance that they remove (preposterior analysis: Raiffa & Schlaifer 1961, Applied Statistical Decision Theory): that
+says whether to stop.
+
 Legend: N parameters, D tokens or examples, C = 6 N D training FLOPs; P parameters of the law, S parameter sets, n
 fitted runs, m candidate runs.
 """
@@ -61,7 +65,8 @@ def advise(
         before: {"stored", "expected", "ratio"}: width of the target's interval by the fit's resamples, by the linear
         theory, and stored / expected; after: stored (else expected) times the expected narrowing; narrowing: the
         factor, for each target; rows: one per run, best per FLOP first: N, D, C, and the expected width once it and
-        those before it are done.
+        those before it are done; stop: {"expected", "most", "level"}: by what part of itself N_opt will move once they
+        are done, on average and at most with that probability; None where its interval isn't known.
 
     Raises:
       UsageError: nothing to spend on, or a fit that doesn't describe its runs.
@@ -109,6 +114,22 @@ def advise(
         "after": width * narrowing[target],
         "narrowing": narrowing,
         "rows": rows,
+        "stop": _stop(fitted, answers["N"], designs["N"].variance(covariance), narrowing["N"]),
+    }
+
+
+def _stop(fitted: Fitted, answer: Callable[[np.ndarray], np.ndarray], variance: float, narrowing: float) -> Any:
+    """How far N_opt will move if its interval narrows so; `variance`: of ln N_opt by linear theory."""
+    z = NormalDist().inv_cdf(0.5 + fitted.level / 2)
+    stored = _stored_width(fitted, answer)
+    scale = stored / (2 * z) if stored else math.sqrt(variance)
+    if not 2 * z * scale < WIDEST["N"]:
+        return None
+    move = scale * math.sqrt(max(1 - narrowing**2, 0.0))
+    return {
+        "expected": math.expm1(math.sqrt(2 / math.pi) * move),
+        "most": math.expm1(z * move),
+        "level": fitted.level,
     }
 
 
@@ -242,6 +263,9 @@ def text(advice: Mapping[str, Any], configs: list[str] | None = None) -> str:
     for row, config in zip(rows, configs or [""] * len(rows), strict=True):
         cells = f"  {si(row['N']):>8} {si(row['D']):>8} {row['C']:>10.3g} {row['width']:>10.3g}"
         lines.append(f"{cells}  {config}".rstrip())
+    if stop := advice["stop"]:
+        most = f"more than {100 * stop['most']:.2g} % with a chance of {100 * (1 - stop['level']):.2g} %"
+        lines.append(f"  stop? these runs will move N_opt by about {100 * stop['expected']:.2g} %, by {most}")
     if before["ratio"] and not 1 / UNEQUAL < before["ratio"] < UNEQUAL:
         lines.append("  warning: the fitted runs scatter unequally, or the law misses some: expect another narrowing")
     return "\n".join(lines)
