@@ -26,10 +26,8 @@ from bigmodel.laws.solve import Problem, descend
 
 MEMBERS = 48
 SPREAD = 0.25  # standard deviation of the prior, as a part of the box
-NOISE, NOISE_RUNS = (
-    0.2,
-    2.0,
-)  # standard deviation before any run, relative to that of the values; counts as that many runs
+# Standard deviation before any run, relative to that of the values; it counts as so many runs.
+NOISE, NOISE_RUNS = 0.2, 2.0
 NEAR = 0.4  # a run weighs cost^NEAR: no law holds everywhere, and costly runs are closer to what is asked
 POWER = 0.4  # candidates are taken by gain / cost^POWER
 GROWTH = 0.4  # so much of the runs done is added before the ensemble is fitted again
