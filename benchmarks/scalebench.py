@@ -134,6 +134,10 @@ def measure(folder: Path, names: list[str], seeds: int, out: Path, develop: bool
 def table(path: Path, csv_path: Path | None) -> None:
     """Task by budget: mean and deviation over laws and seeds, beside the best published mean."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # A seed counts once all laws of its task are done.
+    laws = {name: {row["law"] for row in rows if row["task"] == name} for name in PUBLISHED}
+    done = {(row["task"], row["seed"], row["law"]) for row in rows}
+    rows = [row for row in rows if all((row["task"], row["seed"], law) in done for law in laws[row["task"]])]
     out = []
     for name, published in PUBLISHED.items():
         budgets = sorted({row["budget"] for row in rows if row["task"] == name})
