@@ -77,7 +77,7 @@ def bootstraps_published(data, draws):
 def bootstraps_ours(problem, found, draws):
     from bigmodel.laws import intervals
 
-    counts = np.array([np.bincount(draw, minlength=len(problem.log_loss)) for draw in draws], dtype=float)
+    counts = np.array([np.bincount(draw, minlength=len(problem.observed)) for draw in draws], dtype=float)
     theta, _ = intervals.refit(problem, found.basins, counts, np.random.default_rng(0))
     return counts, theta
 

@@ -12,7 +12,6 @@ from bigmodel.cli import main
 from bigmodel.errors import UsageError
 from bigmodel.laws import fit as fits
 from bigmodel.laws import forms, search
-from bigmodel.laws.solve import Problem
 
 CHINCHILLA = {"E": 1.82, "A": 478.0, "alpha": 0.347, "B": 2143.0, "beta": 0.367}
 
@@ -72,10 +71,6 @@ def test_planted_parameters_come_back(name):
     np.testing.assert_allclose(fits.predict_rows(result, frame), frame[law.target], rtol=1e-6)
 
 
-def test_every_law_is_planted():
-    assert {name.partition(":")[0] for name in PLANTED} == set(forms.makers())
-
-
 def test_two_breaks_fit_better_than_one():
     """A curve with two breaks needs two: the grid of starts finds them."""
     law = forms.get("bnsl:x=D,breaks=2")
@@ -84,41 +79,6 @@ def test_two_breaks_fit_better_than_one():
     one, two = (fits.fit(frame, law=f"bnsl:breaks={k}", bootstrap=0, holdout=0) for k in (1, 2))
     assert two["objective"] < 0.01 * one["objective"]
     assert np.abs(two["residuals"]).max() < 0.005
-
-
-def by_differences(law):
-    """The same law, as one whose form has no derivatives of its own."""
-    return replace(law, form=lambda theta, row: law.form(theta, row))
-
-
-@pytest.mark.parametrize("name", ["chinchilla", "gadre"])
-def test_slopes_match_differences(name):
-    law, (params, columns) = forms.get(name), PLANTED[name]
-    frame = table(columns, law, params)
-    row = {c: frame[c].to_numpy() for c in law.columns}
-    rng = np.random.default_rng(0)
-    theta = law.theta(params) + rng.normal(0, 0.3, size=(7, len(law.names)))
-    plain = by_differences(law)
-    log_loss = np.log(frame["L"].to_numpy())
-    exact, rough = (Problem(one, row, log_loss, 1e-3).residuals(theta) for one in (law, plain))
-    np.testing.assert_allclose(exact[0], rough[0], rtol=1e-12)
-    np.testing.assert_allclose(exact[1], rough[1], rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", ["chinchilla", "gadre"])
-def test_second_derivatives_match_differences(name):
-    """Newton's matrix from exact second derivatives is that of differences of the gradient."""
-    law, (params, columns) = forms.get(name), PLANTED[name]
-    frame = table(columns, law, params)
-    data = {k: frame[k].to_numpy() for k in frame}
-    rng = np.random.default_rng(0)
-    theta = law.theta(params) + rng.normal(0, 0.1, size=(5, len(law.names)))
-    plain = by_differences(law)
-    counts, found = np.ones((1, len(frame))), []
-    for one in (law, plain):
-        problem = search.problem_of(one, data, 10.0)  # no residual near the kink
-        found.append(problem.newton(theta, *problem.residuals(theta), counts))
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6 * np.abs(found[1]).max())
 
 
 # ------------------------------------------------------------------------------- the published

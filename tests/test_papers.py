@@ -48,7 +48,7 @@ def remember(monkeypatch):
     monkeypatch.setattr(frontier, "isoflop", remembered(frontier.isoflop, everything))
 
     def asked(problem, theta, counts, *rest):
-        return problem.law.name, dict(problem.row), problem.log_loss, problem.delta, problem.fixed, theta, counts
+        return problem.law.name, dict(problem.row), problem.observed, problem.delta, problem.fixed, theta, counts
 
     refit = remembered(intervals.refit, asked)
     monkeypatch.setattr(intervals, "refit", refit)

@@ -1,6 +1,5 @@
 """The wing `scaling`: planted laws come back, published points give the published optimum, mistakes are one line."""
 
-import dataclasses
 import json
 import math
 import re
@@ -14,7 +13,6 @@ import pytest
 from bigmodel.errors import UsageError
 from bigmodel.laws import fit as fits
 from bigmodel.laws import forms, rows
-from bigmodel.laws.solve import Problem
 
 ROOT = Path(__file__).parents[1]
 POINTS = Path(__file__).parents[2] / "shared" / "points"
@@ -100,18 +98,6 @@ def test_besiroglu_optimum():
     for name, value in {"A": 124.52, "E": 0.0257, "alpha": 0.0154, "beta": 0.0206}.items():
         assert errors[name] == pytest.approx(value, rel=0.15)
     assert not any("surviving" in text or "flat" in text for text in result["warnings"])
-
-
-def test_slopes_match_differences():
-    law, frame = forms.get("chinchilla"), grid()
-    row = {name: frame[name].to_numpy() for name in "ND"}
-    theta = np.random.default_rng(0).uniform([-1, 0, 0, 0, 0], [1, 9, 1, 9, 1], size=(7, 5))
-    plain = dataclasses.replace(law, form=lambda theta, row: law.form(theta, row))  # by differences
-    log_loss = np.log(frame["L"].to_numpy())
-    exact = Problem(law, row, log_loss, 1e-3).residuals(theta)
-    rough = Problem(plain, row, log_loss, 1e-3).residuals(theta)
-    np.testing.assert_allclose(exact[0], rough[0], rtol=1e-12)
-    np.testing.assert_allclose(exact[1], rough[1], rtol=1e-5, atol=1e-7)
 
 
 def test_huge_terms_stay_finite():

@@ -32,9 +32,9 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "FIGURES", {"compute": figures.FIGURES["compute"]})
     laws, real = [], fit.fit
 
-    def few_resamples(frame, law, say):
+    def few_resamples(frame, law, **options):
         laws.append(law)
-        return real(frame, law, bootstrap=20, holdout=1, say=say)
+        return real(frame, law, bootstrap=20, holdout=1, **options)
 
     monkeypatch.setattr(fit, "fit", few_resamples)
     random = np.random.default_rng(0)

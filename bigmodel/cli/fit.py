@@ -11,10 +11,12 @@ the runs of the 1, 2 and 3 largest compute rungs, which a refit leaves out. Laws
   other targets         learning_rate (lr), batch_size, critical_batch (batch), downstream (accuracy),
                         task_error (error)
   your own              --law=my_law.py, a file with PARAMETERS and form(params, row)
+  the best of several   auto, chosen among gadre, chinchilla, farseer and kaplan_nd by held-out errors at growing gaps;
+                        average, the average of those that tie with it
 
 Examples:
   bigmodel fit runs/demo --out=fit.json
-  bigmodel fit points.csv --N=params --D=tokens --L=loss --against=gadre --against=kaplan_nd --report=out
+  bigmodel fit points.csv --N=params --D=tokens --L=loss --law=auto --report=out
 """
 
 import json
@@ -28,14 +30,20 @@ from bigmodel.files import sealed, writing
 
 # Options that `rows.load` and `fit.fit` take under the same names.
 OF_ROWS = ("drop_highest", "count", "flops", "where", "run", "drop", "earlier")
-OF_FIT = ("law", "delta", "bootstrap", "seed", "holdout", "estimator", "above", "against", "full_grid")
+OF_FIT = ("law", "delta", "bootstrap", "seed", "holdout", "estimator", "above", "residuals", "against", "full_grid")
 
 
 def arguments(parser: cli.Parser) -> None:
     add = parser.add_argument
     add("points", help="a sweep's folder, or a table: .csv, .tsv, .json, .jsonl, .parquet, or an export of W&B")
     add("--law", default="chinchilla", help="a law named above, or a .py file")
-    add("--against", action="append", default=[], metavar="LAW", help="compare held-out errors with it; repeatable")
+    add(
+        "--against",
+        action="append",
+        default=[],
+        metavar="LAW",
+        help="a rival, ranked with it by held-out errors; repeatable",
+    )
     add("--out", metavar="FIT.JSON", help="write the fit here")
     add("--report", metavar="FOLDER", help="write a page with figures and tables here, as `bigmodel report` does")
     for name, meaning in (("N", "parameters"), ("D", "tokens"), ("L", "loss"), ("C", "FLOPs")):
@@ -48,6 +56,7 @@ def arguments(parser: cli.Parser) -> None:
     add("--count", default="", choices=["total", "nonembedding", "kaplan"], help="which parameters N counts")
     add("--flops", default="", choices=["exact", "6nd"], help="C: counted from the modules, or 6 N D")
     add("--delta", type=float, default=1e-3, help="threshold of the Huber loss, on log L")
+    add("--residuals", default="log", choices=["log", "linear"], help="linear: of the target itself, in its own unit")
     add("--estimator", default="huber", choices=["huber", "likelihood"], help="likelihood: with a free scale")
     add("--above", type=float, default=1.0, help="weight of runs above the law; below 1 if some may be badly tuned")
     add("--bootstrap", type=int, default=1000, help="number of resamples")
@@ -77,13 +86,13 @@ def _fit(args: cli.Args) -> tuple[dict[str, Any], str]:
     columns = {k: options[k] for k in ("N", "D", "L", "C") if options[k]} | sources.pairs("--columns", args.columns)
     if args.report and args.law in frontier.METHODS:
         raise UsageError(f"fit: {args.law} has no loss to draw; --report of a law of N and D shows {args.law} too")
-    target, needed = columns_of(args.law, args.against)
+    target, needed, signed = columns_of(args.law, args.against)
     budgets = _budgets(args.budgets)
     for path, is_folder in ((args.out, False), (args.report, True)):
         if path:
             _check_writable(Path(path), is_folder)
     reading = {k: options[k] for k in OF_ROWS}
-    frame = rows.load(args.points, columns, target=target, needed=needed, **reading)
+    frame = rows.load(args.points, columns, target=target, needed=needed, signed=signed, **reading)
     result = fit.fit(frame, budgets=budgets, say=cli.progress, **{k: options[k] for k in OF_FIT})
     out = fit.to_json(result)
     if args.out:
@@ -100,14 +109,15 @@ def _fit(args: cli.Args) -> tuple[dict[str, Any], str]:
     return out, texts.law_text(result)
 
 
-def columns_of(law: str, against: list[str]) -> tuple[str, tuple[str, ...]]:
-    """(the column that a law predicts, the columns that the law and its rivals read)"""
-    from bigmodel.laws import forms, frontier
+def columns_of(law: str, against: list[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """(the column that a law predicts, those that the law and its rivals read, those that may have either sign)"""
+    from bigmodel.laws import choice, forms, frontier
 
     if law in frontier.METHODS:
-        return "L", ("N", "D")
-    models = [forms.get(name) for name in (law, *against)]
-    return models[0].target, tuple(dict.fromkeys(c for model in models for c in model.columns))
+        return "L", ("N", "D"), ()
+    models = [forms.get(name) for name in (*(choice.CANDIDATES if law in choice.RULES else [law]), *against)]
+    needed = tuple(dict.fromkeys(c for model in models for c in model.columns))
+    return models[0].target, needed, tuple(c for model in models for c in model.any_sign)
 
 
 def _budgets(text: str) -> list[float] | None:

@@ -93,9 +93,9 @@ def _write(
     from bigmodel.cli.fit import columns_of
     from bigmodel.laws import fit, report, rows, sources
 
-    target, needed = columns_of(law, [])
-    frame = rows.load(folder, target=target, needed=needed, earlier=args.earlier)
-    result = fit.fit(frame, law=law, say=cli.progress)
+    target, needed, signed = columns_of(law, [])
+    frame = rows.load(folder, target=target, needed=needed, earlier=args.earlier, signed=signed)
+    result = fit.fit(frame, law=law, residuals="linear" if target in signed else "log", say=cli.progress)
     units = [r["unit"] for r in map(sources.read_object, results) if r and r.get("unit")]
     unit = str(units[0]) if units else "tokens"
     loss = f"Validation loss (nats/{unit.removesuffix('s')})"

@@ -1,6 +1,7 @@
 """Plan, run or inspect all runs of a sweep file.
 
-  bigmodel sweep plan FILE      shows N, D, FLOPs, steps, memory and expected time of every run
+  bigmodel sweep plan FILE      shows N, D, FLOPs, steps, memory and expected time of every run, and what isoFLOP sizes
+                                that are off-centre, uneven or wide would cost (about D/N = 20, or --law's optimum)
   bigmodel sweep run FILE       trains the runs that are missing; it can be killed and repeated at any time
   bigmodel sweep status FILE    counts runs: done, running, interrupted, failed, pending; reads files only
 
@@ -34,6 +35,7 @@ def arguments(parser: cli.Parser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that share the rows")
     parser.add_argument("--retry-failed", action="store_true", help="run: also train rows that failed before")
     parser.add_argument("--write", action="store_true", help="plan: add the rows to plan.jsonl")
+    parser.add_argument("--law", default="", metavar="FIT.JSON", help="plan: an earlier fit, for isoFLOP sizes")
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)  # the row that a worker begins with
     cli.device_arguments(parser)
 
@@ -45,6 +47,8 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         args.file = str(config.built_in(args.file, "sweeps"))
     if args.action == "status":
         return _status(args)
+    if args.law and args.action == "run":
+        raise errors.UsageError("sweep run: --law is for `sweep plan`")
     cli.start_jax(args)
     from bigmodel.study import sweep as sweeps
     from bigmodel.study import workers
@@ -54,11 +58,14 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
     gc.disable()  # counting a model makes many short-lived objects, and collecting them takes a tenth of a plan's time
     plan = sweeps.make_plan(args.file, overrides, args.runs)
     gc.enable()
+    faults = _isoflop_faults(args, plan) if args.action == "plan" else []
     is_worker = args.first > 0 or os.environ.get("BIGMODEL_WORKER")
     if not is_worker:
         _store_plan(args, overrides, folder, plan)
         _show_plan(args, folder, plan)
     if args.action == "plan":
+        for line in faults:
+            errors.note(line)
         return 0
     if args.workers > 1:
         return _run_workers(args, overrides, folder, [p.run_id for p in plan])
@@ -115,6 +122,23 @@ def _show_plan(args: cli.Args, folder: Any, plan: Any) -> None:
         )
     total = sum(p.budget.flops for p in plan)
     print(f"{len(plan)} runs, {total:.2e} FLOPs; about {duration(left)} to go on this machine")
+
+
+def _isoflop_faults(args: cli.Args, plan: Any) -> list[str]:
+    """What is wrong with the sizes of each family's isoFLOP budgets, by --law's optimum where it is given."""
+    import pandas as pd
+
+    from bigmodel.laws import doctor, fitted
+
+    fit: Any = fitted.read(args.law) if args.law else None
+    optimum = (lambda c: fit.law.optimum(fit.result["params"], c)) if fit else None
+    count = "params" if not fit or fit.count == "total" else f"params_{fit.count}"
+    lines = []
+    for family in dict.fromkeys(p.config.family for p in plan):
+        own = [p.budget for p in plan if p.config.family == family]
+        columns = {"N": [getattr(b, count) for b in own], "D": [b.tokens for b in own], "C": [b.flops for b in own]}
+        lines += doctor.before(pd.DataFrame(columns, dtype=float), optimum)
+    return lines
 
 
 def _run_workers(args: cli.Args, overrides: cli.Overrides, folder: Any, ids: list[str]) -> int:

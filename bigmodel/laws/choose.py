@@ -83,9 +83,12 @@ class Perturbed(Problem):
     def of_candidates(self, part: slice | np.ndarray) -> Perturbed:
         return replace(self, noise=self.noise[part], centre=self.centre[part])
 
-    def residuals(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def dual(self, theta: np.ndarray, second: bool = False) -> None:
+        """None: a family gives its slopes itself."""
+
+    def residuals(self, theta: np.ndarray, dual: Any = None) -> tuple[np.ndarray, np.ndarray]:
         value, slopes = self.law.values(theta, self.row)  # type: ignore[attr-defined]
-        runs = (value.reshape(len(theta), -1) - self.log_loss - self.noise) / self.scale
+        runs = (value.reshape(len(theta), -1) - self.observed - self.noise) / self.scale
         slopes = slopes.reshape(len(theta), -1, theta.shape[1]).transpose(0, 2, 1) / self.scale
         width = SPREAD * (self.high - self.low)
         prior = np.broadcast_to(np.diag(1 / width), (len(theta), len(width), len(width)))

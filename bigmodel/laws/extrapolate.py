@@ -1,4 +1,4 @@
-"""How well a law predicts runs that it hasn't seen: larger ones, each rung in turn, and compared with other laws.
+"""How well a law predicts runs that it hasn't seen: the largest ones, and each rung in turn.
 
 A rung is all runs of about the same compute: those within a factor RUNG_FACTOR of the rung's largest C.
 
@@ -7,15 +7,14 @@ Legend: N parameters, D examples or tokens, C training FLOPs, L loss; n runs.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bigmodel.errors import UsageError
-from bigmodel.laws import checks, forms, intervals, search
+from bigmodel.laws import checks, intervals, search
 from bigmodel.laws.forms import Law
 from bigmodel.laws.search import Found
 from bigmodel.laws.solve import Problem
@@ -79,15 +78,16 @@ def holdout(
         if left.sum() > REFIT_RUNS:
             part = np.sort(rng.choice(int(left.sum()), REFIT_RUNS, replace=False))
             inside, own = {name: column[part] for name, column in inside.items()}, None
-        refit = search.problem_of(law, inside, float(np.max(problem.delta)), problem.above, problem.estimator)
+        options = (float(np.max(problem.delta)), problem.above, problem.estimator, problem.residuals_of)
+        refit = search.problem_of(law, inside, *options)
         found = search.search(refit)
         outside = {name: column[~left] for name, column in data.items()}
         params = law.named(found.theta)
-        error = law.predict(params, outside) / outside[law.target] - 1
+        seen = outside[law.target]
+        error = (law.predict(params, outside) - seen) / np.abs(seen)
         few = min(bootstrap, RESAMPLES) if len(refit) <= intervals.SUBSET_RUNS else 0
         samples, _ = intervals.resample(refit, found, few, seed + number, runs=own)
-        predicted = np.exp(law.form(samples.T[:, :, None], {k: outside[k] for k in law.columns}))
-        spread = np.abs(predicted / outside[law.target] - 1).mean(axis=1, keepdims=True)
+        spread = np.abs((law.predict_all(samples, outside) - seen) / seen).mean(axis=1, keepdims=True)
         mean, ends = float(np.abs(error).mean()), np.full(2, np.nan)
         if intervals.enough(len(samples), few):
             ends = intervals.percentile(spread)[:, 0]
@@ -143,49 +143,3 @@ def leave_one_out(
         a = law.exponents(params, largest)["a"] if law.exponents is not None else None
         out.append({"left_out": text, "n": len(group), "params": params, "a": a})
     return out
-
-
-def compare(
-    result: Mapping[str, Any], frame: pd.DataFrame, against: Sequence[str], most: int, trunks: np.ndarray | None = None
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Other laws, fitted as `result` was: every law, the best extrapolation first, and warnings.
-
-    A line for each law that has more parameters and extrapolates worse.
-
-    Raises:
-      UsageError: a law of another target, or whose columns `frame` lacks.
-    """
-    keys = ("law", "objective", "n_points", "holdout", "warnings")
-    entries = [{**{k: result[k] for k in keys}, "num_params": len(result["params"])}]
-    warned: list[str] = []
-    for name in dict.fromkeys(n for n in against if n != result["law"]):
-        law = forms.get(name)
-        if law.target != result["target"]:
-            raise UsageError(f"law {name!r} is for {law.target!r}, {result['law']!r} for {result['target']!r}")
-        data = checks.columns_of(frame, law)
-        checks.enough(data, law, "fit")
-        problem = search.problem_of(law, data, result["delta"], result["above"], result["estimator"])
-        found = search.search(problem)
-        held, lines = holdout(problem, data, most, trunks=trunks)
-        lines = [*checks.design_warnings(data, law), *checks.search_warnings(problem, found), *lines]
-        entry = {"law": name, "objective": found.objective, "n_points": len(problem), "holdout": held}
-        entries.append({**entry, "warnings": lines, "num_params": len(law.names)})
-        warned += [f"{name}: {line}" for line in lines]
-    tested = [len(e["holdout"]) for e in entries if e["holdout"]]
-    shared = min(tested) if len(tested) > 1 else 0
-
-    def error(entry: Mapping[str, Any]) -> float:
-        """Mean error over the refits that every law has, of those that have any; the others come last."""
-        errors = [h["mean_abs_rel_error"] for h in entry["holdout"][:shared]]
-        return float(np.mean(errors)) if errors else math.inf
-
-    entries.sort(key=error)
-    for entry in entries:
-        simpler = [e for e in entries if e["num_params"] < entry["num_params"] and error(e) < error(entry)]
-        if simpler:
-            warned.append(
-                f"{entry['law']} ({entry['num_params']} parameters) extrapolates worse than {simpler[0]['law']} "
-                f"({simpler[0]['num_params']}): mean held-out error {100 * error(entry):.3g} % against "
-                f"{100 * error(simpler[0]):.3g} %"
-            )
-    return entries, warned

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bigmodel import files
 from bigmodel.errors import UsageError, check_ranges
-from bigmodel.laws import checks, extrapolate, forms, frontier, intervals, outliers, search
+from bigmodel.laws import checks, choice, extrapolate, forms, frontier, intervals, outliers, reach, search
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 from bigmodel.laws.search import Found
 from bigmodel.laws.solve import Problem
@@ -35,6 +35,7 @@ def fit(
     holdout: int = 3,
     estimator: str = "huber",
     above: float = 1.0,
+    residuals: str = "log",
     against: Sequence[str] = (),
     full_grid: bool = False,
     budgets: Sequence[float] | None = None,
@@ -44,7 +45,8 @@ def fit(
 
     Args:
       frame: the law's columns and its target, as `rows.load` returns; C (FLOPs) orders the rungs, 6 N D if absent.
-      law: as `forms.get` takes it; or "isoflop", "envelope" (Hoffmann's approaches 2 and 1, see frontier.py).
+      law: as `forms.get` takes it; "auto", the best of choice.CANDIDATES and `against`; "average", of those that tie
+        with it; or "isoflop", "envelope" (Hoffmann's approaches 2 and 1, see frontier.py).
       delta: Huber threshold in units of ln L; the published value is 1e-3.
       bootstrap: resamples of the runs, with replacement; 0 for none (the intervals are then null).
       seed: of the resampling.
@@ -52,6 +54,8 @@ def fit(
         run whose C is within a factor 1.5 of the largest C left; without a C, see `extrapolate.rung_scale`.
       estimator: "huber", or "likelihood": the Huber likelihood with a free scale (Besiroglu et al. 2024).
       above: weight of runs above the law relative to those below; under 1 for runs that may be badly tuned.
+      residuals: "log", of ln of the target; or "linear", of the target itself, in whose unit delta then is (the only
+        choice for a law whose target may be zero or negative).
       against: further laws, compared by their error on the same held-out runs.
       full_grid: every resample gets the whole grid of starts, in place of the optima of the runs: minutes on all cores.
       budgets: of "isoflop", in FLOPs, where the runs' C have no gaps between them.
@@ -71,11 +75,14 @@ def fit(
         holdout: one entry per refit: rungs, n_held_out, flops_gap (largest C held out / largest C fitted), and
           mean_abs_rel_error and its interval, max_abs_rel_error, mean_rel_error of the prediction (0.01 is 1 %;
           positive: too high), params of the refit, held_out (the index of each such run in frame);
+        backtests: errors on the largest runs of refits to ever smaller ones, largest gap first, see choice.py;
+        choice: lines that say how a law was chosen among several;
         rungs_of: the column that orders the rungs; leave_one_out: a refit without each rung: left_out, n, params, a;
-        compared: every law asked for, best extrapolation first: law, num_params, objective, n_points, holdout;
+        compared: every law asked for, as `choice.compare` ranks them;
         range: column -> [least, most] fitted; family, conventions, source: of the rows;
         warnings: one line each; points: N, D, width, depth of each run, where known, in frame's order;
-        residuals: ln observed - ln predicted of each run, in frame's order;
+        residuals: observed - predicted of each run, in frame's order, of logarithms or not: residuals_of, "log" or
+          "linear";
         bootstrap_samples: (R', P) array of the parameters of the resamples that could be fitted.
 
     Raises:
@@ -89,9 +96,10 @@ def fit(
     if against and not holdout:
         raise UsageError("against: laws are compared by their held-out error, and holdout=0 asks for none")
     if law in frontier.METHODS:
-        if against or full_grid or (estimator, above, delta) != ("huber", 1.0, 1e-3):
+        if against or full_grid or (estimator, above, delta, residuals) != ("huber", 1.0, 1e-3, "log"):
             raise UsageError(
-                f"law {law!r} fits optima by least squares: against, full_grid, estimator, above, delta are not for it"
+                f"law {law!r} fits optima by least squares: "
+                "against, full_grid, estimator, above, delta, residuals are not for it"
             )
         say(f"finding the frontier of {len(frame)} points by {law}")
         return frontier.fit(frame, law, bootstrap, seed, budgets) | {
@@ -100,11 +108,19 @@ def fit(
     if budgets is not None:
         raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
 
+    compared: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    if against or law in choice.RULES:
+        names = [*(choice.CANDIDATES if law in choice.RULES else [law]), *against]
+        say(f"comparing {', '.join(names)}")
+        how = {"delta": delta, "above": above, "estimator": estimator, "residuals": residuals}
+        compared, reasons = choice.compare(frame, names, how, seed)
+        law = choice.named(law, compared)
     chosen = forms.get(law)
     data = checks.columns_of(frame, chosen)
     checks.enough(data, chosen, "fit")
     warnings: list[str] = [*frame.attrs.get("warnings", []), *checks.design_warnings(data, chosen)]
-    problem = search.problem_of(chosen, data, delta, above, estimator)
+    problem = search.problem_of(chosen, data, delta, above, estimator, residuals)
     say(f"searching for the best {law} of {len(frame)} points")
     found = search.search(problem)
     warnings += checks.search_warnings(problem, found)
@@ -112,6 +128,10 @@ def fit(
     runs, n_runs, run_warnings = checks.runs_of(frame, (*chosen.columns, chosen.target))
     trunks = runs if frame.attrs.get("checkpoints") else None
     warnings += run_warnings
+    if chosen.target == "L" and not chosen.has_floor:
+        warnings.append(
+            f"{law} has no floor: it predicts a loss of 0 at enough compute, so far extrapolations are too low"
+        )
 
     say(f"refitting {bootstrap} resamples")
     samples, failed = intervals.resample(problem, found, bootstrap, seed, every_start=full_grid, runs=runs)
@@ -132,8 +152,13 @@ def fit(
     seeds = None if cells is None else intervals.resample(problem, found, bootstrap, seed, cells)[0]
     parts, interval_warnings = _intervals(problem, found, values, largest, n_runs, seeds)
 
+    if known:
+        ratios = data["D"] / data["N"]
+        warnings += reach.untried_ratio(chosen, chosen.named(found.theta), largest, (ratios.min(), ratios.max()))
+
     say("refitting without the largest runs")
     held, held_warnings = extrapolate.holdout(problem, data, holdout, bootstrap, seed, runs, trunks)
+    tests = choice.backtests(problem, data, choice.splits(data, chosen, trunks))[0] if holdout else []
     result = {
         "law": law,
         "target": chosen.target,
@@ -144,6 +169,7 @@ def fit(
         "estimator": estimator,
         "above": float(above),
         "scale": found.scale,
+        "residuals_of": residuals,
         "n_points": len(problem),
         "n_runs": n_runs,
         "resamples": {"asked": bootstrap, "fitted": fitted},
@@ -152,21 +178,23 @@ def fit(
         "holdout": held,
         "rungs_of": extrapolate.rung_scale(data, chosen)[0],
         "leave_one_out": extrapolate.leave_one_out(problem, found, data, largest, trunks),
-        "compared": [],
+        "backtests": tests,
+        "compared": compared,
+        "choice": reasons,
         "range": {k: [float(v.min()), float(v.max())] for k, v in data.items()},
         "family": _only(frame, "family"),
         "conventions": dict(frame.attrs.get("conventions", {})),
         "source": str(frame.attrs.get("source", "")),
-        "warnings": [*warnings, *interval_warnings, *held_warnings],
+        "warnings": [*warnings, *interval_warnings, *held_warnings, *_of_rivals(law, compared)],
         "points": _points(frame),
         "residuals": [float(-r) for r in problem.residuals(found.theta[None])[0][0]],
         "bootstrap_samples": values,
     }
-    if against:
-        say(f"fitting {', '.join(against)} to compare")
-        result["compared"], lines = extrapolate.compare(result, frame, against, holdout, trunks)
-        result["warnings"] += lines
     return result
+
+
+def _of_rivals(law: str, compared: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{rival['law']}: {line}" for rival in compared if rival["law"] != law for line in rival["warnings"]]
 
 
 def _only(frame: pd.DataFrame, column: str) -> str | None:
@@ -193,7 +221,7 @@ def _intervals(
       seeds: theta (R, P) of resamples that draw over the seeds of each configuration; None: no run has several.
     """
     law, theta = problem.law, found.theta
-    n, p = len(problem), len(law.names)
+    n, p = len(problem), law.num_params
     names, estimate = list(law.names), law.values(theta)
     if law.exponents is not None:
         names += ["a", "b"]
@@ -211,7 +239,7 @@ def _intervals(
     }
     if seeds is not None:
         ends["seeds"] = intervals.percentile(with_exponents(law.values(seeds)))
-    if problem.estimator == "huber" and n_runs == n:  # both take points as independent
+    if problem.estimator == "huber" and n_runs == n and not law.members:  # both take points as independent
         cov = intervals.covariance(problem, theta)
         ends["delta"] = law.values(intervals.delta_method(problem, theta, cov))
         if n <= intervals.SUBSET_RUNS:
@@ -219,13 +247,13 @@ def _intervals(
     kinds = {method: intervals.columns(own, names[: own.shape[1]], estimate) for method, own in ends.items()}
 
     se: dict[str, float | None] = {}
-    log = [parameter.log for parameter in law.parameters] + [False] * (len(names) - p)
+    log = [parameter.log for parameter in law.parameters] + [False] * (len(names) - len(law.names))
     for name, column, value, positive in zip(names, values.T, estimate, log, strict=True):
         spread = float(np.std(column)) if np.isfinite(column).sum() > 1 else math.nan
         # A positive coefficient whose deviation is beyond it: the resamples spread over powers of ten.
         se[name] = spread if math.isfinite(spread) and not (positive and spread > value) else None
     why: dict[str, list[str]] = {}
-    exact = bool(np.abs(problem.residuals(theta[None])[0]).max() < search.SAME_RESIDUAL)
+    exact = bool(np.abs(problem.residuals(theta[None])[0]).max() < search.SAME_RESIDUAL * problem.size)
     for name, own, value in zip(names, ends[DEFAULT_INTERVAL].T, estimate, strict=True):
         reason = intervals.doubt(own, value) if len(values) else ""
         if reason and not (exact and reason == intervals.AGREE):  # runs on the law itself have no scatter to show

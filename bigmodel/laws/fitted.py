@@ -15,7 +15,7 @@ import numpy as np
 
 from bigmodel import files
 from bigmodel.errors import UsageError
-from bigmodel.laws import forms, intervals
+from bigmodel.laws import forms, intervals, reach
 from bigmodel.laws.forms import Law
 
 
@@ -26,7 +26,7 @@ class Fitted:
     Attributes:
       thetas: (S, P) the law's theta: row 0 fitted, then the usable resamples.
       level: of its intervals, as 0.95.
-      range: least and most of N, D and C of the fitted runs, where known.
+      range: least and most of N, D, C and tokens_per_param of the fitted runs, where known.
       points: columns N and D of the fitted runs (n,), and width and depth where known; {}: the file holds none.
       result: the file.
     """
@@ -64,6 +64,24 @@ class Fitted:
         good = [{k: e[k] for k in keys} for e in entries if all(is_number(e.get(k)) for k in keys)]
         what = "runs" if self.result.get("n_runs") == self.result.get("n_points") else "points"
         return max(good, key=lambda e: e["flops_gap"]) | {"of": what} if good else None
+
+    @property
+    def tested(self) -> list[dict[str, float]]:
+        """Held-out errors by gap: {"gap": largest C held out / largest C fitted, "error": mean |relative error|}."""
+        stored = self.result.get("backtests") or self.result.get("holdout")
+        entries = [e for e in stored if isinstance(e, dict)] if isinstance(stored, list) else []
+        keys = ("flops_gap", "mean_abs_rel_error")
+        good = [e for e in entries if all(is_number(e.get(key)) for key in keys)]
+        return [{"gap": float(e[keys[0]]), "error": float(e[keys[1]])} for e in good]
+
+    @property
+    def formula(self) -> str:
+        return self.law.formula.format(**{k: f"{self.result['params'][k]:.4g}" for k in self.law.names})
+
+    @property
+    def num_params(self) -> int:
+        """Parameters that were fitted to the same runs."""
+        return self.law.num_params
 
     @property
     def warnings(self) -> list[str]:
@@ -151,6 +169,9 @@ def read(path: str, form: str = "") -> Fitted:
     if not is_number(level) or not 0 < level < 1:
         raise UsageError(f"fit {path!r}: interval is {interval!r}, expected its level between 0 and 1")
     ranges = _columns(path, result, "range", ("N", "D", "C"))
+    best = result.get("optimal")
+    if isinstance(best, dict) and best.get("tokens_per_param_runs") is not None:
+        ranges |= _columns(path, {"range": {"tokens_per_param": best["tokens_per_param_runs"]}}, "range", reach.NAMES)
     for letter, ends in ranges.items():
         if len(ends) != 2 or ends[0] > ends[1]:
             raise UsageError(f"fit {path!r}: range of {letter!r} is {ends.tolist()}, expected [least, most]")

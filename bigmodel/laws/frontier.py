@@ -8,21 +8,19 @@ Legend: N parameters, D tokens, C training FLOPs, L loss; R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bigmodel.errors import UsageError, choose, nearest
-from bigmodel.laws import intervals
+from bigmodel.laws import doctor, intervals
+from bigmodel.laws.budgets import MIN_SIZES, Curve, Optimum, groups_of, least, parabola
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 
 METHODS = ("isoflop", "envelope")
 SHAPES = ("parabola", "akima")
-BUDGET_GAP = 1.3  # runs whose C differ by more than this factor are of different budgets
-MIN_SIZES = 4  # distinct N of a budget: three make a parabola, the fourth says how well it fits
-NEAR = 8.0  # a parabola is only local: it sees sizes within this factor of the best one
 ENVELOPE_BUDGETS = 1500  # Hoffmann et al. 2022, section 3.1
 WEIGHT_DRAWS = 200  # of each budget's noise, for how well its optimum is known
 FINE = 25  # interpolated sizes between neighbours
@@ -50,9 +48,9 @@ def fit(
         raise UsageError(f"law {law!r} has no budgets to name: they are isoflop's")
     if "C" not in frame and {"N", "D"} <= set(frame):
         frame = frame.assign(C=FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
-    return (
-        isoflop(frame, bootstrap, seed, budgets_at=budgets_at) if law == "isoflop" else envelope(frame, bootstrap, seed)
-    )
+    if law == "envelope":
+        return envelope(frame, bootstrap, seed)
+    return doctor.after(frame, isoflop(frame, bootstrap, seed, budgets_at=budgets_at), bootstrap, seed, budgets_at)
 
 
 # ---------------------------------------------------------------------------------- approach 2
@@ -85,11 +83,11 @@ def isoflop(
     choose("shape", shape, SHAPES)
     _need(frame)
     rng = np.random.default_rng(seed)
-    curve = _parabola if shape == "parabola" else _akima
-    groups = _groups(frame, budgets_at)
+    curve = parabola if shape == "parabola" else _akima
+    groups = groups_of(frame, budgets_at)
     found, few = [], []
     for group in groups:
-        best = _least(group, "N")
+        best = least(group, "N")
         if len(best) < MIN_SIZES:
             few.append(f"{group['C'].median():.3g}")
         else:
@@ -125,20 +123,6 @@ def isoflop(
     return _result("isoflop", _frontier(flops, n_opt, d_opt, std), samples, bootstrap, frame, budgets, warnings)
 
 
-def _groups(frame: pd.DataFrame, budgets_at: Sequence[float] | None) -> list[pd.DataFrame]:
-    """Runs by budget: neighbours in C further apart than BUDGET_GAP are of different ones."""
-    if budgets_at is not None:
-        return [frame[np.abs(np.log(frame["C"] / c)) <= np.log(1.1)] for c in sorted(budgets_at)]
-    ordered = frame.sort_values("C", kind="stable")
-    jump = np.diff(np.log(ordered["C"].to_numpy(dtype=float)), prepend=-np.inf) > np.log(BUDGET_GAP)
-    return [group for _, group in ordered.groupby(np.cumsum(jump))]
-
-
-# (ln N_opt, ln L_opt, coefficients, edge, which runs it saw) of ln N and ln L.
-Optimum = tuple[float, float, list[float] | None, bool, np.ndarray]
-Curve = Callable[[np.ndarray, np.ndarray], Optimum]
-
-
 def _optimum(
     flops: float, best: pd.DataFrame, curve: Curve, rng: np.random.Generator, bootstrap: int
 ) -> tuple[dict[str, Any], np.ndarray, float]:
@@ -163,18 +147,6 @@ def _optimum(
     # No optimum is known better than a fraction of the spacing of the sizes that it lies between.
     spread = float(np.std(weighed)) if len(weighed) > 1 else np.nan
     return budget, drawn if len(drawn) else np.array([x]), np.maximum(spread, np.median(np.diff(log_n)) / 10)
-
-
-def _parabola(log_n: np.ndarray, log_l: np.ndarray) -> Optimum:
-    near = np.abs(log_n - log_n[np.argmin(log_l)]) <= np.log(NEAR)
-    if near.sum() < MIN_SIZES:
-        near = np.argsort(np.abs(log_n - log_n[np.argmin(log_l)]), kind="stable")[:MIN_SIZES]
-    x, y = log_n[near], log_l[near]
-    c2, c1, c0 = (float(c) for c in np.polyfit(x - x.mean(), y, 2))
-    c1, c0 = c1 - 2 * c2 * x.mean(), c0 - c1 * x.mean() + c2 * x.mean() ** 2
-    at = -c1 / (2 * c2) if c2 > 0 else np.nan
-    inside = bool(c2 > 0 and x.min() < at < x.max())
-    return float(at if inside else np.nan), float(c0 + c1 * at / 2), [c2, c1, c0], not inside, near
 
 
 def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Optimum:
@@ -215,7 +187,7 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
     _need(frame)
     sizes, curves = [], []
     for n, group in frame.groupby("N"):
-        best = _least(group, "C")
+        best = least(group, "C")
         if len(best) > 1:
             sizes.append(float(n))
             curves.append(best)
@@ -270,11 +242,6 @@ def _need(frame: pd.DataFrame) -> None:
     for name in "NDCL":
         if name not in frame:
             raise UsageError(f"a frontier needs column {name!r}{nearest(name, frame.columns)}")
-
-
-def _least(group: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The run of least loss at each value of a column, in its order."""
-    return group.sort_values("L").groupby(column, as_index=False).first().sort_values(column)
 
 
 def _flops_per(best: pd.DataFrame) -> float:
@@ -350,7 +317,9 @@ def _result(
         "holdout": [],
         "rungs_of": "C",
         "leave_one_out": [],
+        "backtests": [],
         "compared": [],
+        "choice": [],
         "range": {k: [float(frame[k].min()), float(frame[k].max())] for k in "NDCL"},
         "family": None,
         "conventions": dict(frame.attrs.get("conventions", {})),

@@ -39,8 +39,8 @@ def refit(
     if not len(counts):
         return np.empty((0, len(problem.law.names))), np.empty(0)
     # A law holds functions that can't be pickled: it goes by its name.
-    options = (float(np.max(problem.delta)), problem.above, problem.estimator)
-    data = {**problem.row, problem.law.target: np.exp(problem.log_loss)}
+    options = (float(np.max(problem.delta)), problem.above, problem.estimator, problem.residuals_of)
+    data = {**problem.row, problem.law.target: problem.target(problem.observed)}
     jobs = [(problem.law.name, data, options, counts[i : i + BATCH]) for i in range(0, len(counts), BATCH)]
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     # Not forked: the caller may have threads.

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.errors import UsageError, check_ranges
+from bigmodel.laws import intervals, reach, texts
 from bigmodel.laws.fitted import Fitted
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN, Law
 
@@ -29,7 +30,6 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 BUDGETS = (1.0, 1e45)  # FLOPs searched
 BASINS = (0.001, 0.01)  # the IsoFLOP basin: sizes within these fractions of the best loss
 COLUMNS = ("N", "D", "C", "loss", "tokens_per_param", "total")
-FAR, VERY_FAR = 10.0, 1000.0  # factors outside the fitted runs that are warned of
 NONSENSE = 1e8  # a factor outside the fitted runs that means wrong units, or a wrong law
 RATIOS = (1e-4, 1e6)  # plausible tokens per parameter
 LOOSE = 1e6  # an interval of N over such a factor determines nothing
@@ -165,8 +165,9 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
       asked, law, formula, source, level, warnings (one line each);
       N, D, C, loss, tokens_per_param: {"value", "low", "high"}; the interval of the loss is of this very N and D, the
         others' of each resample's own optimum. null: not determined; `total` adds inference FLOPs where asked;
-      beyond: N, D, C -> how far outside the fitted runs, as a factor of 1 or more;
-      holdout: of the fit, the refit with the largest gap; null without;
+      beyond: N, D, C, tokens_per_param -> how far outside the fitted runs, as a factor of 1 or more;
+      gap: C over the largest fitted; tested: see `Fitted.tested`; holdout: of the fit, the refit with the largest gap;
+      inside: the best at a D/N that was fitted, where the optimum has another: N, D, loss, rel_loss; else null;
       off: "half" and "double" that N for the same FLOPs: N, D, loss, rel_loss (0.01: 1 % worse); null: not possible;
       basin: "0.1%", "1%" -> [least, most] N within that of the best loss for the same FLOPs (null: unbounded);
       no_optimum, never: shares of the resamples without an optimum, and of those that never reach the loss.
@@ -194,20 +195,33 @@ def make(fitted: Fitted, ask: Ask) -> dict[str, Any]:
     out: dict[str, Any] = {
         "asked": {ask.kind: ask.value, **ask.limits},
         "law": law.name,
-        "formula": law.formula.format(**{k: f"{fitted.result['params'][k]:.4g}" for k in law.names}),
+        "formula": fitted.formula,
         "source": law.source,
         "level": fitted.level,
-        **{name: _with_interval(column, fitted) for name, column in columns.items()},
+        **{name: _with_interval(column, fitted, name == _given(ask)) for name, column in columns.items()},
     }
-    ranges = {name: fitted.range[name] for name in ("N", "D", "C") if name in fitted.range}
-    out["beyond"] = {k: max(1.0, out[k]["value"] / high, low / out[k]["value"]) for k, (low, high) in ranges.items()}
+    out["beyond"] = reach.beyond(fitted.range, {name: out[name]["value"] for name in reach.NAMES})
     _check_plausible(fitted, ask, out)
-    out["holdout"] = fitted.holdout
+    out["gap"] = out["C"]["value"] / fitted.range["C"][1] if "C" in fitted.range else None
+    out["tested"], out["holdout"] = fitted.tested, fitted.holdout
+    out["inside"] = _inside(fitted, ask, out)
     out |= _other_sizes(fitted, ask, float(n[0]), float(loss[0]), float(budget[0]))
     for name, without in (("no_optimum", np.isnan(n) & ~never), ("never", never)):
         out[name] = float(np.mean(without[1:])) if len(n) > 1 else 0.0
     out["warnings"] = _warnings(fitted, ask, out)
     return out
+
+
+def _inside(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> dict[str, float] | None:
+    """`inside` of `make`: N and D of the same FLOPs at the nearest D/N that a fitted run has."""
+    name = "tokens_per_param"
+    if out["beyond"].get(name, 1.0) <= reach.MARGIN or ask.kind not in ("flops", "loss") or ask.limits:
+        return None
+    low, high = fitted.range[name]
+    ratio = low if out[name]["value"] < low else high
+    n = math.sqrt(out["C"]["value"] / FLOPS_PER_PARAM_TOKEN / ratio)
+    loss = loss_at(fitted, n, ratio * n)
+    return {"N": n, "D": ratio * n, "loss": loss, "rel_loss": loss / out["loss"]["value"] - 1}
 
 
 def _other_sizes(fitted: Fitted, ask: Ask, n: float, loss: float, budget: float) -> dict[str, Any]:
@@ -243,9 +257,14 @@ def _other_sizes(fitted: Fitted, ask: Ask, n: float, loss: float, budget: float)
     return {"off": off, "basin": basin}
 
 
-def _with_interval(column: np.ndarray, fitted: Fitted) -> dict[str, Any]:
+def _given(ask: Ask) -> str:
+    """The column that was asked for, the same in every resample."""
+    return {"flops": "total" if ask.inference_tokens else "C", "params": "N", "tokens": "D"}.get(ask.kind, "")
+
+
+def _with_interval(column: np.ndarray, fitted: Fitted, given: bool = False) -> dict[str, Any]:
     value, ends = float(column[0]), fitted.ends(column)
-    if ends is None:
+    if ends is None or (not given and intervals.doubt(np.array(ends), value) == intervals.AGREE):
         return {"value": value, "low": None, "high": None}
     low, high = (e if e < 1e200 else None for e in ends)
     return {"value": value, "low": low, "high": high}
@@ -269,14 +288,10 @@ def _check_plausible(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> None:
     for name in ("N", "D"):
         if out["beyond"].get(name, 1.0) > NONSENSE:
             raise UsageError(
-                f"plan: {name} = {out[name]['value']:.3g} is {_outside(fitted, out, name)}, where the law says "
+                f"plan: {name} = {out[name]['value']:.3g} is "
+                f"{reach.outside(fitted.range, name, out['beyond'][name])}, where the law says "
                 "nothing: are the runs' N and D in plain numbers, not in millions?"
             )
-
-
-def _outside(fitted: Fitted, out: Mapping[str, Any], name: str) -> str:
-    low, high = fitted.range[name]
-    return f"{out['beyond'][name]:.3g}x outside the fitted runs ({low:.3g} to {high:.3g})"
 
 
 def _no_answer(fitted: Fitted, ask: Ask) -> str:
@@ -294,20 +309,17 @@ def _no_answer(fitted: Fitted, ask: Ask) -> str:
 
 
 def _warnings(fitted: Fitted, ask: Ask, out: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for name, factor in out["beyond"].items():
-        outside = _outside(fitted, out, name)
-        if factor > VERY_FAR:
-            lines.append(f"VERY FAR: {name} is {outside}: the answer rests on the form of the law alone")
-        elif factor > FAR:
-            lines.append(f"{name} is {outside}: an extrapolation")
-    if not fitted.range:
-        lines.append("the fit holds no range of its runs: how far this extrapolates is unknown")
+    lines = reach.warnings(fitted.range, out["beyond"])
+    if best := out["inside"]:
+        lines.append(
+            f"within the D/N of the fitted runs the best is N {si(best['N'])}, D {si(best['D'])}: loss "
+            f"{texts.loss(best['loss'])} ({100 * best['rel_loss']:+.2g} %)"
+        )
     if len(fitted.thetas) < 3:
         lines.append("no intervals: the fit was made without resamples")
     elif missing := [k for k in COLUMNS if k in out and out[k]["low"] is None and out[k]["high"] is None]:
         few = out["no_optimum"] > 0.5
-        why = "most resamples have no optimum" if few else "the fitted law's answer is outside those of the resamples"
+        why = "most resamples have no optimum" if few else "the resamples agree, or leave out the fitted law's answer"
         lines.append(f"no interval of {', '.join(missing)}: {why}")
     if out["no_optimum"] > 0.01:
         lines.append(f"{100 * out['no_optimum']:.0f} % of the resamples have no optimum: left out of the intervals")
@@ -347,6 +359,8 @@ def _line(label: str, part: Mapping[str, Any], show: Callable[[float], str]) -> 
         ends = "[no interval]"
     elif None not in part.values() and part["high"] - part["low"] <= 1e-6 * part["high"]:
         ends = ""
+    elif low == high:
+        ends = texts.interval([part["low"], part["high"]], show)
     return f"  {label:<26}{value:>10}  {ends}".rstrip()
 
 
@@ -363,20 +377,18 @@ def text(allocation: Mapping[str, Any], unit: str = "tokens") -> str:
         (f"D  {unit}", "D", si),
         ("C  training FLOPs, 6 N D", "C", "{:.3g}".format),
         ("   with inference, + 2 N T", "total", "{:.3g}".format),
-        ("L  loss at this N and D", "loss", "{:.4f}".format),
+        ("L  loss at this N and D", "loss", texts.loss),
         (f"{unit} per parameter", "tokens_per_param", si),
     ):
         if key in allocation:
             lines.append(_line(label, allocation[key], show))
     off = {"half": allocation["off"]["half"], "twice": allocation["off"]["double"]}
-    other = [f"{k} N: loss {v['loss']:.4f} ({100 * v['rel_loss']:+.2f} %)" for k, v in off.items() if v is not None]
+    other = [f"{k} N: loss {texts.loss(v['loss'])} ({100 * v['rel_loss']:+.2f} %)" for k, v in off.items() if v]
     if other:
         lines.append(f"  for the same FLOPs, {'; '.join(other)}")
     basins = [f"{si(low)} to {si(high)} within {name}" for name, (low, high) in allocation["basin"].items()]
     lines.append(f"  N of nearly the same loss: {'; '.join(basins)}")
-    if allocation["beyond"]:
-        far = ", ".join(f"{k} {v:.3g}x" for k, v in allocation["beyond"].items() if v > 1)
-        lines.append(f"  beyond the fitted runs: {far or 'no, within their N, D and C'}")
+    lines += [f"  {line}" for line in reach.text(allocation["beyond"], allocation["gap"], allocation["tested"])]
     if held := allocation["holdout"]:
         runs = f"{held['n_held_out']} {held['of']} of up to {held['flops_gap']:.3g}x the compute of those fitted"
         error = f"mean |error| {_percent(held['mean_abs_rel_error'])}, max {_percent(held['max_abs_rel_error'])}"

@@ -29,6 +29,7 @@ FLOPS = ("exact", "6nd")
 SIX = {"N", "D", "C"}  # C = 6 N D gives one of them from the others
 # Tokens or examples per parameter of runs as people do them; a unit of a thousand or more leads outside.
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e5
+LEAST_FLOPS = 1e10  # of a run, the median: a second of one core
 MOST_NUMBERED = 20_000  # rows whose numbers in their table are kept
 LARGEST = 1e60  # of a size, an amount of data or a loss; products of larger ones overflow
 OLD = "an earlier version wrote them; choose another --count, or run them again in another folder"
@@ -63,6 +64,7 @@ def load(
     run: str = "",
     drop: str = "",
     earlier: bool = False,
+    signed: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Reads runs.
 
@@ -84,6 +86,7 @@ def load(
         one run are resampled together.
       drop: rows to leave out, by row number (in a sweep by run id), separated by commas.
       earlier: of a sweep, also the runs of its earlier versions.
+      signed: those of `needed` and `target` that may be zero or negative.
 
     Returns:
       A frame, sorted by C, with float columns N (parameters), D (tokens or examples), C (FLOPs), L (the loss's unit)
@@ -108,7 +111,7 @@ def load(
         sources.drop_rows(found, drop)
     sources.only_done(found)
     taken = _choose(found, asked, needed, count, flops)
-    frame, origins = _take(found, taken, asked, needed, flops)
+    frame, origins = _take(found, taken, asked, needed, flops, signed)
     conventions = _conventions(found, origins, count, flops)
     checkpoints = labels.label(found, frame, run)
     if drop_highest:
@@ -203,13 +206,18 @@ def _flags(source: Source, letter: str, taken: Mapping[str, str]) -> list[str]:
 
 
 def _take(
-    source: Source, taken: Mapping[str, str], asked: Mapping[str, str], needed: Sequence[str], flops: str
+    source: Source,
+    taken: Mapping[str, str],
+    asked: Mapping[str, str],
+    needed: Sequence[str],
+    flops: str,
+    signed: Sequence[str],
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """The frame of numbers, and letter -> column or formula. Only what is needed has to be good."""
     checked = {*needed, *asked} | ({"C"} if {"N", "D"} <= set(needed) else set())
     if len(taken.keys() & SIX) == 2 and checked & SIX - taken.keys():
         checked |= SIX
-    data = _check(source, {k: v for k, v in taken.items() if k in checked})
+    data = _check(source, {k: v for k, v in taken.items() if k in checked}, signed)
     for letter in taken.keys() - data.keys():  # known, but not needed: as it is
         read = readers.numbers(source.cells[taken[letter]])
         if read.bad < 0:
@@ -261,10 +269,11 @@ def _whole(read: readers.Numbers) -> np.ndarray | None:
     return values.astype(np.int64) if whole else values
 
 
-def _check(source: Source, taken: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Letter -> positive finite numbers; a table's author is told the row that has another, bad runs are left out.
+def _check(source: Source, taken: Mapping[str, str], signed: Sequence[str]) -> dict[str, np.ndarray]:
+    """Letter -> positive finite numbers, of `signed` of any sign.
 
-    W&B's runs may lack a value that was never logged (another kind of run, a NaN): those are left out too.
+    A table's author is told the row that has another, bad runs are left out. W&B's runs may lack a value that was never
+    logged (another kind of run, a NaN): those are left out too.
     """
     good = np.ones(len(source.cells), dtype=bool)
     data: dict[str, np.ndarray] = {}
@@ -272,7 +281,7 @@ def _check(source: Source, taken: Mapping[str, str]) -> dict[str, np.ndarray]:
     for letter, column in taken.items():
         read = readers.numbers(source.cells[column])
         data[letter] = values = read.values
-        wrong = ~((values > 0) & (values < LARGEST))
+        wrong = ~(np.abs(values) < LARGEST) if letter in signed else ~((values > 0) & (values < LARGEST))
         if source.kind != "sweep":
             fatal = wrong & np.isfinite(values) if source.kind == "wandb" else wrong.copy()
             if read.bad >= 0:
@@ -353,7 +362,7 @@ def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[
     for letter in small:
         what = {"N": "parameters", "D": "tokens or examples"}[letter]
         source.warnings.append(
-            f"{letter} is {middle[letter]:.4g} at the median, little for {what}: in millions, or swapped?"
+            f"{letter} is {middle[letter]:.4g} at the median, little for {what}: in millions or billions, or swapped?"
         )
     if not small and not source.ours and {"N", "D"} <= set(needed):
         ratio = (frame["D"] / frame["N"]).median()
@@ -363,6 +372,11 @@ def _suspect(source: Source, frame: pd.DataFrame, target: str, needed: Sequence[
             source.warnings.append(
                 f"{few} is {middle[few]:.4g} at the median beside {many} of {middle[many]:.4g}, {ratio:.3g} tokens per "
                 f"parameter: is {few} in thousands, millions or billions? A law and its plans need plain numbers"
+            )
+        elif (flops := (FLOPS_PER_PARAM_TOKEN * frame["D"] * frame["N"]).median()) < LEAST_FLOPS:
+            source.warnings.append(
+                f"6 N D is {flops:.3g} FLOPs at the median, a moment's training: are N and D in thousands, millions or "
+                "billions?"
             )
     if target == "L" and "N" in needed and middle["L"] > 1e4:
         source.warnings.append(f"L is {middle['L']:.4g} at the median, much for a loss: are the columns swapped?")

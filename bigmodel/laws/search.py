@@ -21,8 +21,10 @@ SCREEN_RUNS = 2000  # of more runs, the last starts see this many; the best is t
 # (benchmarks/fit_speed.py).
 SCREEN = ((10, 512, 64), (20, 128, SCREEN_RUNS), (60, 32, SCREEN_RUNS))
 POLISH_STEPS = 100
-# Objectives this close to the best are the same fit: relatively, or by a root mean square residual of 1e-6 in ln L.
+# Objectives this close to the best are the same fit: relatively, or by a root mean square residual of 1e-6
+# in ln L (of the target's deviation, where residuals are linear).
 SAME_RELATIVE, SAME_RESIDUAL = 1e-3, 1e-6
+RESIDUALS = ("log", "linear")
 ESTIMATORS = ("huber", "likelihood")
 
 
@@ -33,11 +35,12 @@ class Found:
     Attributes:
       theta: the best candidate, (P,).
       objective: its objective.
-      scale: scale of the free-scale likelihood, in units of ln L; 0 for "huber".
+      scale: scale of the free-scale likelihood, in units of the residuals; 0 for "huber".
       optima: theta of every surviving start, best first, (K, P).
       objectives: (K,)
       basins: starts for resamples: the best, and what else fits about as well, (B, P).
       settled: whether the best had converged.
+      same: which optima fit as well as the best, (K,).
     """
 
     theta: np.ndarray
@@ -47,37 +50,54 @@ class Found:
     objectives: np.ndarray
     basins: np.ndarray
     settled: bool
-
-    def same(self, n: int) -> np.ndarray:
-        """Which optima fit as well as the best, (K,)."""
-        return _same(self.objectives, n)
+    same: np.ndarray
 
 
 def problem_of(
-    law: Law, data: Mapping[str, np.ndarray], delta: float, above: float = 1.0, estimator: str = "huber"
+    law: Law,
+    data: Mapping[str, np.ndarray],
+    delta: float,
+    above: float = 1.0,
+    estimator: str = "huber",
+    residuals: str = "log",
 ) -> Problem:
     """The problem of fitting `law` to columns `data`, its starts moved to the data's size.
 
     The published starts are for a few nats per token. Other units (squared error, bits) move by whole powers of e;
-    between 1 and e^2 nats the grid is the published one to the digit.
+    between 1 and e^2 nats the grid is the published one to the digit. The starts of a linear law are in the target's
+    own unit, and stay.
+
+    Args:
+      residuals: "log", or "linear", of the target itself; `delta` has their unit.
+
+    Raises:
+      UsageError: an unknown option; a linear law with residuals of logarithms, which its target may not have.
     """
     choose("estimator", estimator, ESTIMATORS)
-    log_target = np.log(data[law.target])
+    choose("residuals", residuals, RESIDUALS)
+    if law.linear and residuals == "log":
+        raise UsageError(f"law {law.name!r}: its {law.target} may be zero or negative; residuals=linear fits it")
+    target = data[law.target]
+    linear, first = residuals == "linear", law.columns[0]
     return Problem(
         law,
         {name: data[name] for name in law.columns},
-        log_target,
+        target if linear else np.log(target),
         delta,
         above,
         estimator,
-        shift=float(np.trunc(np.median(log_target) - 1)),
-        x_shift=float(np.median(np.log(data[law.columns[0]]))),
+        shift=0.0 if law.linear else float(np.trunc(np.median(np.log(target)) - 1)),
+        x_shift=0.0 if first in law.signed else float(np.median(np.log(data[first]))),
+        residuals_of=residuals,
+        size=float(np.std(target)) or 1.0 if linear else 1.0,
     )
 
 
-def negligible(n: int) -> float:
-    """An objective that is rounding for n runs."""
-    return 0.5 * n * SAME_RESIDUAL**2
+def negligible(problem: Problem) -> float:
+    """An objective that is rounding."""
+    small = SAME_RESIDUAL * problem.size
+    inner = min(small, float(np.max(problem.delta)))
+    return len(problem) * inner * (small - 0.5 * inner)
 
 
 def search(problem: Problem, counts: np.ndarray | None = None) -> Found:
@@ -90,6 +110,8 @@ def search(problem: Problem, counts: np.ndarray | None = None) -> Found:
       UsageError: the law predicts no positive number from any start.
     """
     counts = np.ones(len(problem)) if counts is None else counts
+    if problem.law.members:
+        return _search_members(problem, counts)
     theta = problem.starts()
     for steps, keep, runs in SCREEN:
         small, few = _part(problem, counts, runs)
@@ -100,10 +122,11 @@ def search(problem: Problem, counts: np.ndarray | None = None) -> Found:
     # Of optima that tie to rounding (too few sizes to determine the law), report the one nearest the grid's centre.
     starts = problem.starts()
     away = np.abs((theta - starts.mean(axis=0)) / np.maximum(np.ptp(starts, axis=0), 1e-9)).max(axis=1)
-    tied = objective <= objective.min() * (1 + 1e-9) + 1e-6 * negligible(len(small))
+    tied = objective <= objective.min() * (1 + 1e-9) + 1e-6 * negligible(small)
     order = np.lexsort((np.where(tied, away, objective), ~tied))
     theta, objective, settled = theta[order], objective[order], settled[order]
-    basins = _basins(theta, _same(objective, len(small)))
+    same = objective <= objective.min() * (1 + SAME_RELATIVE) + negligible(small)
+    basins = _basins(theta, same)
     best, least, done = theta[:1], objective[:1], settled[:1]
     if small is not problem:
         best, least, done = descend(problem, best, counts, POLISH_STEPS, "newton")
@@ -115,7 +138,16 @@ def search(problem: Problem, counts: np.ndarray | None = None) -> Found:
     scale = np.zeros(1)
     if problem.estimator == "likelihood":
         best, least, scale = free_scale(problem, best, counts)
-    return Found(best[0], float(least[0]), float(scale[0]), theta, objective, basins, bool(done[0]))
+    return Found(best[0], float(least[0]), float(scale[0]), theta, objective, basins, bool(done[0]), same)
+
+
+def _search_members(problem: Problem, counts: np.ndarray) -> Found:
+    """An average's members, each found by itself, with equal weights."""
+    found = [search(member, counts) for member in problem.members()]
+    theta = np.concatenate([np.full(len(found), 1 / len(found)), *(one.theta for one in found)])
+    objective = problem.huber(problem.residuals(theta[None])[0], counts[None])
+    settled = all(one.settled for one in found)
+    return Found(theta, float(objective[0]), 0.0, theta[None], objective, theta[None], settled, np.ones(1, dtype=bool))
 
 
 def _part(problem: Problem, counts: np.ndarray, runs: int) -> tuple[Problem, np.ndarray]:
@@ -124,11 +156,6 @@ def _part(problem: Problem, counts: np.ndarray, runs: int) -> tuple[Problem, np.
         return problem, counts
     part = np.sort(np.random.default_rng(0).choice(len(problem), runs, replace=False))
     return problem.of_runs(part), counts[part]
-
-
-def _same(objectives: np.ndarray, n: int) -> np.ndarray:
-    """Which objectives of n runs are as good as the best."""
-    return objectives <= objectives.min() * (1 + SAME_RELATIVE) + negligible(n)
 
 
 def _basins(theta: np.ndarray, same: np.ndarray, most: int = 4) -> np.ndarray:
@@ -171,7 +198,7 @@ def free_scale(problem: Problem, theta: np.ndarray, counts: np.ndarray) -> tuple
       theta: (S, P); counts: (n,) or (S, n).
 
     Returns:
-      theta (S, P), -ln p (S,), sigma in units of ln L (S,).
+      theta (S, P), -ln p (S,), sigma in units of the residuals (S,).
     """
     delta = float(np.max(problem.delta))
     residual, _ = problem.residuals(theta)

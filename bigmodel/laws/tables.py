@@ -138,10 +138,12 @@ def _compared(result: Mapping[str, Any]) -> Table:
     for entry in result["compared"]:
         row = {"law": texts.law_name(entry["law"]), "parameters": str(entry["num_params"])}
         row["objective"] = f"{entry['objective']:.4g}"
-        for k, held in enumerate(entry["holdout"], 1):
-            row[f"{k} held out"] = f"{texts.percent(held['mean_abs_rel_error'])} at {held['flops_gap']:.3g}×"
+        row["floor"] = "yes" if entry["floor"] else "no"
+        for held in entry["backtests"]:
+            row[f"at {held['flops_gap']:.3g}×"] = texts.percent(held["mean_abs_rel_error"])
+        row["ties with the best"] = "yes" if entry["ties"] else "no"
         rows.append(row)
-    caption = "Laws fitted to the same runs: mean |error| on the largest rungs, held out, and the gap."
+    caption = "Laws refitted to the runs below a cutoff: mean |error| on the largest runs, by the gap in compute."
     return Table("compared", "Laws compared", caption, pd.DataFrame(rows).fillna(""))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,18 @@ def has_ends(ends: Any) -> bool:
 
 def interval(ends: Any, text: Callable[[float], str] = number, absent: str = "n/a") -> str:
     """[low, high], or `absent`."""
-    return f"[{text(ends[0])}, {text(ends[1])}]" if has_ends(ends) else absent
+    return "[{}, {}]".format(*both(ends, text)) if has_ends(ends) else absent
+
+
+def both(ends: Sequence[float], text: Callable[[float], str]) -> tuple[str, str]:
+    """Both ends of an interval, with more digits where they would look the same."""
+    low, high = map(text, ends)
+    return (low, high) if low != high else (f"{ends[0]:.8g}", f"{ends[1]:.8g}")
+
+
+def loss(value: float) -> str:
+    """Four decimals, of a small one four digits."""
+    return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.4g}"
 
 
 def runs_of(result: Mapping[str, Any]) -> str:
@@ -53,7 +64,7 @@ def ci(result: Mapping[str, Any], name: str, absent: str = "[no interval]") -> s
     ends, held = result["ci"].get(name), result.get("at_bound", {}).get(name, ())
     if not has_ends(ends):
         return absent
-    low, high = (number(end) + ("†" if side in held else "") for end, side in zip(ends, ("low", "high"), strict=True))
+    low, high = (e + ("†" if side in held else "") for e, side in zip(both(ends, number), ("low", "high"), strict=True))
     return f"[{low}, {high}]"
 
 
@@ -138,20 +149,34 @@ def _law_lines(result: Mapping[str, Any]) -> list[str]:
             f"max {percent(entry['max_abs_rel_error'])}, mean {percent(entry['mean_rel_error'], sign=True)}"
         )
     for entry in result["compared"]:
-        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["holdout"]]
-        lines.append(f"  {entry['law']} ({entry['num_params']} parameters): held-out {', '.join(errors) or 'n/a'}")
-    return lines
+        errors = [f"{percent(h['mean_abs_rel_error'])} at {h['flops_gap']:.3g}x" for h in entry["backtests"]]
+        kind = f"{entry['num_params']} parameters{'' if entry['floor'] else ', no floor'}"
+        lines.append(f"  {law_name(entry['law'])} ({kind}): held-out {', '.join(errors) or 'n/a'}")
+    return [*lines, *(f"  choice: {line}" for line in result["choice"])]
 
 
 def _frontier_lines(result: Mapping[str, Any]) -> list[str]:
     params = result["params"]
     a, b = number(params["a"]), number(params["b"])
-    return [
+    lines = [
         f"N_opt = {params['N0']:.4g} C^{a}, D_opt = {params['D0']:.4g} C^{b}",
         f"  {count(sum(not b['edge'] for b in result['budgets']), 'budget')} of {runs_of(result)}, by {result['law']}",
         f"  a {a} {ci(result, 'a')}, b {b} {ci(result, 'b')}",
         f"  D/N at the optimum: {ratios(result['optimal'])}",
     ]
+    own = result.get("corrected") or {}
+    for what, line in (
+        ("corrected, by a law of all budgets", own),
+        ("the parabolas less their bias", own.get("debiased")),
+    ):
+        if line:
+            a, b = (f"{name} {number(line['params'][name])} {ci(line, name)}" for name in "ab")
+            lines.append(f"  {what}: N_opt = {line['params']['N0']:.4g} C^a, {a}, {b}")
+    for by, best in zip(result["budgets"], own.get("budgets", ()), strict=False):
+        own_n = f"N_opt {short(by['N_opt'])} ({percent(best['difference'], sign=True)})"
+        first = "no minimum inside" if by["edge"] else own_n
+        lines.append(f"  C {best['C']:.3g}: {first}, corrected {short(best['N_opt'])} {interval(best['N_ci'], short)}")
+    return lines
 
 
 def ratios(best: Mapping[str, Any]) -> str:

@@ -39,6 +39,9 @@ def isoflop(study: Study, size: style.Size) -> Figure | None:
         best, [b["L_opt"] for b in inside], xerr=np.abs(_ends(inside) - best), fmt="D", color=style.VERMILLION,
         ms=1.2 * size.dot**0.5, mec="white", mew=0.6, zorder=6, label="Minimum, 95 % interval of N",
     )  # fmt: skip
+    if own := found[0].get("corrected"):
+        best, least = ([b[name] for b in own["budgets"]] for name in ("N_opt", "L_opt"))
+        axes.plot(best, least, "X", color=style.INK, ms=1.2 * size.dot**0.5, mec="white", zorder=7, label="Corrected")
     if any(b["edge"] for b in budgets):
         axes.plot([], [], color=style.GREY, lw=1, ls=":", label="No minimum inside the budget's runs")
     axes.set(xlabel=study.label("N"), ylabel=study.loss)
@@ -107,7 +110,7 @@ def _power_text(result: Mapping[str, Any], values: Mapping[str, Any], column: st
 
 def contours(study: Study, size: style.Size) -> Figure | None:
     """Lines of equal loss by the law. Dots: runs, coloured by observed loss on the same scale."""
-    if not study.plane:
+    if not study.plane or study.law.linear:  # the scale is logarithmic
         return None
     n, d = study.column("N"), study.column("D")
     figure, (axes,) = size.panels(1)

@@ -89,10 +89,12 @@ def curves(study: Study, size: style.Size) -> Figure:
 
 
 def residuals(study: Study, size: style.Size) -> Figure:
-    """Residual of each run, relative to the law. A trend means that the law does not describe the runs."""
+    """Residual of each run, relative to the law, or absolute where targets may be 0. A trend means that the law does
+    not describe the runs."""
     known = [c for c in ("C", "N", "D") if c in study.frame]
     columns = known if study.plane else list(study.law.columns)[:3]
-    error = 100 * (study.observed / study.predicted - 1)
+    linear = study.law.linear
+    error = study.observed - study.predicted if linear else 100 * (study.observed / study.predicted - 1)
     reach = max(1.15 * float(np.nanmax(np.abs(error))), 1e-3)
     figure, panels = size.panels(len(columns), 0.8 * size.single[1], sharey=True)
     coloured: dict[str, Any] = {}
@@ -104,7 +106,7 @@ def residuals(study: Study, size: style.Size) -> Figure:
         dots(axes, values, error, s=size.dot, **coloured)
         axes.set(xlabel=study.label(x), ylim=(-reach, reach))
         if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel("Observed − law (% of law)")
+            axes.set_ylabel("Observed − law" + ("" if linear else " (% of law)"))
         style.log_axis(axes, "x", values.min() / 1.5, values.max() * 1.5)
     if coloured:
         style.colour_bar(figure, panels.tolist(), coloured["norm"], study.label("N"))

@@ -139,8 +139,10 @@ def _ticks(axis: Any, low: float, high: float, most: int, text: Callable[[float]
 
 
 def loss_axis(axes: Axes, losses: np.ndarray) -> None:
-    """A log y axis over the losses."""
+    """A log y axis over the losses; a linear one where some aren't positive."""
     low, high = float(np.min(losses)), float(np.max(losses))
+    if low <= 0:
+        return
     room = max((high / low) ** 0.08, 1.01)
     log_axis(axes, "y", low / room, high * room)
 

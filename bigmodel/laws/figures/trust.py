@@ -32,13 +32,13 @@ PUBLISHED = (
 
 
 def comparison(study: Study, size: style.Size) -> Figure | None:
-    """Error on the runs held out when a law is refitted without the largest rungs. Lower and flatter is better."""
+    """Error on the largest runs, held out, of a law refitted to ever smaller ones. Lower and flatter is better."""
     alone = {**study.result, "num_params": len(study.params)}
-    compared = [entry for entry in study.result["compared"] or [alone] if entry["holdout"]]
+    compared = [entry for entry in study.result["compared"] or [alone] if entry["backtests"]]
     if not compared:
         return None
     names = {entry["law"]: f"{law_name(entry['law'])} ({entry['num_params']} parameters)" for entry in compared}
-    held = pd.DataFrame([{"law": entry["law"], **rung} for entry in compared for rung in entry["holdout"]])
+    held = pd.DataFrame([{"law": entry["law"], **rung} for entry in compared for rung in entry["backtests"]])
     gaps, errors = held["flops_gap"], 100 * held["mean_abs_rel_error"]
     figure, (axes,) = size.panels(1)
     for k, (law, name) in enumerate(names.items()):

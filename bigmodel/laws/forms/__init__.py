@@ -14,12 +14,11 @@ C training FLOPs, L loss.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 
 from bigmodel import config
 from bigmodel.errors import UsageError, nearest
+from bigmodel.laws.duals import Dual
 
 Row = Mapping[str, np.ndarray]
 Values = Mapping[str, float]
@@ -34,7 +34,7 @@ Form = Callable[[np.ndarray, Row], np.ndarray]
 
 # Wherever a law trades N for D, C = 6 N D (Hoffmann et al. 2022, arXiv:2203.15556, section 3.3).
 FLOPS_PER_PARAM_TOKEN = 6.0
-MODULES = ("loss", "curves", "tuning")
+MODULES = ("loss", "curves", "tuning", "sparse", "recipes", "average")
 MOST_BREAKS = 3  # of a broken law: its grid of starts grows sixfold with each
 REFERENCE_FLOPS = 1e21  # where a law without a constant exponent is asked for one
 
@@ -94,13 +94,16 @@ class Law:
       source: where the formula is from.
       columns: columns of `row` that `form` reads.
       parameters: in the order of theta.
-      form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n). The fit takes derivatives of a `LogSum`
-        exactly, of other forms by differences.
+      form: (theta (P, S, 1), row) -> ln of the predicted target, (S, n), or with `linear` the target itself. The fit
+        takes exact derivatives, of what `duals` knows, else by differences.
       target: the column that the law predicts.
+      linear: the target may be zero or negative: `form` predicts it, not its logarithm, and so are residuals.
+      signed: columns that may be zero or negative.
       optimum: (values by name, C in FLOPs) -> (N, D) of least loss under C = 6 N D; None: has none. `get` adds one by
         search to a law of L in N and D without a closed one.
       exponents: (values by name, C) -> {"a": of N_opt ~ C^a, "b": of D_opt ~ C^b} near C; None: has none.
       constant: columns that may be the same in every run.
+      members: the laws that it is an average of; the fit then fits each by itself.
       name: what `get` makes it from.
     """
 
@@ -113,7 +116,10 @@ class Law:
     optimum: Callable[[Values, float], tuple[float, float]] | None = None
     exponents: Callable[..., dict[str, float]] | None = None
     constant: tuple[str, ...] = ()
+    members: tuple[Law, ...] = ()
     name: str = ""
+    linear: bool = False
+    signed: tuple[str, ...] = ()
 
     @property
     def varying(self) -> tuple[str, ...]:
@@ -121,8 +127,23 @@ class Law:
         return tuple(name for name in self.columns if name not in self.constant)
 
     @property
+    def any_sign(self) -> tuple[str, ...]:
+        """What may be zero or negative: `signed`, and the target of a linear law."""
+        return (*self.signed, self.target) if self.linear else self.signed
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(p.name for p in self.parameters)
+
+    @property
+    def num_params(self) -> int:
+        """How many parameters are fitted to the same runs; of an average, the most of any member."""
+        return max(law.num_params for law in self.members) if self.members else len(self.parameters)
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether it predicts a loss above zero at any compute; of an average: whether each member does."""
+        return all(law.has_floor for law in self.members) if self.members else bool(self.floor)
 
     @property
     def exponent_names(self) -> tuple[str, ...]:
@@ -173,73 +194,14 @@ class Law:
 
     def predict(self, values: Values, row: Row) -> np.ndarray:
         """Target (n,) at each of the n rows of `row`."""
+        return self.predict_all(self.theta(values)[None], row)[0]
+
+    def predict_all(self, theta: np.ndarray, row: Row) -> np.ndarray:
+        """Target (S, n) of S candidates theta (S, P) at each of the n rows of `row`."""
         columns = {name: np.atleast_1d(np.asarray(row[name], dtype=np.float64)) for name in self.columns}
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return np.exp(self.form(self.theta(values)[:, None, None], columns)[0])
-
-
-# -------------------------------------------------------------------------------- sums of terms
-
-
-def log_sum(*terms: np.ndarray) -> np.ndarray:
-    """ln of the sum of e^term, shifted by the largest: Besiroglu et al. 2024's unshifted code overflows."""
-    top = functools.reduce(np.maximum, terms)
-    return top + np.log(sum(np.exp(term - top) for term in terms))
-
-
-@dataclass(frozen=True)
-class LogSum:
-    """ln of a sum of terms, each e^(linear in theta), with its derivatives: a form that needs no differences.
-
-    Attributes:
-      factors: row -> one mapping per term: index of a parameter -> what multiplies it, 1.0 or (n,).
-    """
-
-    factors: Callable[[Row], Sequence[Mapping[int, Any]]]
-
-    def __call__(self, theta: np.ndarray, row: Row) -> np.ndarray:
-        return log_sum(*self._terms(theta, row))
-
-    def slopes(self, theta: np.ndarray, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """The value (S, n) and its derivatives in each parameter (S, P, n)."""
-        value, shares = self._shares(theta, row)
-        slopes = np.empty((value.shape[0], len(theta), value.shape[1]))
-        seen: set[int] = set()
-        for share, factors in zip(shares, self.factors(row), strict=True):
-            for i, factor in factors.items():
-                if i in seen:
-                    slopes[:, i] += share * factor
-                else:
-                    np.multiply(share, factor, out=slopes[:, i])
-                seen.add(i)
-        return value, slopes
-
-    def curvature(self, theta: np.ndarray, row: Row, slopes: np.ndarray, pull: np.ndarray) -> np.ndarray:
-        """Sum over runs of pull (S, n) times the second derivatives, (S, P, P).
-
-        With shares w_k of the terms in the sum, and x_k the derivatives of the terms' exponents, they are the sum over
-        k of w_k x_k x_k' minus the outer product of the slopes, the sum over k of w_k x_k, with themselves.
-        """
-        out = np.zeros((len(pull), len(theta), len(theta)))
-        for share, factors in zip(self._shares(theta, row)[1], self.factors(row), strict=True):
-            weight = pull * share
-            for i, x_i in factors.items():
-                for j, x_j in factors.items():
-                    out[:, i, j] += (weight * (x_i * x_j)).sum(axis=1)
-        return out - np.matmul(slopes * pull[:, None], slopes.transpose(0, 2, 1))
-
-    def _terms(self, theta: np.ndarray, row: Row) -> list[np.ndarray]:
-        return [sum(theta[i] * factor for i, factor in factors.items()) for factors in self.factors(row)]
-
-    def _shares(self, theta: np.ndarray, row: Row) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The value (S, n), and each term's share in the sum, (S, n)."""
-        terms = self._terms(theta, row)
-        top = functools.reduce(np.maximum, terms)
-        parts = [np.exp(term - top) for term in terms]
-        total = functools.reduce(np.add, parts)
-        for part in parts:
-            part /= total
-        return top + np.log(total), parts
+            value = self.form(theta.T[:, :, None], columns)
+            return value if self.linear else np.exp(value)
 
 
 # ---------------------------------------------------------------------------------- laws by name
@@ -300,7 +262,7 @@ def from_file(path: str) -> Law:
 
     `form` returns the predicted target, positive, by array operations: params are (S, 1) arrays, columns (n,).
     Optional: COLUMNS = ("N", "D") that form reads (default: N, D), TARGET = "L", SIGNED = {"x", ...} parameters that
-    may be zero or negative, and FORMULA, text. Every other parameter is positive.
+    may be zero or negative (every other is positive), LINEAR = True where the target itself may be, and FORMULA, text.
 
     Raises:
       UsageError: what of this is missing or wrong, or what `form` raised.
@@ -317,7 +279,7 @@ def from_module(module: Any, path: str) -> Law:
         texts = isinstance(value, tuple | list | set) and all(isinstance(v, str) for v in value)
         if not texts or (name == "COLUMNS" and not value):
             raise UsageError(f"law file {path!r}: {name}={value!r}: expected a tuple of names")
-    signed = set(getattr(module, "SIGNED", ()))
+    signed, linear = set(getattr(module, "SIGNED", ())), bool(getattr(module, "LINEAR", False))
     if not isinstance(given, dict) or not given:
         raise UsageError(f"law file {path!r}: PARAMETERS={given!r}: expected a dict of name -> starts")
     parameters = []
@@ -338,8 +300,13 @@ def from_module(module: Any, path: str) -> Law:
         params = {n: (np.exp(t) if n not in signed else t) for n, t in zip(given, theta, strict=True)}
         # Starts may be where the user's form overflows or has no value: those lose, and numpy needn't warn.
         with config.user_code(path, "law", "form()"), np.errstate(all="ignore"):
-            value = np.asarray(user_form(params, row), dtype=np.float64)
+            value = user_form(params, row)
+            if isinstance(value, Dual):
+                return value if linear else np.log(value)
+            value = np.asarray(value, dtype=np.float64)
             value = np.broadcast_to(value, (theta.shape[1], len(next(iter(row.values())))))
+        if linear:
+            return value
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(value > 0, np.log(np.where(value > 0, value, 1.0)), np.nan)
 
@@ -351,6 +318,7 @@ def from_module(module: Any, path: str) -> Law:
         form,
         target=getattr(module, "TARGET", "L"),
         name=path,
+        linear=linear,
     )
 
 

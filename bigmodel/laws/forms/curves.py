@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigmodel.laws.forms import Law, Row, coefficient, exponent, floor, log_sum, positive
+from bigmodel.laws.duals import log_sum
+from bigmodel.laws.forms import Law, Row, coefficient, exponent, floor, positive
 
 
 def power(x: str = "C") -> Law:
@@ -98,3 +99,29 @@ def bnsl(x: str = "D", breaks: int = 1) -> Law:
         formula += f" (1 + ({x}/{{d{i}}})^(1/{{f{i}}}))^(-{{c{i}}} {{f{i}}})"
     source = "Caballero et al. 2023, arXiv:2210.14891, equation 1"
     return Law(formula, source, (x,), tuple(parameters), form)
+
+
+def sovit(x: str = "width", t: str = "C") -> Law:
+    """L = eps + alpha x^-a + (beta x^b + xi) t^-c: one dimension x of a model's shape, against the compute t.
+
+    At more compute the best x is larger: x = (alpha a / (beta b))^(1/(a + b)) t^(c/(a + b)), as the derivative shows.
+    Recalled; the form is confirmed by descriptions of the paper, its constants aren't.
+    """
+
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        eps, alpha, a, beta, b, xi, c = theta
+        log_x, log_t = np.log(row[x]), np.log(row[t])
+        return log_sum(eps, alpha - a * log_x, beta + b * log_x - c * log_t, xi - c * log_t)
+
+    parameters = (
+        floor("eps", (-3.0, -1.0, 0.5)),
+        coefficient("alpha", (0.0, 3.0)),
+        exponent("a", (0.4, 1.0)),
+        coefficient("beta", (-3.0, 2.0, 10.0)),
+        exponent("b", (0.3, 0.8)),
+        coefficient("xi", (0.0, 5.0, 15.0)),
+        exponent("c", (0.2, 0.5)),
+    )
+    formula = f"{{eps}} + {{alpha}} {x}^-{{a}} + ({{beta}} {x}^{{b}} + {{xi}}) {t}^-{{c}}"
+    source = "Alabdulmohsin et al. 2023, arXiv:2305.13035, equation 2"
+    return Law(formula, source, (x, t), parameters, form)

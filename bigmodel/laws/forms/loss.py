@@ -7,21 +7,18 @@ C training FLOPs, L loss (nats per token); E irreducible loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from bigmodel.laws.duals import log_sum
 from bigmodel.laws.forms import (
     FLOPS_PER_PARAM_TOKEN,
     Law,
-    LogSum,
     Row,
     Values,
     coefficient,
     exponent,
     floor,
-    log_sum,
     positive,
 )
 
@@ -44,8 +41,9 @@ def chinchilla() -> Law:
     Units: L and E in the loss's own unit (nats per token), N in parameters, D in tokens or examples, C in FLOPs.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
-        return {0: 1.0}, {1: 1.0, 2: -np.log(row["N"])}, {3: 1.0, 4: -np.log(row["D"])}
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, a, alpha, b, beta = theta
+        return log_sum(e, a - alpha * np.log(row["N"]), b - beta * np.log(row["D"]))
 
     def exponents(p: Values, flops: float = 0.0) -> dict[str, float]:
         total = p["alpha"] + p["beta"]
@@ -74,7 +72,7 @@ def chinchilla() -> Law:
     )
     source = "Hoffmann et al. 2022, arXiv:2203.15556, equation 2"
     formula = "{E} + {A}/N^{alpha} + {B}/D^{beta}"
-    return Law(formula, source, ("N", "D"), parameters, LogSum(factors), optimum=optimum, exponents=exponents)
+    return Law(formula, source, ("N", "D"), parameters, form, optimum=optimum, exponents=exponents)
 
 
 def kaplan_nd() -> Law:
@@ -124,10 +122,11 @@ def gadre() -> Law:
     M = (B/A)^(1/(2 eta)) at every C, so that N_opt ~ C^0.5.
     """
 
-    def factors(row: Row) -> Sequence[Mapping[int, Any]]:
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, a, b, eta = theta
         # What eta multiplies: M^eta C^-eta = (6 N^2)^-eta, and M^-eta C^-eta = (6 D^2)^-eta.
         by_n, by_d = (math.log(FLOPS_PER_PARAM_TOKEN) + 2 * np.log(row[name]) for name in ("N", "D"))
-        return {0: 1.0}, {1: 1.0, 3: -by_n}, {2: 1.0, 3: -by_d}
+        return log_sum(e, a - eta * by_n, b - eta * by_d)
 
     def optimum(p: Values, flops: float) -> tuple[float, float]:
         if not (p["eta"] > 0 and p["A"] > 0 and p["B"] > 0):
@@ -149,7 +148,7 @@ def gadre() -> Law:
         "Gadre et al. 2024, arXiv:2403.08540, equation 4",
         ("N", "D"),
         parameters,
-        LogSum(factors),
+        form,
         optimum=optimum,
         exponents=lambda p, flops=0.0: {"a": 0.5, "b": 0.5},
     )
@@ -216,3 +215,41 @@ def width_depth() -> Law:
     formula = "{E} + {A}/width^{alpha} + {F}/depth^{gamma} + {B}/D^{beta}"
     source = "McLeish et al. 2025, arXiv:2502.06857, without their term in N"
     return Law(formula, source, ("width", "depth", "D"), parameters, form)
+
+
+def farseer() -> Law:
+    """L = f(N) + g(N) / D^h(N), each of f, g and h a power law in N that bends on log axes.
+
+    The paper's exp(s N^q + S) + exp(B N^b + Q) D^-exp(A N^a + E), with each exponent s N^q + S written by its value and
+    slope at N = 1e9, which runs determine, in place of s and S, which they hardly do:
+
+        s N^q + S = ln f_0 + f_1 ((N/1e9)^q - 1) / q,   f_1 = q s 1e9^q,   ln f_0 = s 1e9^q + S,
+
+    f_0 the floor at 1e9 parameters, f_1 its slope in ln N there, q the bend (0: none); likewise g and h. Published, for
+    bits per character: E 3.133347, s -0.062465473, q 0.13, S 0.1284881, B 230.734371, b -0.1729, Q -1.544209554,
+    A -1.665630816, a 0.0459, which is f_0 0.45138, f_1 -0.12011, g_0 130.07, g_1 -1.10868, h_0 0.30769, h_1 -0.19792.
+    """
+
+    def bent(log_n: np.ndarray, bend: np.ndarray) -> np.ndarray:
+        small = np.abs(bend) < 1e-7
+        return np.where(small, log_n, np.expm1(bend * log_n) / np.where(small, 1.0, bend))
+
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        f0, f1, q, g0, g1, b, h0, h1, a = theta
+        log_n = np.log(row["N"]) - math.log(1e9)
+        data = np.exp(h0 + h1 * bent(log_n, a)) * np.log(row["D"])
+        return log_sum(f0 + f1 * bent(log_n, q), g0 + g1 * bent(log_n, b) - data)
+
+    parameters = (
+        coefficient("f_0", (-1.0, 0.5)),
+        exponent("f_1", (-0.2, -0.05), -3.0, 3.0),
+        exponent("q", (0.1,), -2.0, 2.0),
+        coefficient("g_0", (3.0, 5.0, 8.0)),
+        exponent("g_1", (-1.0, 0.0), -20.0, 20.0),
+        exponent("b", (-0.1,), -2.0, 2.0),
+        positive("h_0", (-1.6, -1.2, -0.8), -7.0, 2.0),
+        exponent("h_1", (-0.2, 0.0), -3.0, 3.0),
+        exponent("a", (0.05,), -2.0, 2.0),
+    )
+    formula = "f + g/D^h at N = 1e9: f {f_0}, g {g_0}, h {h_0}; slopes {f_1}, {g_1}, {h_1}; bends {q}, {b}, {a}"
+    return Law(formula, "Li et al. 2025, arXiv:2506.10972 (Farseer)", ("N", "D"), parameters, form)

@@ -28,6 +28,20 @@ def learning_rate() -> Law:
     return Law("{c} N^{p} D^{q}", source, ("N", "D"), parameters, form, target="lr")
 
 
+def horizon() -> Law:
+    """lr = c D^-q, the best peak learning rate of one size and batch: a run of k times the tokens wants k^-q of it.
+
+    Published: q 0.32 (760M to 2.7B parameters together); 0.3 serves as a rule of thumb.
+    """
+
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        c, q = theta
+        return c - q * np.log(row["D"])
+
+    parameters = (coefficient("c", (-7.0, 0.0), -150.0, 150.0), exponent("q", EITHER_SIGN, -5.0, 5.0))
+    return Law("{c} D^-{q}", "Bjorck et al. 2024, arXiv:2409.19913", ("D",), parameters, form, target="lr")
+
+
 def batch_size() -> Law:
     """batch = c D^q, the best batch in tokens. Published: 0.58 D^0.571."""
 

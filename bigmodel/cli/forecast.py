@@ -1,0 +1,169 @@
+"""Forecast the loss of a run before it starts, and score it afterwards.
+
+  bigmodel forecast seal FOLDER     writes the next forecast: law, interval, run id, commit, date; refuses a run that
+                                    exists already
+  bigmodel forecast score FOLDER    finds the runs that have finished, and writes what came out beside each forecast
+  bigmodel forecast page FOLDER     writes a page: all forecasts, how many came true, errors against the gap
+  bigmodel forecast verify FOLDER   checks that no forecast was edited, removed, moved or dated back
+
+Each forecast holds the SHA-256 of the one before it. The newest's is printed: commit the folder before the run starts,
+or publish the number, and check it with --last. Forecasts are of a run's last evaluation; where the fitted runs have
+several points each, of the ends of WSD branches too, or of the evaluations (run.eval_every) of a constant rate.
+
+Examples:
+  bigmodel forecast seal forecasts --law=fit.json --config=experiments/gpt.py --config.model.width=128
+  bigmodel forecast score forecasts --runs=runs
+  bigmodel forecast page forecasts
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from bigmodel import __version__, cli, errors
+from bigmodel.errors import UsageError
+
+CONFIGURED = True
+COUNTED = {"total": "params", "nonembedding": "params_nonembedding", "kaplan": "params_kaplan"}
+
+
+def arguments(parser: cli.Parser) -> None:
+    add = parser.add_argument
+    add("action", help="seal, score, page or verify")
+    add("folder", help="folder of forecasts")
+    add("--law", default="", metavar="FIT.JSON", help="seal: a file that `bigmodel fit --out=` wrote")
+    add("--form", default="", metavar="FILE.py", help="seal: for a law of your own: its file")
+    add("--config", default="", metavar="FILE[:VARIANT]", help="seal: the experiment of the run")
+    add("--runs", default="runs", help="seal, score: folder of runs, or of sweeps")
+    add("--out", default="", metavar="FOLDER", help="page: folder to write (default: FOLDER/page)")
+    add("--last", default="", metavar="SHA256", help="verify: of the newest forecast, as it was published")
+
+
+def run(args: cli.Args, overrides: cli.Overrides) -> int:
+    errors.choose("forecast", args.action, ["seal", "score", "page", "verify"])
+    if overrides and args.action != "seal":
+        raise UsageError(
+            f"forecast {args.action} takes no --config.{overrides[0][0]}: the forecasts say which run it is"
+        )
+    if args.action == "seal":
+        return _seal(args, overrides)
+    cli.check_exists(Path(args.folder), "folder")
+    from bigmodel.laws import forecast
+    from bigmodel.run import record
+
+    folder, now = Path(args.folder), record.now()
+    if args.action == "verify":
+        broken, chain = forecast.verify(folder, now, args.last), forecast.paths(folder)
+        last = forecast.digest(chain[-1]) if chain else ""
+        text = f"broken: {broken}" if broken else f"{len(chain)} forecasts, the chain is whole; the newest: {last}"
+        cli.print_json({"broken": broken, "forecasts": len(chain), "last": last}) if args.json else print(text)
+        return 1 if broken else 0
+    if args.action == "score":
+        cli.check_exists(Path(args.runs), "folder of runs")
+        chain = forecast.load(folder, now)
+        ends = [_ended(args.runs, sealed) for _, sealed in chain]
+        for (path, sealed), ended in zip(chain, ends, strict=True):
+            if ended:
+                forecast.score(path, sealed, ended)
+        found, where = forecast.calibration(forecast.load(folder, now)), ""
+    else:
+        out = Path(args.out or folder / "page")
+        found, where = forecast.page(folder, out, now, args.command), str(out / "index.html")
+    rows = forecast.table(found)
+    text = "\n".join([cli.table(list(rows), rows.to_numpy().tolist()), forecast.summary(found), where]).strip()
+    cli.print_json(found) if args.json else print(text)
+    return 0
+
+
+def _find(runs: str, run_id: str) -> Path | None:
+    """A run's folder, where something of it was recorded: in `runs`, or in a sweep's folder there."""
+    homes = [home for pattern in (run_id, f"*/{run_id}") for home in sorted(Path(runs).glob(pattern))]
+    marks = ("result.json", "metrics.jsonl", "attempts.jsonl")
+    return next((home for home in homes if any((home / name).exists() for name in marks)), None)
+
+
+def _ended(runs: str, sealed: dict[str, Any]) -> dict[str, Any] | None:
+    """What `forecast.score` asks of a run; None: it has not finished. UsageError: it is another run than was sealed."""
+    from bigmodel.run import record
+
+    home = _find(runs, sealed["run_id"])
+    result = record.read_result(home) if home else None
+    if home is None or result is None:
+        return None
+    for key in ("params", "tokens"):
+        if result["status"] == "done" and result[key] != sealed[key]:
+            raise UsageError(f"forecast: {str(home)!r} has {key} {result[key]}, the forecast of it {sealed[key]}")
+    attempts = record.read_rows(home / "attempts.jsonl")
+    curve = {row["step"]: row["eval_loss"] for row in record.read_rows(home / "metrics.jsonl") if "eval_loss" in row}
+    curve |= {row["branch"]: row["loss"] for row in result.get("branches", [])}
+    return {
+        "run": result["run_id"],
+        "loss": result["loss"] if result["status"] == "done" else None,
+        "started": str(attempts[0].get("date", "")) if attempts else "",
+        "curve": curve,
+        **{key: result.get(key) for key in ("status", "date", "device", "wall_seconds", "git_sha", "git_dirty")},
+    }
+
+
+def _seal(args: cli.Args, overrides: cli.Overrides) -> int:
+    if not (args.law and args.config):
+        raise UsageError("forecast seal: give --law=FIT.JSON and --config=experiments/NAME.py")
+    cli.check_exists(Path(args.law))
+    cli.start_jax(args)
+    from bigmodel import config
+    from bigmodel.laws import fitted, forecast, predict
+    from bigmodel.run import budget, identity, optim, record
+
+    law = fitted.read(args.law, args.form)
+    frozen = budget.finalize(config.load(args.config, overrides))
+    plan, run_id = budget.derive(frozen), identity.run_id(frozen)
+    home = _find(args.runs, run_id)
+    if home:
+        raise UsageError(f"forecast: run {run_id} exists already, at {str(home)!r}: it can't be forecast any more")
+    if (law.family or frozen.family, law.unit) != (frozen.family, plan.unit):
+        errors.note(f"the law is of {law.family} and {law.unit}, the run of {frozen.family} and {plan.unit}")
+    n = getattr(plan, COUNTED[law.count])
+    exact = "exact" in str(law.result.get("conventions"))  # else the fit took C as 6 N D
+    flops = plan.flops if exact else 6.0 * n * plan.tokens
+    prediction = predict.make(law, n, plan.tokens)
+    if prediction["run"]["low"] is None or prediction["gap"] is None:
+        raise UsageError(f"forecast: no interval to be held to: {'; '.join(prediction['warnings'])}")
+    curve: list[int] = []  # steps
+    if law.result.get("n_points") != law.result.get("n_runs"):
+        if frozen.optim.schedule == "wsd":
+            curve = list(optim.branch_steps(frozen.optim, plan.steps))
+        elif frozen.optim.schedule == "constant" and frozen.run.eval_every:
+            curve = list(range(frozen.run.eval_every, plan.steps, frozen.run.eval_every))
+    points = [(step, step * plan.tokens // plan.steps) for step in curve]
+    state = record.git_state()
+    sealed = {
+        "format": 1,
+        "date": record.now(),
+        "commit": state["git_sha"],
+        "dirty": bool(state["git_diff"]),
+        "version": __version__,
+        "run_id": run_id,
+        "config_sha256": hashlib.sha256(json.dumps(identity.hashed(frozen), sort_keys=True).encode()).hexdigest(),
+        "experiment": args.config,
+        "overrides": {key: str(value) for key, value in overrides},
+        **{"params": plan.params, "tokens": plan.tokens, "steps": plan.steps, "unit": plan.unit, "count": law.count},
+        **{"N": n, "D": plan.tokens, "C": flops, "gap": flops / law.range["C"][1]},
+        "prediction": prediction,
+        "curve": [{"step": k, "D": d, "run": predict.make(law, n, d)["run"]} for k, d in points],
+        "law": {
+            **{"path": args.law, "sha256": forecast.digest(Path(args.law))},
+            "form_sha256": forecast.digest(Path(args.form)) if args.form else "",
+            **{
+                key: law.result.get(key)
+                for key in ("law", "params", "samples", "range", "n_runs", "n_points", "holdout")
+            },
+        },
+    }
+    path = forecast.seal(Path(args.folder), sealed)
+    said = (
+        f"{path}: run {run_id}, {sealed['gap']:.3g}x the largest C fitted, {len(curve)} points of its curve before its "
+    )
+    said += f"end\nsealed {sealed['date']}, SHA-256 {forecast.digest(path)}: commit it before the run starts"
+    cli.print_json(sealed) if args.json else print(f"{predict.text(prediction, law.unit)}\n{said}")
+    return 0
