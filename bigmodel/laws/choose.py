@@ -87,7 +87,8 @@ class Perturbed(Problem):
         """None: a family gives its slopes itself."""
 
     def residuals(self, theta: np.ndarray, dual: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        value, slopes = self.law.values(theta, self.row)  # type: ignore[attr-defined]
+        law: Any = self.law  # a Family
+        value, slopes = law.values(theta, self.row)
         runs = (value.reshape(len(theta), -1) - self.observed - self.noise) / self.scale
         slopes = slopes.reshape(len(theta), -1, theta.shape[1]).transpose(0, 2, 1) / self.scale
         width = SPREAD * (self.high - self.low)
@@ -121,7 +122,7 @@ class Ensemble:
 
     def fit(self, done: Sequence[int], y: np.ndarray) -> None:
         """To the values y (n,) or (n, o) of the pool's runs `done`."""
-        done, members = np.asarray(done), len(self.theta)
+        done, members = list(done), len(self.theta)
         y = np.asarray(y, float).reshape(len(done), -1)
         if not self.sigma:  # each run's noise is drawn once, so that members move no more than they must
             self.noise = self.random.standard_normal((members, len(self.cost), y.shape[1]))
