@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from bigmodel.cli import main
 from bigmodel.errors import UsageError
-from bigmodel.laws import design, fitted, forms, intervals, plan
+from bigmodel.laws import design, fitted, forms, intervals, optimal, plan
 from bigmodel.laws.plan import Ask
 from bigmodel.laws.solve import Problem, descend
 
@@ -419,7 +419,7 @@ def test_advised_runs_narrow_more_than_random_ones(law):
     """On planted laws: the width after, against as many FLOPs of random candidates, and against what was promised."""
     flops = 100 * float((6 * SIZES * DATA).max())
     spend = float((6 * SIZES * DATA).sum())
-    before, promised, advised, guessed, ratios = [], [], [], [], []
+    before, promised, advised, guessed, ratios, moves, stops = [], [], [], [], [], [], []
     for seed in range(7):
         y = simulate(seed)
         fit = law(content(*bootstrap(SIZES, DATA, y, seed)))
@@ -431,23 +431,29 @@ def test_advised_runs_narrow_more_than_random_ones(law):
         while len(chosen) < 8 and (6 * n * d <= left).any():
             chosen.append(int(random.choice(np.flatnonzero(6 * n * d <= left))))
             left -= 6 * n[chosen[-1]] * d[chosen[-1]]
-        after = []
+        after, sizes = [], []
         for more_n, more_d in (
             (np.array([r["N"] for r in advice["rows"]]), np.array([r["D"] for r in advice["rows"]])),
             (n[chosen], d[chosen]),
         ):
             more = simulate(1000 + seed, more_n, more_d)
-            _, samples, _ = bootstrap(np.r_[SIZES, more_n], np.r_[DATA, more_d], np.r_[y, more], seed)
+            theta, samples, _ = bootstrap(np.r_[SIZES, more_n], np.r_[DATA, more_d], np.r_[y, more], seed)
             after.append(width(samples, flops))
+            sizes.append(plan.allocate(LAW, theta[None], np.array([flops]), ask)[0][0])
         before.append(advice["before"]["stored"])
         ratios.append(advice["before"]["ratio"])
         promised.append(advice["after"])
         advised.append(after[0])
         guessed.append(after[1])
+        moves.append(abs(math.log(sizes[0] / plan.make(fit, ask)["N"]["value"])))
+        stops.append(advice["stop"])
     assert np.median(np.array(advised) / guessed) < 0.9
     assert 0.6 < np.median(np.array(promised) / advised) < 1.6
     assert 0.6 < np.median(ratios) < 1.6  # linear theory against the stored interval
     assert np.median(np.array(advised) / before) < 0.75
+    # The stopping rule: how far N_opt moved, against what was said.
+    assert 0.5 < np.mean(moves) / np.mean([math.log1p(s["expected"]) for s in stops]) < 2
+    assert sum(move > math.log1p(s["most"]) for move, s in zip(moves, stops, strict=True)) <= 1
 
 
 def test_advice_is_the_best_of_small_designs(law, noisy):
@@ -457,10 +463,10 @@ def test_advice_is_the_best_of_small_designs(law, noisy):
     n, d, spend = design._candidates(fit, None, ask)
     n, d = n[::17], d[::17]
     c = design._gradient(fit, design._answer(fit, plan.make(fit, ask), "N"))
-    one = design.Design(design._slopes(fit, n, d) / sigma, 6 * n * d, c)
+    one = optimal.Design((design._slopes(fit, n, d) / sigma)[:, None], 6 * n * d, c[None])
 
     def after(chosen):
-        precision = np.linalg.inv(covariance) + sum(np.outer(one.slopes[i], one.slopes[i]) for i in chosen)
+        precision = np.linalg.inv(covariance) + sum(one.slopes[i].T @ one.slopes[i] for i in chosen)
         return float(c @ np.linalg.inv(precision) @ c)
 
     pairs = [(i, j) for i in range(len(n)) for j in range(i) if one.cost[i] + one.cost[j] <= spend]
@@ -478,7 +484,7 @@ def test_advice_takes_the_best_of_its_starts(law, noisy):
     covariance, sigma, _ = design._covariance(fit)
     n, d, spend = design._candidates(fit, 3e15, ask)
     c = design._gradient(fit, design._answer(fit, out, "N"))
-    one = design.Design(design._slopes(fit, n, d) / sigma, 6 * n * d, c)
+    one = optimal.Design((design._slopes(fit, n, d) / sigma)[:, None], 6 * n * d, c[None])
     found = []
     for power in design.POWERS:
         matrix = one.add(covariance, one.exchange(covariance, one.greedy(covariance, spend, 4, power), spend))
@@ -496,6 +502,18 @@ def test_each_target_is_what_its_advice_narrows_most(law, noisy, target):
     assert own < 1 and all(own <= a["narrowing"][target] * 1.02 for a in advice.values())
     widths = [row["width"] for row in advice[target]["rows"]]
     assert widths == sorted(widths, reverse=True) and widths[-1] == pytest.approx(advice[target]["after"])
+
+
+def test_a_small_budget_moves_little(law, noisy):
+    fit, ask = law(noisy), Ask(flops=1e18)
+    out = plan.make(fit, ask)
+    stops = [design.advise(fit, out, ask, flops=flops)["stop"] for flops in (2e14, 1e16, 1e18)]
+    moves = [stop["expected"] for stop in stops]
+    assert moves == sorted(moves) and moves[0] < 0.6 * moves[2] and all(s["expected"] < s["most"] for s in stops)
+    advice = design.advise(fit, out, ask, flops=1e16)
+    assert f"will move N_opt by about {100 * moves[1]:.2g} %" in design.text(advice)
+    width = advice["before"]["stored"] / 2 / 1.959964 * math.sqrt(1 - advice["narrowing"]["N"] ** 2)
+    assert advice["stop"]["most"] == pytest.approx(math.expm1(1.959964 * width), rel=1e-5)
 
 
 def test_advice_keeps_to_its_means(law, noisy):

@@ -7,6 +7,10 @@ regression theory; Kiefer 1959, Optimum experimental designs). They are chosen o
 helps (Wynn 1970, The sequential generation of D-optimum experimental designs; Fedorov 1972, Theory of Optimal
 Experiments).
 
+Once they are done, the estimate of g will have moved by a normal amount with variance before - after, the part of the
+variance that they remove (preposterior analysis: Raiffa & Schlaifer 1961, Applied Statistical Decision Theory): that
+says whether to stop.
+
 Legend: N parameters, D tokens or examples, C = 6 N D training FLOPs; P parameters of the law, S parameter sets, n
 fitted runs, m candidate runs.
 """
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -24,80 +28,18 @@ import numpy as np
 from bigmodel.errors import UsageError, check_ranges
 from bigmodel.laws.fitted import Fitted, is_number
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
+from bigmodel.laws.optimal import Design
 from bigmodel.laws.plan import LOOSE, Ask, allocate, log_loss, si
 
 GRID = 32  # sizes and data sizes of the candidates, each
 SLOPE_STEP, TARGET_STEP = 1e-6, 1e-3  # of theta; a target is found by search, to 1e-7
 # Greedy by variance removed per FLOP^power: 0 takes the largest reduction, 1 the largest per FLOP.
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-EXCHANGES = 10
 UNKNOWN = 10.0  # standard deviation of theta before any run: a factor e^10, or an exponent of 10
 UNEQUAL = 1.75  # between stored and expected width: of 30 planted laws, 9 in 10 give 0.77 to 1.56
 # A target with a wider interval isn't determined, and linear theory says nothing about it.
 WIDEST = {"N": math.log(LOOSE), "loss": math.log(10.0), "a": 1.0}
 TARGETS = {"N": "ln N_opt", "loss": "ln L", "a": "the exponent a of N_opt ~ C^a"}
-
-
-@dataclass
-class Design:
-    """Candidates: slopes (m, P) in units of the noise, costs in FLOPs (m,), and the gradient of the target (P,)."""
-
-    slopes: np.ndarray
-    cost: np.ndarray
-    target: np.ndarray
-
-    def gain(self, covariance: np.ndarray) -> np.ndarray:
-        """How much each candidate takes off the target's variance (m,): Sherman & Morrison's formula."""
-        moved = self.slopes @ covariance
-        return (moved @ self.target) ** 2 / (1 + np.einsum("mp,mp->m", moved, self.slopes))
-
-    def add(self, covariance: np.ndarray, runs: Sequence[int], sign: float = 1.0) -> np.ndarray:
-        """Covariance with these runs, or, with sign -1, without them."""
-        for i in runs:
-            moved = covariance @ self.slopes[i]
-            covariance = covariance - sign * np.outer(moved, moved) / (1 + sign * float(moved @ self.slopes[i]))
-        return covariance
-
-    def variance(self, covariance: np.ndarray) -> float:
-        return float(self.target @ covariance @ self.target)
-
-    def greedy(
-        self, covariance: np.ndarray, budget: float, runs: int, power: float, among: Any = slice(None)
-    ) -> list[int]:
-        """Adds the candidate with the largest gain / cost^power, until `runs` or the budget are spent."""
-        chosen: list[int] = []
-        allowed = np.zeros(len(self.cost), bool)
-        allowed[among] = True
-        while len(chosen) < runs:
-            score = self.gain(covariance) / self.cost**power
-            score[~allowed | (self.cost > budget)] = -np.inf
-            score[chosen] = -np.inf
-            best = int(np.argmax(score))
-            if not score[best] > 0:
-                break
-            chosen.append(best)
-            covariance, budget = self.add(covariance, [best]), budget - self.cost[best]
-        return chosen
-
-    def exchange(self, covariance: np.ndarray, chosen: list[int], budget: float) -> list[int]:
-        """Swaps one run at a time for the candidate that takes most off the variance, while one does."""
-        chosen = list(chosen)
-        covariance = self.add(covariance, chosen)
-        left = budget - float(self.cost[chosen].sum())
-        for _ in range(EXCHANGES):
-            changed = False
-            for j, old in enumerate(chosen):
-                without = self.add(covariance, [old], -1.0)
-                gain = self.gain(without)
-                gain[[i for i in chosen if i != old]] = -np.inf
-                gain[self.cost > left + self.cost[old]] = -np.inf
-                new = int(np.argmax(gain))
-                if gain[new] > gain[old] * (1 + 1e-9):
-                    left += self.cost[old] - self.cost[new]
-                    chosen[j], covariance, changed = new, self.add(without, [new]), True
-            if not changed:
-                break
-        return chosen
 
 
 def advise(
@@ -123,7 +65,8 @@ def advise(
         before: {"stored", "expected", "ratio"}: width of the target's interval by the fit's resamples, by the linear
         theory, and stored / expected; after: stored (else expected) times the expected narrowing; narrowing: the
         factor, for each target; rows: one per run, best per FLOP first: N, D, C, and the expected width once it and
-        those before it are done.
+        those before it are done; stop: {"expected", "most", "level"}: by what part of itself N_opt will move once they
+        are done, on average and at most with that probability; None where its interval isn't known.
 
     Raises:
       UsageError: nothing to spend on, or a fit that doesn't describe its runs.
@@ -139,7 +82,7 @@ def advise(
     covariance, sigma, basis = _covariance(fitted)
     size, data, spend = _candidates(fitted, flops, replace(ask, max_tokens=min(ask.max_tokens, max_tokens)))
     slopes, cost = _slopes(fitted, size, data) / sigma, FLOPS_PER_PARAM_TOKEN * size * data
-    designs = {name: Design(slopes, cost, gradient) for name, gradient in gradients.items()}
+    designs = {name: Design(slopes[:, None], cost, gradient[None]) for name, gradient in gradients.items()}
     design = designs[target]
     found = [design.exchange(covariance, design.greedy(covariance, spend, runs, power), spend) for power in POWERS]
     chosen = min(found, key=lambda one: design.variance(design.add(covariance, one)))
@@ -171,6 +114,22 @@ def advise(
         "after": width * narrowing[target],
         "narrowing": narrowing,
         "rows": rows,
+        "stop": _stop(fitted, answers["N"], designs["N"].variance(covariance), narrowing["N"]),
+    }
+
+
+def _stop(fitted: Fitted, answer: Callable[[np.ndarray], np.ndarray], variance: float, narrowing: float) -> Any:
+    """How far N_opt will move if its interval narrows so; `variance`: of ln N_opt by linear theory."""
+    z = NormalDist().inv_cdf(0.5 + fitted.level / 2)
+    stored = _stored_width(fitted, answer)
+    scale = stored / (2 * z) if stored else math.sqrt(variance)
+    if not 2 * z * scale < WIDEST["N"]:
+        return None
+    move = scale * math.sqrt(max(1 - narrowing**2, 0.0))
+    return {
+        "expected": math.expm1(math.sqrt(2 / math.pi) * move),
+        "most": math.expm1(z * move),
+        "level": fitted.level,
     }
 
 
@@ -304,6 +263,9 @@ def text(advice: Mapping[str, Any], configs: list[str] | None = None) -> str:
     for row, config in zip(rows, configs or [""] * len(rows), strict=True):
         cells = f"  {si(row['N']):>8} {si(row['D']):>8} {row['C']:>10.3g} {row['width']:>10.3g}"
         lines.append(f"{cells}  {config}".rstrip())
+    if stop := advice["stop"]:
+        most = f"more than {100 * stop['most']:.2g} % with a chance of {100 * (1 - stop['level']):.2g} %"
+        lines.append(f"  stop? these runs will move N_opt by about {100 * stop['expected']:.2g} %, by {most}")
     if before["ratio"] and not 1 / UNEQUAL < before["ratio"] < UNEQUAL:
         lines.append("  warning: the fitted runs scatter unequally, or the law misses some: expect another narrowing")
     return "\n".join(lines)

@@ -182,14 +182,19 @@ Curvature = Literal["irls", "newton"]
 
 
 def descend(
-    problem: Problem, theta: np.ndarray, counts: np.ndarray, steps: int, curvature: Curvature = "irls"
+    problem: Problem,
+    theta: np.ndarray,
+    counts: np.ndarray,
+    steps: int,
+    curvature: Curvature = "irls",
+    tolerance: float = TOLERANCE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Moves each candidate downhill.
 
     Args:
       theta: starts (S, P).
       counts: how often each run counts, (n,) or one row per candidate (S, n).
-      steps: most steps; a candidate stops earlier when it gains less than 1e-13 of its objective, or can't gain.
+      steps: most steps; a candidate stops earlier when it gains less than `tolerance` of its objective, or can't gain.
 
     Returns:
       theta (S, P), objective (S,), settled (S,): false where the steps ran out.
@@ -217,7 +222,7 @@ def descend(
             better = found[1] < value
             gain = np.where(better, value - found[1], 0.0)
             # A small gain under strong damping says nothing; under weak damping the step was nearly the full one.
-            stop = (better & (gain <= TOLERANCE * value) & (damping < 1)) | (~better & (damping > LAMBDA_MAX))
+            stop = (better & (gain <= tolerance * value) & (damping < 1)) | (~better & (damping > LAMBDA_MAX))
             stop |= ~better & (np.abs(trial - at).max(axis=1) < 1e-13)
             taken += 1
             damping[:] = np.where(better, np.maximum(damping * SHRINK, 1e-12), damping * GROW)
