@@ -4,12 +4,16 @@ The fit minimizes a Huber loss on log L from a grid of starts. Intervals come fr
 same run (run_id, name ... or --run=COLUMN), such as its checkpoints, are resampled together. The error is measured on
 the runs of the 1, 2 and 3 largest compute rungs, which a refit leaves out. Laws:
 
-  loss from N and D     chinchilla, gadre, kaplan_nd, muennighoff (also U unique tokens), kaplan_ns (N, S steps),
-                        width_depth (width, depth, D)
-  loss from one column  power:x=C, henighan:x=C, zhai:x=C, bnsl:x=D,breaks=1
-  best N and D from C   isoflop, envelope (approaches 2 and 1 of Hoffmann et al.)
-  other targets         learning_rate (lr), batch_size, critical_batch (batch), downstream (accuracy),
-                        task_error (error)
+  loss from N and D     chinchilla, gadre, kaplan_nd, farseer, muennighoff (also U unique tokens), kaplan_ns (N, S
+                        steps), width_depth (width, depth, D)
+  loss from one column  power:x=C, henighan:x=C, zhai:x=C, bnsl:x=D,breaks=1, sovit:x=width,t=C
+  mixtures of experts   clark (N, experts), krajewski (N, D, G granularity), abnar (N, D, active)
+  other ways to train   frantar (N, D, density), parallel (N, P), precision (N, D, P_w, P_a, P_kv), distillation (N, D,
+                        L_T, L_S), mixture:r=web+code (shares), annealing (S1, S2)
+  best N and D from C   isoflop (also corrected for the parabolas' bias), envelope (approaches 2 and 1 of Hoffmann et
+                        al.)
+  other targets         learning_rate, horizon (lr), batch_size, critical_batch (batch), downstream (accuracy),
+                        task_error (error), quantization (degradation), tao (L_u of N, V, D; --residuals=linear)
   your own              --law=my_law.py, a file with PARAMETERS and form(params, row)
   the best of several   auto, chosen among gadre, chinchilla, farseer and kaplan_nd by held-out errors at growing gaps;
                         average, the average of those that tie with it

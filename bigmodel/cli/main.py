@@ -8,6 +8,9 @@ From text to a law:
   bigmodel report sweeps/demo.py                           fit a law, write figures, tables and an HTML page
   bigmodel fit runs/demo --against=gadre --out=fit.json    fit a law and compare it with another
   bigmodel plan --law=fit.json --flops=1e16                choose the next model and the next runs
+  bigmodel predict --law=fit.json --params=1e6 --tokens=2e7          the loss there, and how far from the runs it is
+  bigmodel compare runs/mine runs/yours                    the compute that one recipe saves over another
+  bigmodel forecast seal forecasts --law=fit.json --config=experiments/gpt.py   the loss of a run, sealed before it
 
 `bigmodel VERB --help` describes a verb. Exit codes: 0 done; 1 a run or a check failed, or an internal error;
 2 wrong usage, explained in one line; 75 not complete, and the same command continues.

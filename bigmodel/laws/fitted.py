@@ -175,13 +175,17 @@ def read(path: str, form: str = "") -> Fitted:
     for letter, ends in ranges.items():
         if len(ends) != 2 or ends[0] > ends[1]:
             raise UsageError(f"fit {path!r}: range of {letter!r} is {ends.tolist()}, expected [least, most]")
+    points = _columns(path, result, "points", ("N", "D", "width", "depth"), required=("N", "D"))
+    if points:  # plans count C = 6 N D, whatever the runs' own C counts
+        flops = forms.FLOPS_PER_PARAM_TOKEN * points["N"] * points["D"]
+        ranges["C"] = np.array([flops.min(), flops.max()])
     fitted = Fitted(
         path=path,
         law=law,
         thetas=thetas,
         level=float(level),
         range={letter: (float(least), float(most)) for letter, (least, most) in ranges.items()},
-        points=_columns(path, result, "points", ("N", "D", "width", "depth"), required=("N", "D")),
+        points=points,
         residuals=_numbers(path, "residuals", result.get("residuals", []), positive=False),
         result=result,
     )

@@ -86,6 +86,7 @@ def log_loss(law: Law, thetas: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.n
     wide = np.repeat(thetas.T, shape[1], axis=1)[:, None, :]  # one parameter set a column: laws are elementwise
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         value = law.form(wide, row)[0].reshape(shape)
+        value = np.log(value) if law.linear else value
     return np.where(usable & np.isfinite(value), value, np.inf)
 
 

@@ -282,6 +282,8 @@ def from_module(module: Any, path: str) -> Law:
     signed, linear = set(getattr(module, "SIGNED", ())), bool(getattr(module, "LINEAR", False))
     if not isinstance(given, dict) or not given:
         raise UsageError(f"law file {path!r}: PARAMETERS={given!r}: expected a dict of name -> starts")
+    if {"a", "b"} & given.keys():
+        raise UsageError(f"law file {path!r}: a and b are the optimum's exponents: give its parameters other names")
     parameters = []
     for name, starts in given.items():
         log = name not in signed
