@@ -92,10 +92,11 @@ def text(factors: Mapping[str, float], gap: float | None, tested: Sequence[Mappi
         return lines
     if not tested:
         return [*lines, f"asked for {gap:.3g}x the largest C fitted; the fit holds no held-out error"]
-    furthest = max(tested, key=lambda t: t["gap"])
-    said = f"tested to {furthest['gap']:.3g}x, asked for {gap:.3g}x the largest C fitted: held-out mean |error| "
-    said += f"{_percent(furthest['error'])} at {furthest['gap']:.3g}x"
-    if gap > furthest["gap"] and (error := expected(tested, gap)) is not None:
+    furthest = max(t["gap"] for t in tested)
+    near = min(tested, key=lambda t: abs(math.log(t["gap"] / gap)))
+    said = f"tested to {furthest:.3g}x, asked for {gap:.3g}x the largest C fitted: held-out mean |error| "
+    said += f"{_percent(near['error'])} at {near['gap']:.3g}x"
+    if gap > furthest and (error := expected(tested, gap)) is not None:
         said += f", by its growth with the gap about {_percent(error)} at {gap:.3g}x"
     return [*lines, said]
 
