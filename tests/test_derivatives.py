@@ -246,3 +246,9 @@ def test_quick_says_that_it_is_rough(tmp_path, capsys):
         rough = sum("--quick" in line for line in fit["warnings"])
         said[more] = fit["resamples"]["asked"], len(fit["holdout"]), rough
     assert list(said.values()) == [(150, 2, 0), (100, 1, 1), (20, 0, 1)]
+
+
+def test_a_users_law_of_n_and_d_has_no_parameter_named_as_its_exponents(tmp_path):
+    (tmp_path / "mine.py").write_text("PARAMETERS = {'a': (1, 2)}\ndef form(p, row): return p['a'] / row['N']\n")
+    with pytest.raises(UsageError, match="a and b are the optimum's exponents"):
+        forms.get(str(tmp_path / "mine.py"))

@@ -10,7 +10,7 @@ import pytest
 from scipy import integrate, stats
 
 from bigmodel.errors import UsageError
-from bigmodel.laws import extrapolate, forms, frontier, full_grid, intervals, search, texts
+from bigmodel.laws import extrapolate, forms, frontier, intervals, search, texts
 from bigmodel.laws import fit as fits
 
 POINTS = Path(__file__).parents[2] / "shared" / "points"
@@ -229,7 +229,7 @@ def test_every_start_finds_what_the_shortcut_finds():
     short = np.array(
         [problem.huber(problem.residuals(t[None])[0], c[None])[0] for t, c in zip(theta, counts, strict=True)]
     )
-    _, best = full_grid.refit(problem, counts, workers=2)
+    best = [search.search(problem, own).objective for own in counts]
     np.testing.assert_allclose(short, best, rtol=1e-6)
 
 
@@ -488,10 +488,8 @@ def test_isoflop_without_gaps_between_budgets():
         ({"estimator": "likelihood", "above": 0.5}, "the likelihood has no such weights"),
         ({"against": ["gadre"], "holdout": 0}, "holdout=0 asks for none"),
         ({"law": "isoflop", "delta": 0.1}, "are not for it"),
-        ({"law": "envelope", "full_grid": True}, "are not for it"),
         ({"law": "envelope", "budgets": [1e19]}, "they are isoflop's"),
         ({"budgets": [1e19]}, "they are isoflop's"),
-        ({"full_grid": True, "frame": planted(sizes=60, data=90)}, "resamples are of subsets"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(options, message):

@@ -34,7 +34,7 @@ from bigmodel.files import sealed, writing
 
 # Options that `rows.load` and `fit.fit` take under the same names.
 OF_ROWS = ("drop_highest", "count", "flops", "where", "run", "drop", "earlier")
-OF_FIT = ("law", "delta", "bootstrap", "seed", "holdout", "estimator", "above", "residuals", "against", "full_grid")
+OF_FIT = ("law", "delta", "bootstrap", "seed", "holdout", "estimator", "above", "residuals", "against")
 
 QUICK = {"bootstrap": 100, "holdout": 1}  # at most, with --quick
 
@@ -67,7 +67,6 @@ def arguments(parser: cli.Parser) -> None:
     add("--above", type=float, default=1.0, help="weight of runs above the law; below 1 if some may be badly tuned")
     add("--bootstrap", type=int, default=1000, help="number of resamples")
     add("--budgets", default="", metavar="C,C,...", help="isoflop: its budgets, if the runs' C have no gaps")
-    add("--full-grid", action="store_true", help="start every resample from the whole grid: minutes on all cores")
     add("--holdout", type=int, default=3, help="number of largest compute rungs to hold out")
     add("--drop-highest", type=int, default=0, metavar="K", help="leave out the K points of highest loss")
     add("--quick", action="store_true", help=f"at most {QUICK['bootstrap']} resamples and one rung held out")

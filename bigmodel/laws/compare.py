@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from bigmodel.errors import UsageError
-from bigmodel.laws import extrapolate, forms, multiplier, sources
+from bigmodel.laws import extrapolate, forms, multiplier, reach, sources
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 from bigmodel.laws.multiplier import LEVEL, Profile, Side
 from bigmodel.laws.texts import percent
@@ -151,7 +151,7 @@ def compare(
             for side in sides
         ],
         "pairs": out,
-        "warnings": [*same, *(f"{s.name}: {line}" for s in sides for line in (*s.warnings, *_outside(s, top)))],
+        "warnings": [*same, *(f"{s.name}: {line}" for s in sides for line in (*s.warnings, *_untried(s, top)))],
     }
 
 
@@ -180,18 +180,12 @@ def scales(sides: Sequence[Side], beyond: Sequence[float]) -> tuple[np.ndarray, 
     return grid, np.abs(grid[:, None] - named).min(axis=1) < 1e-9, float(high)
 
 
-def _outside(side: Side, top: float) -> list[str]:
-    """A warning where the law's best D/N at the largest common C is far from any that was tried."""
-    if side.law.columns == ("C",) or side.law.optimum is None:
+def _untried(side: Side, top: float) -> list[str]:
+    """A warning where no run has the law's best D/N at the largest common C."""
+    if side.law.columns == ("C",):
         return []
-    n, d = side.law.optimum(side.law.named(side.theta), top)
     ratios = side.data["D"] / side.data["N"]
-    if ratios.min() / 2 <= d / n <= 2 * ratios.max():
-        return []
-    tried = f"{ratios.min():.3g} to {ratios.max():.3g}"
-    return [
-        f"the best D/N at {top:.3g} FLOPs is {d / n:.3g} by its law, and {tried} were tried: a multiplier of frontiers"
-    ]
+    return reach.untried_ratio(side.law, side.law.named(side.theta), top, (ratios.min(), ratios.max()))
 
 
 # ----------------------------------------------------------------------- crossing, check, and advice

@@ -37,7 +37,6 @@ def fit(
     above: float = 1.0,
     residuals: str = "log",
     against: Sequence[str] = (),
-    full_grid: bool = False,
     budgets: Sequence[float] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -57,7 +56,6 @@ def fit(
       residuals: "log", of ln of the target; or "linear", of the target itself, in whose unit delta then is (the only
         choice for a law whose target may be zero or negative).
       against: further laws, compared by their error on the same held-out runs.
-      full_grid: every resample gets the whole grid of starts, in place of the optima of the runs: minutes on all cores.
       budgets: of "isoflop", in FLOPs, where the runs' C have no gaps between them.
       say: is called with a line for each stage of the fit.
 
@@ -96,10 +94,9 @@ def fit(
     if against and not holdout:
         raise UsageError("against: laws are compared by their held-out error, and holdout=0 asks for none")
     if law in frontier.METHODS:
-        if against or full_grid or (estimator, above, delta, residuals) != ("huber", 1.0, 1e-3, "log"):
+        if against or (estimator, above, delta, residuals) != ("huber", 1.0, 1e-3, "log"):
             raise UsageError(
-                f"law {law!r} fits optima by least squares: "
-                "against, full_grid, estimator, above, delta, residuals are not for it"
+                f"law {law!r} fits optima by least squares: against, estimator, above, delta, residuals are not for it"
             )
         say(f"finding the frontier of {len(frame)} points by {law}")
         return frontier.fit(frame, law, bootstrap, seed, budgets) | {
@@ -134,7 +131,7 @@ def fit(
         )
 
     say(f"refitting {bootstrap} resamples")
-    samples, failed = intervals.resample(problem, found, bootstrap, seed, every_start=full_grid, runs=runs)
+    samples, failed = intervals.resample(problem, found, bootstrap, seed, runs=runs)
     fitted = len(samples)
     if failed:
         warnings.append(f"{failed} of {bootstrap} resamples couldn't be fitted (too few distinct runs, or no optimum)")

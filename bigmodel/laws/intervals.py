@@ -9,7 +9,6 @@ Legend: S candidates, P parameters, R resamples, n runs; K quantities.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,8 +16,6 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from bigmodel.errors import UsageError
-from bigmodel.laws import full_grid
 from bigmodel.laws.checks import MIN_POINTS
 from bigmodel.laws.forms import Law
 from bigmodel.laws.search import Found, free_scale, negligible
@@ -45,7 +42,6 @@ def resample(
     resamples: int,
     seed: int,
     cells: np.ndarray | None = None,
-    every_start: bool = False,
     runs: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """Refits resamples of the runs, drawn with replacement (Efron 1979).
@@ -56,7 +52,6 @@ def resample(
 
     Args:
       cells: (n,) a label per run; a resample then draws within each cell, as over the seeds of one configuration.
-      every_start: every resample gets the whole grid of starts, on all cores.
       runs: (n,) which run each point is of, where one has several (decays of one trunk): they are then drawn together,
         since they share a start, an order of data and most of their steps.
 
@@ -68,8 +63,6 @@ def resample(
         return np.empty((0, len(problem.law.names))), 0
     rng = np.random.default_rng(seed)
     if n > SUBSET_RUNS:
-        if every_start:
-            raise UsageError(f"full_grid: of {n} runs, over {SUBSET_RUNS}, resamples are of subsets; leave it out")
         if runs is None:
             return _little_bootstraps(problem, found, resamples, rng)
         part = np.linspace(0, n - 1, SUBSET_RUNS).round().astype(int)
@@ -87,9 +80,6 @@ def resample(
     else:
         counts = _drawn(rng, resamples, n)
     counts = counts[usable(problem, counts)]
-    if every_start:
-        theta, _ = full_grid.refit(problem, counts, progress=sys.stderr.isatty())
-        return theta, resamples - len(theta)
     theta, settled = refit(problem, found.basins, counts, rng)
     if members := len(problem.law.members):  # see `forms.average`
         theta[:, :members] = np.eye(members)[rng.choice(members, len(theta), p=found.theta[:members])]

@@ -4,7 +4,7 @@ arguments of a command. Everything is drawn from the `random.Random` that it is 
 
 What is left out, and why:
   names of published corpora, `hf:` and `--config.run.wandb=online`   they would use the network
-  --full-grid, --coordinator                                          minutes of work, or of waiting, by their meaning
+  --coordinator                                                       minutes of work, or of waiting, by their meaning
   horizons of more than some steps in what trains                     long by their meaning, and told before
   a FIFO where a file is meant                                        waits for its writer, as every program does
 """
@@ -215,7 +215,7 @@ def command(rng: random.Random, *verbs: str) -> list[str]:
     return list(rng.choice([c for c in commands(rng) if not verbs or c[0] in verbs or " ".join(c[:2]) in verbs]))
 
 
-LEFT_OUT = ("--full-grid", "--coordinator", "--help", "-h")
+LEFT_OUT = ("--coordinator", "--help", "-h")
 
 
 def kind_arguments(rng: random.Random) -> list[str]:

@@ -282,8 +282,6 @@ def from_module(module: Any, path: str) -> Law:
     signed, linear = set(getattr(module, "SIGNED", ())), bool(getattr(module, "LINEAR", False))
     if not isinstance(given, dict) or not given:
         raise UsageError(f"law file {path!r}: PARAMETERS={given!r}: expected a dict of name -> starts")
-    if {"a", "b"} & given.keys():
-        raise UsageError(f"law file {path!r}: a and b are the optimum's exponents: give its parameters other names")
     parameters = []
     for name, starts in given.items():
         log = name not in signed
@@ -312,13 +310,16 @@ def from_module(module: Any, path: str) -> Law:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(value > 0, np.log(np.where(value > 0, value, 1.0)), np.nan)
 
+    columns, target = tuple(getattr(module, "COLUMNS", ("N", "D"))), getattr(module, "TARGET", "L")
+    if (set(columns), target) == ({"N", "D"}, "L") and {"a", "b"} & given.keys():
+        raise UsageError(f"law file {path!r}: a and b are the optimum's exponents: give its parameters other names")
     return Law(
         getattr(module, "FORMULA", f"form({', '.join(f'{n}={{{n}}}' for n in given)})"),
         f"the user's file {path}",
-        tuple(getattr(module, "COLUMNS", ("N", "D"))),
+        columns,
         tuple(parameters),
         form,
-        target=getattr(module, "TARGET", "L"),
+        target=target,
         name=path,
         linear=linear,
     )
