@@ -90,7 +90,7 @@ def compare(
           of this scale alone), band ([low, high] over all scales and pairs), verdict of B: "better", "worse" or "no
           verdict". null: unbounded, A never reaches B's loss;
         crossings: C, low, high; only where the band excludes 1 on both sides of it;
-        paired: cells, difference (mean of ln L, B - A) and law_difference, each {"value", "low", "high"}, agree; null
+        paired: cells, difference (mean of ln L, B - A: {"value", "low", "high"}), law_difference, agree; null
           where under 4 cells of the law's columns are in both;
         settle: C, about_one, multiplier (to exclude), seeds (of each largest rung; null: not by MOST_SEEDS);
         warnings.
@@ -219,10 +219,11 @@ def _paired(a: Side, b: Side) -> dict[str, Any] | None:
         gradient = slopes[0].mean(axis=1)
         variance += float(gradient @ side.spread @ gradient)
     own = _t(min(a.free, b.free)) * math.sqrt(variance)
+    ends = (found - half, found + half) if half > 1e-9 else (None, None)  # no scatter to make an interval of
     return {
         "cells": len(cells),
-        "difference": {"value": found, **_around(found, half)},
-        "law_difference": {"value": value, **_around(value, own)},
+        "difference": {"value": found, "low": ends[0], "high": ends[1]},
+        "law_difference": value,
         "agree": bool(abs(found - value) <= half + own + 1e-9),
     }
 
@@ -230,11 +231,6 @@ def _paired(a: Side, b: Side) -> dict[str, Any] | None:
 def _t(free: float) -> float:
     """Student's quantile of a two-sided interval."""
     return float(stats.t.ppf(0.5 + LEVEL / 2, free))
-
-
-def _around(value: float, half: float) -> dict[str, float | None]:
-    """An interval; none where the runs have no scatter to make it of."""
-    return {"low": value - half, "high": value + half} if half > 1e-9 else {"low": None, "high": None}
 
 
 def _settle(a: Profile, b: Profile, rows: Sequence[Mapping[str, Any]], wide: float) -> dict[str, Any] | None:
@@ -245,7 +241,7 @@ def _settle(a: Profile, b: Profile, rows: Sequence[Mapping[str, Any]], wide: flo
         return None
     k = max([i for i in open_ if rows[i]["beyond"] == 1] or open_[:1])
     ends = (float(a.log_c[0]), float(a.log_c[-1]))
-    own, other = (multiplier.loss(p.side, p.side.theta[None], p.log_c, ends)[0] for p in (a, b))
+    own, other = (multiplier.frontier(p.side.law, p.side.theta[None], p.log_c, ends)[0] for p in (a, b))
     difference = abs(float(own[k] - other[k]))
     now = _deviation(a, b, k, 0)
     about = difference < 0.25 * wide * now
@@ -316,15 +312,12 @@ def text(result: Mapping[str, Any]) -> str:
             ends = f"{_ends((row['low'], row['high'])):<20} {_ends(row['band']):<20}"
             lines.append(f"  {row['C']:>9.3g}  {times(row['multiplier']):>10}  {ends} {row['verdict']}{note}")
         if cells := pair["paired"]:
-            both = [
-                f"{percent(d['value'], True)} "
-                + ("[no interval]" if d["low"] is None else f"[{percent(d['low'], True)}, {percent(d['high'], True)}]")
-                for d in (cells["difference"], cells["law_difference"])
-            ]
+            d = cells["difference"]
+            ends = "no interval" if d["low"] is None else f"{percent(d['low'], True)}, {percent(d['high'], True)}"
             agree = "they agree" if cells["agree"] else "they DISAGREE: a law misses something, so no verdict"
             lines.append(
-                f"  loss of {b} minus {a}, {cells['cells']} matched cells, on average: {both[0]}; "
-                f"by the laws {both[1]}: {agree}"
+                f"  loss of {b} minus {a}, {cells['cells']} matched cells, on average: "
+                f"{percent(d['value'], True)} [{ends}]; by the laws {percent(cells['law_difference'], True)}: {agree}"
             )
         if settle := pair["settle"]:
             goal = f"a multiplier of {times(settle['multiplier'])}, the estimate,"
