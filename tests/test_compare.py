@@ -90,7 +90,7 @@ def test_a_tie_is_no_verdict_and_the_runs_that_would_settle_it_are_named(files, 
     code, text, _ = run(capsys, files["base"], files["tie"])
     assert code == 0 and "no verdict: the runs don't settle" in text
     assert "extrapolated: tested to" in text and "asked for 10x" in text
-    assert "about 1: a multiplier beyond 10 %" in text and "seeds of" in text
+    assert "about 1: a multiplier beyond 10 %" in text and "more seeds of each largest rung" in text
 
 
 def test_a_crossing_is_named_with_its_interval(files, capsys):

@@ -59,7 +59,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
         with writing(args.out):
             Path(args.out).mkdir(parents=True, exist_ok=True)
             (Path(args.out) / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
-            figure.write(result, found, Path(args.out))
+            figure.write(result, Path(args.out))
     cli.print_json(result) if args.json else print(compare.text(result))
     return 0
 

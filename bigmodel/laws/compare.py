@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from bigmodel.laws.texts import percent
 
 BEYOND = (3.0, 10.0)  # scales beyond the largest that all inputs have runs at
 BETWEEN = 0.8  # of ln C, between scales of the band
-MOST_REPEATS = 32
+MOST_SEEDS = 32
 CLOSE = 0.1  # about 1: asked is what excludes a multiplier beyond 10 %
 CELLS = 4  # least that both need, for the paired check
 # Columns of texts that say what a loss is measured on; lower case, without signs.
@@ -89,9 +90,9 @@ def compare(
           of this scale alone), band ([low, high] over all scales and pairs), verdict of B: "better", "worse" or "no
           verdict". null: unbounded, A never reaches B's loss;
         crossings: C, low, high; only where the band excludes 1 on both sides of it;
-        paired: cells, C (the largest), difference (of ln L, B - A, at that C by a line in ln C), law_difference, each
-          {"value", "low", "high"}, agree; null where under 4 cells of the law's columns are in both;
-        settle: C, goal, what (the multiplier to exclude), options: runs, what, C, flops, cheapest first; null: nothing;
+        paired: cells, difference (mean of ln L, B - A: {"value", "low", "high"}), law_difference, agree; null
+          where under 4 cells of the law's columns are in both;
+        settle: C, about_one, multiplier (to exclude), seeds (of each largest rung; null: not by MOST_SEEDS);
         warnings.
 
     Raises:
@@ -113,7 +114,7 @@ def compare(
     out = []
     for a, b in pairs:
         say(f"comparing {b.side.name} with {a.side.name}")
-        alone = multiplier.multipliers(a, b, float(stats.t.ppf(0.5 + LEVEL / 2, multiplier.freedom(a, b))))
+        alone = multiplier.multipliers(a, b, _t(multiplier.freedom(a, b)))
         band = multiplier.multipliers(a, b, wide)
         rows = []
         for k, c in enumerate(np.exp(log_c)):
@@ -211,104 +212,65 @@ def _cells(side: Side) -> pd.Series:
 
 
 def _paired(a: Side, b: Side) -> dict[str, Any] | None:
-    """The difference in cells that both have runs at, in which what the laws miss cancels, beside that of the laws."""
+    """The mean difference of ln L over cells of both, in which what the laws miss cancels, and the laws'."""
     cells = pd.concat([_cells(a), _cells(b)], axis=1, join="inner").dropna()
-    names = a.law.columns
-    row = {name: cells.index.get_level_values(i).to_numpy(float) for i, name in enumerate(names)}
-    c = row["C"] if names == ("C",) else FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"]
-    if len(cells) < CELLS or np.ptp(c) == 0:
+    if len(cells) < CELLS:
         return None
-    x = np.stack([np.ones(len(c)), np.log(c / c.max())], axis=1)  # a line in ln C, of which the value at the largest C
-    at = np.linalg.pinv(x)[0]
+    row = {name: cells.index.get_level_values(i).to_numpy(float) for i, name in enumerate(a.law.columns)}
     measured = (cells[1] - cells[0]).to_numpy()
-    rest = measured - x @ (np.linalg.pinv(x) @ measured)
-    free = len(cells) - 2
-    half = stats.t.ppf(0.5 + LEVEL / 2, free) * math.sqrt(float(rest @ rest) / free * float(at @ at))
+    found, half = float(measured.mean()), _t(len(cells) - 1) * float(stats.sem(measured))
     value, variance = 0.0, 0.0
     for side, sign in ((a, -1.0), (b, 1.0)):
-        part = multiplier.replace(side.problem, row=row, observed=np.zeros(len(c)))
+        part = replace(side.problem, row=row, observed=np.zeros(len(cells)))
         predicted, slopes = part.residuals(side.theta[None])
-        value += sign * float(at @ predicted[0])
-        gradient = slopes[0] @ at
+        value += sign * float(predicted[0].mean())
+        gradient = slopes[0].mean(axis=1)
         variance += float(gradient @ side.spread @ gradient)
-    own = stats.t.ppf(0.5 + LEVEL / 2, min(a.free, b.free)) * math.sqrt(variance)
-    found = float(at @ measured)
+    own = _t(min(a.free, b.free)) * math.sqrt(variance)
+    ends = (found - half, found + half) if half > 1e-9 else (None, None)  # no scatter to make an interval of
     return {
         "cells": len(cells),
-        "C": float(c.max()),
-        "difference": {"value": found, **_around(found, half)},
-        "law_difference": {"value": value, **_around(value, own)},
+        "difference": {"value": found, "low": ends[0], "high": ends[1]},
+        "law_difference": value,
         "agree": bool(abs(found - value) <= half + own + 1e-9),
     }
 
 
-def _around(value: float, half: float) -> dict[str, float | None]:
-    """An interval; none where the runs have no scatter to make it of."""
-    return {"low": value - half, "high": value + half} if half > 1e-9 else {"low": None, "high": None}
+def _t(free: float) -> float:
+    """Student's quantile of a two-sided interval."""
+    return float(stats.t.ppf(0.5 + LEVEL / 2, free))
 
 
 def _settle(a: Profile, b: Profile, rows: Sequence[Mapping[str, Any]], wide: float) -> dict[str, Any] | None:
-    """The cheapest runs after which, in linear theory, the band would exclude 1 at the largest reported C without a
-    verdict (that has runs, if there is one) and the estimate as it is."""
+    """How many more seeds of both largest rungs would, in linear theory and with the estimate as it is, let the band
+    exclude 1 at the largest reported C without a verdict (that has runs, if there is one)."""
     open_ = [k for k, r in enumerate(rows) if r["reported"] and r["verdict"] == "no verdict"]
     if not open_ or a.side.missed or b.side.missed:  # no number of seeds helps a law that doesn't fit
         return None
     k = max([i for i in open_ if rows[i]["beyond"] == 1] or open_[:1])
     ends = (float(a.log_c[0]), float(a.log_c[-1]))
-    with np.errstate(all="ignore"):
-        own, other = (multiplier.frontier(p.side.law, p.side.theta[None], p.log_c, ends)[0] for p in (a, b))
+    own, other = (multiplier.frontier(p.side.law, p.side.theta[None], p.log_c, ends)[0] for p in (a, b))
     difference = abs(float(own[k] - other[k]))
-
-    def deviation(added: Sequence[np.ndarray]) -> float:
-        """Standard deviation of the difference of ln L* with more runs of each, by their slopes (P, m)."""
-        total = 0.0
-        for p, slopes in zip((a, b), added, strict=True):
-            side, prior = p.side, np.eye(len(p.side.theta)) / multiplier.UNKNOWN**2
-            more = slopes @ slopes.T / max(side.scatter, multiplier.SAME_RESIDUAL) ** 2
-            total += float(p.slopes[k] @ np.linalg.inv(side.information() + more + prior) @ p.slopes[k])
-        return math.sqrt(total)
-
-    none = [np.zeros((len(p.side.theta), 1)) for p in (a, b)]
-    now = deviation(none)
+    now = _deviation(a, b, k, 0)
     about = difference < 0.25 * wide * now
     slope = abs(float(np.gradient(own, a.log_c)[k]))
     # As wide as the band is by its profiles, which linear theory may miss.
     goal = (slope * math.log1p(CLOSE) if about else min(difference, 0.98 * wide * now)) / wide
-    options = []
-    for what, c, flops, slopes in _candidates(a, b):
-        for repeats in range(1, MOST_REPEATS + 1):
-            if deviation([math.sqrt(repeats) * s for s in slopes]) <= goal:
-                runs = repeats * sum(s.shape[1] for s in slopes)
-                options.append({"what": what, "repeats": repeats, "runs": runs, "C": c, "flops": repeats * flops})
-                break
-    options.sort(key=lambda one: one["flops"])
+    seeds = next((n for n in range(1, MOST_SEEDS + 1) if _deviation(a, b, k, n) <= goal), None)
     exclude = 1 + CLOSE if about else rows[k]["multiplier"]
-    return {"C": rows[k]["C"], "about_one": bool(about), "multiplier": exclude, "options": options[:3]}
+    return {"C": rows[k]["C"], "about_one": bool(about), "multiplier": exclude, "seeds": seeds}
 
 
-def _candidates(a: Profile, b: Profile) -> list[tuple[str, float, float, list[np.ndarray]]]:
-    """(what, largest C, FLOPs, slopes (P, m) of the runs of A and B): each rung once more, and the next larger one."""
-    out = []
-    both = []
-    for side in (a.side, b.side):
-        c = _compute(side)
-        factor = min(extrapolate.RUNG_FACTOR, float(c.max() / c.min()) ** (1 / 6))
-        both.append((c, extrapolate.rungs(c, factor), side.problem.residuals(side.theta[None])[1][0]))
-    for i in range(1, min(len(rungs) for _, rungs, _ in both) + 1):
-        parts = [(c[rungs[-i]], slopes[:, rungs[-i]]) for c, rungs, slopes in both]
-        which = "the largest rung" if i == 1 else f"rung {i} from the top"
-        largest, flops = max(float(c.max()) for c, _ in parts), sum(float(c.sum()) for c, _ in parts)
-        out.append((f"more seeds of {which}", largest, flops, [slopes for _, slopes in parts]))
-    tops = [max(float(c[g].max()) for c, rungs, _ in both for g in rungs[-i:][:1]) for i in (1, 2)]
-    larger = tops[0] * min(max(tops[0] / tops[1], 2.0), 10.0)
-    slopes = []
+def _deviation(a: Profile, b: Profile, k: int, seeds: int) -> float:
+    """Standard deviation of the difference of ln L* at scale k, with so many more seeds of each largest rung."""
+    variance = 0.0
     for p in (a, b):
-        there = multiplier.optima(p.side.law, p.side.theta[None], np.log([larger]))
-        slopes.append(
-            multiplier.replace(p.side.problem, row=there, observed=np.zeros(1)).residuals(p.side.theta[None])[1][0]
-        )
-    out.append(("runs of each on a next rung, at its best N and D", larger, 2 * larger, slopes))
-    return out
+        side, c = p.side, _compute(p.side)
+        factor = min(extrapolate.RUNG_FACTOR, float(c.max() / c.min()) ** (1 / 6))
+        top = side.problem.residuals(side.theta[None])[1][0][:, extrapolate.rungs(c, factor)[-1]]
+        more = seeds * top @ top.T / max(side.scatter, multiplier.SAME_RESIDUAL) ** 2
+        variance += float(p.slopes[k] @ np.linalg.inv(np.linalg.inv(side.spread) + more) @ p.slopes[k])
+    return math.sqrt(variance)
 
 
 # ---------------------------------------------------------------------------------------------- text
@@ -358,24 +320,22 @@ def text(result: Mapping[str, Any]) -> str:
             ends = f"{_ends((row['low'], row['high'])):<20} {_ends(row['band']):<20}"
             lines.append(f"  {row['C']:>9.3g}  {times(row['multiplier']):>10}  {ends} {row['verdict']}{note}")
         if cells := pair["paired"]:
-            both = [
-                f"{percent(d['value'], True)} "
-                + ("[no interval]" if d["low"] is None else f"[{percent(d['low'], True)}, {percent(d['high'], True)}]")
-                for d in (cells["difference"], cells["law_difference"])
-            ]
+            d = cells["difference"]
+            ends = "no interval" if d["low"] is None else f"{percent(d['low'], True)}, {percent(d['high'], True)}"
             agree = "they agree" if cells["agree"] else "they DISAGREE: a law misses something, so no verdict"
             lines.append(
-                f"  loss of {b} minus {a}, {cells['cells']} matched cells, at {cells['C']:.3g} FLOPs: {both[0]}; "
-                f"by the laws {both[1]}: {agree}"
+                f"  loss of {b} minus {a}, {cells['cells']} matched cells, on average: "
+                f"{percent(d['value'], True)} [{ends}]; by the laws {percent(cells['law_difference'], True)}: {agree}"
             )
         if settle := pair["settle"]:
             goal = f"a multiplier of {times(settle['multiplier'])}, the estimate,"
             if settle["about_one"]:
                 goal = f"the estimate is about 1: a multiplier beyond {percent(CLOSE)}"
-            lines.append(f"  to settle {settle['C']:.3g} FLOPs ({goal} told from 1):")
-            for one in settle["options"]:
-                what = f"{one['repeats']} {one['what']}, up to {one['C']:.3g} FLOPs each"
-                lines.append(f"    {what}: {one['runs']} runs, {one['flops']:.3g} FLOPs together")
-            if not settle["options"]:
-                lines.append(f"    not by {MOST_REPEATS} seeds of any rung, nor of the next: vary N and D more widely")
+            seeds = settle["seeds"]
+            what = (
+                f"{seeds} more seeds of each largest rung"
+                if seeds
+                else f"no number of seeds at these rungs (up to {MOST_SEEDS})"
+            )
+            lines.append(f"  to settle {settle['C']:.3g} FLOPs ({goal} told from 1): {what}")
     return "\n".join([*lines, *(f"  warning: {line}" for line in result["warnings"])])

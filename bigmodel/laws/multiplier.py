@@ -193,6 +193,7 @@ def _seeds(frame: pd.DataFrame, law: Law) -> tuple[float, int] | None:
 # ------------------------------------------------------------------------------------ multipliers
 
 
+@np.errstate(all="ignore")
 def frontier(law: Law, thetas: np.ndarray, log_c: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
     """ln L* (R, K) of each parameter set at ln C (K,); nan where a law of N and D has no optimum.
 
@@ -208,11 +209,6 @@ def frontier(law: Law, thetas: np.ndarray, log_c: np.ndarray, ends: tuple[float,
     log_n = first + (last - first) * (log_c - low) / (high - low)
     row = {"N": np.exp(log_n), "D": np.exp(log_c - math.log(FLOPS_PER_PARAM_TOKEN) - log_n)}
     return law.form(thetas.T[:, :, None], row)
-
-
-def loss(side: Side, thetas: np.ndarray, log_c: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return frontier(side.law, thetas, log_c, ends)
 
 
 def invert(reached: np.ndarray, table: np.ndarray, wanted: float) -> float:
@@ -312,15 +308,19 @@ def multipliers(a: Profile, b: Profile, reach: float) -> np.ndarray:
     """ln m of B over A: (3, K), the estimate, and the ends of all within T_A^2 + T_B^2 <= reach^2."""
     log_c, table = a.log_c, table_of(a.log_c)
     ends = (float(log_c[0]), float(log_c[-1]))
-    best = loss(a.side, a.side.theta[None], table, ends)[0]
-    wanted = loss(b.side, b.side.theta[None], log_c, ends)[0]
+    best = frontier(a.side.law, a.side.theta[None], table, ends)[0]
+    wanted = frontier(b.side.law, b.side.theta[None], log_c, ends)[0]
     estimate = np.array([invert(best, table, w) for w in wanted]) - log_c
     angle = np.linspace(0, math.pi / 2, ANGLES)
     out = [estimate]
     for sign in (-1, 1):  # the lowest and the highest m: A's loss low and B's high, and the other way round
         thetas_a, thetas_b = a.at(sign * reach * np.cos(angle)), b.at(-sign * reach * np.sin(angle))
-        curves = loss(a.side, thetas_a.reshape(-1, thetas_a.shape[-1]), table, ends).reshape(*thetas_a.shape[:2], -1)
-        losses = loss(b.side, thetas_b.reshape(-1, thetas_b.shape[-1]), log_c, ends).reshape(*thetas_b.shape[:2], -1)
+        curves = frontier(a.side.law, thetas_a.reshape(-1, thetas_a.shape[-1]), table, ends).reshape(
+            *thetas_a.shape[:2], -1
+        )
+        losses = frontier(b.side.law, thetas_b.reshape(-1, thetas_b.shape[-1]), log_c, ends).reshape(
+            *thetas_b.shape[:2], -1
+        )
         end = sign * estimate
         for k in range(len(log_c)):
             near = np.clip(estimate[k] + log_c[k], log_c[0], log_c[-1])

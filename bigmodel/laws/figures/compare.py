@@ -1,7 +1,4 @@
-"""Figure of a comparison: the runs' losses and frontiers, and the multiplier over compute, or a forest of several.
-
-Legend: N parameters, D examples or tokens, C training FLOPs, L loss.
-"""
+"""Figure of a comparison: the multiplier over compute C (training FLOPs), or a forest of several."""
 
 from __future__ import annotations
 
@@ -11,44 +8,19 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 
-from bigmodel.laws import forms, multiplier
 from bigmodel.laws.figures import style
-from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 
 WIDEST = 30.0  # what is drawn of a multiplier goes from 1 / WIDEST to WIDEST
 
 
-def write(result: Mapping[str, Any], frames: Mapping[str, pd.DataFrame], folder: Path) -> None:
+def write(result: Mapping[str, Any], folder: Path) -> None:
     """Writes compare.png, .svg and .pdf: of two inputs a curve with its band, of more a forest."""
     with matplotlib.rc_context(style.PAGE.style()):
-        figure, (left, right) = style.PAGE.panels(2, 3.3)
-        _losses(left, result, frames)
-        _curve(right, result["pairs"][0]) if len(result["pairs"]) == 1 else _forest(right, result["pairs"])
+        figure, axes = style.PAGE.panels(1, 3.3)
+        _curve(axes[0], result["pairs"][0]) if len(result["pairs"]) == 1 else _forest(axes[0], result["pairs"])
         style.save(figure, folder / "compare")
-
-
-def _losses(axes: Axes, result: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> None:
-    """Runs, and the frontier of each law: dashed beyond its runs."""
-    law, drawn = forms.get(result["law"]), [row["C"] for row in result["pairs"][0]["scales"]]
-    low, high, losses = min(drawn), max(drawn), []
-    for k, (one, frame) in enumerate(zip(result["inputs"], frames.values(), strict=True)):
-        ink, mark = style.CYCLE[k % len(style.CYCLE)], style.MARKERS[k % len(style.MARKERS)]
-        c = frame["C"] if law.columns == ("C",) else FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"]
-        axes.scatter(c, frame["L"], s=0.6 * style.PAGE.dot, color=ink, marker=mark, lw=0, alpha=0.7, label=one["name"])
-        x = np.log(np.geomspace(low, high, 100))
-        loss = np.exp(multiplier.frontier(law, law.theta(one["params"])[None], x, (x[0], x[-1]))[0])
-        inside = np.exp(x) <= one["C"][1] * 1.001
-        axes.plot(np.exp(x)[inside], loss[inside], color=ink, lw=1.3)
-        axes.plot(np.exp(x)[~inside], loss[~inside], color=ink, lw=1.1, ls=style.DASHED)
-        losses.append(np.concatenate([frame["L"], loss]))
-        low, high = min(low, float(c.min())), max(high, float(c.max()))
-    axes.set(xlabel="Training FLOPs", ylabel="Loss")
-    style.log_axis(axes, "x", low / 1.3, high * 1.3)
-    style.loss_axis(axes, np.concatenate(losses))
-    axes.legend(loc="upper right")
 
 
 def _clipped(values: list[float | None]) -> np.ndarray:
