@@ -48,7 +48,7 @@ UNARY: dict[Any, tuple[Callable[..., Number], Callable[..., Number]]] = {
     np.tanh: (lambda x, f: 1 - f * f, lambda x, f, d: -2 * f * d),
     np.arctan: (lambda x, f: 1 / (1 + x * x), lambda x, f, d: -2 * x * d * d),
 }
-CONSTANT = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
+CONSTANT: set[Any] = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
 CONSTANT |= {np.sign, np.floor, np.ceil, np.isfinite, np.isnan}
 
 
