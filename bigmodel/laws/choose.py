@@ -195,17 +195,16 @@ class Ensemble:
             spent = np.cumsum(self.cost[order])
             few = (spent <= FIRST * budget) | ((spent <= budget) & (np.arange(len(order)) < 2))
             return [int(i) for i in order[few][:runs]]
-        columns = np.column_stack([np.log(x) if (x > 0).all() else x for x in self.columns()])[cheap]
+        columns = np.column_stack([np.reshape(x, (len(x), -1)) for x in self.pool.values()]).astype(float)
+        positive = (columns > 0).all(axis=0)
+        columns[:, positive] = np.log(columns[:, positive])
+        columns = columns[cheap]
         columns = (columns - columns.min(axis=0)) / np.maximum(np.ptp(columns, axis=0), 1e-12)
         chosen = [int(self.random.integers(len(cheap)))]
         while len(chosen) < runs:
             distance = ((columns[:, None] - columns[chosen]) ** 2).sum(axis=2).min(axis=1)
             chosen.append(int(np.argmax(distance)))
         return [int(cheap[i]) for i in chosen]
-
-    def columns(self) -> list[np.ndarray]:
-        """The pool's columns, each (m,)."""
-        return [part for x in self.pool.values() for part in np.reshape(x, (len(x), -1)).T]
 
 
 def choose(
@@ -234,8 +233,9 @@ def choose(
     Raises:
       UsageError: a cost that isn't above 0, or values for other runs than those done.
     """
-    if len(done) != (0 if y is None else len(y)):
-        raise UsageError(f"choose: {len(done)} runs are done, and {0 if y is None else len(y)} values given")
+    given = 0 if y is None else len(y)
+    if len(done) != given:
+        raise UsageError(f"choose: {len(done)} runs are done, and {given} values given")
     ensemble = Ensemble(law if isinstance(law, Family) else family(law), pool, cost, target, seed, noise)
     if len(done):
         ensemble.fit(done, np.asarray(y))

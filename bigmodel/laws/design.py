@@ -2,10 +2,7 @@
 
 Near the fitted parameters theta, a run informs about them by its slopes s = d ln L / d theta. The fitted runs hold the
 information M = sum s s' / sigma^2, and one more run adds its own term. An answer g(theta), as ln N_opt, with gradient c
-has variance c' M^-1 c. Runs that make this least are a c-optimal design (Elfving 1952, Optimum allocation in linear
-regression theory; Kiefer 1959, Optimum experimental designs). They are chosen one by one, then exchanged while that
-helps (Wynn 1970, The sequential generation of D-optimum experimental designs; Fedorov 1972, Theory of Optimal
-Experiments).
+has variance c' M^-1 c. Runs that make this least are a c-optimal design, which `optimal.Design` finds.
 
 Once they are done, the estimate of g will have moved by a normal amount with variance before - after, the part of the
 variance that they remove (preposterior analysis: Raiffa & Schlaifer 1961, Applied Statistical Decision Theory): that
@@ -62,11 +59,10 @@ def advise(
 
     Returns:
       A dict with target, at (FLOPs), flops (to spend), spent, basis (the source of the fitted runs' information);
-        before: {"stored", "expected", "ratio"}: width of the target's interval by the fit's resamples, by the linear
-        theory, and stored / expected; after: stored (else expected) times the expected narrowing; narrowing: the
-        factor, for each target; rows: one per run, best per FLOP first: N, D, C, and the expected width once it and
-        those before it are done; stop: {"expected", "most", "level"}: by what part of itself N_opt will move once they
-        are done, on average and at most with that probability; None where its interval isn't known.
+        before: width of the target's interval by the fit's resamples ("stored"), by linear theory ("expected"), and
+        their ratio; after: the width times the expected narrowing; narrowing: the factor, for each target; rows: one
+        per run, best per FLOP first, with the expected width once it and those before it are done; stop: by what part
+        of itself N_opt will move, on average and at most with probability "level"; None: its interval isn't known.
 
     Raises:
       UsageError: nothing to spend on, or a fit that doesn't describe its runs.

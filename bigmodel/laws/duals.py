@@ -56,11 +56,10 @@ class Dual(NDArrayOperatorsMixin):
     """An array (S, 1) or (S, n) with its slopes.
 
     Attributes:
-      value: the array.
-      slopes: derivatives by the parameters that it depends on.
       edges: (operand, derivative by it) of each operand that isn't linear in the parameters; None: `hessian` isn't
         wanted.
-      bends: (second derivative, slopes of one operand, slopes of the other).
+      bends: (second derivative, slopes of one operand, slopes of the other): its product with both outer products of
+        the two, or with the one where they are the same.
     """
 
     __slots__ = ("bends", "edges", "slopes", "value")
@@ -81,8 +80,9 @@ class Dual(NDArrayOperatorsMixin):
         return BINARY[ufunc](*inputs) if ufunc in BINARY else NotImplemented
 
     def __array_function__(self, function: Any, _: Any, args: Any, kwargs: Any) -> Any:
-        own = {np.where: _where, np.clip: _clip}.get(function)
-        return NotImplemented if own is None else own(*args, **kwargs)
+        if function is np.clip:
+            return _clip(*args, **kwargs)
+        return _where(*args, **kwargs) if function is np.where else NotImplemented
 
 
 def value_of(x: Any) -> Number:
@@ -95,31 +95,22 @@ def variables(theta: np.ndarray, second: bool) -> list[Dual]:
 
 
 def _made(
-    value: Number, parents: Sequence[tuple[Any, Number]], bends: Callable[[Slopes], list[Any]] | None = None
+    value: Number, parents: Sequence[tuple[Any, Number]], bends: Callable[[Slopes], list[Any]] = lambda _: []
 ) -> Dual:
-    """The result of an operation.
-
-    Args:
-      parents: (operand, derivative by it) of each operand, constants among them.
-      bends: the result's slopes -> its `bends`.
-    """
+    """The result of an operation on `parents`: (operand, derivative by it) of each, constants among them."""
     slopes: Slopes = {}
-    edges: list[Any] | None = []
-    for x, d in parents:
-        if not isinstance(x, Dual):
-            continue
+    duals = [(x, d) for x, d in parents if isinstance(x, Dual)]
+    for x, d in duals:
         for i, slope in x.slopes.items():
             part = _times(d, slope)
             slopes[i] = slopes[i] + part if i in slopes else part
-        if x.edges is None:
-            edges = None
-        elif edges is not None and (x.edges or x.bends):
-            edges.append((x, d))
-    return Dual(value, slopes, edges, bends(slopes) if bends and edges is not None else ())
+    if any(x.edges is None for x, _ in duals):
+        return Dual(value, slopes)
+    return Dual(value, slopes, [(x, d) for x, d in duals if x.edges or x.bends], bends(slopes))
 
 
 def _times(x: Number, y: Number) -> Number:
-    """x y, without a product by 1, since slopes of linear terms are many; a bool x chooses y, even an infinite one."""
+    """x y, without a product by 1 (most slopes are); a bool x chooses y, even an infinite one."""
     if isinstance(x, np.ndarray) and x.dtype.kind == "b":
         return np.where(x, y, 0.0)
     return y if isinstance(x, float) and x == 1 else x if isinstance(y, float) and y == 1 else x * y
@@ -139,32 +130,20 @@ def _unary(f: Any, x: Dual) -> Dual:
     return _made(value, [(x, d)], bends)
 
 
-def _add(x: Any, y: Any) -> Dual:
-    return _made(value_of(x) + value_of(y), [(x, 1.0), (y, 1.0)])
-
-
-def _subtract(x: Any, y: Any) -> Dual:
-    return _made(value_of(x) - value_of(y), [(x, 1.0), (y, -1.0)])
-
-
 def _multiply(x: Any, y: Any) -> Dual:
+    def bends(_: Slopes) -> list[Any]:
+        if not (isinstance(x, Dual) and isinstance(y, Dual)):
+            return []
+        return [(2.0 if x is y else 1.0, x.slopes, y.slopes)]
+
     a, b = value_of(x), value_of(y)
-    return _made(a * b, [(x, b), (y, a)], lambda _: _cross(1.0, x, y))
-
-
-def _cross(bend: Number, x: Any, y: Any) -> list[Any]:
-    """The bends of a second derivative by two operands."""
-    both = isinstance(x, Dual) and isinstance(y, Dual)
-    return [(bend, x.slopes, y.slopes), (bend, y.slopes, x.slopes)] if both else []
+    return _made(a * b, [(x, b), (y, a)], bends)
 
 
 def _divide(x: Any, y: Any) -> Dual:
-    if not isinstance(y, Dual):
-        return _made(x.value / y, [(x, 1 / np.asarray(y, dtype=np.float64))])
-    r = 1 / y.value
-    q = value_of(x) * r
-    d = -q * r
-    return _made(q, [(x, r), (y, d)], lambda _: [(-2 * d * r, y.slopes, y.slopes), *_cross(-r * r, x, y)])
+    if isinstance(y, Dual):
+        return _multiply(x, _unary(np.reciprocal, y))
+    return _made(x.value / y, [(x, 1 / np.asarray(y, dtype=np.float64))])
 
 
 def _power(x: Any, y: Any) -> Dual:
@@ -189,14 +168,6 @@ def _where(first: Any, x: Any, y: Any) -> Dual:
     return _made(np.where(first, value_of(x), value_of(y)), [(x, first), (y, ~first)])
 
 
-def _maximum(x: Any, y: Any) -> Dual:
-    return _where(value_of(x) >= value_of(y), x, y)
-
-
-def _minimum(x: Any, y: Any) -> Dual:
-    return _where(value_of(x) <= value_of(y), x, y)
-
-
 def _clip(x: Any, low: Any, high: Any) -> Any:
     return np.minimum(np.maximum(x, low), high)
 
@@ -211,30 +182,29 @@ def log_sum(*terms: Any) -> Any:
     top = functools.reduce(np.maximum, values)
     parts = [np.exp(value - top) for value in values]
     total = functools.reduce(np.add, parts)
-    value = top + np.log(total)
-    if not any(isinstance(term, Dual) for term in terms):
-        return value
-    inverse = 1 / total
+    value, inverse = top + np.log(total), 1 / total
     shares = [(term, part * inverse) for term, part in zip(terms, parts, strict=True) if isinstance(term, Dual)]
+    if not shares:
+        return value
     own = [(share, term.slopes, term.slopes) for term, share in shares]
     return _made(value, shares, lambda slopes: [*own, (-1.0, slopes, slopes)])
 
 
 BINARY: dict[Any, Callable[[Any, Any], Dual]] = {
-    np.add: _add,
-    np.subtract: _subtract,
+    np.add: lambda x, y: _made(value_of(x) + value_of(y), [(x, 1.0), (y, 1.0)]),
+    np.subtract: lambda x, y: _made(value_of(x) - value_of(y), [(x, 1.0), (y, -1.0)]),
     np.multiply: _multiply,
     np.divide: _divide,
     np.power: _power,
-    np.maximum: _maximum,
-    np.minimum: _minimum,
+    np.maximum: lambda x, y: _where(value_of(x) >= value_of(y), x, y),
+    np.minimum: lambda x, y: _where(value_of(x) <= value_of(y), x, y),
     np.logaddexp: log_sum,
 }
 
 
 def stacked(dual: Dual, shape: tuple[int, int, int]) -> np.ndarray:
     """The slopes as one array (S, P, n)."""
-    out = np.zeros(shape) if len(dual.slopes) < shape[1] else np.empty(shape)
+    out = np.zeros(shape)
     for i, slope in dual.slopes.items():
         out[:, i] = slope
     return out
@@ -243,9 +213,7 @@ def stacked(dual: Dual, shape: tuple[int, int, int]) -> np.ndarray:
 def hessian(result: Dual, pull: np.ndarray, own: np.ndarray, slopes: np.ndarray) -> np.ndarray:
     """Sum over runs of pull times the second derivatives, plus own times the outer product of the slopes; (S, P, P).
 
-    Args:
-      pull, own: (S, n).
-      slopes: of `result`, (S, P, n), as `stacked` gives them.
+    `pull` and `own` are (S, n), `slopes` those of `result` as `stacked` gives them.
     """
     order: list[Dual] = []
     seen: set[int] = set()
@@ -276,25 +244,18 @@ def hessian(result: Dual, pull: np.ndarray, own: np.ndarray, slopes: np.ndarray)
 
 
 def _add_outer(out: np.ndarray, weight: Number, bend: Number, left: Slopes, right: Slopes) -> None:
-    """Adds the sum over runs of weight * bend * left * right' to out (S, P, P)."""
+    """Adds a node's bend, summed over the runs, to out (S, P, P)."""
     both = _times(bend, weight)
     for i, x in left.items():
         row = _times(x, both)
         for j, y in right.items():
-            if left is right and j in left and j < i:  # symmetric: the other half is written with it
+            if left is right and j < i:  # written with its mirror image
                 continue
-            total = _total(row, y)
+            # Of a constant's (n,) it is a product of matrices, which is faster.
+            flat = np.shape(y) == row.shape[-1:]
+            total = row @ y if flat else np.einsum("sn,sn->s", *np.broadcast_arrays(row, y))
             if not np.isfinite(total).all():  # a branch that isn't taken may be infinite
                 total = np.where(weight == 0, 0.0, row * y).sum(axis=-1)
             out[:, i, j] += total
-            if left is right and i != j:
+            if left is not right or i != j:
                 out[:, j, i] += total
-
-
-def _total(x: np.ndarray, y: Number) -> np.ndarray:
-    """Sum over runs of x (S, n) times y, (S,)."""
-    if isinstance(y, float):
-        return x.sum(axis=-1) * y
-    if y.ndim == 1 and x.shape[-1] == len(y):
-        return x @ y
-    return np.einsum("sn,sn->s", *np.broadcast_arrays(x, y))
