@@ -106,6 +106,24 @@ def test_a_law_with_too_few_runs_is_not_ranked_and_said():
     assert any(line.startswith("muennighoff is not ranked") for line in lines)
 
 
+def test_a_rival_that_needs_more_runs_than_there_are_is_left_out_and_said():
+    frame = planted("chinchilla", CHINCHILLA, sizes=4, data=2)
+    ranked, lines = choice.compare(frame, ["gadre", "farseer"], HOW)
+    assert [entry["law"] for entry in ranked] == ["gadre"]
+    assert any(line.startswith("farseer is left out: can't fit law 'farseer' to 8 usable runs") for line in lines)
+
+
+def test_points_of_one_run_are_held_out_together():
+    """The early points of the largest run would tell of it."""
+    frame = planted("chinchilla", CHINCHILLA).assign(run_id=lambda t: t["N"].rank(method="dense").astype(str))
+    alone, _ = choice.compare(frame.drop(columns="run_id"), ["gadre", "chinchilla"], HOW, resamples=20)
+    frame.attrs["checkpoints"] = True
+    together, _ = choice.compare(frame, ["gadre", "chinchilla"], HOW, resamples=20)
+    # One run, of the largest N, has the largest C of all: all of its six points are held out.
+    assert {t["n_held_out"] for e in together for t in e["backtests"]} == {6}
+    assert {t["n_held_out"] for e in alone for t in e["backtests"]} != {6}
+
+
 # ------------------------------------------------------------------------------------ averages
 
 

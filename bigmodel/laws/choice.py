@@ -126,15 +126,12 @@ def compare(
     how: Mapping[str, Any],
     seed: int = 0,
     resamples: int = RESAMPLES,
-    trunks: np.ndarray | None = None,
-    runs: np.ndarray | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Laws fitted to the same runs and ranked.
+    """Laws fitted to the same runs and ranked. Points of one run are drawn, and held out, together.
 
     Args:
       names: of laws of one target; the first names the target.
       how: delta, above, estimator and residuals of the fits.
-      trunks: see `extrapolate.rung_scale`; runs: (n,) which run each point is of.
 
     Returns:
       An entry per law, best first: law, num_params, floor (whether it has one), objective, n_points, backtests (see
@@ -142,17 +139,26 @@ def compare(
       can't be told from the best, warnings. And lines that say how the first was chosen and what was left out.
 
     Raises:
-      UsageError: a law of another target, or whose columns the runs lack, or none can be fitted.
+      UsageError: a law of another target, or whose columns the runs lack, or too few runs for the first.
     """
     rivals: list[_Rival] = []
     said: list[str] = []
-    target = forms.get(names[0]).target
+    first_law = forms.get(names[0])
+    target = first_law.target
+    runs, _, _ = checks.runs_of(frame, (*first_law.columns, target))
+    trunks = runs if frame.attrs.get("checkpoints") else None
     for name in dict.fromkeys(names):
         law = forms.get(name)
         if law.target != target:
             raise UsageError(f"law {name!r} is for {law.target!r}, {names[0]!r} for {target!r}")
         data = checks.columns_of(frame, law)
-        checks.enough(data, law, "fit")
+        try:
+            checks.enough(data, law, "fit")
+        except UsageError as e:
+            if name == names[0]:
+                raise
+            said.append(f"{name} is left out: {e}")
+            continue
         problem = search.problem_of(law, data, **how)
         found = search.search(problem)
         lines = [*checks.design_warnings(data, law), *checks.search_warnings(problem, found)]
@@ -270,7 +276,9 @@ def _reasons(ranked: Sequence[Mapping[str, Any]]) -> list[str]:
     """How the first was chosen, in a line."""
     first, tied = ranked[0], [entry for entry in ranked if entry["ties"]]
     if first["score"] is None:
-        return [f"no law could be tested: {first['law']} is first as it has fewer parameters, not by an error"]
+        return [
+            f"no law could be tested on larger runs: {first['law']} is first as it was named first, not by an error"
+        ]
     gaps = [test["flops_gap"] for test in first["backtests"]]
     over = f"over gaps of {gaps[-1]:.3g}x to {gaps[0]:.3g}x"
     told = ", ".join(f"{entry['law']} {100 * entry['score']:.2g} %" for entry in tied)
