@@ -396,7 +396,7 @@ def test_a_run_starts_from_published_weights(task_dir, tmp_path):
     cfg = budget.finalize(experiment("sentiment.py", task_dir, *still))
     rng, tensors = np.random.default_rng(0), {}
     shapes = counts.shapes("bert", cfg.model)
-    for name, path in bert.WEIGHTS.items():
+    for name, path in bert.WEIGHTS["bert"].names.items():
         node = shapes
         for part in path.split("/"):
             node = node.get(part, {})

@@ -190,16 +190,18 @@ def translate(
 
     def best(variables: Any, batch: Any) -> jax.Array:
         def step(tokens: jax.Array, cache: Any, *source: Any) -> Any:
-            return run.model.apply(variables, tokens, cache, *source, method="step")
+            stacked = {**cache, "layers": generate.joined(cache["layers"])}
+            logits, cache = run.model.apply(variables, tokens, stacked, *source, method="step")
+            return logits, generate.cut_cache(cache)
 
         source_BS = batch["source"]
         keys_BS = jnp.arange(source_BS.shape[1]) < batch["source_length"][:, None]
         first = jnp.full((len(source_BS), 1), run.family.start(cfg), jnp.int32)
-        cache = run.family.init_cache(cfg, len(source_BS), cfg.seq_len + 1)
+        cache = generate.cut_cache(run.family.init_cache(cfg, len(source_BS), cfg.seq_len + 1))
         logits_BLV, cache = step(first, cache, source_BS, keys_BS)
         if beams == 1:
             return generate.greedy(step, logits_BLV[:, -1], cache, cfg.seq_len, end)[0]
-        return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0]
+        return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0][:, 0]
 
     for _, tokens_BL in outputs(run, best, run.examples(split), BATCH, limit):
         for row in tokens_BL:

@@ -94,6 +94,33 @@ class Subwords:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
+class Published:
+    """The tokenizer.json of a published model: its template adds the marks that the model expects around a text, and
+    text that spells a special token is that token."""
+
+    def __init__(self, path: str):
+        import tokenizers
+
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(path)
+        except Exception as e:  # the library raises bare Exception
+            raise UsageError(f"{path!r} isn't a tokenizer.json: {' '.join(str(e).split())[:200]}") from None
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text).ids)
+
+    def turn(self, text: str) -> list[int]:
+        """A user's turn, and the beginning of the answer, in ChatML. UsageError: the vocabulary has no such marks."""
+        if self.tokenizer.token_to_id("<|im_start|>") is None:
+            raise UsageError("--chat: the vocabulary has no <|im_start|>, so the model knows no ChatML")
+        return self.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+
 AnyTokenizer = Bytes | Subwords
 
 
