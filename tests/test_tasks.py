@@ -346,7 +346,9 @@ def test_wrong_evaluations_are_refused(args, said, capsys):
 
 
 def test_classification_by_hand():
-    found = scores.classification(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0]), ["ham", "spam"])
+    p_spam = np.array([0.2, 0.3, 0.9, 0.6, 0.7])
+    log_p = np.log(np.stack([1 - p_spam, p_spam], axis=1))
+    found = scores.classification(log_p, np.array([0, 1, 1, 1, 0]), ["ham", "spam"])
     assert found["accuracy"] == 0.6 and found["confusion"] == [[1, 1], [1, 2]]
     spam = found["classes"]["spam"]
     assert spam["precision"] == pytest.approx(2 / 3) and spam["recall"] == pytest.approx(2 / 3)

@@ -69,9 +69,10 @@ def table(scores_N: np.ndarray, slices_N: Any, seed: int = 0) -> dict[str, Any]:
     means = {name: float(part.mean()) for name, part in kept.items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     gap = means[high] - means[low]
-    pooled, ends = np.concatenate(list(kept.values())), np.cumsum([len(part) for part in kept.values()])[:-1]
-    shuffled = [[p.mean() for p in np.split(rng.permutation(pooled), ends)] for _ in range(DRAWS)]
-    as_large = np.sum(np.ptp(shuffled, axis=1) >= gap - 1e-12)
+    sizes = np.array([len(part) for part in kept.values()])
+    pooled, starts = np.concatenate(list(kept.values())), np.cumsum(sizes) - sizes
+    shuffled = [np.ptp(np.add.reduceat(rng.permutation(pooled), starts) / sizes) for _ in range(DRAWS)]
+    as_large = np.sum(np.array(shuffled) >= gap - 1e-12)
     interval = percentiles(bootstrap(kept[high], rng) - bootstrap(kept[low], rng))
     p = float(1 + as_large) / (1 + DRAWS)
     return {**found, "gap": {"highest": high, "lowest": low, "gap": gap, "interval": interval, "p": p}}

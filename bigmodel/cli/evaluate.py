@@ -173,7 +173,6 @@ def _labelled(run: Any, split: str, args: cli.Args) -> Found:
     overall = {"negative log-likelihood": found["negative_log_likelihood"], "Brier score": found["brier"]}
     overall |= {"calibration error": found["expected_calibration_error"], "AUROC": found.get("auroc")}
     lines += ["", ", ".join(f"{name} {value:.4f}" for name, value in overall.items() if value is not None)]
-    lines.append(f"figure: {_reliability(found['reliability'], args.run, f'evaluation-{split}-reliability')}")
     sliced, told = _slices(run, split, args, "accuracy", right)
     found, lines, rows = {**found, **sliced, "corrupted": {}}, lines + told, []
     encoder = _tokenizer(run) if args.corrupt and run.config.data.source == "tasks" else None
@@ -187,7 +186,8 @@ def _labelled(run: Any, split: str, args: cli.Args) -> Found:
         rows.append([what, "", f"{row['accuracy']:.4f}", f"{row['fall']:.4f}", _range(interval)])
     if rows:
         lines += ["", cli.table(["changed by", "", "accuracy", "fall", "95 % interval"], rows)]
-    return found, lines
+    drawn = _reliability(found["reliability"], args.run, f"evaluation-{split}-reliability")
+    return found, [*lines, "", f"figure: {drawn}"]
 
 
 def _slices(run: Any, split: str, args: cli.Args, what: str, scores: Any) -> Found:
