@@ -110,7 +110,7 @@ def test_other_data_need_the_runs_tokenizer(talker, data_dir, tmp_path, capsys):
     said = spoken(capsys, talker, "--data=half", "--limit=20")
     found = record.read_json(talker / "evaluation-validation.json")
     assert set(found["data"]) == {"speech", "half"} and found["loss"] == found["data"]["speech"]["loss"]
-    assert said.index("speech") < said.index("half") and f"{found['data']['half']['perplexity']:.2f}" in said
+    assert said.index("speech") < said.index("half") and f"{found['data']['half']['perplexity']:.4f}" in said
     assert found["data"]["half"]["loss"] != found["loss"]
     assert main.main(["evaluate", str(talker), "--data=bpe"]) == 2
     assert "'bpe' has another tokenizer" in capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_a_classifier_is_evaluated_with_a_figure_slices_and_noise(table, capsys)
     assert sum(row["examples"] for row in found["slices"]["feature20"]["slices"].values()) == found["examples"]
     little, much = found["corrupted"]["noise:0.001"], found["corrupted"]["noise:2"]
     assert little["accuracy"] + little["fall"] == pytest.approx(found["accuracy"], abs=1e-12)
-    assert abs(little["fall"]) < 0.02 and much["interval"][0] < much["fall"] < much["interval"][1]
+    assert abs(little["fall"]) < 0.02 and much["low"] < much["fall"] < much["high"]
     assert "largest gap" in said and "noise:2" in said
 
 
@@ -216,7 +216,7 @@ def test_slices_have_wilsons_interval_and_small_ones_no_number():
     assert slices.wilson(8, 10) == pytest.approx([0.49016, 0.94331], abs=1e-5)  # Newcombe 1998, method 3
     right = np.array([1] * 8 + [0] * 2 + [1] * 9 + [0] * 40)
     found = slices.table(right, np.array(["a"] * 10 + ["b"] * 9 + ["c"] * 40))
-    assert found["slices"]["a"] == {"examples": 10, "mean": 0.8, "interval": slices.wilson(8, 10)}
+    assert [*found["slices"]["a"].values()] == [10, 0.8, *slices.wilson(8, 10)]
     assert found["too_small"] == {"b": 9} and list(found["slices"]) == ["a", "c"]
     gap = found["gap"]
     assert (gap["highest"], gap["lowest"], gap["gap"]) == ("a", "c", 0.8) and gap["p"] < 0.01
@@ -238,7 +238,7 @@ def test_numbers_are_sliced_by_quartiles_in_order_and_all_else_by_value():
     found = slices.table(lengths / 7, slices.binned(lengths))
     assert list(found["slices"]) == ["1 to 25", "26 to 50", "51 to 75", "76 to 100"]
     assert found["slices"]["26 to 50"]["mean"] == pytest.approx(38 / 7)
-    low, high = found["slices"]["26 to 50"]["interval"]
+    low, high = (found["slices"]["26 to 50"][k] for k in ("low", "high"))
     assert 26 / 7 < low < 38 / 7 < high < 50 / 7
     few = slices.table(np.ones(30), slices.binned([1, 2, None] * 10))
     assert sum(row["examples"] for row in few["slices"].values()) == 30 and len(few["slices"]) == 3
@@ -397,7 +397,7 @@ def test_multiple_choice_equals_lm_evaluation_harness(talker, tmp_path, capsys, 
     # Of a whole text: its windows' first tokens follow the separator, or what stands before the window.
     text = "and we shall go on together for the good of all"  # 47 bytes: two windows of 32
     ids = list(text.encode())
-    parts = [([0], ids[:32]), (ids[15:32], ids[32:])]
+    parts = [([0], ids[:32]), (ids[14:32], ids[32:])]
     (rolled,) = model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
     assert rolled == pytest.approx(choices.log_likelihoods(run, parts)[0].sum(), abs=1e-4)
     with pytest.raises(UsageError, match="bigmodel generate"):

@@ -35,21 +35,8 @@ def truncate(text: str, share: float, _: np.random.Generator) -> str:
 TEXTS = {"typos": typos, "truncate": truncate}
 
 
-class Changed:
-    """Examples with `change(k, example)` in the place of each."""
-
-    def __init__(self, examples: Any, change: Any):
-        self.examples, self.change = examples, change
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, k: int) -> Any:
-        return self.change(k, self.examples[k])
-
-
-def changed(run: evaluate.Run, split: str, limit: int, what: str, tokenizer: Any, seed: int) -> Changed:
-    """The split's examples, the first `limit` of them changed.
+def changed(run: evaluate.Run, split: str, limit: int, what: str, tokenizer: Any, seed: int) -> list[Any]:
+    """The first `limit` examples of the split (0: all), changed.
 
     Args:
       what: 'typos:RATE' or 'truncate:SHARE' of texts, which are encoded again; 'noise:DEVIATIONS' of features: normal,
@@ -68,15 +55,18 @@ def changed(run: evaluate.Run, split: str, limit: int, what: str, tokenizer: Any
     except ValueError:
         raise UsageError(f"--corrupt={what}: expected {kind}:AMOUNT, above 0 and, of texts, at most 1") from None
     examples = run.examples(split)
+    old = [examples[k] for k in range(min(len(examples), limit or len(examples)))]
+    rngs = [np.random.default_rng([seed, k]) for k in range(len(old))]
     if tokenizer:
         read = [row["text"] for row in evaluate.texts(run, split, limit)]
-        drawn = [TEXTS[kind](text, amount, np.random.default_rng([seed, k])) for k, text in enumerate(read)]
+        drawn = [TEXTS[kind](text, amount, rng) for text, rng in zip(read, rngs, strict=True)]
         ids = tokenizer.arrays([tokenizer.clean(text) for text in drawn])
-        return Changed(examples, lambda k, old: {**old, **examples.row("text", np.append(ids[k], examples.end))})
-    std = amount * np.std([examples[k]["features"] for k in range(len(examples))])
-
-    def noise(k: int, old: Any) -> Any:
-        drawn = std * np.random.default_rng([seed, k]).normal(size=old["features"].shape)
-        return {**old, "features": old["features"] + drawn.astype(old["features"].dtype)}
-
-    return Changed(examples, noise)
+        new = [examples.row("text", np.append(tokens, examples.end)) for tokens in ids]
+    else:
+        std = amount * np.std([one["features"] for one in old])
+        features = [one["features"] for one in old]
+        new = [
+            {"features": x + (std * r.normal(size=x.shape)).astype(x.dtype)}
+            for x, r in zip(features, rngs, strict=True)
+        ]
+    return [{**one, **other} for one, other in zip(old, new, strict=True)]

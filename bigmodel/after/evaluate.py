@@ -76,19 +76,16 @@ def on(run: Run, name: str) -> Run:
     changed.data.update(name=name, fingerprint="")
     data.finalize(changed.data, root)
 
-    def tokenizer(section: Any) -> tuple[int, str]:
+    def tokenizer(section: Any) -> tuple[str, str]:
         found = data.manifest(section, root, "data")
         made = found["tokenizer"]
-        return made["vocab_size"], found.get("files", {}).get("tokenizer.json", made["kind"])
+        return f"{made['vocab_size']:,} entries", found.get("files", {}).get("tokenizer.json", made["kind"])[:12]
 
     own, other = tokenizer(run.config.data), tokenizer(changed.data)
     if own != other:
-        file = data.folder(run.config.data, root) / "tokenizer.json"
-        known = own[1] if own[1] == "bytes" else file
-        raise UsageError(
-            f"{name!r} has another tokenizer ({other[0]:,} entries, {other[1][:12]}) than the run ({own[0]:,}, "
-            f"{own[1][:12]}); prepare it with --tokenizer={known}"
-        )
+        known = "bytes" if own[1] == "bytes" else data.folder(run.config.data, root) / "tokenizer.json"
+        what = f"has another tokenizer ({', '.join(other)}) than the run ({', '.join(own)})"
+        raise UsageError(f"{name!r} {what}; prepare it with --tokenizer={known}")
     return dataclasses.replace(run, config=FrozenConfigDict(changed))
 
 
@@ -175,10 +172,10 @@ def log_probabilities(run: Run, split: str, limit: int = 0, examples: Any = None
     return log_softmax(logits_NC.astype(np.float64), axis=1), labels_N
 
 
-def labels(run: Run) -> list[str]:
-    """The names of the classes: from the data's manifest, or their numbers if the source has no names."""
-    if run.config.data.source == "tables":
-        return [str(k) for k in range(run.config.model.num_classes)]
+def labels(run: Run, count: int) -> list[str]:
+    """The names of so many classes: from the data's manifest, or their numbers if the source has no names."""
+    if run.config.data.source not in ("tasks", "images"):
+        return [str(k) for k in range(count)]
     return data.manifest(run.config.data, run.config.run.data_dir, "data")["labels"]
 
 
@@ -234,8 +231,9 @@ def columns(run: Run, split: str, limit: int = 0) -> dict[str, Any]:
             frame["length" if name == "text" else f"{name}_length"] = sizes
         return {str(name): frame[name] for name in frame}
     read = [examples[k] for k in range(min(len(examples), limit or len(examples)))]
-    names = labels(run)
-    found: dict[str, Any] = {"label": [names[int(example["label"])] for example in read]}
+    classes = [int(example["label"]) for example in read]
+    names = labels(run, max(classes) + 1)
+    found: dict[str, Any] = {"label": [names[k] for k in classes]}
     if run.config.data.source == "tables":
         features = np.stack([example["features"] for example in read])
         found |= {f"feature{k}": features[:, k] for k in range(features.shape[1])}

@@ -49,9 +49,10 @@ def table(scores_N: np.ndarray, slices_N: Any, seed: int = 0) -> dict[str, Any]:
       slices_N: the slice of each example.
 
     Returns:
-      `slices`: name -> examples, mean and interval; `too_small`: name -> examples, of fewer than FEW; and of two slices
-      or more `gap`: the two farthest apart, the difference of their means, its bootstrap interval for these two, and
-      `p`, the share of random assignments of the examples to slices of these sizes that have as large a largest gap.
+      `slices`: name -> examples, mean, and the low and high of its interval; `too_small`: name -> examples, of fewer
+      than FEW; and of two slices or more `gap`: the two farthest apart, the difference of their means, its bootstrap
+      interval for these two, and `p`, the share of random assignments of the examples to slices of these sizes whose
+      largest gap is as large.
     """
     rng = np.random.default_rng(seed)
     by_slice = pd.Series(scores_N.astype(float)).groupby(pd.Series(slices_N), observed=True, dropna=False)
@@ -61,7 +62,7 @@ def table(scores_N: np.ndarray, slices_N: Any, seed: int = 0) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, part in kept.items():
         interval = wilson(part.sum(), len(part)) if shares else percentiles(bootstrap(part, rng))
-        rows[name] = {"examples": len(part), "mean": float(part.mean()), "interval": interval}
+        rows[name] = {"examples": len(part), "mean": float(part.mean()), "low": interval[0], "high": interval[1]}
     small = {name: len(part) for name, part in parts.items() if name not in kept}
     found: dict[str, Any] = {"slices": rows, "too_small": small}
     if len(kept) < 2:

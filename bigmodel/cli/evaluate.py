@@ -94,6 +94,16 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 Found = tuple[dict[str, Any], list[str]]  # what is written, and the lines that are printed
 
 
+def _rows(title: str, rows: dict[str, dict[str, Any]]) -> str:
+    """A table of rows with the same keys, of numbers or None."""
+
+    def cell(x: Any) -> str:
+        return "unknown" if x is None else f"{x:.4f}" if isinstance(x, float) else f"{x:,}"
+
+    head = list(next(iter(rows.values()), {}))
+    return cli.table([title, "", *head], [[name, "", *(cell(row[k]) for k in head)] for name, row in rows.items()])
+
+
 def _range(interval: list[float]) -> str:
     return f"{interval[0]:.4f} to {interval[1]:.4f}"
 
@@ -121,11 +131,8 @@ def _text(run: Any, split: str, args: cli.Args) -> Found:
     names = [run.config.data.name, *filter(None, args.data.split(","))]
     runs = [run, *(evaluate.on(run, name) for name in names[1:])]
     found = {name: evaluate.text(each, split, args.limit) for name, each in zip(names, runs, strict=True)}
-    body = []
-    for name, r in found.items():
-        bits = f"{r['bits_per_byte']:.4f}" if r["bits_per_byte"] else "unknown"
-        body.append([name, "", f"{r['tokens']:,}", f"{r['loss']:.4f}", f"{r['perplexity']:.2f}", bits])
-    lines = [f"{split}:", cli.table(["data", "", "tokens", "loss", "perplexity", "bits per byte"], body)]
+    keys = ("tokens", "loss", "perplexity", "bits_per_byte")
+    lines = [f"{split}:", _rows("data", {name: {k: row[k] for k in keys} for name, row in found.items()})]
     if not all(r["bits_per_byte"] for r in found.values()):
         lines.append("unknown: the tokenizer doesn't say how many bytes each of its tokens stands for")
     if run.config.model.get("objective") == "prefix" and run.config.family == "decoder":
@@ -161,31 +168,31 @@ def _labelled(run: Any, split: str, args: cli.Args) -> Found:
     from bigmodel.after import corruptions, evaluate, scores, slices
 
     log_p, labels = evaluate.log_probabilities(run, split, args.limit)
-    names, right = evaluate.labels(run), np.argmax(log_p, axis=1) == labels
+    names, right = evaluate.labels(run, log_p.shape[1]), np.argmax(log_p, axis=1) == labels
     found = scores.classification(log_p, labels, names)
-    keys = ("precision", "recall", "f1")
-    rows = [[n, r["examples"], *(f"{r[k]:.4f}" for k in keys)] for n, r in found["classes"].items()]
+    own = evaluate.own_scores(run, split, args.limit) if run.family.evaluate else {}
+    classes = dict(found["classes"])
     for mean in ("micro", "macro", "weighted"):
-        rows.append([f"({mean} mean)", len(labels), *(f"{found[f'{mean}_{k}']:.4f}" for k in keys)])
-    lines = [f"{split}: {len(labels)} examples, accuracy {found['accuracy']:.4f}"]
-    lines += [cli.table(["class", "examples", *keys], rows), "", "confusion (row: true class)"]
+        row = {k: found[f"{mean}_{k}"] for k in ("precision", "recall", "f1")}
+        classes[f"({mean} mean)"] = {**row, "examples": len(labels)}
+    lines = [f"{split}: {len(labels):,} examples, accuracy {found['accuracy']:.4f}", _rows("class", classes)]
+    lines += ["", "confusion (row: true class)"]
     lines.append(cli.table(["", "", *names], [[n, "", *row] for n, row in zip(names, found["confusion"], strict=True)]))
     overall = {"negative log-likelihood": found["negative_log_likelihood"], "Brier score": found["brier"]}
-    overall |= {"calibration error": found["expected_calibration_error"], "AUROC": found.get("auroc")}
+    overall |= {"calibration error": found["expected_calibration_error"], "AUROC": found.get("auroc"), **own}
     lines += ["", ", ".join(f"{name} {value:.4f}" for name, value in overall.items() if value is not None)]
     sliced, told = _slices(run, split, args, "accuracy", right)
-    found, lines, rows = {**found, **sliced, "corrupted": {}}, lines + told, []
+    found, lines, corrupted = {**own, **found, **sliced}, lines + told, {}
     encoder = _tokenizer(run) if args.corrupt and run.config.data.source == "tasks" else None
     for what in filter(None, args.corrupt.split(",")):
         examples = corruptions.changed(run, split, args.limit, what, encoder, args.seed)
         right_too = np.argmax(evaluate.log_probabilities(run, split, args.limit, examples)[0], axis=1) == labels
         fall = right.astype(float) - right_too
-        interval = slices.percentiles(slices.bootstrap(fall, np.random.default_rng(args.seed)))
-        row = {"accuracy": float(right_too.mean()), "fall": float(fall.mean()), "interval": interval}
-        found["corrupted"][what] = row
-        rows.append([what, "", f"{row['accuracy']:.4f}", f"{row['fall']:.4f}", _range(interval)])
-    if rows:
-        lines += ["", cli.table(["changed by", "", "accuracy", "fall", "95 % interval"], rows)]
+        low, high = slices.percentiles(slices.bootstrap(fall, np.random.default_rng(args.seed)))
+        corrupted[what] = {"accuracy": float(right_too.mean()), "fall": float(fall.mean()), "low": low, "high": high}
+    if corrupted:
+        found["corrupted"] = corrupted
+        lines += ["", _rows("changed by", corrupted), "low and high: 95 % interval of the fall, of the same examples"]
     drawn = _reliability(found["reliability"], args.run, f"evaluation-{split}-reliability")
     return found, [*lines, "", f"figure: {drawn}"]
 
@@ -199,8 +206,7 @@ def _slices(run: Any, split: str, args: cli.Args, what: str, scores: Any) -> Fou
     for name in filter(None, args.slice.split(",")):
         errors.choose("--slice", name, columns)
         made = found[name] = slices.table(scores, slices.binned(columns[name]), args.seed)
-        rows = [[s, "", r["examples"], f"{r['mean']:.4f}", _range(r["interval"])] for s, r in made["slices"].items()]
-        lines += ["", cli.table([name, "", "examples", what, "95 % interval"], rows)]
+        lines += ["", f"{what} by {name}, with its 95 % interval", _rows(name, made["slices"])]
         if few := [f"{' '.join(s.split())[:40]} ({n})" for s, n in made["too_small"].items()]:
             more = ", ..." if len(few) > 8 else ""
             lines.append(f"{len(few)} too small, under {slices.FEW} examples: {', '.join(few[:8])}{more}")
