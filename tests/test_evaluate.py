@@ -23,7 +23,7 @@ from bigmodel.prepare.prepare import prepare
 from bigmodel.run import record
 from bigmodel.run.session import train
 
-SPEECH = dict(source="text", name="speech", seq_len=32)
+SPEECH = dict(source="text", name="bpe", seq_len=32)
 
 
 def drawn_run(family, root, section=SPEECH, **options):
@@ -53,6 +53,14 @@ def talker(data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def bpe(data_dir):
+    """The folder of the data, where the speeches are in tokens of a BPE, too."""
+    out = f"{data_dir}/bpe"
+    prepare(str(ROOT / "tests/data"), out, "bpe", 512, validation_fraction=0.2, workers=1, progress=False)
+    return data_dir
+
+
+@pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """An MLP on scikit-learn's digits, as a finished run's folder."""
     from bigmodel import config
@@ -79,8 +87,8 @@ def spoken(capsys, *args):
         ("encdec", {"objective": "prefix", "source_len": 8}, 8),
     ],
 )
-def test_perplexity_and_bits_per_byte_are_of_the_tokens_that_are_predicted(data_dir, family, options, first):
-    run = drawn_run(family, data_dir, **options)
+def test_perplexity_and_bits_per_byte_are_of_the_tokens_that_are_predicted(bpe, family, options, first):
+    run = drawn_run(family, bpe, **options)
     found = evaluate.text(run, "validation", 5)
     cfg, examples = run.config.model, run.examples("validation")
     causal = run.family
@@ -92,21 +100,21 @@ def test_perplexity_and_bits_per_byte_are_of_the_tokens_that_are_predicted(data_
     assert found["tokens"] == targets.size and found["first_position"] == first
     assert found["loss"] == pytest.approx(loss / targets.size, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-12)
-    size = int(np.sum(targets != examples.separator))  # the tokenizer's tokens are bytes
+    read = tokenizer.load(f"{bpe}/bpe").tokenizer  # in whose alphabet each character is a byte
+    size = sum(len(read.id_to_token(int(t))) for t in targets.flat if t != examples.separator)
     assert found["bytes"] == size and found["bits_per_byte"] == pytest.approx(loss / math.log(2) / size, rel=1e-5)
 
 
-def test_bits_per_byte_are_left_out_where_a_tokens_bytes_are_unknown(data_dir, monkeypatch):
-    run = drawn_run("decoder", data_dir)
+def test_bits_per_byte_are_left_out_where_a_tokens_bytes_are_unknown(bpe, monkeypatch):
+    run = drawn_run("decoder", bpe)
     kind = type(run.examples("validation"))
     monkeypatch.setattr(kind, "text_bytes", lambda *_: None)
     assert evaluate.text(run, "validation", 2)["bits_per_byte"] is None
 
 
-def test_other_data_need_the_runs_tokenizer(talker, data_dir, tmp_path, capsys):
+def test_other_data_need_the_runs_tokenizer(talker, bpe, capsys):
     """One row a source; the run's own is first."""
-    prepare(str(ROOT / "tests/data"), f"{data_dir}/half", validation_fraction=0.5, workers=1, progress=False)
-    prepare(str(ROOT / "tests/data"), f"{data_dir}/bpe", "bpe", 300, validation_fraction=0.2, workers=1, progress=False)
+    prepare(str(ROOT / "tests/data"), f"{bpe}/half", validation_fraction=0.5, workers=1, progress=False)
     said = spoken(capsys, talker, "--data=half", "--limit=20")
     found = record.read_json(talker / "evaluation-validation.json")
     assert set(found["data"]) == {"speech", "half"} and found["loss"] == found["data"]["speech"]["loss"]
@@ -174,6 +182,8 @@ def test_scores_that_a_split_does_not_have_are_left_out():
         warnings.simplefilter("error")
         found = scores.classification(np.log([[0.9, 0.1], [0.6, 0.4]]), np.array([0, 0]), ["ham", "spam"])
     assert found["auroc"] is None and found["classes"]["spam"]["recall"] == 0 and found["accuracy"] == 1
+    (edge,) = scores.calibration(np.array([0.2]), np.array([True]))["reliability"]  # (low, high]
+    assert (edge["low"], edge["high"]) == pytest.approx((2 / 15, 3 / 15))
     assert found["expected_calibration_error"] == pytest.approx(0.25)  # |1 - 0.9| / 2 + |1 - 0.6| / 2
 
 
@@ -324,14 +334,15 @@ def test_choices_are_scored_by_likelihood_by_characters_and_by_bytes(monkeypatch
         return np.array([table[choice.strip()] for _, choice in pairs]), None
 
     monkeypatch.setattr(choices, "log_likelihoods", likelihoods)
-    rows = [{"prompt": f"q{k}", "choices": ["aa", "bbbb", "你你"], "answer": k % 3} for k in range(4)]
+    rows = [
+        {"prompt": f"q{k}", "choices": ["aa", "bbbb", "你你"], "answer": answer}
+        for k, answer in enumerate((0, 1, 1, 2))
+    ]
     found = choices.multiple_choice(None, None, rows, 1)
-    # aa is the likeliest; by characters bbbb (-1); by bytes 你你 (-0.75): answers 1, 2 and 0 are asked.
-    assert (found["acc"], found["acc_norm"], found["acc_bytes"]) == (1 / 3, 1 / 3, 1 / 3)
+    # The likeliest is aa; by characters it is bbbb (-1), by bytes 你你 (-0.75).
+    assert (found["acc"], found["acc_norm"], found["acc_bytes"]) == (0, 2 / 3, 1 / 3)
     assert found["questions"] == 3 and asked[0] == ("q0 aa\n\nq1", " aa")
-    assert found["acc_interval"] == slices.wilson(1, 3)
-    rows[1]["answer"] = 0
-    assert choices.multiple_choice(None, None, rows, 1)["acc"] == 2 / 3
+    assert found["acc_norm_interval"] == slices.wilson(2, 3)
 
 
 @pytest.mark.parametrize(
