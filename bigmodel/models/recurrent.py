@@ -56,7 +56,14 @@ def _torch(cell: str) -> Layout:
     layer = {f"{cell}.weight_ih_l{{}}": "blocks/input", f"{cell}.weight_hh_l{{}}": "blocks/recurrent"}
     biases = {f"{cell}.bias_{side}_l{{}}": "blocks/bias" for side in ("ih", "hh")}
     head = {"head.weight": "head", "head.bias": "head_bias"}
-    return Layout(names={"embedding.weight": "embed/tokens", **layer, **biases, **head}, sums=True)
+    return Layout(
+        names={"embedding.weight": "embed/tokens", **layer, **biases, **head},
+        sums=True,
+        sizes=dict(vocab_size="vocab_size", seq_len="seq_len", hidden_size="width", num_layers="depth"),
+        always=dict(cell=cell, forget_bias=0.0),  # it is in the bias
+        choices={"tie_word_embeddings": {False: {"tied_head": False}}},
+        extra=dict(model_type=cell),
+    )
 
 
 WEIGHTS = {cell: _torch(cell) for cell in GATES}

@@ -19,7 +19,7 @@ from etils import epath
 
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
-from bigmodel.models.layouts import Layout
+from bigmodel.models.layouts import TABLES, Layout
 from bigmodel.run import budget, checkpoint, counts, record, weights
 
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
@@ -140,8 +140,6 @@ def convert(
         there = [source for source in sources if source[0] in found and wanted_here]
         if there:
             taken.append(path)
-            if len(there) > 1 and not layout.sums:
-                raise UsageError(f"{there[0][0]!r} and {there[1][0]!r} are both {path!r}")
             parts = (_stacked(layout, *source, found[source[0]], tensors, path, x, cut) for source in there)
             return put(path, functools.reduce(np.add, parts))
         if kept is None or (wanted_here and not HEADS.search(path)):
@@ -258,7 +256,7 @@ def _stacked(
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
         part = tensor
-        if part.ndim == 2 and layout.out_in and not re.search(tree.EMBEDDINGS, path):
+        if part.ndim == 2 and layout.out_in and not re.search(TABLES, path):
             part = part.T  # of a matrix, but not of a table, the input side comes first here
         if parts > 1 and part.ndim and part.shape[-1] % parts == 0:
             part = np.split(part, parts, axis=-1)[index]

@@ -65,7 +65,10 @@ class Checkpoint:
 
 def is_published(path: str) -> bool:
     """Whether a path is meant as published weights, not as a run."""
-    return path.endswith(SUFFIXES) or (Path(path, "config.json").is_file() and not Path(path, "result.json").exists())
+    home, patterns = Path(path), (*(f"*{suffix}" for suffix in SUFFIXES), INDEX, *PICKLES)
+    if path.endswith(SUFFIXES):
+        return True
+    return home.is_dir() and not (home / "result.json").exists() and any(any(home.glob(p)) for p in patterns)
 
 
 def files(path: str) -> list[Path]:
@@ -189,10 +192,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def named(config: Mapping[str, Any] | None, path: str, families: Mapping[str, Any]) -> str:
-    """The model_type of a folder's config.json.
-
-    Args:
-      families: of all known types.
+    """The model_type of a folder's config.json, which is among `families`.
 
     Raises:
       UsageError: it has none, or one that isn't known.
