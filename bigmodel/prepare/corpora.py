@@ -13,7 +13,6 @@ import csv
 import gzip
 import html.parser
 import io
-import itertools
 import re
 import struct
 import zipfile
@@ -176,13 +175,11 @@ def help_paragraphs(archive: Archive) -> dict[str, str]:
 
 def chinese_help(archive: Archive) -> Documents:
     """One document per page, one paragraph per line; paragraphs without Chinese are left out."""
-    found = (
-        (key.split("#")[0], text)
-        for key, text in help_paragraphs(archive).items()
-        if re.search(r"[\u4e00-\u9fff]", text)
-    )
-    for page, paragraphs in itertools.groupby(found, key=lambda pair: pair[0]):
-        yield page, "\n".join(text for _, text in paragraphs)
+    pages: dict[str, list[str]] = {}
+    for key, text in help_paragraphs(archive).items():
+        if re.search(r"[\u4e00-\u9fff]", text):
+            pages.setdefault(key.split("#")[0], []).append(text)
+    yield from ((page, "\n".join(texts)) for page, texts in pages.items())
 
 
 def anarchism(archive: Archive) -> Documents:

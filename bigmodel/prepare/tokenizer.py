@@ -163,11 +163,8 @@ def gpt2() -> Subwords:
 
 
 def of_gguf(path: Path) -> Subwords:
-    """The byte-level BPE in the metadata of a GGUF file, whose pre-tokenizer has llama.cpp's name there.
-
-    Raises:
-      UsageError: another pre-tokenizer than GPT-2's, or SmolLM's, which is GPT-2's with each digit by itself.
-    """
+    """The byte-level BPE in the metadata of a GGUF file. UsageError: it has another pre-tokenizer than GPT-2's, or
+    SmolLM's, which is GPT-2's with each digit by itself."""
     import gguf
     import tokenizers
 
