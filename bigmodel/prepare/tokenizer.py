@@ -166,7 +166,7 @@ def of_gguf(path: Path) -> Subwords:
     """The byte-level BPE in the metadata of a GGUF file. UsageError: it has another pre-tokenizer than GPT-2's, or
     SmolLM's, which is GPT-2's with each digit by itself."""
     import gguf
-    import tokenizers
+    from tokenizers import pre_tokenizers
 
     fields = gguf.GGUFReader(path).fields
     pre = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else None
@@ -175,8 +175,9 @@ def of_gguf(path: Path) -> Subwords:
     tokens, kinds, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
     made = byte_level(vocab={t: i for i, t in enumerate(tokens)}, merges=[tuple(m.split(" ")) for m in merges])
     if pre == "smollm":
-        digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-        made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, made.pre_tokenizer])
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), made.pre_tokenizer]
+        )
     made.add_special_tokens([t for t, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL])
     return Subwords("file", made.to_str(), path.name)
 
