@@ -219,6 +219,24 @@ def gpt2() -> Subwords:
     return made
 
 
+def of_gguf(path: Path) -> Subwords:
+    """The byte-level BPE in the metadata of a GGUF file. UsageError: it has another pre-tokenizer than GPT-2's, or
+    SmolLM's, which is GPT-2's with each digit by itself."""
+    import gguf
+    from tokenizers import pre_tokenizers
+
+    fields = gguf.GGUFReader(path).fields
+    pre = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else None
+    if pre not in ("gpt-2", "smollm"):
+        raise UsageError(f"{path.name} has pre-tokenizer {pre!r}: only 'gpt-2' and 'smollm' are known")
+    tokens, kinds, merges = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges"))
+    made = byte_level(vocab={t: i for i, t in enumerate(tokens)}, merges=[tuple(m.split(" ")) for m in merges])
+    if pre == "smollm":
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), made.pre_tokenizer])
+    made.add_special_tokens([t for t, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL])
+    return Subwords("file", made.to_str(), path.name)
+
+
 def check(tokenizer: str, vocab_size: int) -> None:
     """Raises UsageError unless `tokenizer` names a kind or an existing file, and `vocab_size` suits it."""
     check_path("tokenizer", tokenizer)
