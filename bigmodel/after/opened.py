@@ -99,8 +99,8 @@ def open_published(path: str, putting: Callable[[str, Any], Put] | None = None, 
         found = weights.read(path)
         known, config = layouts(), found.config or {}
         family, _, frozen = section(known[weights.named(found.config, path, known)], config, window)
-        put = putting(family, frozen) if putting else None
-        params, said = starts.convert(family, frozen, found.tensors, **({"put": put} if put else {}))
+        put = putting(family, frozen) if putting else starts.on_device
+        params, said = starts.convert(family, frozen, found.tensors, put=put)
     except UsageError as e:
         raise UsageError(str(e) if path in str(e) else f"{path!r}: {e}") from e
     return Opened(family, frozen, params, found.tokenizer, _ends(path, config), config, said)

@@ -1,14 +1,15 @@
-"""Convert a model between our form and Hugging Face's: a folder or GGUF file into a run, or a run into a folder.
+"""Convert a published model into a run, or a run into a published form.
 
-The direction follows from MODEL. GPT-2, OPT, Llama-shaped models (SmolLM2, grouped heads), BERT, T5 and Marian are
-known in both directions, GGUF files as a source. The written folder holds config.json, model.safetensors (in several
-files above 5 GB) and the tokenizer; factors of a parametrisation are folded into the weights. Every tensor is accounted
-for: one that is left over or missing is refused.
+MODEL is a folder as Hugging Face's libraries write it or a GGUF file, and --out a run; or the other
+way round. GPT-2, OPT, Llama-shaped models (SmolLM2, grouped heads), BERT, T5 and Marian are known in both directions,
+GGUF files as a source. The written folder holds config.json, model.safetensors (in several files above 5 GB) and the
+tokenizer; factors of a parametrisation are folded into the weights. Every tensor is accounted for: one that is left
+over or missing is refused.
 
 Examples:
-  bigmodel convert data/smollm2 --out=runs/smollm2              a run, which generate, evaluate and init_from take
-  bigmodel convert runs/0123456789ab --out=my-model             a folder for AutoModelForCausalLM.from_pretrained
-  bigmodel convert my-model --out=runs/again --data=news-bpe    with data that it can be evaluated on
+  bigmodel convert data/smollm2 --out=runs/smollm2     # a run, which generate and train.init_from take
+  bigmodel convert runs/0123456789ab --out=my-model    # a folder for AutoModelForCausalLM.from_pretrained
+  bigmodel convert my-model --out=runs/again --data=news-bytes    # and data that it can be evaluated on
 """
 
 import os
@@ -25,8 +26,14 @@ def arguments(parser: cli.Parser) -> None:
     add = parser.add_argument
     add("model", help="folder of a finished run, a Hugging Face folder, or a .gguf file")
     add("--out", required=True, help="folder to write; it must not exist")
-    dtypes = ["", "float32", "float16", "bfloat16"]
-    add("--dtype", default="", choices=dtypes, help="of the tensors that are written (default: as they came)")
+    dtypes = ["float32", "float16", "bfloat16"]
+    add(
+        "--dtype",
+        default="",
+        choices=dtypes,
+        metavar="DTYPE",
+        help="of the tensors that are written (default: as they came)",
+    )
     add("--window", type=int, default=0, help="positions of the run that is made; 0: as published")
     add("--data", default="", help="name of prepared data for the run that is made")
     add("--data-dir", default="", help="folder of the data (default: data, or the run's)")

@@ -211,8 +211,9 @@ class Model(nn.Module):
         return self.blocks(x_BLD, state, rows_B, train)
 
 
-def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
-    """The state before any token, zeros: {'layers': {'hidden', and of an LSTM 'cell'} NBD, 'length': ()}."""
+def init_cache(cfg: Any, batch_size: int, size: int = 0) -> dict[str, Any]:
+    """The state before any token, zeros, whatever the size: {'layers': {'hidden', and of an LSTM 'cell'} NBD, 'length'
+    ()}."""
     zeros = jnp.zeros((cfg.depth, batch_size, cfg.width), cfg.dtype)
     names = ("hidden", "cell") if cfg.cell == "lstm" else ("hidden",)
     return {"layers": dict.fromkeys(names, zeros), "length": jnp.zeros((), jnp.int32)}

@@ -97,13 +97,17 @@ def load(path: str, family: str, cfg: Any, start: Any, only: str = "", prefix: s
         raise UsageError(f"config.train.init_from={path!r}: {e}") from e
 
 
+def on_device(_: str, x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x)
+
+
 def convert(
     family: str,
     cfg: Any,
     tensors: Mapping[str, np.ndarray],
     start: Any = None,
     only: str = "",
-    put: Callable[[str, np.ndarray], Any] = lambda _, x: jnp.asarray(x),
+    put: Callable[[str, np.ndarray], Any] = on_device,
 ) -> tuple[Any, str]:
     """(a model's parameters from a checkpoint's tensors, in float32; what was taken and what wasn't, in words).
 
