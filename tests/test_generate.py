@@ -354,7 +354,9 @@ def test_a_mistake_is_one_line(trained, args, words, capsys, tmp_path, monkeypat
 
 def test_a_place_without_a_model_and_a_model_that_writes_nothing_are_refused(trained, tmp_path, capsys, digits):
     code, _, (line,) = said(capsys, str(tmp_path), "--prompt=a")
-    assert code == 2 and "no finished run" in line
+    assert code == 2 and "holds neither a run (config.json, result.json), nor published weights" in line
+    code, _, (line,) = said(capsys, trained[:-1], "--prompt=a")
+    assert code == 2 and f"did you mean '{trained}'" in line
     root = str(tmp_path / "runs")
     folder = f"{root}/{train(digits(), root, quiet=True)['run_id']}"
     code, _, err = said(capsys, folder, "--prompt=a")

@@ -19,10 +19,10 @@ PROMPTS = [
     "I love programming", "The capital of France is", "Once upon a time, in a small village by the sea,",
     "The three laws of thermodynamics are", "Dear Sir or Madam,\n\nI am writing to", "Q: What is 12 times 12?\nA:",
     "Photosynthesis is the process by which", "In 1969, Neil Armstrong",
-    "今天天气很好，我们去公园散步吧。", "人工智能是", "从前有一座山，山上有一座庙，", "北京是中国的首都，", "我喜欢编程，因为",
-    "春天来了，花园里的花",
-    "def fibonacci(n):\n", "import numpy as np\n\nx = np.", "for (int i = 0; i < n; i++) {", "SELECT name, age FROM users WHERE",
-    "<html>\n<head>\n<title>", "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self",
+    "今天天气很好，我们去公园散步吧。", "人工智能是", "从前有一座山，山上有一座庙，", "北京是中国的首都，",
+    "我喜欢编程，因为", "春天来了，花园里的花",
+    "def fibonacci(n):\n", "import numpy as np\n\nx = np.", "for (int i = 0; i < n; i++) {",
+    "SELECT name, age FROM users WHERE", "<html>\n<head>\n<title>", "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self",
 ]  # fmt: skip
 
 

@@ -73,6 +73,9 @@ def section(known: list[tuple[str, Layout]], config: dict[str, Any], window: int
 
 def open_run(path: str, data_dir: str = "", putting: Callable[[str, Any], Put] | None = None) -> Opened:
     """The model of a finished run. putting: (family, model section) -> what is called with each path and parameter."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        kinds = "a run (config.json, result.json), nor published weights (.safetensors, .gguf)"
+        raise UsageError(f"{path!r} holds neither {kinds}")
     run = evaluate.restore(path, data_dir)
     cfg, params = run.config.model, run.variables["params"]
     put = putting(run.config.family, cfg) if putting else None

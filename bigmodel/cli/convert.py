@@ -42,6 +42,7 @@ def arguments(parser: cli.Parser) -> None:
 def run(args: cli.Args, _: cli.Overrides) -> int:
     if Path(args.out).exists():
         raise UsageError(f"--out={args.out!r} exists already: name another folder")
+    cli.check_exists(Path(args.model), "model")
     cli.start_jax(args)
     from bigmodel.after import convert, opened
     from bigmodel.run import weights

@@ -51,6 +51,7 @@ def arguments(parser: cli.Parser) -> None:
 def run(args: cli.Args, _: cli.Overrides) -> int:
     settings = _settings(args)
     texts = _prompts(args)
+    cli.check_exists(Path(args.model), "model")
     cli.start_jax(args)
     from bigmodel.after import continuations, decode
 
@@ -68,7 +69,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     alone = len(prompts) == settings.sequences == 1 and not settings.beams and not args.json
     found = []
     for batch in continuations.batches(prompts, args.batch_size):
-        if alone:
+        if alone and not args.chat:  # an answer is no continuation of the question
             print(batch[0][1], end="", flush=True)
         on_text = (lambda text: print(text, end="", flush=True)) if alone else (lambda _: None)
         found += continuations.run(decoder, tokenizer, batch, settings, on_text=on_text)
@@ -80,7 +81,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     else:
         for row in found:
             print(f"--- {row['number'] + 1}.{row['sequence'] + 1} ({row['finish']}, {len(row['tokens'])} tokens)")
-            print(row["prompt"] + row["text"])
+            print(row["text"] if args.chat else row["prompt"] + row["text"])
     return 0
 
 
