@@ -22,7 +22,8 @@ PROMPTS = [
     "今天天气很好，我们去公园散步吧。", "人工智能是", "从前有一座山，山上有一座庙，", "北京是中国的首都，",
     "我喜欢编程，因为", "春天来了，花园里的花",
     "def fibonacci(n):\n", "import numpy as np\n\nx = np.", "for (int i = 0; i < n; i++) {",
-    "SELECT name, age FROM users WHERE", "<html>\n<head>\n<title>", "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self",
+    "SELECT name, age FROM users WHERE",
+    "<html>\n<head>\n<title>", "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self",
 ]  # fmt: skip
 
 
