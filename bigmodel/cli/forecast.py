@@ -100,7 +100,7 @@ def _score(runs: str, folder: Path, now: str) -> None:
             "started": str(attempts[0].get("date", "")) if attempts else "",
             **{key: result.get(key) for key in OF_RUN},
         }
-        curve = {row["step"]: row["eval_loss"] for row in metrics if "eval_loss" in row}
+        curve = {point["step"]: point["eval_loss"] for point in metrics if "eval_loss" in point}
         curve |= {branch["branch"]: branch["loss"] for branch in result.get("branches", [])}
         finished.append((folder / row["file"], row, ended, curve))
     for each in finished:

@@ -1,4 +1,4 @@
-"""The compute budgets of a set of runs, the parabola of approach 2 through the runs of one, power laws through several.
+"""The compute budgets of a set of runs, and the parabola of approach 2 through the runs of one.
 
 Legend: N parameters, D tokens, C training FLOPs, L loss.
 """
@@ -6,7 +6,6 @@ Legend: N parameters, D tokens, C training FLOPs, L loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,14 +44,3 @@ def parabola(log_n: np.ndarray, log_l: np.ndarray) -> Optimum:
     at = -c1 / (2 * c2) if c2 > 0 else np.nan
     inside = bool(c2 > 0 and x.min() < at < x.max())
     return float(at if inside else np.nan), float(c0 + c1 * at / 2), [c2, c1, c0], not inside, near
-
-
-def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tuple[Any, Any]:
-    """(exponent, coefficient) of y = coefficient * x^exponent by least squares of ln y on ln x.
-
-    Args:
-      y: (n,), or (n, R) of R power laws.
-      std: standard error of each ln y, (n,); weights are 1 / std^2. None: all alike.
-    """
-    slope, start = np.polyfit(np.log(x), np.log(y), 1, w=None if std is None else 1 / np.asarray(std))
-    return slope, np.exp(start)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bigmodel.errors import UsageError, choose, nearest
 from bigmodel.laws import doctor, intervals
-from bigmodel.laws.budgets import MIN_SIZES, Curve, Optimum, groups_of, least, parabola, power_law
+from bigmodel.laws.budgets import MIN_SIZES, Curve, Optimum, groups_of, least, parabola
 from bigmodel.laws.forms import FLOPS_PER_PARAM_TOKEN
 
 METHODS = ("isoflop", "envelope")
@@ -24,6 +24,17 @@ SHAPES = ("parabola", "akima")
 ENVELOPE_BUDGETS = 1500  # Hoffmann et al. 2022, section 3.1
 WEIGHT_DRAWS = 200  # of each budget's noise, for how well its optimum is known
 FINE = 25  # interpolated sizes between neighbours
+
+
+def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tuple[Any, Any]:
+    """(exponent, coefficient) of y = coefficient * x^exponent by least squares of ln y on ln x.
+
+    Args:
+      y: (n,), or (n, R) of R power laws.
+      std: standard error of each ln y, (n,); weights are 1 / std^2. None: all alike.
+    """
+    slope, start = np.polyfit(np.log(x), np.log(y), 1, w=None if std is None else 1 / np.asarray(std))
+    return slope, np.exp(start)
 
 
 def fit(
