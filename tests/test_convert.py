@@ -11,9 +11,10 @@ from ml_collections import FrozenConfigDict
 from safetensors.numpy import load_file, save_file
 
 from bigmodel import models, tree
-from bigmodel.after import convert, opened
+from bigmodel.after import convert, decode, generate, opened
 from bigmodel.cli import main
 from bigmodel.errors import UsageError
+from bigmodel.ops import sharding
 
 SMALL = dict(vocab_size=60, depth=2, width=16, num_heads=4)
 PLAIN = dict(scale_residual=False, init_std=0.1)
@@ -391,6 +392,18 @@ def test_transformers_logits_and_tensors_there_and_back(name, tmp_path):
     shown = keys[..., None] if name in ("bert", "bert_masked") else True
     print(name, "largest difference", np.abs((ours - want) * shown).max(), "of", np.abs(want).max())
     np.testing.assert_allclose(ours * shown, want * shown, atol=1e-4)
+
+    if found.family != "bert":  # and what they write, greedily, of prompts of two lengths
+        mesh = sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
+        params = tree.map_paths(decode.placing(found.module, mesh, "float32"), found.params)
+        decoder, prompts = decode.Decoder(found.module, found.cfg, params, mesh), [tokens[0, :9], tokens[1, :5]]
+        parts = decoder.sample(decoder.batch([(k, p.tolist()) for k, p in enumerate(prompts)]), 8, generate.Sampling())
+        written = np.concatenate([t for t, _ in parts], axis=1)
+        ref.generation_config.eos_token_id = ref.generation_config.forced_eos_token_id = None
+        for prompt, row in zip(prompts, written, strict=True):
+            ids = torch.tensor(prompt[None]).long()
+            wanted = ref.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False)
+            assert wanted[0, -8:].tolist() == row.tolist()
 
     convert.write_run(found, str(tmp_path / "theirs"), str(tmp_path / "run"))
     convert.write_folder(opened.open_run(str(tmp_path / "run")), str(tmp_path / "ours"))
