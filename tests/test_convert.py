@@ -300,6 +300,29 @@ def test_shards_are_read_and_written(folder, tmp_path, monkeypatch):
     same(opened.open_published(str(tmp_path / "b")).params, whole.params)
 
 
+@pytest.mark.parametrize("start", ["theirs", "run"])
+def test_training_goes_on_from_published_weights(start, data_dir, tmp_path, capsys):
+    """By the config that a conversion writes, from the folder or from the run that it became."""
+    family, overrides = SECTIONS["gpt2"]
+    cfg = section(family, **overrides | dict(vocab_size=256, seq_len=40))
+    first = opened.Opened(family, cfg, drawn(models.family(family), cfg)["params"], "")
+    theirs, run = tmp_path / "theirs", tmp_path / "run"
+    convert.write_folder(first, str(theirs))
+    assert main.main(["convert", str(theirs), f"--out={run}", "--window=32"]) == 0
+    pairs = {"data.name": "speech", "run.data_dir": data_dir, "run.wandb": "off", "train.batch_size": 2,
+             "train.eval_examples": 4, "optim.lr": 1e-12, "train.init_from": tmp_path / start}  # fmt: skip
+    capsys.readouterr()
+    given = [f"--config.{key}={value}" for key, value in pairs.items()]
+    assert main.main(["train", str(run / "config.json"), f"--runs={tmp_path / 'runs'}", "--json", *given]) == 0
+    out = capsys.readouterr()
+    cut = "; embed/positions: the first 32 of 40, of a shorter window" if start == "theirs" else ""
+    assert f"{tmp_path / start}: 20 of 20 parameters taken{cut}" in out.err
+    trained = opened.open_run(str(tmp_path / "runs" / json.loads(out.out)["run_id"]))
+    assert trained.cfg.seq_len == 32
+    np.testing.assert_allclose(trained.params["blocks"]["mlp"]["up"], first.params["blocks"]["mlp"]["up"], atol=1e-6)
+    np.testing.assert_allclose(trained.params["embed"]["positions"], first.params["embed"]["positions"][:32], atol=1e-6)
+
+
 # -------------------------------------------------------------------------------------- the reference
 
 
