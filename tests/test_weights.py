@@ -265,7 +265,7 @@ def test_t5s_files_are_understood():
     same(found, params)  # the untied head, too
     assert "unused" not in said
     gated = {"encoder.block.0.layer.1.DenseReluDense.wi_0.weight": np.ones((64, 16), np.float32)}
-    with pytest.raises(UsageError, match=r"wi_0.weight' is 'encoder/mlp/gate', which this model lacks"):
+    with pytest.raises(UsageError, match=r"wi_0.weight' is of a layer, and no parameter of this model"):
         starts.convert("encdec", cfg, tensors | gated)
     other = {"encoder.embed_tokens.weight": tensors["shared.weight"] + 1}
     with pytest.raises(UsageError, match=r"'encoder.embed_tokens.weight' differs from 'shared.weight'.*\(tied\)"):
@@ -286,10 +286,13 @@ def test_marians_names_are_known_with_and_without_their_prefix():
         assert "unused" not in said
 
 
-def test_a_folder_with_weights_in_it_is_not_a_run(bert, tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"no finished run there.*--config\.train\.init_from=\S+/model\.safetensors"):
+def test_a_folder_with_weights_in_it_is_taken_as_they_are(bert, tmp_path):
+    with pytest.raises(UsageError, match=r"no finished run there \(no result.json\), and no weights"):
         budget.finalize(bert(("train.init_from", str(tmp_path))))
+    save_file(published("bert", masked(bert)), tmp_path / "model.safetensors")
+    paths = (str(tmp_path), str(tmp_path / "model.safetensors"))
+    folder, file = (budget.finalize(bert(("train.init_from", path))).train.init_fingerprint for path in paths)
+    assert folder == file != ""
 
 
 @pytest.mark.network

@@ -89,64 +89,62 @@ class _Text:
         return text[: len(text) - held]
 
 
+Prompt = tuple[int, str, Sequence[int]]  # number, text, tokens
+
+
 def run(
     decoder: Decoder,
     tokenizer: Tokenizer,
-    prompts: Sequence[tuple[int, str, Sequence[int]]],
+    prompts: Sequence[Prompt],
     settings: Settings,
     rows: int = 0,
     chunk: int = 8,
-    on_text: Callable[[str], None] | None = None,
+    on_text: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
-    """The continuations of one batch of (number, text, tokens).
+    """The continuations of one batch of prompts.
 
     Args:
       rows: of the batch, where further empty ones save a compilation.
       chunk: tokens between two looks at what has been written.
       on_text: called with the first row's text as it grows, in whole characters.
     """
-    batch = decoder.batch([(n, tokens) for n, _, tokens in prompts], rows)
-    R = settings.sequences
+    batch, R = decoder.batch([(n, tokens) for n, _, tokens in prompts], rows), settings.sequences
+    texts = [_Text(tokenizer, settings.stop, decoder.ends.tolist()) for _ in range(len(prompts) * R)]
+    scores: list[float] = []
     if settings.beams:
-        tokens_BRL, score_BR = decoder.beam(
-            batch, settings.max_new_tokens, settings.beams, settings.length_penalty, best=R
-        )
-        flat = tokens_BRL.reshape(-1, tokens_BRL.shape[-1])
-        texts = [_Text(tokenizer, settings.stop, decoder.ends.tolist()) for _ in range(len(prompts) * R)]
-        for text, row in zip(texts, flat, strict=False):
-            text.add(row, np.zeros(len(row)))
+        length, beams, penalty = settings.max_new_tokens, settings.beams, settings.length_penalty
+        tokens_BRL, score_BR = decoder.beam(batch, length, beams, penalty, best=R)
+        for text, tokens in zip(texts, tokens_BRL.reshape(-1, length), strict=False):
+            text.add(tokens, np.zeros(length))
+        scores = score_BR.reshape(-1).tolist()
     else:
-        texts = [_Text(tokenizer, settings.stop, decoder.ends.tolist()) for _ in range(len(prompts) * R)]
-        shown = ""
         drawn = decoder.sample(batch, settings.max_new_tokens, settings.how, R, settings.seed, chunk)
-        done_B = None
-        with contextlib.suppress(StopIteration):
-            while True:
-                tokens_Bn, log_p_Bn = drawn.send(done_B)
-                done_B = np.zeros(len(tokens_Bn), bool)
-                for b, text in enumerate(texts):
-                    done_B[b] = text.add(tokens_Bn[b], log_p_Bn[b])
-                if on_text and (new := texts[0].safe()[len(shown) :]):
-                    on_text(new)
-                    shown += new
-        if on_text and texts[0].text[len(shown) :]:
-            on_text(texts[0].text[len(shown) :])
+        _grow(texts, drawn, on_text)
     found = []
     for b, text in enumerate(texts):
         number, prompt, _ = prompts[b // R]
-        text.text = text.text if text.finish else whole(text.text)
-        row: Row = {"number": number, "sequence": b % R, "prompt": prompt, "text": text.text, "tokens": text.tokens}
-        if settings.beams:
-            row["score"] = float(score_BR.reshape(-1)[b])
-        else:
-            row["log_probs"] = text.log_probs
-        found.append({**row, "finish": text.finish or "length"})
+        own = {"score": scores[b]} if scores else {"log_probs": text.log_probs}
+        said = text.text if text.finish else whole(text.text)
+        row = {"number": number, "sequence": b % R, "prompt": prompt, "text": said, "tokens": text.tokens}
+        found.append({**row, **own, "finish": text.finish or "length"})
     return found
 
 
-def batches(
-    prompts: Sequence[tuple[int, str, Sequence[int]]], size: int
-) -> Iterator[list[tuple[int, str, Sequence[int]]]]:
+def _grow(texts: Sequence[_Text], drawn: Any, on_text: Callable[[str], None]) -> None:
+    """Reads chunks of tokens into texts until all have ended, and ends the rows whose text has."""
+    shown, done_B = "", None
+    with contextlib.suppress(StopIteration):
+        while True:
+            tokens_Bn, log_p_Bn = drawn.send(done_B)
+            done_B = np.zeros(len(tokens_Bn), bool)
+            for b, text in enumerate(texts):
+                done_B[b] = text.add(tokens_Bn[b], log_p_Bn[b])
+            on_text(texts[0].safe()[len(shown) :])
+            shown = texts[0].safe()
+    on_text(whole(texts[0].text)[len(shown) :])
+
+
+def batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
     """Prompts in batches of like lengths, so that little of a batch is empty."""
     ordered = sorted(prompts, key=lambda p: (len(p[2]), p[0]))
     for first in range(0, len(ordered), size):

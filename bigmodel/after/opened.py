@@ -13,7 +13,8 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import models, tree
 from bigmodel.after import evaluate
-from bigmodel.errors import UsageError
+from bigmodel.errors import UsageError, note
+from bigmodel.models.layouts import Layout
 from bigmodel.run import starts, weights
 
 
@@ -46,18 +47,48 @@ class Opened:
 Put = Callable[[str, Any], Any]
 
 
-def layouts() -> dict[str, str]:
-    """model_type -> family, of all published architectures that are known by a config.json."""
-    return {kind: name for name in models.names() for kind, x in models.family(name).WEIGHTS.items() if x.sizes}
+def layouts() -> dict[str, list[tuple[str, Layout]]]:
+    """model_type -> (family, layout) of the architectures that are known by it."""
+    found: dict[str, list[tuple[str, Layout]]] = {}
+    for name in models.names():
+        for layout in models.family(name).WEIGHTS.values():
+            found.setdefault(layout.model_type, []).append((name, layout))
+    return found
+
+
+def section(known: list[tuple[str, Layout]], config: dict[str, Any], window: int = 0) -> tuple[str, Layout, Any]:
+    """(family, layout, frozen model section) of a config.json, by the first of the layouts that can read it."""
+    for k, (family, layout) in enumerate(known):
+        try:
+            cfg = models.family(family).get_config()
+            cfg.update(layout.section(config))
+            cfg.seq_len = window or cfg.seq_len
+            models.family(family).finalize(cfg)
+            return family, layout, FrozenConfigDict(cfg)
+        except UsageError:
+            if k + 1 == len(known):
+                raise
+    raise AssertionError("no layout")
 
 
 def open_run(path: str, data_dir: str = "", putting: Callable[[str, Any], Put] | None = None) -> Opened:
     """The model of a finished run. putting: (family, model section) -> what is called with each path and parameter."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        kinds = "a run (config.json, result.json), nor published weights (.safetensors, .gguf)"
+        raise UsageError(f"{path!r} holds neither {kinds}")
     run = evaluate.restore(path, data_dir)
+    if run.result.get("status") == "diverged":
+        note(f"{path!r} diverged: its weights are those of step {run.result['last_good_step']}")
     cfg, params = run.config.model, run.variables["params"]
     put = putting(run.config.family, cfg) if putting else None
+    if put:
+        params = tree.map_paths(put, params)
+    if came := run.result.get("published"):  # converted: its tokenizer came along
+        own = Path(path) / "tokenizer.json"
+        tokenizer = str(own) if own.is_file() else ""
+        return Opened(run.config.family, cfg, params, tokenizer, tuple(came["eos_token_id"]), came)
     text = Path(run.config.run.data_dir) / run.config.data.name if run.config.data.get("name") else ""
-    return Opened(run.config.family, cfg, tree.map_paths(put, params) if put else params, str(text))
+    return Opened(run.config.family, cfg, params, str(text))
 
 
 def open_published(path: str, putting: Callable[[str, Any], Put] | None = None, window: int = 0) -> Opened:
@@ -71,18 +102,10 @@ def open_published(path: str, putting: Callable[[str, Any], Put] | None = None, 
     """
     try:
         found = weights.read(path)
-        known = layouts()
-        kind = weights.named(found.config, path, known)
-        family, config = known[kind], found.config or {}
-        module = models.family(family)
-        cfg = module.get_config()
-        cfg.update(module.WEIGHTS[kind].section(config))
-        if window:
-            cfg.seq_len = window
-        module.finalize(cfg)
-        frozen = FrozenConfigDict(cfg)
-        put = putting(family, frozen) if putting else None
-        params, said = starts.convert(family, frozen, found.tensors, **({"put": put} if put else {}))
+        known, config = layouts(), found.config or {}
+        family, _, frozen = section(known[weights.named(found.config, path, known)], config, window)
+        put = putting(family, frozen) if putting else starts.on_device
+        params, said = starts.convert(family, frozen, found.tensors, put=put)
     except UsageError as e:
         raise UsageError(str(e) if path in str(e) else f"{path!r}: {e}") from e
     return Opened(family, frozen, params, found.tokenizer, _ends(path, config), config, said)

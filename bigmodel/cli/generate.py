@@ -1,4 +1,4 @@
-"""Continue prompts with a trained model: a run of ours, or published weights.
+"""Continue prompts with a trained or a published model.
 
 MODEL is the folder of a finished run, a folder as Hugging Face's libraries write it (config.json, *.safetensors,
 tokenizer.json), or a .gguf file of a Llama-shaped model with its tokenizer.json beside it.
@@ -43,15 +43,15 @@ def arguments(parser: cli.Parser) -> None:
     add("--chat", action="store_true", help="put each prompt as a user's turn into the ChatML template")
     add("--batch-size", type=int, default=8, help="prompts at once")
     add("--mesh", default="", help="of devices, as data=2,tensor=4 (default: one device)")
-    add(
-        "--dtype", default="", choices=["", "float32", "bfloat16"], help="of weights and products (default: as trained)"
-    )
+    dtypes = ["float32", "bfloat16"]
+    add("--dtype", default="", choices=dtypes, metavar="DTYPE", help="of weights and products (default: as trained)")
     add("--data-dir", default="", help="folder of a run's data, if it has moved")
 
 
 def run(args: cli.Args, _: cli.Overrides) -> int:
     settings = _settings(args)
     texts = _prompts(args)
+    cli.check_exists(Path(args.model), "model")
     cli.start_jax(args)
     from bigmodel.after import continuations, decode
 
@@ -69,9 +69,9 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     alone = len(prompts) == settings.sequences == 1 and not settings.beams and not args.json
     found = []
     for batch in continuations.batches(prompts, args.batch_size):
-        if alone:
+        if alone and not args.chat:  # an answer is no continuation of the question
             print(batch[0][1], end="", flush=True)
-        on_text = (lambda text: print(text, end="", flush=True)) if alone else None
+        on_text = (lambda text: print(text, end="", flush=True)) if alone else (lambda _: None)
         found += continuations.run(decoder, tokenizer, batch, settings, on_text=on_text)
     found.sort(key=lambda r: (r["number"], r["sequence"]))
     if args.json:
@@ -81,7 +81,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     else:
         for row in found:
             print(f"--- {row['number'] + 1}.{row['sequence'] + 1} ({row['finish']}, {len(row['tokens'])} tokens)")
-            print(row["prompt"] + row["text"])
+            print(row["text"] if args.chat else row["prompt"] + row["text"])
     return 0
 
 
@@ -124,7 +124,7 @@ def _prompts(args: cli.Args) -> list[str]:
     if args.prompt:
         return list(args.prompt)
     try:
-        lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
+        lines = Path(args.prompts).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"can't read --prompts={args.prompts!r}: {getattr(e, 'strerror', None) or e}") from e
     found = []
@@ -139,8 +139,8 @@ def _prompts(args: cli.Args) -> list[str]:
                 raise TypeError("'prompt' is no text")
         except (ValueError, KeyError, TypeError) as e:
             raise UsageError(f"{args.prompts!r}, line {k + 1}: no JSON object with a key 'prompt' ({e})") from e
-    if not found:
-        raise UsageError(f"{args.prompts!r} has no prompts")
+    if empty := [k + 1 for k, text in enumerate(found) if not text]:
+        raise UsageError(f"{args.prompts!r}, line {empty[0]}: an empty prompt")
     return found
 
 

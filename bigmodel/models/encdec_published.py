@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigmodel.models import positions
 from bigmodel.models.layouts import GELUS, Layout, activation
 
 VASWANI = "Vaswani et al. 2017, arXiv:1706.03762, Table 3"
@@ -60,7 +61,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def _t5_names() -> dict[str, str]:
+def _t5_names(up: dict[str, str]) -> dict[str, str]:
+    """up: what the feed-forward layer reads by, theirs -> ours."""
     # Published files hold a table of positions for attention to the encoder, too, which T5 doesn't use.
     unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     names = {"shared.weight": "embed/tokens", "lm_head.weight": "head", unused: ""}
@@ -75,9 +77,7 @@ def _t5_names() -> dict[str, str]:
             names[f"{side}.block.{{}}.layer.{i}.layer_norm.weight"] = f"{side}/{norm}/scale"
         last = f"{side}.block.{{}}.layer.{len(layers)}"
         names |= {
-            f"{last}.DenseReluDense.wi.weight": f"{side}/mlp/up",
-            f"{last}.DenseReluDense.wi_0.weight": f"{side}/mlp/gate",  # T5 1.1
-            f"{last}.DenseReluDense.wi_1.weight": f"{side}/mlp/up",
+            **{f"{last}.DenseReluDense.{theirs}.weight": f"{side}/mlp/{ours}" for theirs, ours in up.items()},
             f"{last}.DenseReluDense.wo.weight": f"{side}/mlp/down",
             f"{last}.layer_norm.weight": f"{side}/norm_mlp/scale",
         }
@@ -104,49 +104,51 @@ def _marian_names() -> dict[str, str]:
     return names
 
 
-WEIGHTS = {
-    "t5": Layout(
-        names=_t5_names(),
-        ties={
-            "lm_head.weight": "embed/tokens",
-            "encoder.embed_tokens.weight": "embed/tokens",
-            "decoder.embed_tokens.weight": "embed/tokens",
-        },
+TIES = dict.fromkeys(("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "embed/tokens")
+
+
+def _t5_layout(up: dict[str, str], *feed_forward: tuple[str, str]) -> Layout:
+    return Layout(
+        names=_t5_names(up),
+        ties=TIES,
         sizes=dict(
             vocab_size="vocab_size", n_positions="seq_len", d_model="width", num_layers="depth",
             num_decoder_layers="decoder_depth", num_heads="num_heads", d_kv="head_dim", d_ff="ffn",
             layer_norm_epsilon="norm_eps", decoder_start_token_id="start_token",
         ),
         choices={
-            "feed_forward_proj": activation(("relu", "relu"), ("gated-gelu", "geglu_tanh"), ("gated-silu", "swiglu")),
+            "feed_forward_proj": activation(*feed_forward),
             "tie_word_embeddings": {
                 True: {"tied_head": True, "scale_logits": True},
                 False: {"tied_head": False, "scale_logits": False},
             },
             "scale_decoder_outputs": {True: {"scale_logits": True}, False: {"scale_logits": False}},
         },
-        only=dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
+        only=dict(relative_attention_num_buckets=positions.BUCKETS, relative_attention_max_distance=positions.FARTHEST),
         defaults=dict(
             n_positions=512, num_decoder_layers=0, layer_norm_epsilon=1e-6, feed_forward_proj="relu",
             tie_word_embeddings=True, decoder_start_token_id=0,
         ),
-        always={key: ROWS["t5-small"]["model"][key] for key in (
-            "norm", "norm_placement", "bias", "position", "score_scale", "scale_embed",
-        )},
+        always=dict(
+            norm="rmsnorm", norm_placement="pre", bias=False, position="relative_bias", score_scale=1.0,
+            scale_embed=False,
+        ),
         extra=dict(
             architectures=["T5ForConditionalGeneration"], model_type="t5", is_encoder_decoder=True, pad_token_id=0,
             eos_token_id=1,
         ),
-    ),
+    )  # fmt: skip
+
+
+WEIGHTS = {
+    "t5": _t5_layout({"wi": "up"}, ("relu", "relu")),
+    "t5-1.1": _t5_layout({"wi_0": "gate", "wi_1": "up"}, ("gated-gelu", "geglu_tanh"), ("gated-silu", "swiglu")),
     "marian": Layout(
         names={"shared.weight": "embed/tokens", "lm_head.weight": "head", **_marian_names()},
         prefix="model.",
+        rows=("final_logits_bias",),
         bare=("final_logits_bias", "lm_head"),
-        ties={
-            "lm_head.weight": "embed/tokens",
-            "encoder.embed_tokens.weight": "embed/tokens",
-            "decoder.embed_tokens.weight": "embed/tokens",
-        },
+        ties=TIES,
         sizes=dict(
             vocab_size="vocab_size", max_position_embeddings="seq_len", d_model="width", encoder_layers="depth",
             decoder_layers="decoder_depth", encoder_attention_heads="num_heads", decoder_attention_heads="num_heads",

@@ -12,10 +12,11 @@ from typing import Any
 
 from bigmodel.errors import UsageError, choose
 
+TABLES = r"(^|/)embed/(?!project_)"  # parameters that have no input side: both worlds keep them as (rows, width)
 # Keys of a model section that don't change what trained weights compute.
 NEUTRAL = (
     "dropout", "init_std", "scale_residual", "parametrization", "base_width", "base_depth", "base_num_heads", "dtype",
-    "execution", "z_loss", "smoothing", "mask_rate", "class_weights", "forget_bias", "carry",
+    "execution", "z_loss", "smoothing", "mask_rate", "class_weights", "carry",
 )  # fmt: skip
 
 
@@ -25,10 +26,11 @@ class Layout:
 
     Attributes:
       names: tensor -> our path; '{}' is the layer. Several paths: they lie side by side in it. "": it is no parameter.
-      sums: whether a parameter with several tensors is their sum; else these are names in several versions.
+      sums: whether a parameter with several tensors is their sum; else it has one.
       out_in: whether dense matrices are (out, in), as torch's Linear has them.
       prefix: before the names of the body, in a checkpoint that is written.
       bare: beginnings of names that have no prefix.
+      rows: tensors that have an axis of one before the parameter's.
       ties: tensor -> path of the parameter that it repeats.
       sizes: key of config.json -> key of the model section, of the same value.
       choices: key of config.json -> {its value: what it means for the model section}.
@@ -43,6 +45,7 @@ class Layout:
     out_in: bool = True
     prefix: str = ""
     bare: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
     ties: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, Mapping[Any, Mapping[str, Any]]] = field(default_factory=dict)
@@ -50,6 +53,14 @@ class Layout:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_type(self) -> str:
+        return str(self.extra["model_type"])
+
+    def full(self, name: str, layer: int = 0) -> str:
+        """A tensor's name in a checkpoint that is written."""
+        return ("" if name.startswith(self.bare) else self.prefix) + name.replace("{}", str(layer))
 
     def paths(self, name: str) -> tuple[str, ...]:
         """Of a tensor's parameters; () where it is none."""
@@ -112,10 +123,13 @@ class Layout:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json's keys: of a list of architectures the first, and rope's parameters beside the others."""
+    """A config.json's keys: of a list of architectures the first, the number of labels, rope's parameters beside the
+    others."""
     out = dict(config)
     if isinstance(out.get("architectures"), Sequence):
         out["architectures"] = next(iter(out["architectures"]), None)
+    if isinstance(labels := out.get("id2label"), Mapping):
+        out.setdefault("num_labels", len(labels))
     rope = out.get("rope_parameters") or out.get("rope_scaling") or {}
     if isinstance(rope, Mapping):
         out |= {k: v for k, v in rope.items() if k == "rope_theta"}

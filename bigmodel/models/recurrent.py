@@ -56,7 +56,14 @@ def _torch(cell: str) -> Layout:
     layer = {f"{cell}.weight_ih_l{{}}": "blocks/input", f"{cell}.weight_hh_l{{}}": "blocks/recurrent"}
     biases = {f"{cell}.bias_{side}_l{{}}": "blocks/bias" for side in ("ih", "hh")}
     head = {"head.weight": "head", "head.bias": "head_bias"}
-    return Layout(names={"embedding.weight": "embed/tokens", **layer, **biases, **head}, sums=True)
+    return Layout(
+        names={"embedding.weight": "embed/tokens", **layer, **biases, **head},
+        sums=True,
+        sizes=dict(vocab_size="vocab_size", seq_len="seq_len", hidden_size="width", num_layers="depth"),
+        always=dict(cell=cell, forget_bias=0.0),  # it is in the bias
+        choices={"tie_word_embeddings": {False: {"tied_head": False}}},
+        extra=dict(model_type=cell),
+    )
 
 
 WEIGHTS = {cell: _torch(cell) for cell in GATES}
@@ -204,8 +211,9 @@ class Model(nn.Module):
         return self.blocks(x_BLD, state, rows_B, train)
 
 
-def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
-    """The state before any token, zeros: {'layers': {'hidden', and of an LSTM 'cell'} NBD, 'length': ()}."""
+def init_cache(cfg: Any, batch_size: int, size: int = 0) -> dict[str, Any]:
+    """The state before any token, zeros, whatever the size: {'layers': {'hidden', and of an LSTM 'cell'} NBD, 'length'
+    ()}."""
     zeros = jnp.zeros((cfg.depth, batch_size, cfg.width), cfg.dtype)
     names = ("hidden", "cell") if cfg.cell == "lstm" else ("hidden",)
     return {"layers": dict.fromkeys(names, zeros), "length": jnp.zeros((), jnp.int32)}

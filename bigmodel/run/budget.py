@@ -237,9 +237,7 @@ def _check_start(config: ConfigDict) -> None:
             _check_published(config, path)
         start = {"run_id": digest(path)} if published else read_result(path)
         if start is None and not named:  # with a fingerprint, a run that is yet to be trained can be meant
-            there = [] if "://" in path else sorted(Path(path).glob("*.safetensors"))
-            hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
-            raise UsageError(f"config.train.init_from={path!r}: no finished run there (no result.json){hint}")
+            raise UsageError(f"config.train.init_from={path!r}: no finished run there (no result.json), and no weights")
         found.append(start["run_id"] if start else named[i])
         if named and named[i] != found[i]:
             raise UsageError(f"config.train.init_from={path!r} is {found[i]}; the config asks for {named[i]}")

@@ -19,7 +19,7 @@ from etils import epath
 
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
-from bigmodel.models.layouts import Layout
+from bigmodel.models.layouts import TABLES, Layout
 from bigmodel.run import budget, checkpoint, counts, record, weights
 
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
@@ -85,7 +85,7 @@ def _from_run(
     if body:
         raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
     line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
-    diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
+    diverged = f"; that run diverged: of its step {result.get('last_good_step')}" * (result.get("status") == "diverged")
     return params, line + diverged
 
 
@@ -97,13 +97,17 @@ def load(path: str, family: str, cfg: Any, start: Any, only: str = "", prefix: s
         raise UsageError(f"config.train.init_from={path!r}: {e}") from e
 
 
+def on_device(_: str, x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x)
+
+
 def convert(
     family: str,
     cfg: Any,
     tensors: Mapping[str, np.ndarray],
     start: Any = None,
     only: str = "",
-    put: Callable[[str, np.ndarray], Any] = lambda _, x: jnp.asarray(x),
+    put: Callable[[str, np.ndarray], Any] = on_device,
 ) -> tuple[Any, str]:
     """(a model's parameters from a checkpoint's tensors, in float32; what was taken and what wasn't, in words).
 
@@ -140,8 +144,6 @@ def convert(
         there = [source for source in sources if source[0] in found and wanted_here]
         if there:
             taken.append(path)
-            if len(there) > 1 and not layout.sums:
-                raise UsageError(f"{there[0][0]!r} and {there[1][0]!r} are both {path!r}")
             parts = (_stacked(layout, *source, found[source[0]], tensors, path, x, cut) for source in there)
             return put(path, functools.reduce(np.add, parts))
         if kept is None or (wanted_here and not HEADS.search(path)):
@@ -258,7 +260,7 @@ def _stacked(
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
         part = tensor
-        if part.ndim == 2 and layout.out_in and not re.search(tree.EMBEDDINGS, path):
+        if part.ndim == 2 and layout.out_in and not re.search(TABLES, path):
             part = part.T  # of a matrix, but not of a table, the input side comes first here
         if parts > 1 and part.ndim and part.shape[-1] % parts == 0:
             part = np.split(part, parts, axis=-1)[index]

@@ -60,12 +60,15 @@ class Checkpoint:
 
     tensors: Tensors
     config: dict[str, Any] | None
-    tokenizer: str  # path of a tokenizer.json, or of the GGUF file; "" if there is none
+    tokenizer: str  # path of a tokenizer.json; "" if there is none
 
 
 def is_published(path: str) -> bool:
     """Whether a path is meant as published weights, not as a run."""
-    return path.endswith(SUFFIXES) or (Path(path, "config.json").is_file() and not Path(path, "result.json").exists())
+    home, patterns = Path(path), (*(f"*{suffix}" for suffix in SUFFIXES), INDEX, *PICKLES)
+    if path.endswith(SUFFIXES):
+        return True
+    return home.is_dir() and not (home / "result.json").exists() and any(any(home.glob(p)) for p in patterns)
 
 
 def files(path: str) -> list[Path]:
@@ -139,12 +142,12 @@ def read(path: str) -> Checkpoint:
     if parts[0].name == "config.json":
         config, parts = _config(parts[0]), parts[1:]
     if parts[0].suffix == ".gguf":
-        config, held = gguf.read(parts[0])
+        config, made = gguf.read(parts[0])
         own = parts[0].parent / "tokenizer.json"
-        tensors = {name: Tensor(shape, "float32", load) for name, (shape, load) in held.items()}
-        return Checkpoint(Tensors(tensors), config, str(own if own.is_file() else parts[0]))
-    indexed = _index(home / INDEX) if len(parts) > 1 else {}
-    held = {}
+        tensors = {name: Tensor(shape, "float32", load) for name, (shape, load) in made.items()}
+        return Checkpoint(Tensors(tensors), config, str(own) if own.is_file() else "")
+    indexed = _index(home / INDEX) if (home / INDEX).is_file() else {}
+    held: dict[str, Tensor] = {}
     for part in parts:
         for name, tensor in _safetensors(part):
             if name in held:
@@ -189,10 +192,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def named(config: Mapping[str, Any] | None, path: str, families: Mapping[str, Any]) -> str:
-    """The model_type of a folder's config.json.
-
-    Args:
-      families: of all known types.
+    """The model_type of a folder's config.json, which is among `families`.
 
     Raises:
       UsageError: it has none, or one that isn't known.
