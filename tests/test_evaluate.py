@@ -36,7 +36,7 @@ def drawn_run(family, root, section=SPEECH, **options):
     whole = {"family": family, "model": model.to_dict(), "data": cfg.to_dict(), "run": {"data_dir": root}}
     result = {"run_id": "drawn"}
     return evaluate.Run(
-        FrozenConfigDict(whole), module, module.Model(model), drawn(module, model), result, None, None
+        FrozenConfigDict(whole), module, module.Model(model), drawn(module, model), result
     )  # fmt: skip
 
 

@@ -72,8 +72,9 @@ def log_likelihoods(run: evaluate.Run, pairs: Sequence[tuple[Tokens, Tokens]]) -
         log_p_BL = jnp.take_along_axis(log_p_BLV, targets_BL[..., None], axis=-1)[..., 0]
         return jnp.stack([log_p_BL, jnp.argmax(logits_BLV, axis=-1) == targets_BL], axis=1)
 
+    most = max(1, min(16, 2**25 // (size * cfg.get("vocab_size", 1))))  # examples whose logits are 128 MB
     examples = [{"tokens": np.pad(row, (0, size - len(row)))} for row in rows]
-    found = np.concatenate([out for _, out in evaluate.outputs(run, scores, examples, 16, 0)]).astype(np.float64)
+    found = np.concatenate([out for _, out in evaluate.outputs(run, scores, examples, most, 0)]).astype(np.float64)
     spans = [slice(len(row) - 1 - len(rest), len(row) - 1) for row, (_, rest) in zip(rows, pairs, strict=True)]
     sums = [(log_p[span].sum(), hits[span].all()) for (log_p, hits), span in zip(found, spans, strict=True)]
     log_p_N, greedy_N = (np.array(column) for column in zip(*sums, strict=True))

@@ -44,8 +44,8 @@ class Run:
     model: Any
     variables: Any
     result: dict[str, Any]
-    compiled: program.Program
-    stored: Any
+    compiled: Any = None
+    stored: Any = None
 
     def examples(self, split: str) -> Any:
         return data.source(self.config.data.source).open_split(self.config.data, self.config.run.data_dir, split)

@@ -82,12 +82,6 @@ def agreement(translations: Sequence[str], references: Sequence[str]) -> dict[st
     }
 
 
-def sentence_chrf(translation: str, reference: str) -> float:
-    import sacrebleu
-
-    return float(sacrebleu.sentence_chrf(translation, [reference]).score)
-
-
 def dictionary(pairs: Sequence[tuple[str, str]], rounds: int = 5) -> Callable[[str], str]:
     """A baseline translator: replaces each word by its likeliest translation, and copies unknown words.
 

@@ -9,14 +9,15 @@ The scores follow from what the run was trained for:
 
 Writes evaluation-SPLIT.json into the folder of the run, and evaluation-SPLIT-reliability.png, .svg and .pdf of labels
 or translations-SPLIT.jsonl of translations. --choices and --harness ask a run that continues text instead, and write
-evaluation-choices.json and evaluation-harness.json.
+evaluation-choices.json and evaluation-harness.json; they also take published weights (a Hugging Face folder, a .gguf
+file), and write nothing there.
 
 Examples:
   bigmodel evaluate runs/0123456789ab
   bigmodel evaluate runs/0123456789ab --split=validation --limit=100 --beams=1
   bigmodel evaluate runs/0123456789ab --data=moby-dick,austen
   bigmodel evaluate runs/0123456789ab --slice=length,label --corrupt=typos:0.1,truncate:0.5
-  bigmodel evaluate runs/0123456789ab --choices=questions.jsonl --shots=5
+  bigmodel evaluate data/smollm2 --choices=questions.jsonl --shots=5
   bigmodel evaluate runs/0123456789ab --harness=lambada_openai,my_task.yaml
 """
 
@@ -33,7 +34,7 @@ ALONE = ("split", "data", "slice", "corrupt")  # options of an evaluation on a s
 
 def arguments(parser: cli.Parser) -> None:
     add = parser.add_argument
-    add("run", help="folder of a finished run")
+    add("run", help="folder of a finished run; with --choices or --harness also published weights")
     add("--split", default="", help="train, validation or test (default: test if the data have one)")
     add("--limit", type=int, default=0, help="largest number of examples; 0: all")
     add("--beams", type=int, default=4, help="beams of the search; 1: greedy")
@@ -63,8 +64,15 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     from etils import epath
 
     from bigmodel.after import evaluate
-    from bigmodel.run import record
+    from bigmodel.run import record, weights
 
+    if asked:
+        numbers, lines = _questions(*_opened(args), args)
+        if not weights.is_published(args.run):
+            with files.writing(args.run):
+                record.write_json(epath.Path(args.run) / f"evaluation-{asked[0]}.json", numbers)
+        cli.print_json(numbers) if args.json else print("\n".join(lines))
+        return 0
     finished = evaluate.restore(args.run, args.data_dir)
     result, spec = finished.result, finished.family.spec(finished.config.model)
     if result.get("status") == "diverged":
@@ -83,10 +91,10 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     for option, kinds in fitting.items():
         if getattr(args, option) and how not in kinds:
             raise UsageError(f"--{option} doesn't suit what this run predicts; see `bigmodel evaluate --help`")
-    numbers, lines = (_questions if asked else how)(finished, split, args)
-    numbers = {"run_id": result["run_id"], "limit": args.limit, **({} if asked else {"split": split}), **numbers}
+    numbers, lines = how(finished, split, args)
+    numbers = {"run_id": result["run_id"], "split": split, "limit": args.limit, **numbers}
     with files.writing(args.run):
-        record.write_json(epath.Path(args.run) / f"evaluation-{asked[0] if asked else split}.json", numbers)
+        record.write_json(epath.Path(args.run) / f"evaluation-{split}.json", numbers)
     cli.print_json(numbers) if args.json else print("\n".join(lines))
     return 0
 
@@ -120,7 +128,8 @@ def _own(run: Any, split: str, args: cli.Args) -> Found:
 
     found = evaluate.own_scores(run, split, args.limit)
     lines = [f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items())]
-    if "tokens" in run.family.spec(run.config.model):
+    spec = run.family.spec(run.config.model)
+    if "tokens" in spec and "label" not in spec:
         lines.append("the loss is no likelihood of the text (of masked tokens: a pseudo-likelihood), so no perplexity")
     return found, lines
 
@@ -145,19 +154,39 @@ def _text(run: Any, split: str, args: cli.Args) -> Found:
     return found[names[0]] | ({"data": found} if len(names) > 1 else {}), lines
 
 
-def _questions(run: Any, _: str, args: cli.Args) -> Found:
+def _opened(args: cli.Args) -> tuple[Any, Any]:
+    """A run, or published weights as one that has no data, and the tokenizer."""
+    from ml_collections import FrozenConfigDict
+
+    from bigmodel.after import evaluate, opened
+    from bigmodel.prepare import tokenizer
+    from bigmodel.run import weights
+
+    published = weights.is_published(args.run)
+    found = opened.open_published(args.run) if published else opened.open_run(args.run, args.data_dir)
+    if not found.tokenizer:
+        raise UsageError(f"{args.run!r} has no tokenizer.json, which turns text into its tokens")
+    config = FrozenConfigDict({"family": found.family, "model": found.cfg.to_dict()})
+    model, variables = found.module.Model(found.cfg), {"params": found.params}
+    chosen: Any = tokenizer.Published(found.tokenizer) if found.published else tokenizer.load(found.tokenizer)
+    if found.published:
+        chosen.separator = found.ends[0]
+    return evaluate.Run(config, found.module, model, variables, {}), chosen
+
+
+def _questions(run: Any, tokenizer: Any, args: cli.Args) -> Found:
     from bigmodel.after import choices
 
     if args.choices:
         rows = choices.read(args.choices)[: args.limit + args.shots if args.limit else None]
-        found = choices.multiple_choice(run, _tokenizer(run), rows, args.shots, args.delimiter)
+        found = choices.multiple_choice(run, tokenizer, rows, args.shots, args.delimiter)
         said = [f"{k} {found[k]:.4f} ({_range(found[f'{k}_interval'])})" for k in choices.LENGTHS]
         return found, [f"{found['questions']} questions after {args.shots} examples: {', '.join(said)}"]
     try:
         from bigmodel.after import harness
     except ImportError as e:
         raise UsageError(f"--harness needs lm-evaluation-harness ({e}): pip install 'bigmodel[harness]'") from e
-    found = harness.evaluated(run, _tokenizer(run), args.harness.split(","), args.shots, args.limit)
+    found = harness.evaluated(run, tokenizer, args.harness.split(","), args.shots, args.limit)
     numbers = [(task, k, v) for task, row in found.items() for k, v in row.items() if isinstance(v, float)]
     return {"tasks": found}, [cli.table(["task", "metric", ""], [[t, k, f"{v:.4f}"] for t, k, v in numbers])]
 
@@ -246,6 +275,7 @@ def _reliability(bins: list[dict[str, Any]], folder: str, stem: str) -> str:
 
 def _pairs(run: Any, split: str, args: cli.Args) -> Found:
     import numpy as np
+    import sacrebleu
     from etils import epath
     from rich.console import Console
     from rich.progress import track
@@ -267,7 +297,7 @@ def _pairs(run: Any, split: str, args: cli.Args) -> Found:
     found = {"examples": len(rows), "beams": args.beams, **scores.agreement(ours, references)}
     found["dictionary"] = scores.agreement(words, references)
     found["copy"] = scores.agreement(sources, references)
-    chrf = [scores.sentence_chrf(text, reference) for text, reference in zip(ours, references, strict=True)]
+    chrf = [sacrebleu.sentence_chrf(text, [reference]).score for text, reference in zip(ours, references, strict=True)]
     more, told = _slices(run, split, args, "chrF of each", np.array(chrf))
     scored = {f"this run, {args.beams} beams": found, "dictionary (IBM 1)": found["dictionary"], "copy": found["copy"]}
     body = [[name, f"{r['bleu']:.2f}", f"{r['chrf']:.2f}"] for name, r in scored.items()]
