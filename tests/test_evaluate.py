@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import warnings
 
 import jax
@@ -14,7 +15,7 @@ from scipy.special import log_softmax
 from sklearn import calibration, metrics
 
 from bigmodel import data, models
-from bigmodel.after import choices, corruptions, evaluate, scores, slices
+from bigmodel.after import choices, convert, corruptions, evaluate, opened, scores, slices
 from bigmodel.cli import main
 from bigmodel.data import loader
 from bigmodel.errors import UsageError
@@ -209,7 +210,7 @@ def test_a_classifier_is_evaluated_with_a_figure_slices_and_noise(table, capsys)
         ("--corrupt=noise:-1", "expected noise:AMOUNT"),
         ("--data=speech", "--data doesn't suit"),
         ("--choices=a --harness=b", "--choices can't be combined with --harness"),
-        ("--choices=nowhere.jsonl", "can't read 'nowhere.jsonl'"),
+        ("--choices=nowhere.jsonl", "a run of family 'mlp' doesn't continue text"),
     ],
 )
 def test_options_that_do_not_suit_are_refused(table, capsys, option, told):
@@ -345,6 +346,22 @@ def test_choices_are_scored_by_likelihood_by_characters_and_by_bytes(monkeypatch
     assert found["acc_norm_interval"] == slices.wilson(2, 3)
 
 
+def test_published_weights_are_asked_as_runs_are(bpe, tmp_path, capsys):
+    run = drawn_run("decoder", bpe)
+    home, questions = tmp_path / "gpt2", tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    convert.write_folder(opened.Opened("decoder", run.config.model, run.variables["params"], "", (0,)), str(home))
+    assert main.main(["evaluate", str(home), f"--choices={questions}"]) == 2
+    assert "has no tokenizer.json" in capsys.readouterr().err
+    shutil.copy(f"{bpe}/bpe/tokenizer.json", home)
+    before = sorted(home.iterdir())
+    found = json.loads(spoken(capsys, home, f"--choices={questions}", "--limit=3", "--shots=1", "--json"))
+    expected = choices.multiple_choice(run, tokenizer.load(f"{bpe}/bpe"), QUESTIONS[:4], 1)
+    assert found["questions"] == 3 and sorted(home.iterdir()) == before
+    for theirs, ours in zip(found["log_likelihoods"], expected["log_likelihoods"], strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -359,6 +376,8 @@ def test_bad_questions_are_refused(tmp_path, line, told):
     path.write_text(json.dumps(QUESTIONS[0]) + "\n" + line + "\n")
     with pytest.raises(UsageError, match=told):
         choices.read(str(path))
+    with pytest.raises(UsageError, match="can't read"):
+        choices.read(str(tmp_path / "nowhere.jsonl"))
 
 
 TASK = """

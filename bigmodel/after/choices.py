@@ -39,24 +39,30 @@ def read(path: str) -> list[dict[str, Any]]:
     return rows
 
 
+def check(run: evaluate.Run) -> None:
+    """UsageError: the run doesn't predict text from its second token on."""
+    predicted = evaluate.places(run)
+    if not predicted or predicted != range(1, run.config.model.seq_len + 1):
+        raise UsageError(f"a run of family {run.config.family!r} doesn't continue text: its choices have no likelihood")
+
+
 def encoded(tokenizer: Any, context: str, continuation: str) -> tuple[Tokens, Tokens]:
     """Tokens of both. The continuation's are those of the whole text after as many as the context has; white space at
     the context's end is the continuation's, and an empty context is the separator of documents."""
     kept = context.rstrip()
     whole = tokenizer.encode(context + continuation)
     given = tokenizer.encode(kept) if kept else []
+    if not given and tokenizer.separator is None:
+        raise UsageError("a context is empty, and the model has no end-of-text token to begin with")
     return given or [tokenizer.separator], whole[len(given) :]
 
 
 def log_likelihoods(run: evaluate.Run, pairs: Sequence[tuple[Tokens, Tokens]]) -> tuple[np.ndarray, np.ndarray]:
     """Of each (context, continuation): the continuation's log-probability in nats, and whether it is the greedy one.
 
-    A context is cut at its start to the window. UsageError: a continuation is empty or longer than the window, or the
-    run predicts no text from its first token on.
+    A context is cut at its start to the window. UsageError: a continuation is empty or longer than the window.
     """
     cfg = run.config.model
-    if evaluate.places(run) != range(1, cfg.seq_len + 1):
-        raise UsageError(f"a run of family {run.config.family!r} doesn't continue text: its choices have no likelihood")
     rows = [np.array([*context, *continuation][-cfg.seq_len - 1 :], np.int32) for context, continuation in pairs]
     for _, continuation in pairs:
         if not 0 < len(continuation) <= cfg.seq_len:
@@ -72,9 +78,9 @@ def log_likelihoods(run: evaluate.Run, pairs: Sequence[tuple[Tokens, Tokens]]) -
         log_p_BL = jnp.take_along_axis(log_p_BLV, targets_BL[..., None], axis=-1)[..., 0]
         return jnp.stack([log_p_BL, jnp.argmax(logits_BLV, axis=-1) == targets_BL], axis=1)
 
-    most = max(1, min(16, 2**25 // (size * cfg.get("vocab_size", 1))))  # examples whose logits are 128 MB
     examples = [{"tokens": np.pad(row, (0, size - len(row)))} for row in rows]
-    found = np.concatenate([out for _, out in evaluate.outputs(run, scores, examples, most, 0)]).astype(np.float64)
+    batch = evaluate.batch_size(cfg, size)
+    found = np.concatenate([out for _, out in evaluate.outputs(run, scores, examples, batch, 0)]).astype(np.float64)
     spans = [slice(len(row) - 1 - len(rest), len(row) - 1) for row, (_, rest) in zip(rows, pairs, strict=True)]
     sums = [(log_p[span].sum(), hits[span].all()) for (log_p, hits), span in zip(found, spans, strict=True)]
     log_p_N, greedy_N = (np.array(column) for column in zip(*sums, strict=True))

@@ -108,6 +108,11 @@ def outputs(
         yield {k: x[:n] for k, x in batch.items()}, np.asarray(fn(run.variables, batch))[:n]
 
 
+def batch_size(cfg: Any, length: int) -> int:
+    """Examples at once, at most 16, whose logits of `length` places take 128 MB."""
+    return max(1, min(16, 2**25 // (length * cfg.get("vocab_size", 1))))
+
+
 def places(run: Run) -> range:
     """Places of a window's tokens that the run predicts, each given all those before it; an empty range: it doesn't.
 
@@ -135,7 +140,7 @@ def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarr
         return -jnp.take_along_axis(log_p_BLV, targets_BL[..., None], axis=-1)[..., 0]
 
     total_L, count = np.zeros(len(predicted)), 0
-    for _, nats_BL in outputs(run, nats, run.examples(split), 16, limit):
+    for _, nats_BL in outputs(run, nats, run.examples(split), batch_size(cfg, len(predicted)), limit):
         total_L += nats_BL.astype(np.float64).sum(axis=0)
         count += len(nats_BL)
     return total_L / count

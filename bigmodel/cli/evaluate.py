@@ -18,7 +18,7 @@ Examples:
   bigmodel evaluate runs/0123456789ab --data=moby-dick,austen
   bigmodel evaluate runs/0123456789ab --slice=length,label --corrupt=typos:0.1,truncate:0.5
   bigmodel evaluate data/smollm2 --choices=questions.jsonl --shots=5
-  bigmodel evaluate runs/0123456789ab --harness=lambada_openai,my_task.yaml
+  bigmodel evaluate runs/0123456789ab --harness=my_task.yaml
 """
 
 import json
@@ -77,6 +77,8 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     result, spec = finished.result, finished.family.spec(finished.config.model)
     if result.get("status") == "diverged":
         print(f"{args.run} diverged: evaluated at step {result['last_good_step']}", file=sys.stderr)
+    if result["status"] == "converted" and not finished.config.data.get("name"):
+        raise UsageError(f"{args.run!r} was converted without --data, so there is nothing to evaluate it on")
     has_test = finished.config.data.source in ("tasks", "images")
     split = args.split or ("test" if has_test else "validation")
     errors.choose("--split", split, ["train", "validation", "test"] if has_test else ["train", "validation"])
@@ -158,20 +160,21 @@ def _opened(args: cli.Args) -> tuple[Any, Any]:
     """A run, or published weights as one that has no data, and the tokenizer."""
     from ml_collections import FrozenConfigDict
 
-    from bigmodel.after import evaluate, opened
+    from bigmodel.after import choices, evaluate, opened
     from bigmodel.prepare import tokenizer
     from bigmodel.run import weights
 
     published = weights.is_published(args.run)
     found = opened.open_published(args.run) if published else opened.open_run(args.run, args.data_dir)
+    config = FrozenConfigDict({"family": found.family, "model": found.cfg.to_dict()})
+    run = evaluate.Run(config, found.module, found.module.Model(found.cfg), {"params": found.params}, {})
+    choices.check(run)
     if not found.tokenizer:
         raise UsageError(f"{args.run!r} has no tokenizer.json, which turns text into its tokens")
-    config = FrozenConfigDict({"family": found.family, "model": found.cfg.to_dict()})
-    model, variables = found.module.Model(found.cfg), {"params": found.params}
     chosen: Any = tokenizer.Published(found.tokenizer) if found.published else tokenizer.load(found.tokenizer)
     if found.published:
-        chosen.separator = found.ends[0]
-    return evaluate.Run(config, found.module, model, variables, {}), chosen
+        chosen.separator = next(iter(found.ends), None)
+    return run, chosen
 
 
 def _questions(run: Any, tokenizer: Any, args: cli.Args) -> Found:
