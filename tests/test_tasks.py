@@ -311,10 +311,15 @@ def test_fine_tuning_starts_from_the_parts_that_are_named(task_dir, data_dir, tm
     # And it learns to tell good from bad.
     steps = [("train.steps", 60), ("optim.lr", 0.01)]
     tuned = train(experiment("sentiment.py:prose", task_dir, *still, *steps), str(tmp_path), quiet=True)
-    said = spoken(capsys, tmp_path / tuned["run_id"])
+    said = spoken(capsys, tmp_path / tuned["run_id"], "--slice=length,label", "--corrupt=typos:0.1,truncate:0.5")
     found = record.read_json(tmp_path / tuned["run_id"] / "evaluation-test.json")
     assert found["accuracy"] > 0.9 and set(found["classes"]) == {"negative", "positive"}
     assert "negative" in said and "precision" in said
+    # Half of "It is good, 49 times." holds the word.
+    assert found["corrupted"]["truncate:0.5"]["accuracy"] > 0.9 and "typos:0.1" in said
+    assert found["slices"]["label"]["too_small"].keys() | found["slices"]["label"]["slices"].keys() == {
+        "negative", "positive"
+    }  # fmt: skip
 
 
 def flat(node):
