@@ -15,6 +15,7 @@ import numpy as np
 
 from bigmodel.after import evaluate, slices
 from bigmodel.errors import UsageError, note
+from bigmodel.ops.cross_entropy import negative_log_likelihood
 
 Tokens = Sequence[int]
 # lm-evaluation-harness's names of accuracies, and what each divides a choice's log-likelihood by.
@@ -73,13 +74,12 @@ def log_likelihoods(run: evaluate.Run, pairs: Sequence[tuple[Tokens, Tokens]]) -
 
     def scores(variables: Any, batch: Any) -> jax.Array:
         logits_BLV = run.model.apply(variables, *run.family.inputs(cfg, batch))
-        log_p_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
         targets_BL = batch["tokens"][:, 1:]
-        log_p_BL = jnp.take_along_axis(log_p_BLV, targets_BL[..., None], axis=-1)[..., 0]
-        return jnp.stack([log_p_BL, jnp.argmax(logits_BLV, axis=-1) == targets_BL], axis=1)
+        nats_BL, _ = negative_log_likelihood(logits_BLV, targets_BL)
+        return jnp.stack([-nats_BL, jnp.argmax(logits_BLV, axis=-1) == targets_BL], axis=1)
 
-    examples = [{"tokens": np.pad(row, (0, size - len(row)))} for row in rows]
     batch = evaluate.batch_size(cfg, size)
+    examples = [{"tokens": np.pad(row, (0, size - len(row)))} for row in rows]
     found = np.concatenate([out for _, out in evaluate.outputs(run, scores, examples, batch, 0)]).astype(np.float64)
     spans = [slice(len(row) - 1 - len(rest), len(row) - 1) for row, (_, rest) in zip(rows, pairs, strict=True)]
     sums = [(log_p[span].sum(), hits[span].all()) for (log_p, hits), span in zip(found, spans, strict=True)]

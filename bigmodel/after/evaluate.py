@@ -25,6 +25,7 @@ from bigmodel.after import generate
 from bigmodel.data import loader
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
+from bigmodel.ops.cross_entropy import negative_log_likelihood
 from bigmodel.run import budget, checkpoint, counts, program, record
 
 BATCH = 64  # examples at once
@@ -135,9 +136,7 @@ def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarr
 
     def nats(variables: Any, batch: Any) -> jax.Array:
         logits_BLV = run.model.apply(variables, *run.family.inputs(cfg, batch))
-        log_p_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
-        targets_BL = batch["tokens"][:, predicted.start : predicted.stop]
-        return -jnp.take_along_axis(log_p_BLV, targets_BL[..., None], axis=-1)[..., 0]
+        return negative_log_likelihood(logits_BLV, batch["tokens"][:, predicted.start : predicted.stop])[0]
 
     total_L, count = np.zeros(len(predicted)), 0
     for _, nats_BL in outputs(run, nats, run.examples(split), batch_size(cfg, len(predicted)), limit):

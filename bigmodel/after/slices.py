@@ -67,9 +67,8 @@ def table(scores_N: np.ndarray, slices_N: Any, seed: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {"slices": rows, "too_small": small}
     if len(kept) < 2:
         return found
-    means = {name: float(part.mean()) for name, part in kept.items()}
-    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    gap = means[high] - means[low]
+    (low, least), *_, (high, most) = sorted(((name, row["mean"]) for name, row in rows.items()), key=lambda x: x[1])
+    gap = most - least
     sizes = np.array([len(part) for part in kept.values()])
     pooled, starts = np.concatenate(list(kept.values())), np.cumsum(sizes) - sizes
     shuffled = [np.ptp(np.add.reduceat(rng.permutation(pooled), starts) / sizes) for _ in range(DRAWS)]
