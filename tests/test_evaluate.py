@@ -430,5 +430,13 @@ def test_multiple_choice_equals_lm_evaluation_harness(talker, tmp_path, capsys, 
     parts = [([0], ids[:32]), (ids[14:32], ids[32:])]
     (rolled,) = model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
     assert rolled == pytest.approx(choices.log_likelihoods(run, parts)[0].sum(), abs=1e-4)
-    with pytest.raises(UsageError, match="bigmodel generate"):
-        model.generate_until([])
+    # What it writes is the likeliest byte after another, up to a stop string.
+    ids = list(b"In the year")
+    for _ in range(9):
+        logits = run.model.apply(run.variables, np.array([ids]))[0, -1]
+        ids.append(int(np.argmax(logits)))
+    written = bytes(ids[11:]).decode(errors="ignore")
+    stop = written[4]
+    asked = [{"until": [], "max_gen_toks": 9}, {"until": [stop], "max_gen_toks": 9}]
+    requests = [Instance("generate_until", {}, ("In the year", how), k) for k, how in enumerate(asked)]
+    assert model.generate_until(requests) == [written, written[: written.index(stop)]]

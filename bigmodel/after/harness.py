@@ -5,15 +5,23 @@ Gao et al., "The Language Model Evaluation Harness" (zenodo.org/records/12608602
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 import lm_eval
 from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from bigmodel.after import choices, evaluate
+from bigmodel import tree
+from bigmodel.after import choices, continuations, decode, evaluate
+from bigmodel.after.generate import Sampling
 from bigmodel.errors import UsageError
+from bigmodel.ops import sharding
+
+MOST_TOKENS = 256  # of an answer, where a task doesn't say
 
 
 class Model(LM):
@@ -39,7 +47,31 @@ class Model(LM):
         return found
 
     def generate_until(self, requests: Any) -> list[str]:
-        raise UsageError("a task of lm-evaluation-harness asks for generated text: use `bigmodel generate`")
+        """Greedily, or sampled where a task says so, until one of its stop strings."""
+        found = []
+        for number, request in enumerate(requests):
+            text, asked = request.args
+            stop = asked.get("until", ())
+            sampled = asked.get("do_sample", False)
+            settings = continuations.Settings(
+                max_new_tokens=asked.get("max_gen_toks", MOST_TOKENS),
+                how=Sampling(asked.get("temperature", 1.0) if sampled else 0.0, top_p=asked.get("top_p", 1.0)),
+                stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            )
+            prompt = self.tokenizer.encode(text) or [self.tokenizer.separator]
+            length = decode.room(self.run.config.model, [len(prompt)], settings.max_new_tokens, False)
+            settings = dataclasses.replace(settings, max_new_tokens=length)
+            (row,) = continuations.run(self.decoder, self.tokenizer, [(number, text, prompt)], settings)
+            found.append(row["text"])
+        return found
+
+    @functools.cached_property
+    def decoder(self) -> decode.Decoder:
+        run, mesh = self.run, sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
+        put = decode.placing(run.family, mesh, run.config.model.dtype)
+        params = tree.map_paths(put, run.variables["params"])
+        ends = () if self.tokenizer.separator is None else (self.tokenizer.separator,)
+        return decode.Decoder(run.family, run.config.model, params, mesh, ends)
 
 
 def evaluated(run: evaluate.Run, tokenizer: Any, tasks: list[str], shots: int, limit: int) -> dict[str, Any]:
