@@ -64,7 +64,7 @@ def choose(what: str, value: Any, options: Iterable[str]) -> Any:
     options = list(options)
     if value not in options:
         hint = nearest(value, options)
-        names, others = options, len(options) - MOST_LISTED
+        names, others = [str(o) for o in options], len(options) - MOST_LISTED
         if others > 0:  # the nearest first, and not more than can be read
             names = difflib.get_close_matches(str(value), options, MOST_LISTED, cutoff=0.0)
             names = [*names, f"{others} more"]

@@ -241,6 +241,17 @@ MALFORMED = {
     "an unknown activation": (
         lambda f: f(config=lambda c: c | {"activation_function": "gelu_nw"}), "did you mean 'gelu_new'",
     ),
+    "a model_type that is a list": (lambda f: f(config=lambda c: c | {"model_type": ["gpt2"]}), "known are bert"),
+    "a size that is no integer": (lambda f: f(config=lambda c: c | {"n_head": 2.5}), "can't be built: .*num_heads.*2.5"),
+    "a huge size": (lambda f: f(config=lambda c: c | {"n_embd": 10**30}), "is no number of a model"),
+    "a huge depth": (lambda f: f(config=lambda c: c | {"n_layer": 10**9}), "the file has 2 layers|2 of the model's 10000"),
+    "words for a truth": (
+        lambda f: f(config=lambda c: c | {"tie_word_embeddings": "no"}), "tie_word_embeddings: 'no' is not one of True",
+    ),
+    "a config of brackets": (lambda f: (f() / "config.json").write_text("[" * 10**5), "config.json' can't be read"),
+    "an index of nothing": (
+        lambda f: (f() / "model.safetensors.index.json").write_text('{"weight_map": {}}'), "weight_map is empty",
+    ),
     "two files": (
         lambda f: shutil.copy(f() / "model.safetensors", f() / "other.safetensors"), "2 files of weights.*name one",
     ),
@@ -259,6 +270,16 @@ def test_a_malformed_folder_is_one_clear_line_and_nothing_is_written(folder, cas
 
     assert re.search(said, line), line
     assert out.out == "" and not (tmp_path / "run").exists() and not (tmp_path / "run.part").exists()
+
+
+@pytest.mark.parametrize("scaling", ["linear", {"type": "linear", "factor": 2.0}, {"rope_type": "yarn"}])
+def test_rope_that_is_scaled_is_refused_also_beside_plain_parameters(scaling, tmp_path):
+    convert.write_folder(model("llama"), str(tmp_path / "a"))
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    config |= {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}, "rope_scaling": scaling}
+    (tmp_path / "a/config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="rope_type='(linear|yarn)' isn't supported"):
+        opened.open_published(str(tmp_path / "a"))
 
 
 def test_a_pickle_is_never_opened(folder, tmp_path, monkeypatch):

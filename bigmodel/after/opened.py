@@ -65,6 +65,8 @@ def section(known: list[tuple[str, Layout]], config: dict[str, Any], window: int
             cfg.seq_len = window or cfg.seq_len
             models.family(family).finalize(cfg)
             return family, layout, FrozenConfigDict(cfg)
+        except TypeError as e:  # ml_collections', of a float where an integer belongs
+            raise UsageError(f"its config.json can't be built: {e}") from e
         except UsageError:
             if k + 1 == len(known):
                 raise
@@ -118,7 +120,7 @@ def _ends(path: str, config: dict[str, Any]) -> tuple[int, ...]:
     if beside.is_file():
         try:
             found = json.loads(beside.read_text()).get("eos_token_id", found)
-        except (ValueError, AttributeError) as e:
+        except (ValueError, AttributeError, RecursionError) as e:
             raise UsageError(f"{str(beside)!r} can't be read: {e}") from e
     ids = found if isinstance(found, list) else [found]
     return tuple(i for i in ids if isinstance(i, int))

@@ -91,8 +91,8 @@ class Layout:
                 raise UsageError(
                     f"{set_by[ours]}={found[ours]!r} and {theirs}={value!r}: only equal ones are supported"
                 )
-            if not isinstance(value, int | float):
-                raise UsageError(f"{theirs}={value!r} is no number")
+            if not isinstance(value, int | float) or isinstance(value, int) and abs(value) >= 2**31:
+                raise UsageError(f"{theirs}={value!r} is no number of a model")
             found[ours], set_by[ours] = value, theirs
         for key, means in self.choices.items():
             if key in given:
@@ -130,10 +130,12 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         out["architectures"] = next(iter(out["architectures"]), None)
     if isinstance(labels := out.get("id2label"), Mapping):
         out.setdefault("num_labels", len(labels))
-    rope = out.get("rope_parameters") or out.get("rope_scaling") or {}
-    if isinstance(rope, Mapping):
-        out |= {k: v for k, v in rope.items() if k == "rope_theta"}
-        out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    for key in ("rope_parameters", "rope_scaling"):  # of both, transformers reads the second
+        if isinstance(rope := out.get(key), Mapping):
+            out |= {k: v for k, v in rope.items() if k == "rope_theta"}
+            out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+        elif rope:
+            out["rope_type"] = rope
     return out
 
 

@@ -57,7 +57,7 @@ def finalize(cfg: ConfigDict, positive: tuple[str, ...] = (), zero_or_more: tupl
     derived = ("base_width", "base_depth", "base_num_heads", "num_kv_heads", "head_dim", "value_dim", "ffn")
     zero_or_more = (*derived, "score_scale", "init_std", *zero_or_more)
     at_least = {**dict.fromkeys(positive, "[1, inf)"), **dict.fromkeys(zero_or_more, "[0, inf)")}
-    check_ranges("config.model.", cfg, norm_eps="(0, inf)", dropout="[0, 1)", **at_least)
+    check_ranges("config.model.", cfg, norm_eps="(0, inf)", rope_base="(0, inf)", dropout="[0, 1)", **at_least)
     choose("config.model.activation", cfg.activation, [*layers.ACTIVATIONS, *layers.GATED])
     choose("config.model.norm", cfg.norm, ["layernorm", "rmsnorm"])
     choose("config.model.norm_placement", cfg.norm_placement, ["pre", "post", "deepnorm"])

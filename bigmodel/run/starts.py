@@ -248,9 +248,9 @@ def _stacked(
     """The tensors of one name, of which the parameter is the part `index` of `parts`, as the parameter `path`, shaped
     like `x`. What is cut off is noted in `cut`."""
     count, shape = (x.shape[0], x.shape[1:]) if "{}" in name else (1, x.shape)
-    lacking = sorted(set(range(count)) - set(layers))
-    if lacking:
-        wanted = name.replace("{}", str(lacking[0]))
+    lacking = next((layer for layer in range(count) if layer not in layers), None)
+    if lacking is not None:
+        wanted = name.replace("{}", str(lacking))
         raise UsageError(f"no {wanted!r} for {path!r}: the file has {len(layers)} of the model's {count} layers")
     if len(layers) > count:
         raise UsageError(f"{layers[max(layers)]!r}: the file has {max(layers) + 1} layers, the model {count}")

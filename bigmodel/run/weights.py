@@ -111,8 +111,10 @@ def _index(path: Path) -> dict[str, str]:
         found = json.loads(path.read_text())["weight_map"]
         if not isinstance(found, dict) or not all(isinstance(x, str) and Path(x).name == x for x in found.values()):
             raise TypeError("weight_map is no map from tensors to files")
+        if not found:
+            raise ValueError("weight_map is empty")
         return found
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UsageError(f"{str(path)!r} can't be read: {type(e).__name__}: {e}") from e
 
 
@@ -165,7 +167,7 @@ def _config(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise TypeError("it is no JSON object")
         return found
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise UsageError(f"{str(path)!r} can't be read: {e}") from e
 
 
@@ -200,7 +202,7 @@ def named(config: Mapping[str, Any] | None, path: str, families: Mapping[str, An
     if config is None:
         raise UsageError(f"{path!r} has no config.json, which says what its tensors are")
     kind = config.get("model_type")
-    if kind not in families:
+    if not isinstance(kind, str) or kind not in families:
         raise UsageError(
             f"{path!r} is of model_type {kind!r}{nearest(str(kind), families)}; known are {', '.join(sorted(families))}"
         )
