@@ -242,9 +242,9 @@ MALFORMED = {
         lambda f: f(config=lambda c: c | {"activation_function": "gelu_nw"}), "did you mean 'gelu_new'",
     ),
     "a model_type that is a list": (lambda f: f(config=lambda c: c | {"model_type": ["gpt2"]}), "known are bert"),
-    "a size that is no integer": (lambda f: f(config=lambda c: c | {"n_head": 2.5}), "can't be built: .*num_heads.*2.5"),
+    "a size that is no integer": (lambda f: f(config=lambda c: c | {"n_head": 2.5}), "can't be built: .*num_heads"),
     "a huge size": (lambda f: f(config=lambda c: c | {"n_embd": 10**30}), "is no number of a model"),
-    "a huge depth": (lambda f: f(config=lambda c: c | {"n_layer": 10**9}), "the file has 2 layers|2 of the model's 10000"),
+    "a huge depth": (lambda f: f(config=lambda c: c | {"n_layer": 10**9}), "2 of the model's 1000000000 layers"),
     "words for a truth": (
         lambda f: f(config=lambda c: c | {"tie_word_embeddings": "no"}), "tie_word_embeddings: 'no' is not one of True",
     ),
@@ -278,7 +278,7 @@ def test_rope_that_is_scaled_is_refused_also_beside_plain_parameters(scaling, tm
     config = json.loads((tmp_path / "a/config.json").read_text())
     config |= {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}, "rope_scaling": scaling}
     (tmp_path / "a/config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="rope_type='(linear|yarn)' isn't supported"):
+    with pytest.raises(UsageError, match=r"rope_type='(linear|yarn)' isn't supported"):
         opened.open_published(str(tmp_path / "a"))
 
 

@@ -416,4 +416,31 @@ def test_two_processes_don_t_write_one_file(tmp_path):
         continuations.Rows(str(tmp_path / "x.jsonl"), {"a": 1})
     first.add([{"number": 0, "sequence": 0}])
     first.file.close()
-    assert continuations.Rows(str(tmp_path / "x.jsonl"), {"a": 1}).done(1) == {0}
+    assert continuations.Rows(str(tmp_path / "x.jsonl"), {"a": 1}).done == {0}
+
+
+def test_a_write_that_is_cut_between_the_sequences_of_a_prompt_doubles_none(tmp_path):
+    path, made = tmp_path / "x.jsonl", {"a": 1}
+    every = [{"number": n, "sequence": s} for n in range(3) for s in range(3)]
+    first = continuations.Rows(str(path), made, 3)
+    first.add(every)
+    first.file.close()
+    content = path.read_bytes()
+    for size in range(len(content) + 1):
+        path.write_bytes(content[:size])
+        rows = continuations.Rows(str(path), made, 3)
+        rows.add([r for r in every if r["number"] not in rows.done])
+        rows.finish()
+        rows.file.close()
+        assert path.read_bytes() == content, size
+
+
+@pytest.mark.parametrize("content", ["notes without a newline", '{"prompt": "a"}', "two\nlines\n"])
+def test_a_file_of_something_else_stays_as_it_is(content, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"no rows? of `bigmodel generate`"):
+        continuations.Rows(str(path), {})
+    assert path.read_text() == content
+    with pytest.raises(UsageError, match="'/dev/null' is no file"):
+        continuations.Rows("/dev/null", {})

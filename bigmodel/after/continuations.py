@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -154,19 +155,25 @@ def batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
 # ---------------------------------------------------------------------------------------- a file of rows
 
 
+BEGINNING = b'{"number": '  # of every row
+
+
 class Rows:
     """Continuations in a .jsonl that grows by whole batches. What a kill cut is removed, and the same command goes on.
 
     Args:
       made: what the rows are made with; rows of other settings are refused.
+      sequences: continuations of each prompt.
 
     Raises:
       UsageError: the file is of other settings, no such file, or being written by another process.
     """
 
-    def __init__(self, path: str, made: dict[str, Any]):
+    def __init__(self, path: str, made: dict[str, Any], sequences: int = 1):
         self.path = Path(path)
         self.made = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
+        if self.path.exists() and not self.path.is_file():  # /dev/null would be replaced by a file
+            raise UsageError(f"{path!r} is no file: rows can't be added to it")
         with writing(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "a+b")  # noqa: SIM115 (held, and with it the lock)
@@ -176,9 +183,15 @@ class Rows:
             raise UsageError(f"{path!r} is being written by another process") from None
         self.file.seek(0)
         content = self.file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        self.rows = [self._parsed(line, k) for k, line in enumerate(complete.splitlines())]
-        self.file.truncate(len(complete))
+        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+        self.rows = [self._parsed(line, k) for k, line in enumerate(lines)]
+        if not lines and not (content.startswith(BEGINNING) or BEGINNING.startswith(content)):
+            raise UsageError(f"{path!r} holds no rows of `bigmodel generate`: use another --out")
+        counts = collections.Counter(row["number"] for row in self.rows)
+        while self.rows and counts[self.rows[-1]["number"]] < sequences:  # a write that was cut between two of a prompt
+            self.rows.pop()
+        self.done = {row["number"] for row in self.rows}
+        self.file.truncate(sum(map(len, lines[: len(self.rows)])))
 
     def _parsed(self, line: bytes, k: int) -> Row:
         try:
@@ -190,11 +203,6 @@ class Rows:
         if made != self.made:
             raise UsageError(f"{str(self.path)!r} has rows of other settings, prompts or weights: use another --out")
         return row
-
-    def done(self, sequences: int) -> set[int]:
-        """Numbers of the prompts that are there with all of their sequences."""
-        numbers = [row["number"] for row in self.rows]
-        return {n for n in set(numbers) if numbers.count(n) == sequences}
 
     def add(self, rows: Sequence[Row]) -> None:
         """One write of whole lines, on the disk when this returns."""

@@ -124,7 +124,7 @@ def _prompts(args: cli.Args) -> list[str]:
     if args.prompt:
         return list(args.prompt)
     try:
-        lines = Path(args.prompts).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = Path(args.prompts).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"can't read --prompts={args.prompts!r}: {getattr(e, 'strerror', None) or e}") from e
     found = []
@@ -137,7 +137,7 @@ def _prompts(args: cli.Args) -> list[str]:
             found.append(row["prompt"])
             if not isinstance(row["prompt"], str):
                 raise TypeError("'prompt' is no text")
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise UsageError(f"{args.prompts!r}, line {k + 1}: no JSON object with a key 'prompt' ({e})") from e
     if empty := [k + 1 for k, text in enumerate(found) if not text]:
         raise UsageError(f"{args.prompts!r}, line {empty[0]}: an empty prompt")
@@ -195,11 +195,10 @@ def _file(args: cli.Args, decoder: Any, tokenizer: Any, prompts: Any, settings: 
 
     model = weights.identity(args.model)
     made = {"model": model, "settings": asdict(settings), "prompts": [text for _, text, _ in prompts]}
-    rows = continuations.Rows(args.out, {**made, "chat": args.chat, "dtype": args.dtype})
-    done = rows.done(settings.sequences)
-    if done:
-        note(f"{len(done)} of {len(prompts)} prompts are in {args.out!r} already")
-    left = [p for p in prompts if p[0] not in done]
+    rows = continuations.Rows(args.out, {**made, "chat": args.chat, "dtype": args.dtype}, settings.sequences)
+    if rows.done:
+        note(f"{len(rows.done)} of {len(prompts)} prompts are in {args.out!r} already")
+    left = [p for p in prompts if p[0] not in rows.done]
     groups = list(continuations.batches(left, args.batch_size))
     quiet = not sys.stderr.isatty()
     for batch in track(groups, "generating", console=Console(stderr=True), disable=quiet):

@@ -91,7 +91,7 @@ class Layout:
                 raise UsageError(
                     f"{set_by[ours]}={found[ours]!r} and {theirs}={value!r}: only equal ones are supported"
                 )
-            if not isinstance(value, int | float) or isinstance(value, int) and abs(value) >= 2**31:
+            if not isinstance(value, int | float) or (isinstance(value, int) and abs(value) >= 2**31):
                 raise UsageError(f"{theirs}={value!r} is no number of a model")
             found[ours], set_by[ours] = value, theirs
         for key, means in self.choices.items():
