@@ -205,6 +205,37 @@ def test_beams_are_hypotheses_in_order_of_their_score():
             assert scored == pytest.approx(total / ((5 + len(text)) / 6) ** 0.6, abs=1e-4)
 
 
+def test_beams_end_at_each_of_several_ends():
+    """In whatever order they are named; the score is that of the text up to its end."""
+    found, ends = [], (7, 28)
+    family, cfg, params = made("rope_grouped")
+    for named in (ends, ends[::-1]):
+        d = decoder("rope_grouped", ends=named)
+        tokens, score = d.beam(d.batch(list(enumerate(PROMPTS))), 6, beams=4, best=3)
+        last = [[next((i for i, t in enumerate(text) if t in ends), 5) for text in texts] for texts in tokens.tolist()]
+        texts = [[t[: i + 1].tolist() for t, i in zip(*one, strict=True)] for one in zip(tokens, last, strict=True)]
+        found.append(texts)
+    assert found[0] == found[1] and any(t[-1] == 28 and len(t) < 6 for texts in found[0] for t in texts)
+    for prompt, texts, own in zip(PROMPTS, found[1], score, strict=True):
+        logits = family.Model(cfg).apply({"params": params}, jnp.asarray([prompt + texts[0]]))[0]
+        log_p = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
+        total = float(sum(log_p[i, t] for i, t in enumerate(texts[0])))
+        assert own[0] == pytest.approx(total / ((5 + len(texts[0])) / 6) ** 0.6, abs=1e-4)
+
+
+def test_extreme_temperatures_and_nuclei_are_greedy():
+    d = decoder("rope_grouped")
+    batch = d.batch(list(enumerate(PROMPTS)))
+    expected = rows(d.sample(batch, 4, Sampling()))
+    for how in (Sampling(1e-38), Sampling(1e-45), Sampling(5.0, top_p=1e-45), Sampling(5.0, min_p=1.0)):
+        assert rows(d.sample(batch, 4, how, seed=2**32 - 1)) == expected, how
+
+
+def test_a_target_has_the_positions_that_its_windows_leave():
+    cfg = FrozenConfigDict(dict(seq_len=32, source_len=20, position="learned", objective="prefix"))
+    assert decode.room(cfg, [20], 64, True) == 12
+
+
 MESH = """
 import jax, sys
 jax.config.update("jax_num_cpu_devices", 8)
@@ -340,6 +371,7 @@ REFUSED = [
     (["--prompt=a", "--mesh=dat=2"], "did you mean 'data'"),
     (["--prompt=a", "--mesh=data=99"], "doesn't fill the"),
     (["--prompt=a", "--dtype=float16"], "'float16' is not one of float32, bfloat16"),
+    (["--prompt=a", "--beams=256"], "more than the 256 tokens of the model can begin"),
     (["--prompt=a", "--max-tokens=3"], "did you mean '--max-new-tokens'"),
 ]
 

@@ -63,6 +63,7 @@ def room(cfg: Any, lengths: Sequence[int], asked: int, reads_source: bool) -> in
     longest = max(lengths)
     if reads_source:
         window, used, what = cfg.seq_len, 0, "target"
+        window -= cfg.source_len * (cfg.objective == "prefix")  # whose windows hold source and target
         if longest > cfg.source_len:
             raise UsageError(f"a prompt has {longest} tokens, the model's source {cfg.source_len}: shorten it")
     else:
@@ -223,7 +224,7 @@ class Decoder:
     def _found(self, params: Any, batch: Any, length: int, beams: int, penalty: float, best: int) -> Any:
         logits_BV, cache = self._read(params, batch["tokens_BL"], batch["pad_B"], length)
         step = functools.partial(self._step, params)
-        return generate.beam(step, logits_BV, cache, length, int(self.ends[0]), beams, penalty, best)
+        return generate.beam(step, logits_BV, cache, length, tuple(self.ends.tolist()), beams, penalty, best)
 
     def batch(self, prompts: Sequence[tuple[int, Sequence[int]]], rows: int = 0) -> Batch:
         """Numbered prompts as a batch of `rows` (0: as many as there are), or of more where the mesh needs them."""
@@ -244,7 +245,7 @@ class Decoder:
         have `length`; B: each prompt's sequences side by side. -1 follows a row's end. Send a mask B of rows that are
         to end.
         """
-        state = self._begin(self.params, vars(batch), seed, how=how, sequences=sequences, length=length)
+        state = self._begin(self.params, vars(batch), np.uint32(seed), how=how, sequences=sequences, length=length)
         done_B = yield np.asarray(state["token_B"])[:, None], np.asarray(state["log_p_B"])[:, None]
         for written in range(1, length, chunk):
             if done_B is None:

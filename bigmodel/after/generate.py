@@ -70,14 +70,18 @@ def penalised(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.A
     return jnp.where(seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
 
 
+SMALLEST = 1e-30
+
+
 def filtered(logits_BV: jax.Array, how: Sampling) -> jax.Array:
     """Logits over the temperature, -inf for the tokens that aren't drawn."""
-    x_BV = logits_BV / how.temperature
+    # From the largest on, so that a small temperature makes no infinity of it; float32 has no much smaller number.
+    x_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / max(how.temperature, SMALLEST)
     if 0 < how.top_k < x_BV.shape[-1]:
         x_BV = jnp.where(x_BV < jax.lax.top_k(x_BV, how.top_k)[0][:, -1:], -jnp.inf, x_BV)
     if how.top_p < 1:
         p_BV = jax.nn.softmax(x_BV, axis=-1)
-        x_BV = jnp.where(p_BV < _nucleus(p_BV, how.top_p), -jnp.inf, x_BV)
+        x_BV = jnp.where(p_BV < _nucleus(p_BV, max(how.top_p, SMALLEST)), -jnp.inf, x_BV)
     if how.min_p > 0:
         x_BV = jnp.where(x_BV < jnp.max(x_BV, axis=-1, keepdims=True) + jnp.log(how.min_p), -jnp.inf, x_BV)
     return x_BV
@@ -112,21 +116,24 @@ def draw(logits_BV: jax.Array, how: Sampling, keys_B: jax.Array) -> jax.Array:
 # ------------------------------------------------------------------------------------------- search
 
 
-def greedy(step: Step, logits_BV: jax.Array, cache: Any, length: int, end: int = -1) -> tuple[jax.Array, jax.Array]:
+def greedy(
+    step: Step, logits_BV: jax.Array, cache: Any, length: int, end: int | tuple[int, ...] = -1
+) -> tuple[jax.Array, jax.Array]:
     """(tokens BL, log-probability B): the likeliest token at each step.
 
     Args:
       logits_BV, cache: after the prompt.
-      end: the token that ends a row; the rest of the row repeats it at no cost. -1: none.
+      end: the token that ends a row, or several; the rest of the row repeats the first at no cost. -1: none.
     """
+    ends_E = jnp.atleast_1d(jnp.asarray(end))
 
     def body(carry: Any, _: None) -> Any:
         logits_BV, cache, done_B, total_B = carry
         log_p_BV = jax.nn.log_softmax(logits_BV.astype(jnp.float32))
-        token_B = jnp.where(done_B, end, jnp.argmax(log_p_BV, axis=-1))
+        token_B = jnp.where(done_B, ends_E[0], jnp.argmax(log_p_BV, axis=-1))
         total_B = total_B + jnp.where(done_B, 0.0, jnp.max(log_p_BV, axis=-1))
         logits_BLV, cache = step(token_B[:, None], cache)
-        return (logits_BLV[:, -1], cache, done_B | (token_B == end), total_B), token_B
+        return (logits_BLV[:, -1], cache, done_B | jnp.isin(token_B, ends_E), total_B), token_B
 
     B = len(logits_BV)
     carry = (logits_BV, cache, jnp.zeros(B, bool), jnp.zeros(B))
@@ -139,7 +146,7 @@ def beam(
     logits_BV: jax.Array,
     cache: Any,
     length: int,
-    end: int,
+    end: int | tuple[int, ...],
     beams: int = 4,
     penalty: float = 0.6,
     best: int = 1,
@@ -150,7 +157,7 @@ def beam(
     equation 14; 4 beams and 0.6 are Vaswani et al.'s). Arguments as of `greedy`.
     """
     B, J = len(logits_BV), beams
-    low = -1e30
+    low, ends_E = -1e30, jnp.atleast_1d(jnp.asarray(end))
 
     def lengthy(n: Any) -> Any:
         return ((5.0 + n) / 6.0) ** penalty
@@ -162,11 +169,11 @@ def beam(
         logits_BJV, cache, live_BJL, log_p_BJ, done_BJL, score_BJ = carry
         V = logits_BJV.shape[-1]
         total_BJV = log_p_BJ[..., None] + jax.nn.log_softmax(logits_BJV.astype(jnp.float32))
-        # Twice as many as beams, so that beams remain even where all the best end here.
-        top_BC, at_BC = jax.lax.top_k(total_BJV.reshape(B, J * V), 2 * J)
+        # Of one end twice as many as beams, so that beams remain even where all the best end here.
+        top_BC, at_BC = jax.lax.top_k(total_BJV.reshape(B, J * V), min(1 + len(ends_E), V) * J)
         token_BC, from_BC = at_BC % V, at_BC // V
         grown_BCL = pick(live_BJL, from_BC).at[:, :, t].set(token_BC)
-        ended_BC = token_BC == end
+        ended_BC = jnp.isin(token_BC, ends_E)
         score_BC = jnp.where(ended_BC, top_BC / lengthy(t + 1), low)
         score_BJ, kept = jax.lax.top_k(jnp.concatenate([score_BJ, score_BC], axis=1), J)
         done_BJL = pick(jnp.concatenate([done_BJL, grown_BCL], axis=1), kept)
@@ -179,14 +186,14 @@ def beam(
 
     # At first all beams are the prompt, and only one of them may grow.
     log_p = jnp.where(jnp.arange(J) == 0, 0.0, low) * jnp.ones((B, 1))
-    held = jnp.full((B, J, length), end, jnp.int32)
+    held = jnp.full((B, J, length), ends_E[0], jnp.int32)
     carry = (
         jnp.repeat(logits_BV[:, None], J, axis=1), over_batch(lambda x: jnp.repeat(x, J, axis=0), cache), held,
          log_p, held, jnp.full((B, J), low),
     )  # fmt: skip
     (_, _, live_BJL, log_p_BJ, done_BJL, score_BJ), _ = jax.lax.scan(body, carry, jnp.arange(length))
     plain_BL, total_B = greedy(step, logits_BV, cache, length, end)
-    ended_BL = plain_BL == end
+    ended_BL = jnp.isin(plain_BL, ends_E)
     n_B = jnp.where(ended_BL.any(axis=1), jnp.argmax(ended_BL, axis=1) + 1, length)
     same_BJ = jnp.all(jnp.concatenate([done_BJL, live_BJL], axis=1) == plain_BL[:, None], axis=2)
     plain_B1 = jnp.where(same_BJ.any(axis=1), low, total_B / lengthy(n_B))[:, None]  # beams have found it too

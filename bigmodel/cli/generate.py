@@ -62,6 +62,8 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
         raise UsageError(
             f"{args.model!r}: the tokenizer's token {highest} is past the model's vocabulary of {vocabulary}"
         )
+    if settings.beams > vocabulary - len(decoder.ends):
+        raise UsageError(f"--beams={settings.beams}: more than the {vocabulary} tokens of the model can begin")
     length = decode.room(decoder.cfg, [len(p) for _, _, p in prompts], settings.max_new_tokens, decoder.reads_source)
     settings = settings.__class__(**{**vars(settings), "max_new_tokens": length})
     if args.prompts:
