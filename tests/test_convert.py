@@ -15,6 +15,7 @@ from bigmodel.after import convert, decode, generate, opened
 from bigmodel.cli import main
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
+from bigmodel.run.session import train
 
 SMALL = dict(vocab_size=60, depth=2, width=16, num_heads=4)
 PLAIN = dict(scale_residual=False, init_std=0.1)
@@ -110,6 +111,7 @@ def test_a_model_is_written_and_read_again_to_the_bit(name, tmp_path):
         ("llama", dict(parametrization="mup", base_width=8, base_num_heads=4)),
         ("gpt2", dict(parametrization="mup", base_width=8, base_num_heads=4, tied_head=False)),
         ("bert", dict(parametrization="mup", base_width=8, base_num_heads=2)),
+        ("bert_classes", dict(parametrization="mup", base_width=8, base_num_heads=4)),
     ],
 )
 def test_a_parametrisations_factors_are_folded_into_the_weights(name, more, tmp_path):
@@ -132,6 +134,29 @@ def test_rows_that_we_add_to_a_vocabulary_are_part_of_the_written_one(tmp_path):
         found = opened.open_published(str(tmp_path / name))
         assert found.cfg.vocab_size == 60 + len(own)
         np.testing.assert_allclose(outputs(found), outputs(start), atol=1e-5)
+
+
+def test_an_untied_head_is_out_by_in_in_every_layout(tmp_path):
+    for name in ("gpt2", "opt", "llama"):
+        convert.write_folder(model(name, tied_head=False) if name != "llama" else model(name), str(tmp_path / name))
+        head = load_file(tmp_path / name / "model.safetensors")["lm_head.weight"]
+        assert head.shape == (60, 8 if name == "opt" else 16)
+
+
+def test_a_marian_of_ours_pads_with_a_token_that_it_has(tmp_path):
+    convert.write_folder(model("marian"), str(tmp_path / "a"))
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    assert config["pad_token_id"] == config["decoder_start_token_id"] == 59
+
+
+def test_a_run_is_written_with_the_end_of_its_texts_or_not_at_all(tiny, tmp_path, capsys):
+    cfg = tiny(("train.steps", 2), ("model.position", "learned"), ("model.parametrization", "standard"))
+    run, out = str(tmp_path / train(cfg, str(tmp_path), quiet=True)["run_id"]), tmp_path / "theirs"
+    assert main.main(["convert", run, f"--out={out}", f"--data-dir={tmp_path}"]) == 2
+    assert not out.exists() and not (tmp_path / "theirs.part").exists()
+    assert main.main(["convert", run, f"--out={out}/"]) == 0, capsys.readouterr().err
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 0
+    assert opened.open_published(str(out)).ends == (0,)
 
 
 def test_a_model_that_no_layout_holds_is_refused(tmp_path):
@@ -354,6 +379,8 @@ def theirs(name):
     small = dict(vocab_size=60)
     return {
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=24, **small)),
+        "gpt2_untied": lambda: t.GPT2LMHeadModel(t.GPT2Config(
+            n_embd=16, n_layer=2, n_head=4, n_positions=24, n_inner=40, tie_word_embeddings=False, **small)),
         "opt": lambda: t.OPTForCausalLM(t.OPTConfig(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=4, ffn_dim=40, max_position_embeddings=24,
             word_embed_proj_dim=8, **small)),
@@ -390,7 +417,8 @@ def bert_config(t, **more):
 
 
 THEIRS = [
-    "gpt2", "opt", "opt_post", "llama", "llama_tied", "bert", "bert_masked", "bert_classes", "t5", "t5_gated", "marian",
+    "gpt2", "gpt2_untied", "opt", "opt_post", "llama", "llama_tied", "bert", "bert_masked", "bert_classes", "t5",
+    "t5_gated", "marian",
 ]  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def folded(family: str, cfg: Any, params: Any) -> tuple[ConfigDict, Any]:
     query = r"attention/query_norm/" if cfg.qk_norm else r"attention/query(_bias)?$"
     factors = [(query, layers.score_scale(cfg) / ordinary)]
     factors.append((r"attention/out(_bias)?$|mlp/down(_bias)?$", layers.branch_scale(cfg)))
-    if cfg.get("tied_head", True):
+    if cfg.get("tied_head", True) and (family != "bert" or "transform" in params):
         factors.append((HEAD_NORM[family], layers.tied_scale(cfg)))
     paths = tree.paths(params)
     for pattern, factor in factors:
@@ -121,7 +121,7 @@ def _as_theirs(layout: Layout, path: str, x: np.ndarray, names: Any) -> np.ndarr
         return x.reshape(-1)
     inside, _ = tree.sides(names)
     matrix = x.reshape(int(np.prod([x.shape[i] for i in inside])), -1)
-    return np.ascontiguousarray(matrix.T) if layout.out_in else matrix
+    return np.ascontiguousarray(matrix.T) if layout.turned(path) else matrix
 
 
 def write_folder(opened: Opened, out: str, dtype: str = "") -> str:
@@ -153,7 +153,8 @@ def write_folder(opened: Opened, out: str, dtype: str = "") -> str:
             where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
             total = sum(x.nbytes for x in named.values())
             record.write_text(home / weights.INDEX, _json({"metadata": {"total_size": total}, "weight_map": where}))
-        own = {**came, **layout.config(cfg), "dtype": kind.name}
+        ours = {key: cfg[value] if isinstance(value, str) else value for key, value in layout.own.items()}
+        own = {**ours, **came, **layout.config(cfg), "dtype": kind.name}
         if opened.ends:
             own["eos_token_id"] = opened.ends[0] if len(opened.ends) == 1 else list(opened.ends)
         record.write_text(home / "config.json", _json(own))

@@ -12,6 +12,8 @@ Examples:
   bigmodel convert my-model --out=runs/again --data=news-bytes    # and data that it can be evaluated on
 """
 
+import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -40,6 +42,7 @@ def arguments(parser: cli.Parser) -> None:
 
 
 def run(args: cli.Args, _: cli.Overrides) -> int:
+    args.out = args.out.rstrip("/") or args.out
     if Path(args.out).exists():
         raise UsageError(f"--out={args.out!r} exists already: name another folder")
     cli.check_exists(Path(args.model), "model")
@@ -49,25 +52,30 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 
     part = f"{args.out}.part"
     shutil.rmtree(part, ignore_errors=True)
-    if weights.is_published(args.model):
-        if args.dtype:
-            raise UsageError("--dtype is of a written folder; a run's parameters are float32")
-        found = opened.open_published(args.model, window=args.window)
-        run_id = convert.write_run(found, args.model, part, args.data, args.data_dir or "data")
-        beside = convert.copy_tokenizer(args.model, part)
-        said: dict[str, Any] = {"out": args.out, "run_id": run_id, "family": found.family, "taken": found.said}
-        lacks = [] if found.tokenizer else ["no tokenizer.json there: generate needs one"]
-        lines = [f"{args.out}: a run of family {found.family}; {found.said}", *lacks]
-    else:
-        for option in ("window", "data"):
-            if getattr(args, option):
-                raise UsageError(f"--{option} is of a run that is made, and {args.model!r} is one already")
-        found = opened.open_run(args.model, args.data_dir)
-        written = convert.write_folder(found, part, args.dtype)
-        beside = _tokenizer(found, args.model, part)
-        said = {"out": args.out, "family": found.family, "written": written}
-        lines = [f"{args.out}: {written}"]
-    os.replace(part, args.out)
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, part, ignore_errors=True)
+        if weights.is_published(args.model):
+            if args.dtype:
+                raise UsageError("--dtype is of a written folder; a run's parameters are float32")
+            found = opened.open_published(args.model, window=args.window)
+            run_id = convert.write_run(found, args.model, part, args.data, args.data_dir or "data")
+            beside = convert.copy_tokenizer(args.model, part)
+            said: dict[str, Any] = {"out": args.out, "run_id": run_id, "family": found.family, "taken": found.said}
+            lacks = [] if found.tokenizer else ["no tokenizer.json there: generate needs one"]
+            lines = [f"{args.out}: a run of family {found.family}; {found.said}", *lacks]
+        else:
+            for option in ("window", "data"):
+                if getattr(args, option):
+                    raise UsageError(f"--{option} is of a run that is made, and {args.model!r} is one already")
+            found = opened.open_run(args.model, args.data_dir)
+            own = _tokenizer(found)
+            if own is not None and found.module.init_cache is not None:  # what its texts end with
+                found = dataclasses.replace(found, ends=(own.separator,))
+            written = convert.write_folder(found, part, args.dtype)
+            beside = _write_tokenizer(own, found, args.model, part)
+            said = {"out": args.out, "family": found.family, "written": written}
+            lines = [f"{args.out}: {written}"]
+        os.replace(part, args.out)
     if args.json:
         cli.print_json({**said, "files": beside})
     else:
@@ -76,16 +84,24 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     return 0
 
 
-def _tokenizer(found: Any, model: str, out: str) -> list[str]:
-    """Writes the tokenizer of a run beside its weights."""
+def _tokenizer(found: Any) -> Any:
+    """The tokenizer that a run was trained with; None of one that was converted, and of one without text."""
+    from bigmodel.prepare import tokenizer
+
+    if found.published is not None or not found.tokenizer or found.family == "mlp":
+        return None
+    return tokenizer.load(found.tokenizer)
+
+
+def _write_tokenizer(own: Any, found: Any, model: str, out: str) -> list[str]:
+    """Writes the tokenizer of a run beside its weights; the names of its files."""
     from bigmodel.after import convert
     from bigmodel.prepare import tokenizer
 
     if found.published is not None:
         return convert.copy_tokenizer(model, out)
-    if not found.tokenizer or found.family == "mlp":
+    if own is None:
         return []
-    own = tokenizer.load(found.tokenizer)
     continues = found.module.init_cache is not None and found.module.start is None
     files = tokenizer.as_published(own, found.cfg.seq_len, before=continues)
     for name, text in files.items():

@@ -133,10 +133,8 @@ def _t5_layout(up: dict[str, str], *feed_forward: tuple[str, str]) -> Layout:
             norm="rmsnorm", norm_placement="pre", bias=False, position="relative_bias", score_scale=1.0,
             scale_embed=False,
         ),
-        extra=dict(
-            architectures=["T5ForConditionalGeneration"], model_type="t5", is_encoder_decoder=True, pad_token_id=0,
-            eos_token_id=1,
-        ),
+        extra=dict(architectures=["T5ForConditionalGeneration"], model_type="t5", is_encoder_decoder=True),
+        own=dict(pad_token_id=0, eos_token_id=1),
     )  # fmt: skip
 
 
@@ -163,5 +161,6 @@ WEIGHTS = {
         defaults=dict(scale_embedding=False, activation_function="gelu", tie_word_embeddings=True),
         always=dict(attention_bias=True, output_bias=True),
         extra=dict(architectures=["MarianMTModel"], model_type="marian", is_encoder_decoder=True),
+        own=dict(pad_token_id="start_token"),  # as published; transformers' default is past most vocabularies
     ),
 }  # fmt: skip

@@ -6,6 +6,7 @@ Each is a table that is read in both directions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ class Layout:
     Attributes:
       names: tensor -> our path; '{}' is the layer. Several paths: they lie side by side in it. "": it is no parameter.
       sums: whether a parameter with several tensors is their sum; else it has one.
-      out_in: whether dense matrices are (out, in), as torch's Linear has them.
+      out_in: whether dense matrices are (out, in), as torch's Linear has them; a language model's head always is.
       prefix: before the names of the body, in a checkpoint that is written.
       bare: beginnings of names that have no prefix.
       rows: tensors that have an axis of one before the parameter's.
@@ -38,6 +39,7 @@ class Layout:
       defaults: values of keys that a config.json may leave out.
       always: of the model section.
       extra: written into config.json, and not read.
+      own: as `extra`, unless the model came with another; a text is a key of the model section.
     """
 
     names: Mapping[str, str | tuple[str, ...]]
@@ -53,6 +55,7 @@ class Layout:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model_type(self) -> str:
@@ -66,6 +69,10 @@ class Layout:
         """Of a tensor's parameters; () where it is none."""
         found = self.names[name]
         return found if isinstance(found, tuple) else (found,) if found else ()
+
+    def turned(self, path: str) -> bool:
+        """Whether the matrix of a path is (out, in) in a checkpoint, and not (in, out) as here."""
+        return (self.out_in or path == "head") and not re.search(TABLES, path)
 
     def sources(self, path: str) -> list[tuple[str, int, int]]:
         """(tensor, which part of it, how many parts) of a parameter."""

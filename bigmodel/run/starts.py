@@ -19,7 +19,7 @@ from etils import epath
 
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
-from bigmodel.models.layouts import TABLES, Layout
+from bigmodel.models.layouts import Layout
 from bigmodel.run import budget, checkpoint, counts, record, weights
 
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
@@ -260,7 +260,7 @@ def _stacked(
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
         part = tensor
-        if part.ndim == 2 and layout.out_in and not re.search(TABLES, path):
+        if part.ndim == 2 and layout.turned(path):
             part = part.T  # of a matrix, but not of a table, the input side comes first here
         if parts > 1 and part.ndim and part.shape[-1] % parts == 0:
             part = np.split(part, parts, axis=-1)[index]
