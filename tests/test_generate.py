@@ -265,7 +265,7 @@ def test_a_mesh_writes_the_same():
 class Fixed:
     """A decoder that writes given bytes, whatever it is asked, n of them at a time."""
 
-    ends = np.array([0])
+    ends, reads_source = np.array([0]), False
 
     def __init__(self, texts):
         self.texts = [list(t) for t in texts]
@@ -314,6 +314,21 @@ def test_a_stop_string_ends_a_row_before_it_and_is_never_shown():
     assert "".join(shown) == "one two"
     assert [any(done[k] for done in d.stopped) for k in range(3)] == [True, True, False]
     assert found[0]["tokens"] == list(b"one two. ")
+
+
+def test_a_word_after_the_prompt_keeps_its_space_and_one_of_a_translation_has_none(tmp_path):
+    """Of a tokenizer whose decoder strips the first space, as Llama's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    made = Tokenizer(models.BPE(vocab={"▁": 0, "a": 1, "▁a": 2}, merges=[("▁", "a")]))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    published = tokenizer.Published(str(tmp_path / "tokenizer.json"))
+    for d, stop, text in ((Fixed([[2, 1]]), (), " aa"), (Fixed([[2, 1]]), (" aa",), ""), (Fixed([[2, 1]]), (), "aa")):
+        d.reads_source = text == "aa"
+        chosen = continuations.Settings(max_new_tokens=2, stop=stop)
+        assert continuations.run(d, published, [(0, "a", published.encode("a"))], chosen)[0]["text"] == text
 
 
 def test_an_end_token_is_no_text():
@@ -371,6 +386,7 @@ REFUSED = [
     (["--prompt=a", "--mesh=dat=2"], "did you mean 'data'"),
     (["--prompt=a", "--mesh=data=99"], "doesn't fill the"),
     (["--prompt=a", "--dtype=float16"], "'float16' is not one of float32, bfloat16"),
+    (["--prompt=a", "--prompt=\ud83d"], "prompt 2 is no text"),
     (["--prompt=a", "--beams=256"], "more than the 256 tokens of the model can begin"),
     (["--prompt=a", "--max-tokens=3"], "did you mean '--max-new-tokens'"),
 ]

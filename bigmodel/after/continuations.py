@@ -52,10 +52,12 @@ def whole(text: str) -> str:
 
 
 class _Text:
-    """One row's continuation as it grows."""
+    """One row's continuation as it grows. before: tokens that it goes on from, without which some tokenizers (those
+    with ▁) take the space before its first word away."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], ends: Sequence[int]):
-        self.tokenizer, self.stop, self.ends = tokenizer, stop, set(ends)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], ends: Sequence[int], before: Sequence[int]):
+        self.tokenizer, self.stop, self.ends, self.before = tokenizer, stop, set(ends), before
+        self.skipped = len(tokenizer.decode(before))
         self.tokens: list[int] = []
         self.log_probs: list[float] = []
         self.text, self.finish = "", ""
@@ -72,11 +74,14 @@ class _Text:
             elif self.stop:
                 self._look()
         if self.finish != "stop":
-            self.text = self.tokenizer.decode([t for t in self.tokens if t not in self.ends])
+            self.text = self._decoded([t for t in self.tokens if t not in self.ends])
         return bool(self.finish)
 
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode([*self.before, *tokens])[self.skipped :]
+
     def _look(self) -> None:
-        text = self.tokenizer.decode(self.tokens)
+        text = self._decoded(self.tokens)
         places = [at for s in self.stop if (at := text.find(s)) >= 0]
         if places:
             self.text, self.finish = text[: min(places)], "stop"
@@ -110,7 +115,10 @@ def run(
       on_text: called with the first row's text as it grows, in whole characters.
     """
     batch, R = decoder.batch([(n, tokens) for n, _, tokens in prompts], rows), settings.sequences
-    texts = [_Text(tokenizer, settings.stop, decoder.ends.tolist()) for _ in range(len(prompts) * R)]
+    ends, texts = decoder.ends.tolist(), list[_Text]()
+    for _, _, tokens in prompts:
+        before = () if decoder.reads_source else tokens
+        texts += [_Text(tokenizer, settings.stop, ends, before) for _ in range(R)]
     scores: list[float] = []
     if settings.beams:
         length, beams, penalty = settings.max_new_tokens, settings.beams, settings.length_penalty

@@ -123,8 +123,16 @@ def _prompts(args: cli.Args) -> list[str]:
         raise UsageError("give --prompt=TEXT or --prompts=FILE")
     if bool(args.prompts) != bool(args.out):
         raise UsageError("--prompts=FILE and --out=FILE.jsonl belong together")
-    if args.prompt:
-        return list(args.prompt)
+    found = list(args.prompt) or _lines(args)
+    for k, text in enumerate(found):
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise UsageError(f"prompt {k + 1} is no text: it has half of a surrogate pair in it") from e
+    return found
+
+
+def _lines(args: cli.Args) -> list[str]:
     try:
         lines = Path(args.prompts).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as e:

@@ -122,7 +122,8 @@ class Published:
 
 
 def as_published(tokenizer: AnyTokenizer, window: int, before: bool) -> dict[str, str]:
-    """Files by name from which Hugging Face's libraries make the same ids.
+    """Files by name from which Hugging Face's libraries make the same ids, but for the separator of a text that spells
+    it: there it is a special token.
 
     Args:
       window: longest text of the model, in tokens.
