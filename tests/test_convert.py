@@ -111,7 +111,7 @@ def test_a_model_is_written_and_read_again_to_the_bit(name, tmp_path):
         ("llama", dict(parametrization="mup", base_width=8, base_num_heads=4)),
         ("gpt2", dict(parametrization="mup", base_width=8, base_num_heads=4, tied_head=False)),
         ("bert", dict(parametrization="mup", base_width=8, base_num_heads=2)),
-        ("bert_classes", dict(parametrization="mup", base_width=8, base_num_heads=4)),
+        ("bert_classes", dict(parametrization="completep", base_width=8, base_depth=1, base_num_heads=4)),
     ],
 )
 def test_a_parametrisations_factors_are_folded_into_the_weights(name, more, tmp_path):
