@@ -205,6 +205,16 @@ def shards(home, cut=0, lie=False):
         (home / "model-00002-of-00002.safetensors").unlink()
 
 
+def float8(home):
+    """The token table as a type that numpy hasn't."""
+    content = (home / "model.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["transformer.wte.weight"] |= {"dtype": "F8_E4M3", "shape": [60, 64]}
+    told = json.dumps(header).encode()
+    (home / "model.safetensors").write_bytes(len(told).to_bytes(8, "little") + told + content[8 + size :])
+
+
 def renamed(old, new):
     return lambda t: {k.replace(old, new): v for k, v in t.items()}
 
@@ -266,6 +276,7 @@ MALFORMED = {
     "an unknown activation": (
         lambda f: f(config=lambda c: c | {"activation_function": "gelu_nw"}), "did you mean 'gelu_new'",
     ),
+    "eight bits": (lambda f: float8(f()), "'transformer.wte.weight' can't be read: .*float8"),
     "a model_type that is a list": (lambda f: f(config=lambda c: c | {"model_type": ["gpt2"]}), "known are bert"),
     "a size that is no integer": (lambda f: f(config=lambda c: c | {"n_head": 2.5}), "can't be built: .*num_heads"),
     "a huge size": (lambda f: f(config=lambda c: c | {"n_embd": 10**30}), "is no number of a model"),
@@ -305,6 +316,50 @@ def test_rope_that_is_scaled_is_refused_also_beside_plain_parameters(scaling, tm
     (tmp_path / "a/config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"rope_type='(linear|yarn)' isn't supported"):
         opened.open_published(str(tmp_path / "a"))
+
+
+def gguf_file(path, tensors, **changes):
+    """Llama's tensors as llama.cpp has them: neighbours of a head paired by rotary positions, not its halves."""
+    import gguf
+
+    sizes = dict(block_count=2, embedding_length=16, feed_forward_length=40, head_count=4, head_count_kv=2) | changes
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in {**sizes, "context_length": 24, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 1e4}.items():
+        if value:
+            getattr(writer, f"add_{key}")(value)
+    layer = {f"self_attn.{k}_proj": f"attn_{k}" for k in "qkv"} | {f"mlp.{k}_proj": f"ffn_{k}" for k in ("gate", "up")}
+    layer |= {"self_attn.o_proj": "attn_output", "mlp.down_proj": "ffn_down"}
+    layer |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    others = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for name, x in tensors.items():
+        stem = name.removesuffix(".weight")
+        if stem not in others:
+            _, _, number, part = stem.split(".", 3)
+            others[stem] = f"blk.{number}.{layer[part]}"
+            if layer[part] in ("attn_q", "attn_k"):
+                x = x.reshape(-1, 2, 2, 16).swapaxes(1, 2).reshape(x.shape).copy()
+        writer.add_tensor(f"{others[stem]}.weight", x)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_the_folder_that_it_was_made_of(tmp_path):
+    pytest.importorskip("gguf")
+    start = model("llama")
+    convert.write_folder(start, str(tmp_path / "a"))
+    tensors = load_file(tmp_path / "a/model.safetensors")
+    gguf_file(tmp_path / "a.gguf", tensors)
+    found = opened.open_published(str(tmp_path / "a.gguf"))
+    same(found.params, start.params)
+    np.testing.assert_allclose(outputs(found), outputs(start), atol=1e-5)
+    gguf_file(tmp_path / "b.gguf", tensors, head_count=0)
+    with pytest.raises(UsageError, match=r"b.gguf' has no 'llama.attention.head_count'"):
+        opened.open_published(str(tmp_path / "b.gguf"))
+    gguf_file(tmp_path / "c.gguf", {k: x for k, x in tensors.items() if "embed" not in k})
+    with pytest.raises(UsageError, match=r"c.gguf' has no 'token_embd.weight'"):
+        opened.open_published(str(tmp_path / "c.gguf"))
 
 
 def test_a_pickle_is_never_opened(folder, tmp_path, monkeypatch):

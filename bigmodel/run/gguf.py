@@ -55,6 +55,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], C
     scaling = fields.get("llama.rope.scaling.type", "none")
     if scaling != "none":
         config["rope_scaling"] = {"rope_type": scaling}
+    if "num_attention_heads" not in config:
+        raise UsageError(f"{str(path)!r} has no 'llama.attention.head_count'")
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config.get("num_key_value_heads", 0)}
     heads["attn_k"] = heads["attn_k"] or heads["attn_q"]
     held: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
@@ -67,6 +69,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], C
         shape = tuple(int(n) for n in reversed(tensor.shape))
         held[f"{known}.weight"] = shape, functools.partial(_dequantised, tensor, shape, heads.get(part, 0))
     config["tie_word_embeddings"] = "lm_head.weight" not in held
+    if "model.embed_tokens.weight" not in held:
+        raise UsageError(f"{str(path)!r} has no 'token_embd.weight'")
     config.setdefault("vocab_size", held["model.embed_tokens.weight"][0][0])
     ends = {fields[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id") if key in fields}
     return {"model_type": "llama", "eos_token_id": sorted(ends), **config}, held

@@ -187,10 +187,17 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         for name in opened.keys():  # noqa: SIM118 (it is no dict)
             part = opened.get_slice(name)
             kind = str(part.get_dtype())
-            load = functools.partial(opened.get_tensor, name)
+            load = functools.partial(_loaded, opened, name, path)
             yield name, Tensor(tuple(part.get_shape()), names.get(kind, kind.lower()), load)
     except Exception as e:  # the library raises classes of its own
         raise UsageError(f"{str(path)!r} can't be read as safetensors: {' '.join(str(e).split())[:200]}") from e
+
+
+def _loaded(opened: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        return np.asarray(opened.get_tensor(name))
+    except Exception as e:  # of a type that numpy hasn't, as float8: an AttributeError
+        raise UsageError(f"{str(path)!r}: {name!r} can't be read: {' '.join(str(e).split())[:200]}") from e
 
 
 def named(config: Mapping[str, Any] | None, path: str, families: Mapping[str, Any]) -> str:
