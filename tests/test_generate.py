@@ -421,6 +421,18 @@ def test_a_learned_window_bounds_what_is_written(tiny, tmp_path, capsys):
     assert code == 2 and "a prompt has 41 tokens, and the model's window 32: shorten it" in err[-1]
 
 
+def test_rows_of_another_tokenizer_are_not_gone_on_with(trained, capsys, tmp_path, monkeypatch):
+    from bigmodel.cli import generate as verb
+
+    (tmp_path / "prompts.txt").write_bytes("\ufeffThe\r\npeople".encode())  # with a byte-order mark
+    args = [trained, f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path / 'x.jsonl'}", "--max-new-tokens=1"]
+    assert said(capsys, *args)[0] == 0
+    assert [json.loads(row)["prompt"] for row in (tmp_path / "x.jsonl").open()] == ["The", "people"]
+    monkeypatch.setattr(verb, "_encoded", lambda *_: [1, 2])
+    code, _, err = said(capsys, *args)
+    assert code == 2 and "has rows of other settings, prompts or weights" in err[-1]
+
+
 @pytest.mark.slow
 def test_a_killed_file_of_prompts_goes_on_and_loses_none(trained, tmp_path):
     """kill -9 several times during 1,000 prompts; the rows are those of an undisturbed run."""

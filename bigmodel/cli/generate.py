@@ -204,7 +204,9 @@ def _file(args: cli.Args, decoder: Any, tokenizer: Any, prompts: Any, settings: 
     from bigmodel.run import weights
 
     model = weights.identity(args.model)
-    made = {"model": model, "settings": asdict(settings), "prompts": [text for _, text, _ in prompts]}
+    # Tokens, too: the tokenizer and the end of a text are no part of a model's identity.
+    given = [(text, list(tokens)) for _, text, tokens in prompts]
+    made = {"model": model, "settings": asdict(settings), "prompts": given, "ends": decoder.ends.tolist()}
     rows = continuations.Rows(args.out, {**made, "chat": args.chat, "dtype": args.dtype}, settings.sequences)
     if rows.done:
         note(f"{len(rows.done)} of {len(prompts)} prompts are in {args.out!r} already")
