@@ -17,7 +17,7 @@ from conftest import ROOT, bigmodel, drawn
 from ml_collections import FrozenConfigDict
 from scipy import stats
 
-from bigmodel import models
+from bigmodel import models, tree
 from bigmodel.after import continuations, decode, generate
 from bigmodel.after.generate import Sampling
 from bigmodel.cli import main
@@ -55,8 +55,6 @@ def made(name, std=0.3):
 
 def decoder(name, mesh=ONE, ends=()):
     family, cfg, params = made(name)
-    from bigmodel import tree
-
     put = decode.placing(family, mesh, "float32")
     return decode.Decoder(family, cfg, tree.map_paths(put, params), mesh, ends)
 
@@ -98,6 +96,16 @@ def test_greedy_tokens_are_those_of_whole_forward_passes(name):
     for k, (tokens, expected) in enumerate(plain(name, PROMPTS[:2], 7)):
         assert found[k] == tokens
         np.testing.assert_allclose(log_p[k], expected, atol=1e-4)
+
+
+def test_relative_positions_in_bfloat16():
+    family, cfg, params = made("relative")
+    cfg = FrozenConfigDict({**cfg.to_dict(), "dtype": "bfloat16"})
+    put = decode.placing(family, ONE, "bfloat16")
+    d = decode.Decoder(family, cfg, tree.map_paths(put, params), ONE)
+    (_, first), (_, log_p) = d.sample(d.batch([(0, PROMPTS[1])]), 5, Sampling())
+    ((_, expected),) = plain("relative", PROMPTS[1:2], 5)
+    np.testing.assert_allclose(np.concatenate([first, log_p], axis=1)[0], expected, atol=0.1)
 
 
 def test_what_is_drawn_depends_on_seed_prompt_and_sequence_alone():
