@@ -116,8 +116,8 @@ def run(
     """
     batch, R = decoder.batch([(n, tokens) for n, _, tokens in prompts], rows), settings.sequences
     ends, texts = decoder.ends.tolist(), list[_Text]()
-    for _, _, tokens in prompts:
-        before = () if decoder.reads_source else tokens
+    for _, _, given in prompts:
+        before = () if decoder.reads_source else given
         texts += [_Text(tokenizer, settings.stop, ends, before) for _ in range(R)]
     scores: list[float] = []
     if settings.beams:
