@@ -21,14 +21,14 @@ from bigmodel.after import generate
 from bigmodel.data import loader
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
-from bigmodel.run import budget, checkpoint, counts, program, record
+from bigmodel.run import adapters, budget, checkpoint, counts, program, record
 
 BATCH = 64  # examples at once
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; `variables` are its weights with the scales of its parametrisation applied."""
+    """A finished run; `variables` are its weights, adapters merged, with the scales of its parametrisation applied."""
 
     config: Any
     family: ModuleType
@@ -53,7 +53,8 @@ def restore(folder: str, data_dir: str = "") -> Run:
     state = checkpoint.restore_part(str(home / "checkpoints"), *wanted)
     family = models.family(frozen.family)
     scales = counts.scales(frozen.family, frozen.model, frozen.optim.name)
-    variables = {"params": scales.effective(state["params"]), **state["model_state"]}
+    params = adapters.merge(frozen.train, family.RULES, state["params"])
+    variables = {"params": scales.effective(params), **state["model_state"]}
     return Run(frozen, family, family.Model(frozen.model), variables, result)
 
 

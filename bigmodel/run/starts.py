@@ -21,7 +21,7 @@ from etils import epath
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
 from bigmodel.files import has_sha256
-from bigmodel.run import budget, checkpoint, counts, record
+from bigmodel.run import adapters, budget, checkpoint, counts, record
 
 SUFFIX = ".safetensors"
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
@@ -70,7 +70,8 @@ def _from_run(
     result = record.read_result(home)
     if result is None:  # a plan may name a run that will be trained later
         raise UsageError(f"{where}: no finished run there (no result.json)")
-    model, own_model = (record.read_json(home / "config.json") or {}).get("model", {}), frozen.model
+    stored = record.read_json(home / "config.json") or {}
+    model, own_model = stored.get("model", {}), frozen.model
     differ = [key for key in SCALING if model.get(key) != own_model.get(key)]
     if differ and {m.get("parametrization", "standard") for m in (model, own_model)} != {"standard"}:
         key = differ[0]
@@ -78,10 +79,16 @@ def _from_run(
         raise UsageError(f"{where}: {both}: weights would be scaled differently")
     saved = f"{source}/checkpoints"
     wanted = [tree.renamed(tree.pick(t["params"], only), ours, theirs) for t in (compiled.shapes, compiled.shardings)]
-    found = checkpoint.restore_part(saved, *({"params": part} for part in wanted))["params"]
+
+    def restore(*parts: Any) -> Any:
+        return checkpoint.restore_part(saved, *({"params": part} for part in parts))["params"]
+
+    rules = models.family(stored.get("family", frozen.family)).RULES
+    found = adapters.read(stored.get("train", {}), rules, *wanted, restore)
     params = tree.merge(fresh, tree.renamed(found, theirs, ours))
     own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
     there = [ours + p[len(theirs) :] for p in checkpoint.parameters(saved) if p.startswith(theirs)]
+    there = [p for p in there if not p.startswith(f"{adapters.NAME}/")]  # merged
     unused = [p for p in there if p not in own and re.search(only, p)]
     body = [p for p in unused if not HEADS.search(p)]
     if body:
