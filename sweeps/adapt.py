@@ -28,10 +28,11 @@ CONFIG = "experiments/adapt.py:48"
 LAW = None  # the law of transfer is the report's
 WIDTHS = (24, 48, 96)
 FINE = {32: 0.002, 80: 0.002, 176: 0.002, 432: 0.004, 1024: 0.006}  # windows of 128 bytes -> rate
-SCRATCH = dict.fromkeys((360, 808, 1808, 4048), 0.01)
+SCRATCH = (360, 808, 1808, 4048)
+MORE = {24: (7200,)}  # where a fine-tuned run is as good as more than 4,048 from scratch
 PASSES, WINDOW = 4, 128
 RANKS = {24: (8,), 48: (1, 8, 32), 96: (8,)}
-FASTER = 4  # an adapter's rate over that of the whole model
+ADAPTERS = 0.02  # their rate
 COLUMNS = ["params", "bytes", "rank", "seed", "loss", "trainable", "run_id"]  # rank -1: from scratch, 0: whole
 
 
@@ -47,16 +48,15 @@ def rows(width, sizes, seed, start=None, **more):
 
 
 def get_sweep():
-    found = []
-    for seed in range(3):
-        for width in WIDTHS:
+    whole, ranks = [], []
+    for width in WIDTHS:
+        for seed in range(3):
             start = f"experiments/adapt.py:pretrain-{width}-{seed}"
-            found += rows(width, FINE, seed, start) + rows(width, SCRATCH, seed)
+            whole += rows(width, FINE, seed, start)
+            whole += rows(width, dict.fromkeys((*SCRATCH, *MORE.get(width, ())), 0.01), seed)
             for rank in RANKS[width]:
-                found += rows(
-                    width, {n: FASTER * lr for n, lr in FINE.items()}, seed, start, **{"train.lora_rank": rank}
-                )
-    return found
+                ranks += rows(width, dict.fromkeys(FINE, ADAPTERS), seed, start, **{"train.lora_rank": rank})
+    return whole + ranks
 
 
 def read(folder):
