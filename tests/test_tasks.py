@@ -306,7 +306,7 @@ def test_fine_tuning_starts_from_the_parts_that_are_named(task_dir, data_dir, tm
     assert "head" in new and "head" not in old
     with pytest.raises(UsageError, match="absent there"):
         train(experiment("sentiment.py:prose", task_dir, *still, ("train.init_only", "")), str(tmp_path), quiet=True)
-    with pytest.raises(UsageError, match=r"init_only='\^block/': no parameter has such a path"):
+    with pytest.raises(UsageError, match=r"init_only='\^block/': no parameter has a path like"):
         budget.finalize(experiment("sentiment.py:prose", task_dir, *still, ("train.init_only", "^block/")))
     # And it learns to tell good from bad.
     steps = [("train.steps", 60), ("optim.lr", 0.01)]
@@ -396,7 +396,7 @@ def test_a_run_starts_from_published_weights(task_dir, tmp_path):
     cfg = budget.finalize(experiment("sentiment.py", task_dir, *still))
     rng, tensors = np.random.default_rng(0), {}
     shapes = counts.shapes("bert", cfg.model)
-    for name, path in bert.WEIGHTS.items():
+    for name, path in bert.WEIGHTS["bert"].names.items():
         node = shapes
         for part in path.split("/"):
             node = node.get(part, {})
@@ -425,7 +425,7 @@ def test_a_run_starts_from_published_weights(task_dir, tmp_path):
     np.testing.assert_allclose(params["blocks"]["attention"]["query"][1].reshape(32, 32), query.T, atol=1e-6)
     out = tensors["encoder.layer.0.attention.output.dense.weight"]
     np.testing.assert_allclose(params["blocks"]["attention"]["out"][0].reshape(32, 32), out.T, atol=1e-6)
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError, match="no weights at"):
         budget.finalize(experiment("sentiment.py", task_dir, *still, ("train.init_from", "no.safetensors")))
     file.write_bytes(b"nothing")
     with pytest.raises(UsageError, match="can't be read as safetensors"):

@@ -46,7 +46,9 @@ def restore(folder: str, data_dir: str = "") -> Run:
     result = record.read_result(home)
     if result is None:
         raise UsageError(f"no finished run at {folder!r} (no result.json)")
-    frozen = budget.finalize(config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else []))
+    unfrozen = config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else [])
+    # A converted model may have no data of its own.
+    frozen = budget.finalize(unfrozen, reads=result["status"] != "converted" or bool(unfrozen.data.get("name")))
     mesh = sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
     compiled = program.build(program.static_part(frozen), mesh)
     wanted = [{k: t[k] for k in ("params", "model_state")} for t in (compiled.shapes, compiled.shardings)]
@@ -119,16 +121,18 @@ def translate(
 
     def best(variables: Any, batch: Any) -> jax.Array:
         def step(tokens: jax.Array, cache: Any, *source: Any) -> Any:
-            return run.model.apply(variables, tokens, cache, *source, method="step")
+            stacked = {**cache, "layers": generate.joined(cache["layers"])}
+            logits, cache = run.model.apply(variables, tokens, stacked, *source, method="step")
+            return logits, generate.cut_cache(cache)
 
         source_BS = batch["source"]
         keys_BS = jnp.arange(source_BS.shape[1]) < batch["source_length"][:, None]
         first = jnp.full((len(source_BS), 1), run.family.start(cfg), jnp.int32)
-        cache = run.family.init_cache(cfg, len(source_BS), cfg.seq_len + 1)
+        cache = generate.cut_cache(run.family.init_cache(cfg, len(source_BS), cfg.seq_len + 1))
         logits_BLV, cache = step(first, cache, source_BS, keys_BS)
         if beams == 1:
             return generate.greedy(step, logits_BLV[:, -1], cache, cfg.seq_len, end)[0]
-        return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0]
+        return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0][:, 0]
 
     for _, tokens_BL in _outputs(run, best, split, BATCH, limit):
         for row in tokens_BL:

