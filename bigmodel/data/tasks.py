@@ -1,4 +1,4 @@
-"""Tasks of `bigmodel prepare`: pairs of texts to translate, labelled texts, conversations. One example is one of them."""
+"""Tasks of `bigmodel prepare`: pairs of texts to translate, labelled texts, conversations. An example is one of these."""
 
 from __future__ import annotations
 
