@@ -4,9 +4,9 @@
     bigmodel prepare movie-reviews --tokenizer=data/minilm/tokenizer.json --out=data/movie-reviews-minilm
     bigmodel sweep run sweeps/lora.py && bigmodel report sweeps/lora.py
 
-500 sentences, 1,200 seen: the whole model; adapters of rank 8 of attention's queries and values and the head; the head
-alone. Seed 3 tries RATES, compared by accuracy on 500 sentences of validation; seeds 0, 1, 2 have the best of these, and
-are compared on the 1,044 of test. A gain is the accuracy beyond that of the larger class.
+500 sentences, seen twice: the whole model learns; or adapters of rank 8 of attention's queries and values, and the head;
+or the head alone. Seed 3 tries RATES, compared by accuracy on 500 sentences of validation. Seeds 0, 1, 2 have the best
+of these and are compared on the 1,044 sentences of test. A gain is the accuracy beyond the share of the larger class.
 """
 
 import json
@@ -20,19 +20,21 @@ from bigmodel.laws import sources
 
 CONFIG = "experiments/sentiment.py"
 LAW = None
-START = {"train.init_from": "data/minilm/model.safetensors", "data.examples": 500, "train.tokens": 1200}
+START = {
+    "train.init_from": "data/minilm/model.safetensors", "data.examples": 500, "train.tokens": 1000, "data.seq_len": 32,
+}  # fmt: skip
 WAYS = {
     "whole": {},
     "rank 8": {"train.lora_rank": 8},
     "head": {"optim.groups": (("^(embed|blocks)/", "frozen=true"),)},
 }
-RATES = {"whole": (5e-5, 1e-4, 2e-4), "rank 8": (5e-4, 1e-3, 2e-3), "head": (3e-3, 1e-2)}
+RATES = {"whole": (1e-4, 2e-4), "rank 8": (1e-3, 2e-3), "head": (3e-3, 1e-2)}
 BEST = {"whole": 1e-4, "rank 8": 1e-3, "head": 1e-2}
 
 
 def get_sweep():
     tried = [(way, lr, 3) for way, rates in RATES.items() for lr in rates]
-    chosen = [(way, lr, seed) for way, lr in BEST.items() for seed in range(3)]
+    chosen = [(way, lr, seed) for seed in range(3) for way, lr in BEST.items()]
     return [{**START, **WAYS[way], "optim.lr": lr, "train.seed": seed} for way, lr, seed in tried + chosen]
 
 
@@ -57,7 +59,7 @@ def report(folder, out):
     base = chosen.majority.mean()
     for way, row in mean.iterrows():
         share = chosen[chosen.way == way].trainable.mean() / chosen.params.mean()
-        gain = (row["mean"] - base) / (mean.loc["whole", "mean"] - base) if "whole" in mean.index else np.nan
+        gain = (row["mean"] - base) / (mean["mean"].get("whole", np.nan) - base)
         lines.append(
             f"{way}: {row['mean']:.1%} on test (deviation {row['std']:.1%}, {row['count']:.0f} seeds), {gain:.1%} of the "
             f"gain of the whole over {base:.1%}, with {share:.2%} of the parameters trainable"
