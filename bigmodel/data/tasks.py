@@ -1,4 +1,4 @@
-"""Tasks of `bigmodel prepare`: pairs of texts to translate, labelled texts, conversations. An example is one of these."""
+"""Tasks of `bigmodel prepare`: pairs of texts labelled texts, conversations. An example is one of them."""
 
 from __future__ import annotations
 
