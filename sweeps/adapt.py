@@ -29,7 +29,7 @@ LAW = None  # the law of transfer is the report's
 WIDTHS = (24, 48, 96)
 FINE = {32: 0.002, 80: 0.002, 176: 0.002, 432: 0.004, 1024: 0.006}  # windows of 128 bytes -> rate
 SCRATCH = (360, 808, 1808, 4048)
-MORE = {24: (7200,)}  # where a fine-tuned run is as good as more than 4,048 from scratch
+MORE = {24: (7200,), 48: (7200,)}  # where a fine-tuned run is as good as more than 4,048 from scratch
 PASSES, WINDOW = 4, 128
 RANKS = {24: (8,), 48: (1, 8, 32), 96: (8,)}
 ADAPTERS = 0.02  # their rate
@@ -133,7 +133,7 @@ def figure(frame, laws):
                 here = mean.xs((rank, params))
                 left.plot(
                     here.index, here, line, color=colour, marker=style.MARKERS[k], markersize=4, markerfacecolor=face,
-                    label=f"{name}, pretrained" if rank == 0 else f"{name}, from scratch",
+                    label=name if rank == 0 else None,
                 )  # fmt: skip
         for rank, face, size in ((0, colour, 5), (8, "none", 6)):
             here = table[(table.params == params) & (table["rank"] == rank) & table.transferred.notna()]
@@ -145,6 +145,7 @@ def figure(frame, laws):
         if laws.get(0):
             theta, x = [laws[0][n]["value"] for n in ("log_k", "alpha", "beta")], np.geomspace(3e3, 2e5, 20)
             right.plot(x, np.exp(theta[0]) * x ** theta[1] * params ** theta[2], color=colour, linewidth=1)
+    left.plot([], [], ":", color=style.GREY, marker="o", markersize=4, markerfacecolor="none", label="from scratch")
     left.set(xlabel="bytes of definitions, read four times", ylabel="held-out loss (nats a byte)")
     right.set(xlabel="bytes of definitions, read four times", ylabel="bytes transferred")
     sizes = frame.bytes
@@ -153,8 +154,8 @@ def figure(frame, laws):
     known = table.transferred.dropna().astype(float)
     if len(known):
         style.log_axis(right, "y", known.min() / 1.3, known.max() * 1.3)
-    for axes in (left, right):
-        axes.legend(fontsize="small")
+    left.legend(fontsize="small", loc="lower left")
+    right.legend(fontsize="small", loc="lower right")
     return fig
 
 

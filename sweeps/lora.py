@@ -28,8 +28,8 @@ WAYS = {
     "rank 8": {"train.lora_rank": 8},
     "head": {"optim.groups": (("^(embed|blocks)/", "frozen=true"),)},
 }
-RATES = {"whole": (1e-4, 2e-4), "rank 8": (1e-3, 2e-3), "head": (3e-3, 1e-2)}
-BEST = {"whole": 1e-4, "rank 8": 1e-3, "head": 1e-2}
+RATES = {"whole": (5e-5, 1e-4, 2e-4), "rank 8": (1e-3, 2e-3, 4e-3, 8e-3), "head": (3e-3, 1e-2, 3e-2)}
+BEST = {"whole": 1e-4, "rank 8": 4e-3, "head": 3e-2}
 
 
 def get_sweep():
@@ -61,6 +61,6 @@ def report(folder, out):
         share = chosen[chosen.way == way].trainable.mean() / chosen.params.mean()
         gain = (row["mean"] - base) / (mean["mean"].get("whole", np.nan) - base)
         said = f"{way}: {row['mean']:.1%} on test (deviation {row['std']:.1%}, {row['count']:.0f} seeds)"
-        lines.append(f"{said}, {gain:.1%} of whole's gain over {base:.1%}, {share:.2%} of the parameters trainable")
+        lines.append(f"{said}, {gain:.1%} of whole's gain over {base:.1%}, {100 * share:.2g} % of the parameters trainable")
     (home / "lora.json").write_text(json.dumps(lines, indent=1) + "\n")
     return "\n".join(lines)
