@@ -61,6 +61,8 @@ def report(folder, out):
         share = chosen[chosen.way == way].trainable.mean() / chosen.params.mean()
         gain = (row["mean"] - base) / (mean["mean"].get("whole", np.nan) - base)
         said = f"{way}: {row['mean']:.1%} on test (deviation {row['std']:.1%}, {row['count']:.0f} seeds)"
-        lines.append(f"{said}, {gain:.1%} of whole's gain over {base:.1%}, {100 * share:.2g} % of the parameters trainable")
+        lines.append(
+            f"{said}, {gain:.1%} of whole's gain over {base:.1%}, {100 * share:.2g} % of the parameters trainable"
+        )
     (home / "lora.json").write_text(json.dumps(lines, indent=1) + "\n")
     return "\n".join(lines)

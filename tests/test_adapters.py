@@ -189,7 +189,7 @@ def test_adapters_of_published_weights(data_dir, tmp_path):
 @pytest.mark.parametrize(
     "override, said",
     [
-        (("train.init_from", ""), "adapters are of a model that has learnt"),
+        (("train.init_from", ""), "adapters of what\? Say it with config.train.init_from"),
         (("train.lora_targets", "attention/(query|keys)_bias"), "no matrix of a layer|no parameter's path matches"),
         (
             ("train.lora_targets", "embed/tokens"),

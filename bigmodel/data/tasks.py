@@ -1,4 +1,4 @@
-"""Tasks of `bigmodel prepare`: pairs of texts labelled texts, conversations. An example is one of them."""
+"""Tasks of `bigmodel prepare`: pairs of texts, labelled texts, conversations. An example is one of these."""
 
 from __future__ import annotations
 
@@ -91,9 +91,8 @@ def _arrays(path: str, of: str, names: tuple[str, ...], labels: int) -> dict[str
                 raise ValueError(f"{name} has other shapes")
             if len(ends) and (np.diff(ends, prepend=0).min() < 1 or ends[-1] != len(arrays[name])):
                 raise ValueError(f"{name}_ends are not where its texts end")
-        if "counts" in arrays and (
-            arrays["counts"].shape != arrays[names[0]].shape or arrays["counts"].max(initial=0) > 1
-        ):
+        counts = arrays.get("counts", np.zeros_like(arrays[names[0]]))
+        if counts.shape != arrays[names[0]].shape or counts.max(initial=0) > 1:
             raise ValueError("counts are not a 0 or 1 a token")
         if labels and (arrays["label"].shape != ends.shape or not np.all(np.isin(arrays["label"], range(labels)))):
             raise ValueError(f"label is not one of {labels}")
@@ -148,11 +147,8 @@ class Examples(Split):
         if self.chat:
             place = slice(self.arrays["text_ends"][i - 1] if i else 0, self.arrays["text_ends"][i])
             ids, counts = (self.arrays[name][place][: self.lengths["text"] + 1] for name in ("text", "counts"))
-            empty = (0, self.lengths["text"] + 1 - len(ids))
-            return {
-                "tokens": np.pad(ids.astype(np.int32), empty),
-                "counts": np.pad(counts[1:].astype(np.float32), empty),
-            }
+            row = {"tokens": ids.astype(np.int32), "counts": counts[1:].astype(np.float32)}
+            return {name: np.pad(x, (0, self.lengths["text"] + 1 - len(ids))) for name, x in row.items()}
         out: dict[str, Any] = {}
         for name, length in self.lengths.items():
             ends = self.arrays[f"{name}_ends"]

@@ -22,9 +22,10 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import tree
 from bigmodel.errors import UsageError, check_ranges
-from bigmodel.run import optim
+from bigmodel.run import checkpoint, optim
 
 NAME = "lora"  # the top-level tree of the adapters
+OWN = f"^(?!{NAME}/)"  # paths of the model's own
 KEYS = ("lora_rank", "lora_alpha", "lora_targets", "init_only")  # of `train`: what is compiled where there are some
 
 
@@ -46,7 +47,7 @@ def finalize(train: Any, rules: Any, shapes: Callable[[], Any]) -> None:
 def frozen_groups(train: Any, groups: Any) -> tuple[tuple[str, ...], ...]:
     """`optim.groups` and, with adapters, one more: what a run starts from (`train.init_only`) is frozen."""
     # Lookaheads: a path that isn't an adapter's, and matches init_only anywhere.
-    frozen = (f"^(?!{NAME}/)(?=.*({train.init_only}))", "frozen=true") if train.get("lora_rank") else None
+    frozen = (f"{OWN}(?=.*({train.init_only}))", "frozen=true") if train.get("lora_rank") else None
     return (*map(tuple, groups), *([frozen] if frozen else []))
 
 
@@ -97,22 +98,20 @@ def merge(train: Any, rules: Any, params: Any) -> Any:
         spec = f"{stacked}{inside}z,{stacked}z{outside}->{whole}"
         return (w + scale * jnp.einsum(spec, factors[f"{path}/a"], factors[f"{path}/b"])).astype(w.dtype)
 
-    return tree.map_paths(merged, _model(params))
+    return tree.map_paths(merged, tree.pick(params, OWN))
 
 
-def _model(params: Any) -> Any:
-    return {k: v for k, v in params.items() if k != NAME}
-
-
-def read(stored: Any, rules: Any, shapes: Any, shardings: Any, restore: Callable[[Any, Any], Any]) -> Any:
-    """Parameters of a finished run, adapters merged. `stored`: the `train` section of its config; `restore` reads
-    parameters of such shapes and shardings from its checkpoint."""
-    if not stored.get("lora_rank"):
-        return restore(shapes, shardings)
+def read(saved: str, stored: Any, rules: Any, wanted: Sequence[Any]) -> Any:
+    """Parameters of a finished run, adapters merged: `wanted` are their shapes and shardings, `saved` its checkpoints,
+    `stored` the `train` section of its config."""
+    shapes, shardings = wanted
     train = FrozenConfigDict(stored)
     whole = jax.eval_shape(lambda p: add(train, rules, p, jax.random.key(0)), shapes)
     anywhere = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
-    return merge(train, rules, restore(whole, {**shardings, NAME: jax.tree.map(lambda _: anywhere, whole[NAME])}))
+    more = {k: jax.tree.map(lambda _: anywhere, v) for k, v in whole.items() if k not in shardings}
+    return merge(
+        train, rules, checkpoint.restore_part(saved, {"params": whole}, {"params": {**shardings, **more}})["params"]
+    )
 
 
 def start(frozen: Any, compiled: Any, fresh: Any, take: Callable[[Any, Any, Any], tuple[Any, str]]) -> tuple[Any, str]:
@@ -122,10 +121,11 @@ def start(frozen: Any, compiled: Any, fresh: Any, take: Callable[[Any, Any, Any]
     """
     if NAME not in fresh:
         return take(frozen, compiled, fresh)
-    parts = {k: {"params": _model(getattr(compiled, k)["params"])} for k in ("shapes", "shardings")}
-    taken, said = take(frozen, replace(compiled, **parts), _model(fresh))
+    own = tree.pick(fresh, OWN)
+    parts = {k: {"params": tree.pick(getattr(compiled, k)["params"], OWN)} for k in ("shapes", "shardings")}
+    taken, said = take(frozen, replace(compiled, **parts), own)
     settings = FrozenConfigDict({**frozen.optim.to_dict(), "groups": frozen_groups(frozen.train, frozen.optim.groups)})
-    pairs = zip(tree.paths(taken), jax.tree.leaves(taken), jax.tree.leaves(_model(fresh)), strict=True)
+    pairs = zip(tree.paths(taken), jax.tree.leaves(taken), jax.tree.leaves(own), strict=True)
     lost = [path for path, after, before in pairs if before is after and optim.is_frozen(settings, path)]
     if lost:
         raise UsageError(

@@ -117,9 +117,7 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     optim.finalize(config.optim)
     _check_train(config)
     if config.optim.layer_decay != 1 and not any("depth" in names for _, names in family.RULES):
-        raise UsageError(
-            f"config.optim.layer_decay={config.optim.layer_decay}: family {config.family!r} has no stack of layers"
-        )
+        raise UsageError(f"config.optim.layer_decay: family {config.family!r} has no stack of layers")
     adapters.finalize(config.train, family.RULES, lambda: counts.shapes(config.family, FrozenConfigDict(config.model)))
     config.lock()
     frozen = FrozenConfigDict(config)
@@ -231,8 +229,7 @@ def _check_start(config: ConfigDict) -> None:
         )
     if train.lora_rank and not parts:
         raise UsageError(
-            f"config.train.lora_rank={train.lora_rank}: adapters are of a model that has learnt: say which with "
-            "config.train.init_from"
+            f"config.train.lora_rank={train.lora_rank}: adapters of what? Say it with config.train.init_from"
         )
     if train.init_from and train.init_parts:
         raise UsageError("config.train: give init_from or init_parts, not both")

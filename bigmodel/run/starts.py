@@ -76,17 +76,11 @@ def _from_run(
         both = f"its model.{key} is {model.get(key)!r}, here it is {own_model.get(key)!r}"
         raise UsageError(f"{where}: {both}: weights would be scaled differently")
     saved = f"{source}/checkpoints"
-    shapes, shardings = (
-        tree.renamed(tree.pick(t["params"], only), ours, theirs) for t in (compiled.shapes, compiled.shardings)
-    )
-
-    def restore(*parts: Any) -> Any:
-        return checkpoint.restore_part(saved, *({"params": part} for part in parts))["params"]
-
+    wanted = [tree.renamed(tree.pick(t["params"], only), ours, theirs) for t in (compiled.shapes, compiled.shardings)]
     rules = models.family(stored.get("family", frozen.family)).RULES
-    found = adapters.read(stored.get("train", {}), rules, shapes, shardings, restore)
+    found = adapters.read(saved, stored.get("train", {}), rules, wanted)
     params = tree.merge(fresh, tree.renamed(found, theirs, ours))
-    own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(shapes)]
+    own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
     there = [ours + p[len(theirs) :] for p in checkpoint.parameters(saved) if p.startswith(theirs)]
     there = [p for p in there if not p.startswith(f"{adapters.NAME}/")]  # merged
     unused = [p for p in there if p not in own and re.search(only, p)]
