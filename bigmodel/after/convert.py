@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from bigmodel import config as configs
 from bigmodel import models, tree
 from bigmodel.after.opened import Opened
-from bigmodel.errors import UsageError
+from bigmodel.errors import UsageError, note
 from bigmodel.files import writing
 from bigmodel.models import layers
 from bigmodel.models.layouts import TABLES, Layout
@@ -33,6 +33,7 @@ BESIDE = (
     "merges.txt", "vocab.txt", "generation_config.json",
 )  # fmt: skip
 HEAD_NORM = {"decoder": "^norm/", "encdec": "^decoder_norm/", "bert": "^transform/norm/"}  # what a tied head reads
+DTYPES = ("float32", "float16", "bfloat16")
 CONVERTED = "converted"  # the status of a run that was not trained here
 
 
@@ -135,7 +136,10 @@ def write_folder(opened: Opened, out: str, dtype: str = "") -> str:
     cfg, params = folded(opened.family, opened.cfg, opened.params)
     layout = layout_of(opened.family, cfg)
     came = opened.published or {}
-    kind = np.dtype(dtype or came.get("dtype") or came.get("torch_dtype") or "float32")
+    asked = dtype or came.get("dtype") or came.get("torch_dtype") or "float32"
+    if asked not in DTYPES:
+        note(f"the published dtype {asked!r} isn't written; float32 is")
+    kind = np.dtype(asked if asked in DTYPES else "float32")
     named = {name: x.astype(kind) for name, x in tensors(layout, opened.family, cfg, params)}
     home = Path(out)
     with writing(out):

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from bigmodel import models, tree
 from bigmodel.after import evaluate
-from bigmodel.errors import UsageError
+from bigmodel.errors import UsageError, note
 from bigmodel.models.layouts import Layout
 from bigmodel.run import starts, weights
 
@@ -77,6 +77,8 @@ def open_run(path: str, data_dir: str = "", putting: Callable[[str, Any], Put] |
         kinds = "a run (config.json, result.json), nor published weights (.safetensors, .gguf)"
         raise UsageError(f"{path!r} holds neither {kinds}")
     run = evaluate.restore(path, data_dir)
+    if run.result.get("status") == "diverged":
+        note(f"{path!r} diverged: its weights are those of step {run.result['last_good_step']}")
     cfg, params = run.config.model, run.variables["params"]
     put = putting(run.config.family, cfg) if putting else None
     if put:

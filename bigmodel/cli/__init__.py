@@ -105,7 +105,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned plain text, not wrapped: the same in a terminal and in a pipe. Numbers are aligned to the right."""
     cells = [[str(c) for c in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-    right = [all(c[i][:1].isdigit() for c in cells) and i > 1 for i in range(len(head))]
+    right = [all(c[i].lstrip("-")[:1].isdigit() for c in cells) and i > 1 for i in range(len(head))]
     lines = []
     for row in [head, *cells]:
         aligned = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
