@@ -104,22 +104,25 @@ def law(frame, rank, draws=1000):
     """The law of one rank with 95 % intervals: each draw takes seeds of every size of model, as a start has a seed, for
     the runs from scratch others, and then cells of the table, with replacement."""
     here = frame[frame["rank"].isin((rank, -1))]
-    best = fit(cells(here))
+    table = cells(here)
+    best = fit(table)
     if best is None:
         return None
+    known = table[table.transferred.astype(float) > 0].astype(float)
+    off = np.log(known.transferred) - best[0] - best[1] * np.log(known.bytes) - best[2] * np.log(known.params)
     rng, seeds, found = np.random.default_rng(0), np.sort(here.seed.unique()), []
     groups = {key: part for key, part in here.groupby(["params", here["rank"] < 0])}
     for _ in range(draws):
         parts = []
         for part in groups.values():
             parts += [part[part.seed == s] for s in rng.choice(seeds, len(seeds))]
-        table = cells(pd.concat(parts))
-        theta = fit(table.iloc[rng.integers(0, len(table), len(table))])
+        drawn = cells(pd.concat(parts))
+        theta = fit(drawn.iloc[rng.integers(0, len(drawn), len(drawn))])
         found += [theta] if theta is not None else []
     low, high = np.percentile(found, [2.5, 97.5], axis=0)
     names = ("log_k", "alpha", "beta")
     own = {name: dict(value=best[i], low=low[i], high=high[i]) for i, name in enumerate(names)}
-    return {**own, "cells": int((cells(here).transferred.astype(float) > 0).sum()), "draws": len(found)}
+    return {**own, "cells": len(known), "draws": len(found), "rms": float(np.sqrt(np.mean(off**2)))}
 
 
 def figure(frame, laws):
@@ -187,5 +190,7 @@ def report(folder, out):
             f"{n} {v['value']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" for n, v in found.items() if isinstance(v, dict)
         )
         how = f"adapters of rank {rank}" if rank else "whole"
-        lines.append(f"{how}: D_T = k D_F^alpha N^beta over {found['cells']} cells: {said}")
+        lines.append(
+            f"{how}: D_T = k D_F^alpha N^beta over {found['cells']} cells, off by {found['rms']:.1%} (rms): {said}"
+        )
     return "\n".join([*lines, f"figure: {drawn}"])
