@@ -80,6 +80,12 @@ def test_a_score_that_is_no_mean_doesnt_depend_on_the_batch(home, swept):
     )  # fmt: skip
     predicted, labels = json.loads(done.stdout)
     assert found["eval_macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), rel=1e-5)
+    run("evaluate", swept / "runs/study" / found["run_id"], cwd=swept)
+    written = json.loads((swept / "runs/study" / found["run_id"] / "evaluation-validation.json").read_text())
+    assert written["macro_f1"] == pytest.approx(found["eval_macro_f1"], rel=1e-5)
+    (pair,) = (r for r in results(swept).values() if r["family"].endswith("pairs.py"))
+    said = run("evaluate", swept / "runs/study" / pair["run_id"], "--json", cwd=swept).stdout
+    assert json.loads(said)["loss"] == pytest.approx(pair["loss"], rel=1e-5)
 
 
 def test_a_row_starts_from_two_runs_and_keeps_what_is_frozen(swept):

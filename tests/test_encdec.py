@@ -128,15 +128,18 @@ def test_a_beam_scores_no_less_than_greedy_and_its_score_is_its_own():
     source = jnp.asarray(np.random.default_rng(1).integers(1, 50, (16, 9)))
     length = 10
 
-    def step(t, c):
-        return model.apply(variables, t, c, method=model.step)
+    def step(t, c, *more):
+        stacked = {**c, "layers": generate.joined(c["layers"])}
+        logits, c = model.apply(variables, t, stacked, *more, method=model.step)
+        return logits, generate.cut_cache(c)
 
     @jax.jit
     def both(end):
         first = jnp.full((16, 1), encdec.start(cfg))
-        logits, cache = model.apply(variables, first, encdec.init_cache(cfg, 16), source, method=model.step)
+        logits, cache = step(first, generate.cut_cache(encdec.init_cache(cfg, 16)), source)
         plain = generate.greedy(step, logits[:, -1], cache, length, end)
-        return plain, *(generate.beam(step, logits[:, -1], cache, length, end, J, 0.6) for J in (1, 4))
+        beams = (generate.beam(step, logits[:, -1], cache, length, end, J, 0.6) for J in (1, 4))
+        return plain, *((texts[:, 0], scores[:, 0]) for texts, scores in beams)
 
     @jax.jit
     def score(tokens, end):

@@ -571,18 +571,18 @@ def test_damaged_published_weights_are_refused(tmp_path):
     import numpy as np
     from safetensors.numpy import save_file
 
-    from bigmodel.run import starts
+    from bigmodel.run import weights
 
     path = tmp_path / "model.safetensors"
     save_file({"x": np.arange(9.0)}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     record.write_record(tmp_path / "manifest.json", {"files": {path.name: digest}})
-    assert starts.read(str(path))["x"][3] == 3
+    assert weights.read(str(path)).tensors["x"][3] == 3
     flip(path, -9, 3)
     with pytest.raises(errors.UsageError, match=r"model.safetensors' is damaged .* prepare it again"):
-        starts.read(str(path))
+        weights.read(str(path))
     (tmp_path / "manifest.json").unlink()
-    assert len(starts.read(str(path))) == 1
+    assert len(weights.read(str(path)).tensors) == 1
 
 
 def test_damaged_receipt_of_a_shard_is_not_believed(tmp_path, monkeypatch):

@@ -306,15 +306,20 @@ def test_fine_tuning_starts_from_the_parts_that_are_named(task_dir, data_dir, tm
     assert "head" in new and "head" not in old
     with pytest.raises(UsageError, match="absent there"):
         train(experiment("sentiment.py:prose", task_dir, *still, ("train.init_only", "")), str(tmp_path), quiet=True)
-    with pytest.raises(UsageError, match=r"init_only='\^block/': no parameter has such a path"):
+    with pytest.raises(UsageError, match=r"init_only: no parameter has a path like '\^block/'"):
         budget.finalize(experiment("sentiment.py:prose", task_dir, *still, ("train.init_only", "^block/")))
     # And it learns to tell good from bad.
     steps = [("train.steps", 60), ("optim.lr", 0.01)]
     tuned = train(experiment("sentiment.py:prose", task_dir, *still, *steps), str(tmp_path), quiet=True)
-    said = spoken(capsys, tmp_path / tuned["run_id"])
+    said = spoken(capsys, tmp_path / tuned["run_id"], "--slice=length,label", "--corrupt=typos:0.1,truncate:0.5")
     found = record.read_json(tmp_path / tuned["run_id"] / "evaluation-test.json")
     assert found["accuracy"] > 0.9 and set(found["classes"]) == {"negative", "positive"}
     assert "negative" in said and "precision" in said
+    # Half of "It is good, 49 times." holds the word.
+    assert found["corrupted"]["truncate:0.5"]["accuracy"] > 0.9 and "typos:0.1" in said
+    assert found["slices"]["label"]["too_small"].keys() | found["slices"]["label"]["slices"].keys() == {
+        "negative", "positive"
+    }  # fmt: skip
 
 
 def flat(node):
@@ -346,7 +351,9 @@ def test_wrong_evaluations_are_refused(args, said, capsys):
 
 
 def test_classification_by_hand():
-    found = scores.classification(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0]), ["ham", "spam"])
+    p_spam = np.array([0.2, 0.3, 0.9, 0.6, 0.7])
+    log_p = np.log(np.stack([1 - p_spam, p_spam], axis=1))
+    found = scores.classification(log_p, np.array([0, 1, 1, 1, 0]), ["ham", "spam"])
     assert found["accuracy"] == 0.6 and found["confusion"] == [[1, 1], [1, 2]]
     spam = found["classes"]["spam"]
     assert spam["precision"] == pytest.approx(2 / 3) and spam["recall"] == pytest.approx(2 / 3)
@@ -396,7 +403,7 @@ def test_a_run_starts_from_published_weights(task_dir, tmp_path):
     cfg = budget.finalize(experiment("sentiment.py", task_dir, *still))
     rng, tensors = np.random.default_rng(0), {}
     shapes = counts.shapes("bert", cfg.model)
-    for name, path in bert.WEIGHTS.items():
+    for name, path in bert.WEIGHTS["bert"].names.items():
         node = shapes
         for part in path.split("/"):
             node = node.get(part, {})
@@ -425,7 +432,7 @@ def test_a_run_starts_from_published_weights(task_dir, tmp_path):
     np.testing.assert_allclose(params["blocks"]["attention"]["query"][1].reshape(32, 32), query.T, atol=1e-6)
     out = tensors["encoder.layer.0.attention.output.dense.weight"]
     np.testing.assert_allclose(params["blocks"]["attention"]["out"][0].reshape(32, 32), out.T, atol=1e-6)
-    with pytest.raises(UsageError, match="No such file"):
+    with pytest.raises(UsageError, match="no weights at"):
         budget.finalize(experiment("sentiment.py", task_dir, *still, ("train.init_from", "no.safetensors")))
     file.write_bytes(b"nothing")
     with pytest.raises(UsageError, match="can't be read as safetensors"):

@@ -1,11 +1,13 @@
-"""Evaluation of a finished run on held-out data: loss by position, classes, translations.
+"""Evaluation of a finished run on held-out data: text, classes, translations, and whatever else its family scores.
 
-B batch, L length, C classes, V vocab.
+B batch, L length, C classes, V vocab, N examples.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,13 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from etils import epath
+from ml_collections import FrozenConfigDict
 
 from bigmodel import config, data, models
 from bigmodel.after import generate
 from bigmodel.data import loader
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
+from bigmodel.ops.cross_entropy import negative_log_likelihood
 from bigmodel.run import budget, checkpoint, counts, program, record
 
 BATCH = 64  # examples at once
@@ -28,13 +33,20 @@ BATCH = 64  # examples at once
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; `variables` are its weights with the scales of its parametrisation applied."""
+    """A finished run.
+
+    Attributes:
+      variables: its weights with the scales of its parametrisation applied.
+      compiled: its program, which takes the weights as they are `stored`.
+    """
 
     config: Any
     family: ModuleType
     model: Any
     variables: Any
     result: dict[str, Any]
+    compiled: Any = None
+    stored: Any = None
 
     def examples(self, split: str) -> Any:
         return data.source(self.config.data.source).open_split(self.config.data, self.config.run.data_dir, split)
@@ -46,67 +58,130 @@ def restore(folder: str, data_dir: str = "") -> Run:
     result = record.read_result(home)
     if result is None:
         raise UsageError(f"no finished run at {folder!r} (no result.json)")
-    frozen = budget.finalize(config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else []))
+    unfrozen = config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else [])
+    # A converted model may have no data of its own.
+    frozen = budget.finalize(unfrozen, reads=result["status"] != "converted" or bool(unfrozen.data.get("name")))
     mesh = sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
     compiled = program.build(program.static_part(frozen), mesh)
     wanted = [{k: t[k] for k in ("params", "model_state")} for t in (compiled.shapes, compiled.shardings)]
     state = checkpoint.restore_part(str(home / "checkpoints"), *wanted)
     family = models.family(frozen.family)
     scales = counts.scales(frozen.family, frozen.model, frozen.optim.name)
-    variables = {"params": scales.effective(state["params"]), **state["model_state"]}
-    return Run(frozen, family, family.Model(frozen.model), variables, result)
+    stored = {"params": state["params"], **state["model_state"]}
+    variables = {**stored, "params": scales.effective(state["params"])}
+    return Run(frozen, family, family.Model(frozen.model), variables, result, compiled, stored)
 
 
-def _outputs(
-    run: Run, fn: Any, split: str, size: int, limit: int
+def on(run: Run, name: str) -> Run:
+    """The run with other prepared data. UsageError: they aren't there, or were made with another tokenizer."""
+    root = run.config.run.data_dir
+    changed = run.config.as_configdict()
+    changed.data.update(name=name, fingerprint="")
+    data.finalize(changed.data, root)
+
+    def tokenizer(section: Any) -> tuple[str, str]:
+        found = data.manifest(section, root, "data")
+        made = found["tokenizer"]
+        return f"{made['vocab_size']:,} entries", found.get("files", {}).get("tokenizer.json", made["kind"])[:12]
+
+    own, other = tokenizer(run.config.data), tokenizer(changed.data)
+    if own != other:
+        known = "bytes" if own[1] == "bytes" else data.folder(run.config.data, root) / "tokenizer.json"
+        what = f"has another tokenizer ({', '.join(other)}) than the run ({', '.join(own)})"
+        raise UsageError(f"{name!r} {what}; prepare it with --tokenizer={known}")
+    return dataclasses.replace(run, config=FrozenConfigDict(changed))
+
+
+def own_scores(run: Run, split: str, limit: int = 0) -> dict[str, float]:
+    """The metrics of the family's loss, and its own scores where it has some, in batches of the run's size."""
+    size = run.config.train.batch_size
+    batches = loader.eval_batches(run.examples(split), size, limit, (0, size))
+    return program.scores(run.compiled, program.totals(run.compiled, run.stored, batches))
+
+
+def outputs(
+    run: Run, fn: Any, examples: Any, size: int, limit: int
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Batches of the first `limit` examples (0: of all), and `fn(variables, batch)` of each, without padding rows."""
     fn = jax.jit(fn)
-    for batch in loader.eval_batches(run.examples(split), size, limit, (0, size)):
+    for batch in loader.eval_batches(examples, size, limit, (0, size)):
         n = int(batch.pop("weight").sum())
         yield {k: x[:n] for k, x in batch.items()}, np.asarray(fn(run.variables, batch))[:n]
 
 
+def batch_size(cfg: Any, length: int) -> int:
+    """Examples at once, at most 16, whose logits of `length` places take 128 MB."""
+    return max(1, min(16, 2**25 // (length * cfg.get("vocab_size", 1))))
+
+
+def places(run: Run) -> range:
+    """Places of a window's tokens that the run predicts, each given all those before it; an empty range: it doesn't.
+
+    A decoder of the objective `prefix` reads here a prefix of one token, which is the causal mask.
+    """
+    cfg = run.config.model
+    if run.config.family == "decoder" and cfg.objective == "prefix":
+        return range(1, cfg.seq_len + 1)
+    return run.family.likelihood(cfg) if "tokens" in run.family.spec(cfg) else range(0)
+
+
 def by_position(run: Run, split: str = "validation", limit: int = 0) -> np.ndarray:
-    """Mean loss (nats) of the token at each position of a window, given the tokens before it in the window: L.
+    """Mean loss (nats) of the token at each of the predicted `places` of a window, given those before it there: L.
 
     UsageError: the run's family doesn't predict running text token by token.
     """
-    cfg = run.config.model
-    if not run.family.likelihood(cfg) or "tokens" not in run.family.spec(cfg) or run.config.family == "encdec":
+    cfg, predicted = run.config.model, places(run)
+    if not predicted:
         raise UsageError(f"a run of family {run.config.family!r} has no loss by position: it predicts no text in order")
-    if run.family.carries(cfg):
-        raise UsageError("a run with model.carry has read text before its window: there is no loss by position")
 
     def nats(variables: Any, batch: Any) -> jax.Array:
         logits_BLV = run.model.apply(variables, *run.family.inputs(cfg, batch))
-        log_p_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
-        return -jnp.take_along_axis(log_p_BLV, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+        return negative_log_likelihood(logits_BLV, batch["tokens"][:, predicted.start : predicted.stop])[0]
 
-    total_L, count = np.zeros(cfg.seq_len), 0
-    for _, nats_BL in _outputs(run, nats, split, 16, limit):
+    total_L, count = np.zeros(len(predicted)), 0
+    for _, nats_BL in outputs(run, nats, run.examples(split), batch_size(cfg, len(predicted)), limit):
         total_L += nats_BL.astype(np.float64).sum(axis=0)
         count += len(nats_BL)
     return total_L / count
 
 
-def classes(run: Run, split: str = "test", limit: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(predicted, true) classes of the split's examples."""
+def text(run: Run, split: str = "validation", limit: int = 0) -> dict[str, Any]:
+    """Loss in nats per token, perplexity (its exponential), bits per byte of UTF-8 text, and `by_position`.
+
+    `bits_per_byte` is None where the bytes of what was predicted aren't known: the tokenizer doesn't say those of a
+    token, or the data source has no `text_bytes`.
+    """
+    nats_L, examples, predicted = by_position(run, split, limit), run.examples(split), places(run)
+    count = min(len(examples), limit or len(examples))
+    loss, tokens = float(nats_L.mean()), count * len(predicted)
+    if not loss < math.log(np.finfo(np.float64).max):
+        raise UsageError(f"run {run.result['run_id']} has a loss of {loss} nats: its weights are of no use")
+    size = examples.text_bytes(count, predicted.start, predicted.stop) if hasattr(examples, "text_bytes") else None
+    bits = loss * tokens / math.log(2) / size if size else None
+    found = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits, "tokens": tokens, "bytes": size}
+    return {**found, "first_position": predicted.start, "by_position": nats_L.tolist()}
+
+
+def log_probabilities(run: Run, split: str, limit: int = 0, examples: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """(log-probabilities NC in float64, true classes N) of the split's examples, or of these in their stead."""
+    from scipy.special import log_softmax
+
     cfg = run.config.model
 
-    def predict(variables: Any, batch: Any) -> jax.Array:
+    def logits(variables: Any, batch: Any) -> jax.Array:
         out = run.model.apply(variables, *run.family.inputs(cfg, batch))
-        return jnp.argmax(getattr(out, "logits", out), axis=-1)
+        return getattr(out, "logits", out).astype(jnp.float32)
 
-    found = [(predicted_B, batch["label"]) for batch, predicted_B in _outputs(run, predict, split, BATCH, limit)]
-    predicted, true = zip(*found, strict=True)
-    return np.concatenate(predicted), np.concatenate(true)
+    examples = run.examples(split) if examples is None else examples
+    found = [(logits_BC, batch["label"]) for batch, logits_BC in outputs(run, logits, examples, BATCH, limit)]
+    logits_NC, labels_N = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return log_softmax(logits_NC.astype(np.float64), axis=1), labels_N
 
 
-def labels(run: Run) -> list[str]:
-    """The names of the classes: from the data's manifest, or their numbers if the source has no names."""
-    if run.config.data.source == "tables":
-        return [str(k) for k in range(run.config.model.num_classes)]
+def labels(run: Run, count: int) -> list[str]:
+    """The names of so many classes: from the data's manifest, or their numbers if the source has no names."""
+    if run.config.data.source not in ("tasks", "images"):
+        return [str(k) for k in range(count)]
     return data.manifest(run.config.data, run.config.run.data_dir, "data")["labels"]
 
 
@@ -118,18 +193,20 @@ def translate(
 
     def best(variables: Any, batch: Any) -> jax.Array:
         def step(tokens: jax.Array, cache: Any, *source: Any) -> Any:
-            return run.model.apply(variables, tokens, cache, *source, method="step")
+            stacked = {**cache, "layers": generate.joined(cache["layers"])}
+            logits, cache = run.model.apply(variables, tokens, stacked, *source, method="step")
+            return logits, generate.cut_cache(cache)
 
         source_BS = batch["source"]
         keys_BS = jnp.arange(source_BS.shape[1]) < batch["source_length"][:, None]
         first = jnp.full((len(source_BS), 1), run.family.start(cfg), jnp.int32)
-        cache = run.family.init_cache(cfg, len(source_BS), cfg.seq_len + 1)
+        cache = generate.cut_cache(run.family.init_cache(cfg, len(source_BS), cfg.seq_len + 1))
         logits_BLV, cache = step(first, cache, source_BS, keys_BS)
         if beams == 1:
             return generate.greedy(step, logits_BLV[:, -1], cache, cfg.seq_len, end)[0]
-        return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0]
+        return generate.beam(step, logits_BLV[:, -1], cache, cfg.seq_len, end, beams, penalty)[0][:, 0]
 
-    for _, tokens_BL in _outputs(run, best, split, BATCH, limit):
+    for _, tokens_BL in outputs(run, best, run.examples(split), BATCH, limit):
         for row in tokens_BL:
             stop = np.flatnonzero(row == end)
             yield row[: stop[0]] if len(stop) else row
@@ -144,3 +221,26 @@ def texts(run: Run, split: str, limit: int = 0) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
     kept = [rows[k] for k in numbers]
     return kept[:limit] if limit else kept
+
+
+def columns(run: Run, split: str, limit: int = 0) -> dict[str, Any]:
+    """What the split's examples can be sliced by: column -> a value of each.
+
+    Of a task the columns of its .jsonl, and the `length` of each text in tokens (of pairs: `source_length`,
+    `target_length`) before it was cut; else the `label`, and of a table its features.
+    """
+    examples = run.examples(split)
+    if run.config.data.source == "tasks":
+        frame = pd.DataFrame(texts(run, split, limit))
+        for name in examples.lengths:
+            sizes = np.diff(examples.arrays[f"{name}_ends"], prepend=0)[examples.kept][: len(frame)]
+            frame["length" if name == "text" else f"{name}_length"] = sizes
+        return {str(name): frame[name] for name in frame}
+    read = [examples[k] for k in range(min(len(examples), limit or len(examples)))]
+    classes = [int(example["label"]) for example in read]
+    names = labels(run, max(classes) + 1)
+    found: dict[str, Any] = {"label": [names[k] for k in classes]}
+    if run.config.data.source == "tables":
+        features = np.stack([example["features"] for example in read])
+        found |= {f"feature{k}": features[:, k] for k in range(features.shape[1])}
+    return found

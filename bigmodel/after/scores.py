@@ -12,21 +12,55 @@ import pandas as pd
 WORD = re.compile(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+")  # a word, or a Chinese character
 
 
-def classification(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy; precision, recall and F1 of each class and their unweighted means; the confusion matrix (row: true)."""
+def classification(log_p_NC: np.ndarray, labels_N: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """What scikit-learn's functions of these names say of the predictions, and their `calibration`.
+
+    Accuracy; precision, recall and F1 of each class, and their micro, macro and weighted means; the confusion matrix
+    (row: true); the Brier score (of two classes the half of the sum over both); the mean negative log-likelihood in
+    nats (not clipped); and of two classes the area under the ROC curve, None where one of them has no example.
+
+    Args:
+      log_p_NC: log-probabilities; the likeliest class is the prediction.
+    """
     from sklearn import metrics
 
-    known = list(range(len(names)))
-    keys = ("precision", "recall", "f1", "examples")
-    found = metrics.precision_recall_fscore_support(labels, predicted, labels=known, zero_division=0.0)
-    columns = dict(zip(keys, found, strict=True))
-    return {
-        "examples": len(labels),
-        "accuracy": float(np.mean(predicted == labels)),
-        **{f"macro_{key}": float(columns[key].mean()) for key in ("precision", "recall", "f1")},
-        "classes": pd.DataFrame(columns, index=list(names)).to_dict("index"),
-        "confusion": metrics.confusion_matrix(labels, predicted, labels=known).tolist(),
+    known, predicted, p_NC = list(range(len(names))), np.argmax(log_p_NC, axis=1), np.exp(log_p_NC)
+    keys = ("precision", "recall", "f1")
+    given = {"labels": known, "zero_division": 0.0}
+    columns = metrics.precision_recall_fscore_support(labels_N, predicted, **given)
+    found = {
+        "examples": len(labels_N),
+        "accuracy": float(np.mean(predicted == labels_N)),
+        "classes": pd.DataFrame(dict(zip((*keys, "examples"), columns, strict=True)), index=list(names)).to_dict(
+            "index"
+        ),
+        "confusion": metrics.confusion_matrix(labels_N, predicted, labels=known).tolist(),
+        "negative_log_likelihood": -float(np.mean(log_p_NC[np.arange(len(labels_N)), labels_N])),
+        "brier": float(metrics.brier_score_loss(labels_N, p_NC, labels=known)),
+        **calibration(p_NC.max(axis=1), predicted == labels_N),
     }
+    for average in ("micro", "macro", "weighted"):
+        means = metrics.precision_recall_fscore_support(labels_N, predicted, average=average, **given)
+        found |= {f"{average}_{key}": float(mean) for key, mean in zip(keys, means, strict=False)}
+    if len(names) == 2:
+        both = len(np.unique(labels_N)) == 2
+        found["auroc"] = float(metrics.roc_auc_score(labels_N, p_NC[:, 1])) if both else None
+    return found
+
+
+def calibration(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """The expected calibration error, and the bins of equal width that it is a mean over; empty ones are left out.
+
+    The mean of |accuracy - confidence| of the bins, by their examples; a bin holds the confidences in (low, high]
+    (Guo et al. 2017, arXiv:1706.04599, equation 3).
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    frame = pd.DataFrame({"confidence": confidence_N, "accuracy": correct_N.astype(float)})
+    by_bin = frame.groupby(np.searchsorted(edges[1:-1], confidence_N))
+    table = by_bin.mean().assign(examples=by_bin.size())
+    table = table.assign(low=edges[table.index], high=edges[table.index + 1])
+    error = np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["examples"])
+    return {"expected_calibration_error": float(error), "reliability": table.to_dict("records")}
 
 
 def agreement(translations: Sequence[str], references: Sequence[str]) -> dict[str, Any]:

@@ -79,6 +79,24 @@ def start_jax(args: Args) -> None:
         processes.join(args.coordinator or "", args.processes, args.process)
 
 
+def mesh(text: str) -> Any:
+    """The mesh that `--mesh=data=2,tensor=4` names, of "" one device. UsageError: no such axis or too few devices."""
+    import jax
+
+    from bigmodel.ops import sharding
+
+    if not text:
+        return sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        errors.choose("--mesh", axis, sharding.AXES)
+        if not size.lstrip("-").isdigit():
+            raise errors.UsageError(f"--mesh={text!r}: expected AXIS=K, as data=2")
+        sizes[axis] = int(size)
+    return sharding.make_mesh(sizes)
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
@@ -87,7 +105,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned plain text, not wrapped: the same in a terminal and in a pipe. Numbers are aligned to the right."""
     cells = [[str(c) for c in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-    right = [all(c[i][:1].isdigit() for c in cells) and i > 1 for i in range(len(head))]
+    right = [all(c[i].lstrip("-")[:1].isdigit() for c in cells) and i > 1 for i in range(len(head))]
     lines = []
     for row in [head, *cells]:
         aligned = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]

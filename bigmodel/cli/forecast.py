@@ -1,7 +1,6 @@
 """Forecast the loss of a run before it starts, and score it afterwards.
 
-  bigmodel forecast seal FOLDER     writes the next forecast: law, interval, run id, commit, date; refuses a run that
-                                    exists already
+  bigmodel forecast seal FOLDER     writes the next forecast: law, interval, commit, date; of a run that is new
   bigmodel forecast score FOLDER    finds the runs that have finished, and writes what came out beside each forecast
   bigmodel forecast page FOLDER     writes a page: all forecasts, how many came true, errors against the gap
   bigmodel forecast verify FOLDER   checks that no forecast was edited, removed, moved or dated back
@@ -19,13 +18,13 @@ Examples:
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from bigmodel import __version__, cli, errors
 from bigmodel.errors import UsageError
 
 CONFIGURED = True
-COUNTED = {"total": "params", "nonembedding": "params_nonembedding", "kaplan": "params_kaplan"}
+OF_LAW = ("law", "params", "samples", "range", "n_runs", "n_points", "holdout")  # of a fit.json, kept in a forecast
+OF_RUN = ("status", "date", "device", "wall_seconds", "git_sha", "git_dirty")  # of a result.json, kept in a score
 
 
 def arguments(parser: cli.Parser) -> None:
@@ -42,37 +41,32 @@ def arguments(parser: cli.Parser) -> None:
 
 def run(args: cli.Args, overrides: cli.Overrides) -> int:
     errors.choose("forecast", args.action, ["seal", "score", "page", "verify"])
-    if overrides and args.action != "seal":
-        raise UsageError(
-            f"forecast {args.action} takes no --config.{overrides[0][0]}: the forecasts say which run it is"
-        )
     if args.action == "seal":
         return _seal(args, overrides)
-    cli.check_exists(Path(args.folder), "folder")
+    if overrides:
+        key = overrides[0][0]
+        raise UsageError(f"forecast {args.action} takes no --config.{key}: the forecasts say which run it is")
+    folder = Path(args.folder)
+    cli.check_exists(folder, "folder")
     from bigmodel.laws import forecast
     from bigmodel.run import record
 
-    folder, now = Path(args.folder), record.now()
+    now = record.now()
     if args.action == "verify":
-        broken, there = forecast.verify(folder, now, args.last), forecast.paths(folder)
-        last = forecast.digest(there[-1]) if there else ""
-        text = f"broken: {broken}" if broken else f"{len(there)} forecasts, the chain is whole; the newest: {last}"
-        cli.print_json({"broken": broken, "forecasts": len(there), "last": last}) if args.json else print(text)
+        broken, paths = forecast.verify(folder, now, args.last), forecast.paths(folder)
+        last = forecast.digest(paths[-1]) if paths else ""
+        text = f"broken: {broken}" if broken else f"{len(paths)} forecasts, the chain is whole; the newest: {last}"
+        cli.print_json({"broken": broken, "forecasts": len(paths), "last": last}) if args.json else print(text)
         return 1 if broken else 0
     if args.action == "score":
-        cli.check_exists(Path(args.runs), "folder of runs")
-        chain = forecast.load(folder, now)
-        ends = [_ended(args.runs, sealed) for _, sealed in chain]
-        for (path, sealed), ended in zip(chain, ends, strict=True):
-            if ended:
-                forecast.score(path, sealed, ended)
+        _score(args.runs, folder, now)
         found, where = forecast.calibration(forecast.load(folder, now)), ""
     else:
         out = Path(args.out or folder / "page")
         found, where = forecast.page(folder, out, now, args.command), str(out / "index.html")
     rows = forecast.table(found)
-    text = "\n".join([cli.table(list(rows), rows.to_numpy().tolist()), forecast.summary(found), where]).strip()
-    cli.print_json(found) if args.json else print(text)
+    text = "\n".join([cli.table(list(rows), rows.to_numpy().tolist()), forecast.summary(found), where])
+    cli.print_json(found) if args.json else print(text.strip())
     return 0
 
 
@@ -83,27 +77,34 @@ def _find(runs: str, run_id: str) -> Path | None:
     return next((home for home in homes if any((home / name).exists() for name in marks)), None)
 
 
-def _ended(runs: str, sealed: dict[str, Any]) -> dict[str, Any] | None:
-    """What `forecast.score` asks of a run; None: it has not finished. UsageError: it is another run than was sealed."""
+def _score(runs: str, folder: Path, now: str) -> None:
+    """Scores the forecasts of runs that have finished. UsageError: one is of another size; none is scored then."""
+    from bigmodel.laws import forecast
     from bigmodel.run import record
 
-    home = _find(runs, sealed["run_id"])
-    result = record.read_result(home) if home else None
-    if home is None or result is None:
-        return None
-    for key in ("params", "tokens"):
-        if result["status"] == "done" and result[key] != sealed[key]:
-            raise UsageError(f"forecast: {str(home)!r} has {key} {result[key]}, the forecast of it {sealed[key]}")
-    attempts = record.read_rows(home / "attempts.jsonl")
-    curve = {row["step"]: row["eval_loss"] for row in record.read_rows(home / "metrics.jsonl") if "eval_loss" in row}
-    curve |= {row["branch"]: row["loss"] for row in result.get("branches", [])}
-    return {
-        "run": result["run_id"],
-        "loss": result["loss"] if result["status"] == "done" else None,
-        "started": str(attempts[0].get("date", "")) if attempts else "",
-        "curve": curve,
-        **{key: result.get(key) for key in ("status", "date", "device", "wall_seconds", "git_sha", "git_dirty")},
-    }
+    cli.check_exists(Path(runs), "folder of runs")
+    finished = []
+    for row in forecast.load(folder, now):
+        home = _find(runs, row["run_id"])
+        result = record.read_result(home) if home else None
+        if home is None or result is None:
+            continue
+        done = result["status"] == "done"
+        for key in ("params", "tokens"):
+            if done and result[key] != row[key]:
+                raise UsageError(f"forecast: {str(home)!r} has {key} {result[key]}, the forecast of it {row[key]}")
+        attempts, metrics = (record.read_rows(home / name) for name in ("attempts.jsonl", "metrics.jsonl"))
+        ended = {
+            "run": result["run_id"],
+            "loss": result["loss"] if done else None,
+            "started": str(attempts[0].get("date", "")) if attempts else "",
+            **{key: result.get(key) for key in OF_RUN},
+        }
+        curve = {point["step"]: point["eval_loss"] for point in metrics if "eval_loss" in point}
+        curve |= {branch["branch"]: branch["loss"] for branch in result.get("branches", [])}
+        finished.append((folder / row["file"], row, ended, curve))
+    for each in finished:
+        forecast.score(*each)
 
 
 def _seal(args: cli.Args, overrides: cli.Overrides) -> int:
@@ -118,24 +119,23 @@ def _seal(args: cli.Args, overrides: cli.Overrides) -> int:
     law = fitted.read(args.law, args.form)
     frozen = budget.finalize(config.load(args.config, overrides))
     plan, run_id = budget.derive(frozen), identity.run_id(frozen)
-    home = _find(args.runs, run_id)
-    if home:
+    if home := _find(args.runs, run_id):
         raise UsageError(f"forecast: run {run_id} exists already, at {str(home)!r}: it can't be forecast any more")
     if (law.family or frozen.family, law.unit) != (frozen.family, plan.unit):
         errors.note(f"the law is of {law.family} and {law.unit}, the run of {frozen.family} and {plan.unit}")
-    n = getattr(plan, COUNTED[law.count])
+    n = getattr(plan, "params" if law.count == "total" else f"params_{law.count}")
     exact = "exact" in str(law.result.get("conventions"))  # else the fit took C as 6 N D
     flops = plan.flops if exact else 6.0 * n * plan.tokens
     prediction = predict.make(law, n, plan.tokens)
     if prediction["run"]["low"] is None or prediction["gap"] is None:
         raise UsageError(f"forecast: no interval to be held to: {'; '.join(prediction['warnings'])}")
-    curve: list[int] = []  # steps
+    steps: list[int] = []
     if law.result.get("n_points") != law.result.get("n_runs"):
         if frozen.optim.schedule == "wsd":
-            curve = list(optim.branch_steps(frozen.optim, plan.steps))
+            steps = list(optim.branch_steps(frozen.optim, plan.steps))
         elif frozen.optim.schedule == "constant" and frozen.run.eval_every:
-            curve = list(range(frozen.run.eval_every, plan.steps, frozen.run.eval_every))
-    points = [(step, step * plan.tokens // plan.steps) for step in curve]
+            steps = list(range(frozen.run.eval_every, plan.steps, frozen.run.eval_every))
+    points = [(step, step * plan.tokens // plan.steps) for step in steps]
     state = record.git_state()
     sealed = {
         "format": 1,
@@ -147,23 +147,24 @@ def _seal(args: cli.Args, overrides: cli.Overrides) -> int:
         "config_sha256": hashlib.sha256(json.dumps(identity.hashed(frozen), sort_keys=True).encode()).hexdigest(),
         "experiment": args.config,
         "overrides": {key: str(value) for key, value in overrides},
-        **{"params": plan.params, "tokens": plan.tokens, "steps": plan.steps, "unit": plan.unit, "count": law.count},
+        **{key: getattr(plan, key) for key in ("params", "tokens", "steps", "unit")},
+        "count": law.count,
         **{"N": n, "D": plan.tokens, "C": flops, "gap": flops / law.range["C"][1]},
         "prediction": prediction,
-        "curve": [{"step": k, "D": d, "run": predict.make(law, n, d)["run"]} for k, d in points],
+        "curve": [{"step": step, "D": d, "run": predict.make(law, n, d)["run"]} for step, d in points],
         "law": {
-            **{"path": args.law, "sha256": forecast.digest(Path(args.law))},
+            "path": args.law,
+            "sha256": forecast.digest(Path(args.law)),
             "form_sha256": forecast.digest(Path(args.form)) if args.form else "",
-            **{
-                key: law.result.get(key)
-                for key in ("law", "params", "samples", "range", "n_runs", "n_points", "holdout")
-            },
+            **{key: law.result.get(key) for key in OF_LAW},
         },
     }
     path = forecast.seal(Path(args.folder), sealed)
-    said = (
-        f"{path}: run {run_id}, {sealed['gap']:.3g}x the largest C fitted, {len(curve)} points of its curve before its "
-    )
-    said += f"end\nsealed {sealed['date']}, SHA-256 {forecast.digest(path)}: commit it before the run starts"
-    cli.print_json(sealed) if args.json else print(f"{predict.text(prediction, law.unit)}\n{said}")
+    if args.json:
+        cli.print_json(sealed)
+        return 0
+    print(predict.text(prediction, law.unit))
+    curve = f"{len(points)} points of its curve before its end"
+    print(f"{path}: run {run_id}, {sealed['gap']:.3g}x the largest C fitted, {curve}")
+    print(f"sealed {sealed['date']}, SHA-256 {forecast.digest(path)}: commit it before the run starts")
     return 0

@@ -10,6 +10,8 @@ From text to a law:
   bigmodel plan --law=fit.json --flops=1e16                choose the next model and the next runs
   bigmodel predict --law=fit.json --params=1e6 --tokens=2e7          the loss there, and how far from the runs it is
   bigmodel compare runs/mine runs/yours                    the compute that one recipe saves over another
+  bigmodel generate runs/0123456789ab --prompt="I love programming"    let a run, or a published model, write
+  bigmodel convert data/smollm2 --out=runs/smollm2         published weights into a run, or a run into a published form
   bigmodel forecast seal forecasts --law=fit.json --config=experiments/gpt.py   the loss of a run, sealed before it
 
 `bigmodel VERB --help` describes a verb. Exit codes: 0 done; 1 a run or a check failed, or an internal error;

@@ -133,12 +133,9 @@ def _isoflop_faults(args: cli.Args, plan: Any) -> list[str]:
     fit: Any = fitted.read(args.law) if args.law else None
     optimum = (lambda c: fit.law.optimum(fit.result["params"], c)) if fit else None
     count = "params" if not fit or fit.count == "total" else f"params_{fit.count}"
-    lines = []
-    for family in dict.fromkeys(p.config.family for p in plan):
-        own = [p.budget for p in plan if p.config.family == family]
-        columns = {"N": [getattr(b, count) for b in own], "D": [b.tokens for b in own], "C": [b.flops for b in own]}
-        lines += doctor.before(pd.DataFrame(columns, dtype=float), optimum)
-    return lines
+    rows = [(p.config.family, getattr(p.budget, count), p.budget.tokens, p.budget.flops) for p in plan]
+    runs = pd.DataFrame(rows, columns=["family", *"NDC"]).astype(dict.fromkeys("NDC", float))
+    return [line for _, own in runs.groupby("family", sort=False) for line in doctor.before(own, optimum)]
 
 
 def _run_workers(args: cli.Args, overrides: cli.Overrides, folder: Any, ids: list[str]) -> int:

@@ -134,16 +134,20 @@ class Examples(Split):
         """
         i = self.kept[k]
         out: dict[str, Any] = {}
-        for name, length in self.lengths.items():
+        for name in self.lengths:
             ends = self.arrays[f"{name}_ends"]
             begin = ends[i - 1] if i else 0
-            ids = self.arrays[name][begin : ends[i]][:length].astype(np.int32)
-            ids[-1] = self.end  # also where the text was cut
-            row = np.zeros(length, np.int32)
-            row[: len(ids)] = ids
-            out |= {"tokens" if name == "text" else name: row}
-            out |= {"length" if name == "text" else f"{name}_length": np.int32(len(ids))}
+            out |= self.row(name, self.arrays[name][begin : ends[i]])
         return {**out, "label": self.arrays["label"][i]} if "label" in self.arrays else out
+
+    def row(self, name: str, ids: np.ndarray) -> dict[str, Any]:
+        """What an example has of its text `name`, from the text's tokens with their end."""
+        row = np.zeros(self.lengths[name], np.int32)
+        n = min(len(ids), len(row))
+        row[:n] = ids[:n]
+        row[n - 1] = self.end  # also where the text was cut
+        prefix = "" if name == "text" else f"{name}_"
+        return {"tokens" if name == "text" else name: row, f"{prefix}length": np.int32(n)}
 
 
 open_split = Examples

@@ -10,6 +10,7 @@ Legend: N parameters, D tokens, C training FLOPs, L loss; n sizes of a budget, S
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,34 +96,32 @@ def before(runs: pd.DataFrame, optimum: Callable[[float], tuple[float, float]] |
       runs: columns N, D and C of the planned runs.
       optimum: C under C = 6 N D -> (N, D) of least loss, of an earlier fit; None: D = 20 N is assumed.
     """
-    found: dict[str, tuple[list[str], list[Any]]] = {}
     groups = [group for group in groups_of(runs, None) if _is_budget(np.log(group["N"]), np.log(group["C"]))]
     if sum(map(len, groups)) < BUDGETED * len(runs):
         return []
+    found = defaultdict(list)  # fault -> (a budget in words, its biases by each of EXPONENTS)
     for group in groups:
-        log_n = np.log(np.unique(group["N"]))
         product = float(np.exp(np.log(group["N"] * group["D"]).mean()))
         best = optimum(FLOPS_PER_PARAM_TOKEN * product)[0] if optimum else np.sqrt(product / TOKENS_PER_PARAM)
-        if best > 0 and (kind := fault(log_n, float(np.log(best)))):
-            named, costs = found.setdefault(kind, ([], []))
-            named.append(f"{group['C'].median():.3g} ({_place(kind, log_n, float(np.log(best)))})")
-            costs.append([bias(log_n - np.log(best), *pair) for pair in EXPONENTS])
+        log_n, log_best = np.log(np.unique(group["N"])), float(np.log(best)) if best > 0 else np.nan  # nan: no fault
+        if kind := fault(log_n, log_best):
+            budget = f"{group['C'].median():.3g} ({_place(kind, log_n, log_best)})"
+            found[kind].append((budget, [bias(log_n - log_best, *pair) for pair in EXPONENTS]))
     lines = []
     where = "of the earlier fit" if optimum else f"if that is at D/N = {TOKENS_PER_PARAM:g}"
     pairs = ", ".join(f"{alpha:.2g}/{beta:.2g}" for alpha, beta in EXPONENTS)
-    for kind, (named, costs) in found.items():
-        errors = 100 * np.array(costs).reshape(-1, 2)
+    for kind, each in found.items():
+        errors = 100 * np.array([biases for _, biases in each]).reshape(-1, 2)
         known = errors[np.isfinite(errors).all(axis=1)]
         if kind != "off-centre" and len(known) == len(errors) and np.abs(known).max() < 100 * SMALL:
             continue
-        low, high = known.min(axis=0, initial=np.inf), known.max(axis=0, initial=-np.inf)
-        spans = [f"{name}_opt by {low[k]:+.1f} to {high[k]:+.1f} %" for k, name in enumerate("ND")]
-        cost = f"a parabola misses {', '.join(spans)}" if len(known) else "a parabola has no minimum inside"
-        cost += ", or has no minimum inside," if 0 < len(known) < len(errors) else ""
-        lines.append(
-            f"isoFLOP sizes are {kind} about the optimum {where}, at C = {_some(named)}: {cost} for alpha/beta of "
-            f"{pairs}; {REMEDY[kind]}"
-        )
+        cost = "a parabola has no minimum inside"
+        if len(known):
+            spans = [f"{n}_opt by {e.min():+.1f} to {e.max():+.1f} %" for n, e in zip("ND", known.T, strict=True)]
+            cost = f"a parabola misses {', '.join(spans)}"
+            cost += ", or has no minimum inside," if len(known) < len(errors) else ""
+        sizes = f"{kind} about the optimum {where}, at C = {_some([budget for budget, _ in each])}"
+        lines.append(f"isoFLOP sizes are {sizes}: {cost} for alpha/beta of {pairs}; {REMEDY[kind]}")
     return lines
 
 
@@ -139,10 +138,7 @@ def after(
     """The dict of `frontier.isoflop` with "corrected", and a warning for each fault of its budgets' sizes.
 
     Chinchilla's law is fitted to the best run of each size at all budgets, those with their best size at an edge too,
-    by the Huber loss on ln L, and to resamples of these runs.
-
-    Args:
-      frame, bootstrap, seed, budgets_at: as `frontier.isoflop` got them.
+    by the Huber loss on ln L, and to resamples of these runs. The arguments are those of `frontier.isoflop`.
 
     Returns:
       corrected: None where the runs don't determine the law (a warning says why), or
@@ -161,30 +157,30 @@ def after(
     law, params = problem.law, problem.law.named(found.theta)
     drawn = law.values(intervals.resample(problem, found, bootstrap, seed)[0])
     values = np.vstack([law.values(found.theta), drawn])
-    budgets, optima = [], []
-    faults: dict[str, list[str]] = {kind: [] for kind in REMEDY}
+    budgets, optima, faults = [], [], defaultdict(list)
     for best, by in zip(groups, result["budgets"], strict=True):
         row = {name: best[name].to_numpy(float) for name in "ND"}
         log_n, log_d = _optimum(values, row, best["C"].to_numpy(float), by["C"])
-        sizes, n_opt, d_opt = np.log(row["N"]), float(np.exp(log_n[0])), float(np.exp(log_d[0]))
+        optima.append((log_n, log_d))
+        n, d, sizes = np.exp(log_n), np.exp(log_d), np.log(row["N"])
         away = float(parabola(sizes, np.log(law.predict(params, row)))[0] - log_n[0])
+        own = float(log_n[0] if by["edge"] or np.isnan(away) else np.log(by["N_opt"]) - away)
+        kind = fault(sizes, own)
         budgets.append(
             {
                 "C": by["C"],
-                "N_opt": n_opt,
-                "D_opt": d_opt,
-                "L_opt": float(law.predict(params, {"N": np.array([n_opt]), "D": np.array([d_opt])})[0]),
-                "N_ci": _interval(np.exp(log_n), bootstrap),
-                "difference": None if by["edge"] else float(by["N_opt"] / n_opt - 1),
+                "N_opt": float(n[0]),
+                "D_opt": float(d[0]),
+                "L_opt": float(law.predict(params, {"N": n[:1], "D": d[:1]})[0]),
+                "N_ci": _interval(n, bootstrap),
+                "difference": None if by["edge"] else float(by["N_opt"] / n[0] - 1),
                 "bias": None if np.isnan(away) else float(np.expm1(away)),
+                "fault": kind,
             }
         )
-        own = np.log(n_opt) if by["edge"] or np.isnan(away) else np.log(by["N_opt"]) - away
-        kind = budgets[-1]["fault"] = fault(sizes, float(own))
         if kind == "off-centre" or (kind and not abs(np.expm1(away)) < SMALL):
             cost = "no minimum inside" if np.isnan(away) else f"N_opt by a parabola {100 * np.expm1(away):+.1f} %"
-            faults[kind].append(f"{by['C']:.3g} ({_place(kind, sizes, float(own))}, {cost})")
-        optima.append((log_n, log_d))
+            faults[kind].append(f"{by['C']:.3g} ({_place(kind, sizes, own)}, {cost})")
     (a, n_0), (b, d_0) = (np.polyfit(np.log([b["C"] for b in budgets]), logs, 1) for logs in zip(*optima, strict=True))
     lines = {"a": a, "N0": np.exp(n_0), "b": b, "D0": np.exp(d_0)}
     corrected: dict[str, Any] = {
@@ -194,7 +190,8 @@ def after(
         "budgets": budgets,
         "debiased": _debiased(result, budgets),
     }
-    warnings = [f"sizes are {k} about the optimum at C = {_some(v)}: {REMEDY[k]}" for k, v in faults.items() if v]
+    said = [(kind, _some(faults[kind]), remedy) for kind, remedy in REMEDY.items() if kind in faults]
+    warnings = [f"sizes are {kind} about the optimum at C = {where}: {remedy}" for kind, where, remedy in said]
     if bootstrap and corrected["ci"]["a"] is None:
         why = intervals.doubt(intervals.bias_corrected(a[1:, None], a[:1])[:, 0], a[0])
         warnings.append(f"no interval of the corrected a: {why or 'too few resamples have an optimum'}")
@@ -239,17 +236,14 @@ def _interval(values: np.ndarray, asked: int) -> list[float] | None:
 
 
 def _debiased(result: Mapping[str, Any], budgets: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    known = [(np.log(b["C"]), np.log1p(b["bias"])) for b in budgets if b["bias"] is not None and b["difference"]]
+    known = [b for b in budgets if b["bias"] is not None and b["difference"] is not None]
     if len(known) < 2:
         return None
-    slope, start = (float(part) for part in np.polyfit([c for c, _ in known], [away for _, away in known], 1))
-    a, n_0, b, d_0 = (result["params"][name] for name in ("a", "N0", "b", "D0"))
-    moved = {"a": -slope, "b": slope}
-    ci = {name: ends and [end + moved[name] for end in ends] for name, ends in result["ci"].items() if name in moved}
-    return {
-        "params": {"a": a - slope, "N0": n_0 * np.exp(-start), "b": b + slope, "D0": d_0 * np.exp(start)},
-        "ci": ci,
-    }
+    slope, start = np.polyfit(np.log([b["C"] for b in known]), np.log1p([b["bias"] for b in known]), 1)
+    by, ci, factor = result["params"], result["ci"], np.exp(start)
+    params = {"a": by["a"] - slope, "N0": by["N0"] / factor, "b": by["b"] + slope, "D0": by["D0"] * factor}
+    moved = {name: ci[name] and [end + params[name] - by[name] for end in ci[name]] for name in ("a", "b")}
+    return {"params": params, "ci": moved}
 
 
 def _doubts(result: Mapping[str, Any], budgets: Sequence[Mapping[str, Any]]) -> list[str]:

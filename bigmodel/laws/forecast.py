@@ -17,7 +17,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -54,61 +53,44 @@ def verify(folder: Path, now: str, last: str = "") -> str:
         if path.stem != f"{k:04}":
             return f"{k:04}.json is missing: the next file is {path.name}"
         try:
-            record = _read(path)
-            scored = _read(score_of(path)) if score_of(path).exists() else None
+            row = _row(path)
         except UsageError as e:
             return str(e)
-        if record["number"] != k:
-            return f"{path.name} was moved: it was sealed as number {record['number']}"
-        if record["previous"] != previous:
+        if row["number"] != k:
+            return f"{path.name} was moved: it was sealed as number {row['number']}"
+        if row["previous"] != previous:
             return f"{path.name} was sealed after another file than this {k - 1:04}.json, which was changed or replaced"
-        if not before <= str(record["date"]) <= now:
-            return f"{path.name} is dated {record['date']}, which is not between {before or 'the start'} and {now}"
-        previous, before = digest(path), record["date"]
-        if scored and scored["forecast"] != previous:
+        if not before <= str(row["date"]) <= now:
+            return f"{path.name} is dated {row['date']}, which is not between {before or 'the start'} and {now}"
+        previous, before = digest(path), row["date"]
+        if row["score"] and row["score"]["forecast"] != previous:
             return f"{score_of(path).name} is of another {path.name}"
     if last and last != previous:
         return f"the newest forecast has SHA-256 {previous or 'of none'}, not {last}: changed, or some removed after it"
     return ""
 
 
-def load(folder: Path, now: str) -> list[tuple[Path, dict[str, Any]]]:
-    """The forecasts of a folder. UsageError: its chain is broken."""
+def load(folder: Path, now: str) -> list[dict[str, Any]]:
+    """The forecasts of a folder, each with its "file" and its "score", or None. UsageError: the chain is broken."""
     if broken := verify(folder, now):
         raise UsageError(f"forecast: the chain of {str(folder)!r} is broken: {broken}")
-    return [(path, _read(path)) for path in paths(folder)]
+    return [_row(path) for path in paths(folder)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _row(path: Path) -> dict[str, Any]:
+    score = _read(score_of(path), {"forecast"}) if score_of(path).exists() else None
+    return {"file": path.name, **_read(path, {"number", "previous", "date", "run_id", "law"}), "score": score}
+
+
+def _read(path: Path, keys: set[str]) -> dict[str, Any]:
     try:
         record = json.loads(files.read_text(path, "forecast"))
-        wanted = ("forecast",) if path.name.endswith(".score.json") else ("number", "previous", "date", "run_id", "law")
-        if all(key in record for key in (*wanted, "crc32")):
-            files.check_whole(record, path)
-            return record  # type: ignore[no-any-return]
-    except (ValueError, TypeError, RecursionError):
-        pass
-    raise UsageError(f"{str(path)!r} is no forecast that `bigmodel forecast` wrote")
-
-
-def seal(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Writes the next forecast of a folder, whose chain `load` found whole, and returns its path.
-
-    Args:
-      record: what `bigmodel forecast seal` lists; with "date" in UTC, "run_id" and "law".
-
-    Raises:
-      UsageError: this run was forecast by this very law before, or the folder can't be written.
-    """
-    chain = load(folder, record["date"])
-    same = [(path, old) for path, old in chain if old["run_id"] == record["run_id"]]
-    if twice := next((p for p, old in same if old["law"]["sha256"] == record["law"]["sha256"]), None):
-        raise UsageError(f"forecast: {twice} is of run {record['run_id']} by the same fit: it stands")
-    number = len(chain) + 1
-    linked = {"number": number, "previous": digest(chain[-1][0]) if chain else "", "revises": [p.name for p, _ in same]}
-    path = folder / f"{number:04}.json"
-    _write(path, {**linked, **record}, "x")
-    return path
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not keys | {"crc32"} <= record.keys():
+        raise UsageError(f"{str(path)!r} is no forecast that `bigmodel forecast` wrote")
+    files.check_whole(record, path)
+    return record
 
 
 def _write(path: Path, record: dict[str, Any], mode: str) -> None:
@@ -118,38 +100,54 @@ def _write(path: Path, record: dict[str, Any], mode: str) -> None:
             file.write(json.dumps(files.sealed(record), indent=1, allow_nan=False) + "\n")
 
 
+def seal(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Writes the next forecast of a folder, and returns its path.
+
+    `record` is what `bigmodel forecast seal` lists: "date" in UTC, "run_id", "law" and more. UsageError: the chain is
+    broken, this run was forecast by this very law before, or the folder can't be written.
+    """
+    rows = load(folder, record["date"])
+    same = [row for row in rows if row["run_id"] == record["run_id"]]
+    for row in same:
+        if row["law"]["sha256"] == record["law"]["sha256"]:
+            raise UsageError(f"forecast: {folder / row['file']} is of run {row['run_id']} by the same fit: it stands")
+    number, revises = len(rows) + 1, [row["file"] for row in same]
+    previous = digest(folder / rows[-1]["file"]) if rows else ""
+    path = folder / f"{number:04}.json"
+    _write(path, {"number": number, "previous": previous, "revises": revises, **record}, "x")
+    return path
+
+
 # -------------------------------------------------------------------------------------- scores
 
 
-def score(path: Path, record: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes and returns what came out of a forecast.
+def score(path: Path, row: Mapping[str, Any], ended: Mapping[str, Any], curve: Mapping[int, float]) -> None:
+    """Writes what came out of a forecast: `ended`, and its error (L / forecast - 1), whether it is inside the interval,
+    `z_score`, why `calibration` doesn't count it ("": it does), and the curve with its mean |error|.
 
     Args:
-      ended: "loss" (None: the run diverged), "started" (UTC; "": unknown), "curve" (step -> loss), and what else is to
-        be noted of the run.
-
-    Returns:
-      A dict: `ended` without its curve; error (L / forecast - 1), inside (of the interval), z (`z_score`), and
-      uncounted, why calibration leaves the forecast out ("": it doesn't); curve, a list of D, predicted, observed,
-      error; curve_error, the mean |error| of it.
+      row: the forecast, as `load` reads it.
+      ended: "loss" (None: the run diverged), "started" (UTC; "": unknown), and what else is to be noted of the run.
+      curve: the run's loss at each step that was evaluated.
     """
-    run, observed = record["prediction"]["run"], ended["loss"]
-    found = {"forecast": digest(path), **{k: v for k, v in ended.items() if k != "curve"}}
-    found["error"], found["inside"], found["z"] = None, False, None  # of a run that diverged
-    if observed is not None:
-        found["error"], found["inside"] = observed / run["value"] - 1, run["low"] <= observed <= run["high"]
-        found["z"] = z_score(run, observed, record["prediction"]["level"])
-    late = "started before it was sealed" if ended["started"] < record["date"] else ""
-    found["uncounted"] = late if ended["started"] else "when the run started is not known"
-    found["curve"] = [
-        {"D": at["D"], "predicted": at["run"], "observed": loss, "error": loss / at["run"]["value"] - 1}
-        for at in record["curve"]
-        if (loss := ended["curve"].get(at["step"])) is not None
+    run, loss, started = row["prediction"]["run"], ended["loss"], ended["started"]
+    diverged, late = loss is None, started < row["date"]
+    points = [
+        {"D": at["D"], "predicted": at["run"], "observed": own, "error": own / at["run"]["value"] - 1}
+        for at in row["curve"]
+        if (own := curve.get(at["step"])) is not None
     ]
-    errors = [abs(at["error"]) for at in found["curve"]]
-    found["curve_error"] = float(np.mean(errors)) if errors else None
-    _write(score_of(path), found, "w")
-    return found
+    came = {
+        "forecast": digest(path),
+        **ended,
+        "error": None if diverged else loss / run["value"] - 1,
+        "inside": not diverged and run["low"] <= loss <= run["high"],
+        "z": None if diverged else z_score(run, loss, row["prediction"]["level"]),
+        "uncounted": "when the run started is not known" if not started else "started before it was sealed" * late,
+        "curve": points,
+        "curve_error": _mean([abs(at["error"]) for at in points]),
+    }
+    _write(score_of(path), came, "w")
 
 
 def z_score(run: Mapping[str, float], observed: float, level: float) -> float:
@@ -160,27 +158,27 @@ def z_score(run: Mapping[str, float], observed: float, level: float) -> float:
     return float(math.log(observed / run["value"]) / deviation)
 
 
-def calibration(chain: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
-    """How forecasts came true, over all that are scored and counted.
-
-    Returns:
-      A dict: forecasts, scored, counted, inside, level (mean of the intervals' levels), coverage and its 95 % interval
-      coverage_ci (Clopper & Pearson 1934, Biometrika 26), mean_abs_error, rows (one per forecast).
-    """
-    scores = [_read(score_of(path)) if score_of(path).exists() else None for path, _ in chain]
-    rows = [{"file": path.name, **record, "score": came} for (path, record), came in zip(chain, scores, strict=True)]
+def calibration(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How the forecasts that `load` reads came true: how many are scored, counted and inside; the mean level of their
+    intervals, the coverage and its 95 % interval (Clopper & Pearson 1934, Biometrika 26); the mean |error|."""
     counted = [row for row in rows if row["score"] and not row["score"]["uncounted"]]
-    inside = sum(row["score"]["inside"] for row in counted)
-    errors = [abs(row["score"]["error"]) for row in counted if row["score"]["error"] is not None]
-    out = {"forecasts": len(rows), "scored": len(rows) - scores.count(None), "counted": len(counted), "inside": inside}
-    out |= {"level": None, "coverage": None, "coverage_ci": None, "mean_abs_error": None, "rows": rows}
-    if counted:
-        out["level"] = float(np.mean([row["prediction"]["level"] for row in counted]))
-        out["coverage"] = inside / len(counted)
-        out["coverage_ci"] = [float(end) for end in stats.binomtest(inside, len(counted)).proportion_ci(0.95)]
-    if errors:
-        out["mean_abs_error"] = float(np.mean(errors))
-    return out
+    came = [row["score"] for row in counted]
+    n, inside = len(came), sum(score["inside"] for score in came)
+    return {
+        "forecasts": len(rows),
+        "scored": sum(row["score"] is not None for row in rows),
+        "counted": n,
+        "inside": inside,
+        "level": _mean([row["prediction"]["level"] for row in counted]),
+        "coverage": inside / n if n else None,
+        "coverage_ci": list(map(float, stats.binomtest(inside, n).proportion_ci(0.95))) if n else None,
+        "mean_abs_error": _mean([abs(score["error"]) for score in came if score["error"] is not None]),
+        "rows": rows,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 # ---------------------------------------------------------------------------------------- page
@@ -201,15 +199,15 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
     cells = []
     for row in found["rows"]:
         run, came = row["prediction"]["run"], row["score"] or {}
-        came_out = ("inside" if came["inside"] else "OUTSIDE") if came else "not finished"
+        loss = came.get("loss")
         cells.append(
             {
                 "forecast": row["file"], "sealed": row["date"], "commit": f"{row['commit']}"[:8] + "+" * row["dirty"],
                 "run": row["run_id"], "law": row["law"]["law"], "N": short(row["N"]), "D": short(row["D"]),
                 "gap": f"{row['gap']:.3g}x", "predicted": f"{run['value']:.4f} [{run['low']:.4f}, {run['high']:.4f}]",
-                "observed": f"{came['loss']:.4f}" if came.get("loss") else came.get("status", ""),
-                "error": percent(came["error"], sign=True) if came.get("loss") else "",
-                "z": f"{came['z']:+.2f}" if came.get("loss") else "", "came out": came_out,
+                "observed": f"{loss:.4f}" if loss else came.get("status", ""),
+                "error": percent(came["error"], sign=True) if loss else "", "z": f"{came['z']:+.2f}" if loss else "",
+                "came out": ("inside" if came["inside"] else "OUTSIDE") if came else "not finished",
                 "curve, mean |error|": percent(came["curve_error"]) if came.get("curve_error") else "",
                 "not counted": came.get("uncounted", ""),
             }
@@ -217,12 +215,8 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(cells)
 
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>$title</title>
-<style>body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem; } img { max-width: 48rem; }
-table { border-collapse: collapse; font-size: .85rem; } td, th { padding: .2rem .6rem; text-align: right; }</style>
-<h1>$title</h1><p>$summary</p>$table<figure>$figure</figure><p><code>$command</code></p></html>
-"""
+STYLE = """<style>body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem; } img { max-width: 48rem; }
+table { border-collapse: collapse; font-size: .85rem; } td, th { padding: .2rem .6rem; text-align: right; }</style>"""
 
 
 def page(folder: Path, out: Path, now: str, command: str) -> dict[str, Any]:
@@ -232,20 +226,16 @@ def page(folder: Path, out: Path, now: str, command: str) -> dict[str, Any]:
     found = calibration(load(folder, now))
     if not found["rows"]:
         raise UsageError(f"forecast: no forecasts in {str(folder)!r}: `bigmodel forecast seal` makes the first")
+    texts = (f"Forecasts of {folder.resolve().name}", summary(found), command, forecasts.calibration.__doc__ or "")
+    title, said, command, caption = map(html.escape, texts)
     figure = "No forecast is scored yet."
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if any(row["score"] and row["score"]["loss"] for row in found["rows"]):
             drawn = transfer.write(forecasts.calibration, out / "calibration", found)
             data = base64.b64encode(drawn.read_bytes()).decode()
-            caption = html.escape(forecasts.calibration.__doc__ or "")
             figure = f'<img src="data:image/png;base64,{data}" alt="calibration"><figcaption>{caption}</figcaption>'
-        text = Template(PAGE).substitute(
-            title=f"Forecasts of {html.escape(folder.resolve().name)}",
-            summary=html.escape(summary(found)),
-            table=table(found).to_html(index=False, border=0),
-            figure=figure,
-            command=html.escape(command),
-        )
-        (out / "index.html").write_text(text, encoding="utf-8")
+        head = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n{STYLE}\n'
+        body = f"<h1>{title}</h1><p>{said}</p>{table(found).to_html(index=False, border=0)}<figure>{figure}</figure>"
+        (out / "index.html").write_text(f"{head}{body}<p><code>{command}</code></p></html>\n", encoding="utf-8")
     return found

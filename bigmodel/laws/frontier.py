@@ -8,7 +8,7 @@ Legend: N parameters, D tokens, C training FLOPs, L loss; R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,18 +26,15 @@ WEIGHT_DRAWS = 200  # of each budget's noise, for how well its optimum is known
 FINE = 25  # interpolated sizes between neighbours
 
 
-def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tuple[float, float]:
+def power_law(x: np.ndarray, y: np.ndarray, std: np.ndarray | None = None) -> tuple[Any, Any]:
     """(exponent, coefficient) of y = coefficient * x^exponent by least squares of ln y on ln x.
 
     Args:
+      y: (n,), or (n, R) of R power laws.
       std: standard error of each ln y, (n,); weights are 1 / std^2. None: all alike.
     """
-    log_x, log_y = np.log(x), np.log(y)
-    weight = np.ones(len(log_x)) if std is None else np.asarray(std, dtype=np.float64) ** -2.0
-    mean_x, mean_y = np.average(log_x, weights=weight), np.average(log_y, weights=weight)
-    spread = float(weight @ (log_x - mean_x) ** 2)
-    slope = float(weight @ ((log_x - mean_x) * (log_y - mean_y))) / spread if spread > 0 else np.nan
-    return slope, float(np.exp(mean_y - slope * mean_x))
+    slope, start = np.polyfit(np.log(x), np.log(y), 1, w=None if std is None else 1 / np.asarray(std))
+    return slope, np.exp(start)
 
 
 def fit(
@@ -85,22 +82,17 @@ def isoflop(
     rng = np.random.default_rng(seed)
     curve = parabola if shape == "parabola" else _akima
     groups = groups_of(frame, budgets_at)
-    found, few = [], []
-    for group in groups:
-        best = least(group, "N")
-        if len(best) < MIN_SIZES:
-            few.append(f"{group['C'].median():.3g}")
-        else:
-            found.append(_optimum(float(np.exp(np.log(group["C"]).mean())), best, curve, rng, bootstrap))
+    few = [f"{group['C'].median():.3g}" for group in groups if group["N"].nunique() < MIN_SIZES]
+    found = [_optimum(group, curve, rng, bootstrap) for group in groups if group["N"].nunique() >= MIN_SIZES]
     budgets = [budget for budget, _, _ in found]
     inside = [each for each in found if not each[0]["edge"]]
     if len(inside) < 2:
-        for group in groups:
-            if group["C"].max() > 1.5 * group["C"].min():
-                raise UsageError(
-                    f"isoflop: C runs on from {group['C'].min():.3g} to {group['C'].max():.3g} without gaps between "
-                    "budgets: name the budgets, as --budgets=1e19,3e19,1e20"
-                )
+        spans = [(group["C"].min(), group["C"].max()) for group in groups]
+        if span := next((f"{low:.3g} to {high:.3g}" for low, high in spans if high > 1.5 * low), ""):
+            raise UsageError(
+                f"isoflop: C runs on from {span} without gaps between budgets: name the budgets, as "
+                "--budgets=1e19,3e19,1e20"
+            )
         raise UsageError(
             f"isoflop: {len(inside)} of {len(budgets)} budgets have their best size inside a range of "
             f"{MIN_SIZES} or more; two are needed: run more sizes at each C (`bigmodel sweep` with isoflop()), or fit "
@@ -117,20 +109,21 @@ def isoflop(
         warnings.append("two budgets: the exponent is a line through two points")
     flops, n_opt, d_opt = (np.array([b[key] for b, _, _ in inside]) for key in ("C", "N_opt", "D_opt"))
     std = np.array([spread for _, _, spread in inside])
-    samples = []
-    for _ in range(bootstrap):
-        moved = np.exp([rng.choice(drawn) for _, drawn, _ in inside])
-        samples.append(_frontier(flops, moved, d_opt * n_opt / moved, std))
+    moved = np.exp([[rng.choice(drawn) for _, drawn, _ in inside] for _ in range(bootstrap)]).reshape(-1, len(flops)).T
+    samples = _frontier(flops, moved, (d_opt * n_opt)[:, None] / moved, std).T
     return _result("isoflop", _frontier(flops, n_opt, d_opt, std), samples, bootstrap, frame, budgets, warnings)
 
 
 def _optimum(
-    flops: float, best: pd.DataFrame, curve: Curve, rng: np.random.Generator, bootstrap: int
+    group: pd.DataFrame, curve: Curve, rng: np.random.Generator, bootstrap: int
 ) -> tuple[dict[str, Any], np.ndarray, float]:
     """(a budget, ln N_opt of its resamples, the standard error of ln N_opt) from the best run of each size."""
-    log_n, log_l = np.log(best["N"].to_numpy(dtype=float)), np.log(best["L"].to_numpy(dtype=float))
+    flops, best = float(np.exp(np.log(group["C"]).mean())), least(group, "N")
+    log_n, log_l = np.log(best[["N", "L"]].to_numpy(dtype=float)).T
     x, y, coefficients, edge, local = curve(log_n, log_l)
-    noise = _noise(log_n[local], log_l[local])
+    around = log_n[local] - log_n[local].mean()
+    residual = log_l[local] - np.polyval(np.polyfit(around, log_l[local], 2), around)
+    noise = np.sqrt((residual**2).sum() / (len(residual) - 3))
 
     def draws(rng: np.random.Generator, number: int) -> np.ndarray:
         """ln N_opt of curves through the runs with fresh noise, of those that have one, (at most number,)."""
@@ -142,9 +135,9 @@ def _optimum(
     n_opt, n_ci = float(np.exp(x)), None
     if intervals.enough(len(drawn), bootstrap):
         n_ci = intervals.pair(np.exp(intervals.percentile(drawn[:, None])[:, 0]), n_opt)
-    d_opt = flops / _flops_per(best) / n_opt
+    best_of = {"N_opt": n_opt, "D_opt": flops / _flops_per(best) / n_opt, "L_opt": float(np.exp(y)), "N_ci": n_ci}
     edge = bool(edge or len(weighed) < WEIGHT_DRAWS / 2)
-    budget = _budget(flops, best["N"], best["L"], n_opt, d_opt, float(np.exp(y)), n_ci, coefficients, edge)
+    budget = _budget(flops, best["N"], best["L"], **best_of, parabola=coefficients, edge=edge)
     # No optimum is known better than a fraction of the spacing of the sizes that it lies between.
     spread = float(np.std(weighed)) if len(weighed) > 1 else np.nan
     return budget, drawn if len(drawn) else np.array([x]), np.maximum(spread, np.median(np.diff(log_n)) / 10)
@@ -159,14 +152,6 @@ def _akima(log_n: np.ndarray, log_l: np.ndarray) -> Optimum:
     edge = best in (0, len(fine) - 1)
     near = np.argsort(np.abs(log_n - fine[best]), kind="stable")[: MIN_SIZES + 1]
     return float(np.nan if edge else fine[best]), float(loss[best]), None, edge, near
-
-
-def _noise(log_n: np.ndarray, log_l: np.ndarray) -> float:
-    """Standard deviation of ln L about a local parabola."""
-    if len(log_n) <= 3:
-        return 0.0
-    residual = log_l - np.polyval(np.polyfit(log_n - log_n.mean(), log_l, 2), log_n - log_n.mean())
-    return float(np.sqrt((residual**2).sum() / (len(log_n) - 3)))
 
 
 # ---------------------------------------------------------------------------------- approach 1
@@ -186,16 +171,12 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
       UsageError: a missing column, or fewer than three sizes with two D each, or no budget at which sizes compete.
     """
     _need(frame)
-    sizes, curves = [], []
-    for n, group in frame.groupby("N"):
-        best = least(group, "C")
-        if len(best) > 1:
-            sizes.append(float(n))
-            curves.append(best)
+    curves = [best for _, group in frame.groupby("N") if len(best := least(group, "C")) > 1]
     if len(curves) < 3:
         raise UsageError(f"envelope: {len(curves)} sizes N have runs at two or more D; three are needed")
-    n_of, ratio_of = np.array(sizes), np.array([_flops_per(best) for best in curves])
-    lines = [(np.log(best["C"].to_numpy(float)), np.log(best["L"].to_numpy(float))) for best in curves]
+    n_of = np.array([float(best["N"].iloc[0]) for best in curves])
+    ratio_of = np.array([_flops_per(best) for best in curves])
+    lines = [np.log(best[["C", "L"]].to_numpy(float)).T for best in curves]
     grid = np.linspace(min(c[0] for c, _ in lines), max(c[-1] for c, _ in lines), ENVELOPE_BUDGETS)
     table = np.array([np.interp(grid, c, loss, left=np.inf, right=np.inf) for c, loss in lines])  # (sizes, budgets)
 
@@ -209,9 +190,9 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
         inside = (winner > chosen[smallest]) & (winner < chosen[largest])
         return np.flatnonzero(inside), winner[inside]
 
-    def frontier(at: np.ndarray, winner: np.ndarray) -> list[float]:
+    def frontier(at: np.ndarray, winner: np.ndarray) -> np.ndarray:
         flops = np.exp(grid[at])
-        return _frontier(flops, n_of[winner], flops / ratio_of[winner] / n_of[winner], None)
+        return _frontier(flops, n_of[winner], flops / ratio_of[winner] / n_of[winner])
 
     at, winner = best_of(np.arange(len(curves)))
     if len(np.unique(winner)) < 2:
@@ -231,8 +212,8 @@ def envelope(frame: pd.DataFrame, bootstrap: int = 1000, seed: int = 0) -> dict[
         i = int(own_at[np.argmin(np.abs(grid[own_at] - grid[own_at].mean()))])
         ran = np.isfinite(table[:, i])
         flops, loss = float(np.exp(grid[i])), np.exp(table[:, i])
-        d_opt = flops / float(ratio_of[k] * n_of[k])
-        budgets.append(_budget(flops, n_of[ran], loss[ran], float(n_of[k]), d_opt, float(loss[k])))
+        best = {"N_opt": float(n_of[k]), "D_opt": flops / float(ratio_of[k] * n_of[k]), "L_opt": float(loss[k])}
+        budgets.append(_budget(flops, n_of[ran], loss[ran], **best, N_ci=None, parabola=None, edge=False))
     return _result("envelope", frontier(at, winner), samples, bootstrap, frame, budgets, warnings)
 
 
@@ -250,38 +231,26 @@ def _flops_per(best: pd.DataFrame) -> float:
     return float((best["C"] / (best["N"] * best["D"])).median())
 
 
-def _frontier(flops: np.ndarray, n: np.ndarray, d: np.ndarray, std: np.ndarray | None) -> list[float]:
-    """[a, N0, b, D0]"""
-    return [*power_law(flops, n, std), *power_law(flops, d, std)]
+def _frontier(flops: np.ndarray, n: np.ndarray, d: np.ndarray, std: np.ndarray | None = None) -> np.ndarray:
+    """a, N0, b, D0: (4,), or of R resamples n, d (budgets, R), (4, R)."""
+    return np.array([*power_law(flops, n, std), *power_law(flops, d, std)])
 
 
-def _budget(
-    flops: float,
-    n: Iterable[float],
-    loss: Iterable[float],
-    n_opt: float,
-    d_opt: float,
-    l_opt: float,
-    n_ci: list[float] | None = None,
-    parabola: list[float] | None = None,
-    edge: bool = False,
-) -> dict[str, Any]:
-    sizes = [float(v) for v in n]
-    best = {"N_opt": n_opt, "D_opt": d_opt, "L_opt": l_opt, "N_ci": n_ci, "parabola": parabola}
-    return {"C": flops, "n_runs": len(sizes), **best, "N": sizes, "L": [float(v) for v in loss], "edge": edge}
+def _budget(flops: float, n: Any, loss: Any, **best: Any) -> dict[str, Any]:
+    return {"C": flops, "n_runs": len(n), **best, "N": [float(v) for v in n], "L": [float(v) for v in loss]}
 
 
 def _result(
     law: str,
-    params: list[float],
-    drawn: Sequence[Sequence[float]],
+    params: np.ndarray,
+    drawn: Any,
     asked: int,
     frame: pd.DataFrame,
     budgets: list[dict[str, Any]],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """`drawn` holds the parameters of each of the `asked` resamples that has a frontier."""
-    names, samples = ("a", "N0", "b", "D0"), np.array(drawn).reshape(-1, 4)
+    """`drawn`: the parameters of each of the `asked` resamples that has a frontier, (R, 4)."""
+    names, samples, estimate = ("a", "N0", "b", "D0"), np.array(drawn).reshape(-1, 4), [float(v) for v in params]
     runs = frame["D"] / frame["N"]
     if not intervals.enough(len(samples), asked):
         if asked:
@@ -289,19 +258,23 @@ def _result(
         samples = samples[:0]
 
     def ratio(flops: float) -> np.ndarray:
-        a, n0, b, d0 = np.vstack([params, samples]).T
+        a, n0, b, d0 = np.vstack([estimate, samples]).T
         return d0 / n0 * flops ** (b - a)
 
-    ci = intervals.columns(intervals.percentile(samples), names, np.array(params))
+    ci = intervals.columns(intervals.percentile(samples), names, np.array(estimate))
     return {
         "law": law,
-        "params": dict(zip(names, params, strict=True)),
+        "params": dict(zip(names, estimate, strict=True)),
         "ci": ci,
+        "intervals": {"percentile": ci},
+        "interval": {"method": "percentile", "level": intervals.LEVEL},
+        "se": {k: float(np.std(v)) if len(v) > 1 else None for k, v in zip(names, samples.T, strict=True)},
         "resamples": {"asked": asked, "fitted": len(samples)},
+        "bootstrap_samples": samples,
         "n_points": len(frame),
         "optimal": {
-            "a": params[0],
-            "b": params[2],
+            "a": estimate[0],
+            "b": estimate[2],
             **intervals.tokens_per_param(max(b["C"] for b in budgets), ratio, corrected=False),
             "tokens_per_param_runs": [float(runs.min()), float(runs.max())],
         },
@@ -309,23 +282,13 @@ def _result(
         "warnings": warnings,
         "target": "N_opt",
         "columns": ["C"],
-        "delta": None,
-        "objective": None,
         "estimator": "least squares",
-        "interval": {"method": "percentile", "level": intervals.LEVEL},
-        "intervals": {"percentile": ci},
-        "se": {k: float(np.std(v)) if len(v) > 1 else None for k, v in zip(names, samples.T, strict=True)},
-        "holdout": [],
         "rungs_of": "C",
-        "leave_one_out": [],
-        "backtests": [],
-        "compared": [],
-        "choice": [],
         "range": {k: [float(frame[k].min()), float(frame[k].max())] for k in "NDCL"},
-        "family": None,
         "conventions": dict(frame.attrs.get("conventions", {})),
         "source": str(frame.attrs.get("source", "")),
         "points": {},
-        "residuals": [],
-        "bootstrap_samples": samples,
+        # What a fit of a law has besides.
+        **dict.fromkeys(("delta", "objective", "family")),
+        **{k: [] for k in ("holdout", "leave_one_out", "backtests", "compared", "choice", "residuals")},
     }

@@ -13,11 +13,11 @@ from typing import Any
 from bigmodel.config import check_exports, plugin
 from bigmodel.errors import choose
 
-_PARTS = {"attention", "infilling", "layers", "losses", "positions", "transformer", "__init__"}
+_PARTS = {"attention", "infilling", "layers", "layouts", "losses", "positions", "transformer", "__init__"}
 REQUIRED = ("get_config", "finalize", "rung", "Model", "inputs", "loss", "spec", "flops", "RULES")
 OPTIONAL: dict[str, Any] = {
     "PUBLISHED": {},  # name -> model overrides, source, parameters
-    "WEIGHTS": {},  # published checkpoint names -> parameter paths
+    "WEIGHTS": {},  # model_type of published checkpoints -> how they are written (layouts.Layout)
     "base": None,  # cfg -> the base shape, where there is `model.parametrization`
     "units": lambda cfg: 1,  # tokens of one example
     "likelihood": lambda cfg: range(0),  # places of a window's tokens that the loss predicts in turn
@@ -26,6 +26,8 @@ OPTIONAL: dict[str, Any] = {
     "footprint": lambda cfg: None,  # sizes from which a pod's layout estimates activations
     "evaluate": None,  # (model, variables, batch) -> sums over examples; None: the loss's metrics
     "summarize": None,  # those sums -> metrics
+    "init_cache": None,  # (cfg, rows, size) -> what Model.step goes on from, of a family that writes token after token
+    "start": None,  # cfg -> the first token that it writes, where its prompt is a source that an encoder reads
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigmodel.models.layouts import GELUS, Layout, activation
+
 DEVLIN = "Devlin et al. 2019, arXiv:1810.04805, section 3; vocabularies: github.com/google-research/bert"
 TURC = "Turc et al. 2019, arXiv:1908.08962, Table 1; github.com/google-research/bert"
 MARKS = dict(cls_token=101, sep_token=102, mask_token=103)
@@ -37,8 +39,7 @@ ROWS: dict[str, dict[str, Any]] = {
     **_turc(),
 }
 
-# Checkpoint name -> our path; `{}` is the layer.
-WEIGHTS: dict[str, str] = {
+NAMES: dict[str, str] = {
     "embeddings.word_embeddings.weight": "embed/tokens",
     "embeddings.position_embeddings.weight": "embed/positions",
     "embeddings.token_type_embeddings.weight": "embed/segments",
@@ -68,4 +69,40 @@ WEIGHTS: dict[str, str] = {
     "cls.predictions.bias": "output_bias",
     "cls.seq_relationship.weight": "next",
     "cls.seq_relationship.bias": "next_bias",
+    "classifier.weight": "head",
+    "classifier.bias": "head_bias",
+    "embeddings.position_ids": "",
 }
+
+
+def _pooled(objective: str) -> dict[str, Any]:
+    return {"objective": objective, "pool": "cls", "pooler": True}
+
+
+WEIGHTS = {
+    "bert": Layout(
+        names=NAMES,
+        prefix="bert.",
+        bare=("cls.", "classifier."),
+        ties={"cls.predictions.decoder.weight": "embed/tokens", "cls.predictions.decoder.bias": "output_bias"},
+        sizes=dict(
+            vocab_size="vocab_size", max_position_embeddings="seq_len", type_vocab_size="segments", hidden_size="width",
+            num_hidden_layers="depth", num_attention_heads="num_heads", intermediate_size="ffn",
+            layer_norm_eps="norm_eps", num_labels="num_classes", cls_token_id="cls_token", sep_token_id="sep_token",
+            mask_token_id="mask_token",
+        ),
+        choices={
+            "hidden_act": activation(*GELUS),
+            "architectures": {
+                "BertForPreTraining": _pooled("masked_next"),
+                "BertForSequenceClassification": _pooled("classify"),
+                "BertForTokenClassification": {"objective": "tag"},
+                "BertForMaskedLM": {"objective": "masked"},
+            },
+        },
+        only=dict(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute"),
+        defaults=dict(layer_norm_eps=1e-12, hidden_act="gelu", num_labels=2)
+        | {f"{name}_id": mark for name, mark in MARKS.items()},  # of every published vocabulary
+        extra=dict(model_type="bert"),
+    )
+}  # fmt: skip

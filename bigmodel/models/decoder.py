@@ -71,7 +71,7 @@ def base(cfg: Any) -> ConfigDict:
 
 rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
 PUBLISHED = decoder_published.ROWS
-WEIGHTS: dict[str, str] = {}
+WEIGHTS = decoder_published.WEIGHTS
 
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
@@ -188,15 +188,28 @@ class Model(nn.Module):
             return x_BLE * layers.tied_scale(self.cfg), self.embed.tokens, None
         return x_BLE, self.head.T, None
 
-    def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache)."""
-        x_BLE, layers_cache = self._forward(tokens_BL, cache["layers"], View(cache["length"]), False)
-        return self.logits(x_BLE), {"layers": layers_cache, "length": cache["length"] + tokens_BL.shape[1]}
+    def step(self, tokens_BL: jax.Array, cache: Any, last: bool = False) -> tuple[jax.Array, Any]:
+        """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache); `last`: of the last place, B1V.
+
+        Under the objective `prefix`, what is appended to an empty cache (whose length is the integer 0) is the prefix.
+        """
+        B, L = tokens_BL.shape
+        start, pad_B, size = cache["length"], cache["pad"], cache["layers"]["key"].shape[-2]
+        is_prefix = self.cfg.objective == "prefix" and isinstance(start, int)
+        view = View(
+            start,
+            prefix_B=jnp.full(B, L) if is_prefix else None,
+            positions_BL=jnp.maximum(start + jnp.arange(L) - pad_B[:, None], 0),
+            keys_BS=jnp.arange(size) >= pad_B[:, None],
+        )
+        x_BLE, layers_cache = self._forward(tokens_BL, cache["layers"], view, False)
+        logits = self.logits(x_BLE[:, -1:] if last else x_BLE)
+        return logits, {"layers": layers_cache, "pad": pad_B, "length": start + L}
 
     def _forward(self, tokens_BL: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
         x_BLD = self.embed(tokens_BL, view).astype(self.cfg.dtype)
         if self.cfg.position == "relative_bias":
-            size = tokens_BL.shape[1] if cache is None else self.cfg.seq_len
+            size = tokens_BL.shape[1] if cache is None else cache["key"].shape[-2]
             bias_HLS = positions.relative_bias(self.embed.relative_bias, tokens_BL.shape[1], size, view.start)
             view = view.replace(bias_HLS=bias_HLS)
         x_BLD, cache = self.blocks(x_BLD, cache, view, train)
@@ -209,10 +222,13 @@ class Model(nn.Module):
         return sharding.constrain(logits_BLV, "batch", "length", "vocab")
 
 
-def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
-    """Empty key/value cache of seq_len positions: {'layers': {'key', 'value'} NBGSK, 'length': ()}."""
-    layers_cache = transformer.empty(cfg, cfg.depth, batch_size, cfg.seq_len)
-    return {"layers": layers_cache, "length": jnp.zeros((), jnp.int32)}
+def init_cache(cfg: Any, batch_size: int, size: int = 0) -> dict[str, Any]:
+    """Empty key/value cache of `size` positions (0: seq_len): {'layers': {'key', 'value'} NBGSK, 'length' (), 'pad' B}.
+
+    pad: how many places before a row's first token hold nothing, so that rows of several lengths end together.
+    """
+    layers_cache = transformer.empty(cfg, cfg.depth, batch_size, size or cfg.seq_len)
+    return {"layers": layers_cache, "length": jnp.zeros((), jnp.int32), "pad": jnp.zeros(batch_size, jnp.int32)}
 
 
 def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) -> tuple[jax.Array, Any]:

@@ -1,8 +1,11 @@
-"""Published decoders: shapes by the names that the field uses, with what their papers print. `decoder.PUBLISHED`."""
+"""Published decoders: shapes by the names that the field uses, with what their papers print, and how their checkpoints
+are written. `decoder.PUBLISHED`, `decoder.WEIGHTS`."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from bigmodel.models.layouts import GELUS, Layout, activation
 
 
 def _gpt2(depth: int, width: int, num_heads: int, total: int) -> dict[str, Any]:
@@ -142,3 +145,125 @@ ROWS: dict[str, dict[str, Any]] = {
         ),
     ),
 }  # fmt: skip
+
+
+def _both(theirs: str, ours: str, bias: str = "") -> dict[str, str]:
+    """Names of a matrix and of its bias, by default our path and `_bias`."""
+    return {f"{theirs}.weight": ours, f"{theirs}.bias": bias or f"{ours}_bias"}
+
+
+def _norm(theirs: str, ours: str) -> dict[str, str]:
+    return _both(theirs, f"{ours}/scale", f"{ours}/bias")
+
+
+QKV = ("query", "key", "value")
+TIED: dict[Any, dict[str, Any]] = {True: {"tied_head": True}, False: {"tied_head": False}}
+HEAD = {"lm_head.weight": "head"}
+
+GPT2 = Layout(
+    names={
+        "wte.weight": "embed/tokens",
+        "wpe.weight": "embed/positions",
+        **_norm("h.{}.ln_1", "blocks/norm_attention"),
+        **_norm("h.{}.ln_2", "blocks/norm_mlp"),
+        "h.{}.attn.c_attn.weight": tuple(f"blocks/attention/{name}" for name in QKV),
+        "h.{}.attn.c_attn.bias": tuple(f"blocks/attention/{name}_bias" for name in QKV),
+        **_both("h.{}.attn.c_proj", "blocks/attention/out"),
+        **_both("h.{}.mlp.c_fc", "blocks/mlp/up"),
+        **_both("h.{}.mlp.c_proj", "blocks/mlp/down"),
+        **_norm("ln_f", "norm"),
+        **HEAD,
+        "h.{}.attn.bias": "",  # causal masks, which old files hold
+        "h.{}.attn.masked_bias": "",
+    },
+    out_in=False,
+    prefix="transformer.",
+    bare=("lm_head",),
+    ties={"lm_head.weight": "embed/tokens"},
+    sizes=dict(
+        vocab_size="vocab_size", n_positions="seq_len", n_embd="width", n_layer="depth", n_head="num_heads",
+        n_inner="ffn", layer_norm_epsilon="norm_eps",
+    ),
+    choices={"activation_function": activation(("gelu_new", "gelu_tanh"), *GELUS), "tie_word_embeddings": TIED},
+    only=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+    defaults=dict(
+        n_inner=0, layer_norm_epsilon=1e-5, activation_function="gelu_new", tie_word_embeddings=True,
+    ),
+    extra=dict(architectures=["GPT2LMHeadModel"], model_type="gpt2"),
+)  # fmt: skip
+
+OPT = Layout(
+    names={
+        "decoder.embed_tokens.weight": "embed/tokens",
+        "decoder.embed_positions.weight": "embed/positions",
+        "decoder.project_in.weight": "embed/project_in",
+        "decoder.project_out.weight": "embed/project_out",
+        **_norm("decoder.layers.{}.self_attn_layer_norm", "blocks/norm_attention"),
+        **_norm("decoder.layers.{}.final_layer_norm", "blocks/norm_mlp"),
+        **{
+            key: path
+            for letter, name in zip("qkv", QKV, strict=True)
+            for key, path in _both(f"decoder.layers.{{}}.self_attn.{letter}_proj", f"blocks/attention/{name}").items()
+        },
+        **_both("decoder.layers.{}.self_attn.out_proj", "blocks/attention/out"),
+        **_both("decoder.layers.{}.fc1", "blocks/mlp/up"),
+        **_both("decoder.layers.{}.fc2", "blocks/mlp/down"),
+        **_norm("decoder.final_layer_norm", "norm"),
+        **HEAD,
+    },
+    prefix="model.",
+    bare=("lm_head",),
+    ties={"lm_head.weight": "embed/tokens"},
+    sizes=dict(
+        vocab_size="vocab_size", max_position_embeddings="seq_len", hidden_size="width", num_hidden_layers="depth",
+        num_attention_heads="num_heads", ffn_dim="ffn", word_embed_proj_dim="embed_dim",
+    ),
+    choices={
+        "activation_function": activation(*GELUS),
+        "tie_word_embeddings": TIED,
+        "do_layer_norm_before": {
+            True: {"norm_placement": "pre", "final_norm": True},
+            False: {"norm_placement": "post", "final_norm": False},  # OPT-350M
+        },
+    },
+    only=dict(enable_bias=True, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False),
+    defaults=dict(
+        activation_function="relu", tie_word_embeddings=True, do_layer_norm_before=True, word_embed_proj_dim=0,
+    ),
+    always=dict(position_offset=2),
+    extra=dict(architectures=["OPTForCausalLM"], model_type="opt"),
+)  # fmt: skip
+
+LLAMA = Layout(
+    names={
+        "embed_tokens.weight": "embed/tokens",
+        "layers.{}.input_layernorm.weight": "blocks/norm_attention/scale",
+        "layers.{}.post_attention_layernorm.weight": "blocks/norm_mlp/scale",
+        **{
+            f"layers.{{}}.self_attn.{letter}_proj.weight": f"blocks/attention/{name}"
+            for letter, name in zip("qkvo", (*QKV, "out"), strict=True)
+        },
+        **{f"layers.{{}}.mlp.{name}_proj.weight": f"blocks/mlp/{name}" for name in ("gate", "up", "down")},
+        "norm.weight": "norm/scale",
+        **HEAD,
+        "layers.{}.self_attn.rotary_emb.inv_freq": "",
+    },
+    prefix="model.",
+    bare=("lm_head",),
+    ties={"lm_head.weight": "embed/tokens"},
+    sizes=dict(
+        vocab_size="vocab_size", max_position_embeddings="seq_len", hidden_size="width", num_hidden_layers="depth",
+        num_attention_heads="num_heads", num_key_value_heads="num_kv_heads", head_dim="head_dim",
+        intermediate_size="ffn", rms_norm_eps="norm_eps", rope_theta="rope_base",
+    ),
+    choices={"hidden_act": activation(("silu", "swiglu"), ("gelu", "geglu")), "tie_word_embeddings": TIED},
+    only=dict(attention_bias=False, mlp_bias=False, rope_type="default"),
+    defaults=dict(
+        num_key_value_heads=0, head_dim=0, rms_norm_eps=1e-6, rope_theta=10_000.0, tie_word_embeddings=False,
+        hidden_act="silu",
+    ),
+    always=dict(position="rope", norm="rmsnorm", bias=False, attention_bias=False),
+    extra=dict(architectures=["LlamaForCausalLM"], model_type="llama"),
+)  # fmt: skip
+
+WEIGHTS = {"gpt2": GPT2, "opt": OPT, "llama": LLAMA}

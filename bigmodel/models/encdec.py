@@ -301,17 +301,25 @@ class Model(nn.Module):
         return self.drop(self.encoder_norm(x_BSD), rows_B, train) if self.cfg.norm_placement == "pre" else x_BSD
 
     def step(
-        self, tokens_BL: jax.Array, cache: Any, source_BS: jax.Array | None = None, keys_BS: jax.Array | None = None
+        self,
+        tokens_BL: jax.Array,
+        cache: Any,
+        source_BS: jax.Array | None = None,
+        keys_BS: jax.Array | None = None,
+        last: bool = False,
     ) -> tuple[jax.Array, Any]:
-        """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache). The first step has the source,
-        with `keys` (None: all of it counts), whose keys and values the cache then holds."""
+        """Appends tokens to `cache` (see `init_cache`): (logits BLV, the longer cache); `last`: of the last place, B1V.
+
+        The first step has the source, with `keys` (None: all of it counts), whose keys and values the cache then holds.
+        """
         memory = None
         if source_BS is not None:
             keys = jnp.ones(source_BS.shape, bool) if keys_BS is None else keys_BS
             memory, cache = self.encode(source_BS, keys), {**cache, "keys": keys}
         view = View(cache["length"], memory_BSD=memory, memory_keys_BS=cache["keys"])
         x_BLD, held = self._decode(tokens_BL, cache["layers"], view, False)
-        return self._logits(x_BLD), {**cache, "layers": held, "length": cache["length"] + tokens_BL.shape[1]}
+        logits = self._logits(x_BLD[:, -1:] if last else x_BLD)
+        return logits, {**cache, "layers": held, "length": cache["length"] + tokens_BL.shape[1]}
 
     def _decode(self, tokens_BL: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
         cfg, L = self.cfg, tokens_BL.shape[1]
@@ -332,11 +340,12 @@ class Model(nn.Module):
         return sharding.constrain(logits_BLV, "batch", None, "vocab")
 
 
-def init_cache(cfg: Any, batch_size: int, length: int = 0) -> dict[str, Any]:
-    """Empty keys and values of `length` target positions (0: L) and of the source: {'layers': {'own', 'memory'}, each
-    {'key', 'value'} NBGSK; 'keys' BS, 'length' ()}."""
+def init_cache(cfg: Any, batch_size: int, size: int = 0, source: int = 0) -> dict[str, Any]:
+    """Empty keys and values of `size` target positions (0: L) and of `source` ones (0: S): {'layers': {'own',
+    'memory'}, each {'key', 'value'} NBGSK; 'keys' BS, 'length' ()}."""
     S, L = lengths(cfg)
-    sizes = {"own": length or L, "memory": S}
+    S = source or S
+    sizes = {"own": size or L, "memory": S}
     held = {name: transformer.empty(cfg, cfg.decoder_depth, batch_size, n) for name, n in sizes.items()}
     return {"layers": held, "keys": jnp.zeros((batch_size, S), bool), "length": jnp.zeros((), jnp.int32)}
 

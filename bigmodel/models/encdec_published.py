@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigmodel.models import positions
+from bigmodel.models.layouts import GELUS, Layout, activation
+
 VASWANI = "Vaswani et al. 2017, arXiv:1706.03762, Table 3"
 # Section 5.1 says "about 37000", by which N = 2 is 6.5 % below its printed count; by this, all rows are within 4 %.
 VOCABULARY = 39_000
@@ -58,7 +61,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def _t5_names() -> dict[str, str]:
+def _t5_names(up: dict[str, str]) -> dict[str, str]:
+    """up: what the feed-forward layer reads by, theirs -> ours."""
     # Published files hold a table of positions for attention to the encoder, too, which T5 doesn't use.
     unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     names = {"shared.weight": "embed/tokens", "lm_head.weight": "head", unused: ""}
@@ -73,7 +77,7 @@ def _t5_names() -> dict[str, str]:
             names[f"{side}.block.{{}}.layer.{i}.layer_norm.weight"] = f"{side}/{norm}/scale"
         last = f"{side}.block.{{}}.layer.{len(layers)}"
         names |= {
-            f"{last}.DenseReluDense.wi.weight": f"{side}/mlp/up",
+            **{f"{last}.DenseReluDense.{theirs}.weight": f"{side}/mlp/{ours}" for theirs, ours in up.items()},
             f"{last}.DenseReluDense.wo.weight": f"{side}/mlp/down",
             f"{last}.layer_norm.weight": f"{side}/norm_mlp/scale",
         }
@@ -94,10 +98,70 @@ def _marian_names() -> dict[str, str]:
         for theirs, ours in dict(fc1="up", fc2="down").items():
             names[f"{side}.layers.{{}}.{theirs}.weight"] = f"{side}/mlp/{ours}"
             names[f"{side}.layers.{{}}.{theirs}.bias"] = f"{side}/mlp/{ours}_bias"
+        names[f"{side}.embed_positions.weight"] = ""  # sinusoids
         names[f"{side}.layers.{{}}.final_layer_norm.weight"] = f"{side}/norm_mlp/scale"
         names[f"{side}.layers.{{}}.final_layer_norm.bias"] = f"{side}/norm_mlp/bias"
     return names
 
 
-# T5's names, and those of Marian (which is Vaswani's with biases in attention and at the output).
-WEIGHTS: dict[str, str] = {**_t5_names(), **_marian_names()}
+TIES = dict.fromkeys(("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "embed/tokens")
+
+
+def _t5_layout(up: dict[str, str], *feed_forward: tuple[str, str]) -> Layout:
+    return Layout(
+        names=_t5_names(up),
+        ties=TIES,
+        sizes=dict(
+            vocab_size="vocab_size", n_positions="seq_len", d_model="width", num_layers="depth",
+            num_decoder_layers="decoder_depth", num_heads="num_heads", d_kv="head_dim", d_ff="ffn",
+            layer_norm_epsilon="norm_eps", decoder_start_token_id="start_token",
+        ),
+        choices={
+            "feed_forward_proj": activation(*feed_forward),
+            "tie_word_embeddings": {
+                True: {"tied_head": True, "scale_logits": True},
+                False: {"tied_head": False, "scale_logits": False},
+            },
+            "scale_decoder_outputs": {True: {"scale_logits": True}, False: {"scale_logits": False}},
+        },
+        only=dict(relative_attention_num_buckets=positions.BUCKETS, relative_attention_max_distance=positions.FARTHEST),
+        defaults=dict(
+            n_positions=512, num_decoder_layers=0, layer_norm_epsilon=1e-6, feed_forward_proj="relu",
+            tie_word_embeddings=True, decoder_start_token_id=0,
+        ),
+        always=dict(
+            norm="rmsnorm", norm_placement="pre", bias=False, position="relative_bias", score_scale=1.0,
+            scale_embed=False,
+        ),
+        extra=dict(
+            architectures=["T5ForConditionalGeneration"], model_type="t5", is_encoder_decoder=True, pad_token_id=0,
+            eos_token_id=1,
+        ),
+    )  # fmt: skip
+
+
+WEIGHTS = {
+    "t5": _t5_layout({"wi": "up"}, ("relu", "relu")),
+    "t5-1.1": _t5_layout({"wi_0": "gate", "wi_1": "up"}, ("gated-gelu", "geglu_tanh"), ("gated-silu", "swiglu")),
+    "marian": Layout(
+        names={"shared.weight": "embed/tokens", "lm_head.weight": "head", **_marian_names()},
+        prefix="model.",
+        rows=("final_logits_bias",),
+        bare=("final_logits_bias", "lm_head"),
+        ties=TIES,
+        sizes=dict(
+            vocab_size="vocab_size", max_position_embeddings="seq_len", d_model="width", encoder_layers="depth",
+            decoder_layers="decoder_depth", encoder_attention_heads="num_heads", decoder_attention_heads="num_heads",
+            encoder_ffn_dim="ffn", decoder_ffn_dim="ffn", scale_embedding="scale_embed",
+            decoder_start_token_id="start_token",
+        ),
+        choices={
+            "activation_function": activation(*GELUS, ("swish", "silu"), ("silu", "silu")),
+            "tie_word_embeddings": {True: {"tied_head": True}},
+        },
+        only=dict(share_encoder_decoder_embeddings=True, normalize_before=False, normalize_embedding=False),
+        defaults=dict(scale_embedding=False, activation_function="gelu", tie_word_embeddings=True),
+        always=dict(attention_bias=True, output_bias=True),
+        extra=dict(architectures=["MarianMTModel"], model_type="marian", is_encoder_decoder=True),
+    ),
+}  # fmt: skip

@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
 }
-GATED = {"swiglu": "silu", "geglu": "gelu"}  # Shazeer 2020, arXiv:2002.05202
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}  # Shazeer 2020, arXiv:2002.05202
 
 
 def normal(std: float, fan_in: int, scale: float = 1.0) -> Init:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from bigmodel.errors import check_ranges, choose
 from bigmodel.models import layers, losses
+from bigmodel.models.layouts import Layout
 from bigmodel.ops import recurrence, sharding
 
 GATES = {"lstm": 4, "rnn": 1}  # of an LSTM, in torch's order: input, forget, candidate, output
@@ -50,15 +51,22 @@ def rung(width: int, depth: int) -> dict[str, Any]:
     return {"model.width": width, "model.depth": depth}
 
 
-# torch's nn.LSTM or nn.RNN, whose two biases add up to the one here.
-WEIGHTS = {
-    "embedding.weight": "embed/tokens",
-    **{f"{cell}.weight_ih_l{{}}": "blocks/input" for cell in GATES},
-    **{f"{cell}.weight_hh_l{{}}": "blocks/recurrent" for cell in GATES},
-    **{f"{cell}.bias_{side}_l{{}}": "blocks/bias" for cell in GATES for side in ("ih", "hh")},
-    "head.weight": "head",
-    "head.bias": "head_bias",
-}
+def _torch(cell: str) -> Layout:
+    """Of torch's nn.LSTM or nn.RNN, whose two biases add up to the one here."""
+    layer = {f"{cell}.weight_ih_l{{}}": "blocks/input", f"{cell}.weight_hh_l{{}}": "blocks/recurrent"}
+    biases = {f"{cell}.bias_{side}_l{{}}": "blocks/bias" for side in ("ih", "hh")}
+    head = {"head.weight": "head", "head.bias": "head_bias"}
+    return Layout(
+        names={"embedding.weight": "embed/tokens", **layer, **biases, **head},
+        sums=True,
+        sizes=dict(vocab_size="vocab_size", seq_len="seq_len", hidden_size="width", num_layers="depth"),
+        always=dict(cell=cell, forget_bias=0.0),  # it is in the bias
+        choices={"tie_word_embeddings": {False: {"tied_head": False}}},
+        extra=dict(model_type=cell),
+    )
+
+
+WEIGHTS = {cell: _torch(cell) for cell in GATES}
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
     (r"blocks/(input|recurrent)$", ("depth", "embed", "gate", "ffn")),
@@ -176,10 +184,12 @@ class Model(nn.Module):
         x_BLD = self._window(tokens_BL, train, rows_B)
         return x_BLD, self.embed.tokens if self.cfg.tied_head else self.head.T, self.head_bias
 
-    def step(self, tokens_BL: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """Goes on from `cache` (see `init_cache`): (logits BLV, the cache after them)."""
+    def step(self, tokens_BL: jax.Array, cache: Any, last: bool = False) -> tuple[jax.Array, Any]:
+        """Goes on from `cache` (see `init_cache`): (logits BLV, the cache after them); `last`: of the last place,
+        B1V."""
         x_BLD, state = self._forward(tokens_BL, cache["layers"], None, False)
-        return self.logits(x_BLD), {"layers": state, "length": cache["length"] + tokens_BL.shape[1]}
+        logits = self.logits(x_BLD[:, -1:] if last else x_BLD)
+        return logits, {"layers": state, "length": cache["length"] + tokens_BL.shape[1]}
 
     def logits(self, x_BLD: jax.Array) -> jax.Array:
         head_DV = self.embed.tokens.T if self.cfg.tied_head else self.head
@@ -201,8 +211,9 @@ class Model(nn.Module):
         return self.blocks(x_BLD, state, rows_B, train)
 
 
-def init_cache(cfg: Any, batch_size: int) -> dict[str, Any]:
-    """The state before any token, zeros: {'layers': {'hidden', and of an LSTM 'cell'} NBD, 'length': ()}."""
+def init_cache(cfg: Any, batch_size: int, size: int = 0) -> dict[str, Any]:
+    """The state before any token, zeros, whatever the size: {'layers': {'hidden', and of an LSTM 'cell'} NBD, 'length'
+    ()}."""
     zeros = jnp.zeros((cfg.depth, batch_size, cfg.width), cfg.dtype)
     names = ("hidden", "cell") if cfg.cell == "lstm" else ("hidden",)
     return {"layers": dict.fromkeys(names, zeros), "length": jnp.zeros((), jnp.int32)}

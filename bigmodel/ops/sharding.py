@@ -165,7 +165,7 @@ def _axes(shape: Sequence[int], logical: Sequence[str | None], mesh: Mesh) -> li
     return found
 
 
-def _parameter_spec(shape: Sequence[int], logical: Sequence[str | None], mesh: Mesh) -> P:
+def parameter_spec(shape: Sequence[int], logical: Sequence[str | None], mesh: Mesh) -> P:
     """As `spec`, but an axis that doesn't divide its own dimension shards the largest other one that it divides.
 
     Some published shapes divide by little: GPT-3's vocabulary is 29 x 1733, its 13B is 5140 wide.
@@ -220,7 +220,7 @@ def state_shardings(shapes: Any, rules: Rules, mesh: Any) -> Any:
     param_shapes = shapes["params"]
     if rules:
         logical = tree.match_all(rules, param_shapes)
-        specs = jax.tree.map(lambda x, names: _parameter_spec(x.shape, names, mesh), param_shapes, logical)
+        specs = jax.tree.map(lambda x, names: parameter_spec(x.shape, names, mesh), param_shapes, logical)
     else:
         specs = jax.tree.map(lambda x: _largest(x.shape, mesh), param_shapes)
     known: dict[str, tuple[tuple[int, ...], P]] = {}

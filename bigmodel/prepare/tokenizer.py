@@ -94,6 +94,63 @@ class Subwords:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
+class Published:
+    """The tokenizer.json of a published model: its template adds the marks that the model expects around a text, and
+    text that spells a special token is that token."""
+
+    def __init__(self, path: str):
+        import tokenizers
+
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_file(path)
+        except Exception as e:  # the library raises bare Exception
+            raise UsageError(f"{path!r} isn't a tokenizer.json: {' '.join(str(e).split())[:200]}") from None
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text).ids)
+
+    def turn(self, text: str) -> list[int]:
+        """A user's turn, and the beginning of the answer, in ChatML. UsageError: the vocabulary has no such marks."""
+        if self.tokenizer.token_to_id("<|im_start|>") is None:
+            raise UsageError("--chat: the vocabulary has no <|im_start|>, so the model knows no ChatML")
+        return self.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+
+def as_published(tokenizer: AnyTokenizer, window: int, before: bool) -> dict[str, str]:
+    """Files by name from which Hugging Face's libraries make the same ids.
+
+    Args:
+      window: longest text of the model, in tokens.
+      before: whether every text begins with the separator, as a language model has seen documents.
+    """
+    import tokenizers
+
+    if isinstance(tokenizer, Bytes):
+        # Bytes are a byte-level BPE without merges; its alphabet has a character for each byte, 0 is the separator.
+        own = byte_level(vocab={c: b for b, c in _alphabet().items() if b != tokenizer.separator} | {END: 0}, merges=[])
+        own.add_special_tokens([END])
+    else:
+        own = tokenizers.Tokenizer.from_str(tokenizer.content)
+    end = own.id_to_token(tokenizer.separator)
+    if before:
+        marks = [(end, tokenizer.separator)]
+        own.post_processor = tokenizers.processors.TemplateProcessing(single=f"{end} $A", special_tokens=marks)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "model_max_length": window}
+    return {"tokenizer.json": own.to_str(pretty=True), "tokenizer_config.json": json.dumps(settings, indent=1) + "\n"}
+
+
+def _alphabet() -> dict[int, str]:
+    """GPT-2's characters for the 256 bytes: printable ones stand for themselves, the others follow from 256 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return {b: chr(b if b in printable else next(others)) for b in range(256)}
+
+
 AnyTokenizer = Bytes | Subwords
 
 

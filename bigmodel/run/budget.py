@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import data, models, tree
@@ -18,7 +16,7 @@ from bigmodel.config import HORIZONS, bounded, flatten
 from bigmodel.errors import NoData, UsageError, check_ranges, choose, nearest, note
 from bigmodel.files import check_path
 from bigmodel.ops import remat
-from bigmodel.run import counts, optim, parametrize
+from bigmodel.run import counts, optim, parametrize, weights
 from bigmodel.run.record import read_result
 
 
@@ -234,14 +232,12 @@ def _check_start(config: ConfigDict) -> None:
     found = []
     for i, (path, _, _) in enumerate(parts):
         check_path("config.train.init_from", path)
-        published = path.endswith(".safetensors")
+        published = weights.is_published(path)
         if published:
             _check_published(config, path)
         start = {"run_id": digest(path)} if published else read_result(path)
         if start is None and not named:  # with a fingerprint, a run that is yet to be trained can be meant
-            there = [] if "://" in path else sorted(Path(path).glob("*.safetensors"))
-            hint = f"; of the weights there: --config.train.init_from={there[0]}" if there else ""
-            raise UsageError(f"config.train.init_from={path!r}: no finished run there (no result.json){hint}")
+            raise UsageError(f"config.train.init_from={path!r}: no finished run there (no result.json), and no weights")
         found.append(start["run_id"] if start else named[i])
         if named and named[i] != found[i]:
             raise UsageError(f"config.train.init_from={path!r} is {found[i]}; the config asks for {named[i]}")
@@ -263,18 +259,13 @@ def _check_published(config: ConfigDict, path: str) -> None:
 
 
 def digest(path: str) -> str:
-    """SHA-256 of a file of weights; a plan asks for it a row."""
+    """SHA-256 of published weights; a plan asks for it a row."""
     try:
-        found = epath.Path(path).stat()
-        return _digest(path, found.length, found.mtime)
+        return weights.identity(path)
     except OSError as e:
         raise UsageError(f"config.train.init_from={path!r}: {e.strerror or e}") from e
-
-
-@functools.lru_cache(maxsize=64)
-def _digest(path: str, length: int, changed: float) -> str:
-    with epath.Path(path).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    except UsageError as e:
+        raise UsageError(f"config.train.init_from={path!r}: {e}") from e
 
 
 # ------------------------------------------------------------------------------- derived

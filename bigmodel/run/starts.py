@@ -1,16 +1,15 @@
 """Parameters to start from: another run's, or published ones by the family's WEIGHTS.
 
-Published checkpoints have a tensor for each layer, and dense layers as (out, in). Here layers are stacked, and a dense
-layer is (in, out), its sides perhaps split into heads. Every tensor and every parameter is accounted for: a body that
-doesn't fit is an error, and one line names the heads that start fresh and the tensors that are left out.
+Published checkpoints have a tensor for each layer, and most have dense layers as (out, in). Here layers are stacked,
+and a dense layer is (in, out), its sides perhaps split into heads. Every tensor and every parameter is accounted for: a
+body that doesn't fit is an error, and one line names the heads that start fresh and the tensors that are left out.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +19,9 @@ from etils import epath
 
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
-from bigmodel.files import has_sha256
-from bigmodel.run import budget, checkpoint, counts, record
+from bigmodel.models.layouts import TABLES, Layout
+from bigmodel.run import budget, checkpoint, counts, record, weights
 
-SUFFIX = ".safetensors"
 PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
 HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
 SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # decide the factors of weights in use
@@ -44,7 +42,7 @@ def start(frozen: Any, compiled: Any, fresh: Any) -> tuple[Any, str]:
     for source, theirs, ours in budget.starts(frozen.train):
         # Lookaheads: a path has to begin with our prefix, and to match init_only anywhere.
         only = f"^(?={re.escape(ours)})(?=.*({frozen.train.init_only}))" if ours else frozen.train.init_only
-        take = _from_file if source.endswith(SUFFIX) else _from_run
+        take = _from_file if weights.is_published(source) else _from_run
         fresh, line = take(source, theirs, ours, only, frozen, compiled, fresh)
         said.append(f"{source}: {line}")
     return fresh, "; ".join(said)
@@ -87,79 +85,70 @@ def _from_run(
     if body:
         raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
     line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
-    diverged = f"; that run diverged: of its step {result['last_good_step']}" * (result.get("status") == "diverged")
+    diverged = f"; that run diverged: of its step {result.get('last_good_step')}" * (result.get("status") == "diverged")
     return params, line + diverged
 
 
 def load(path: str, family: str, cfg: Any, start: Any, only: str = "", prefix: str = "") -> tuple[Any, str]:
-    """`convert` of a file, which errors name."""
-    tensors = {name[len(prefix) :]: x for name, x in read(path).items() if name.startswith(prefix)}
+    """`convert` of published weights, which errors name."""
     try:
-        return convert(family, cfg, tensors, start, only)
+        return convert(family, cfg, weights.read(path).tensors.below(prefix), start, only)
     except UsageError as e:
         raise UsageError(f"config.train.init_from={path!r}: {e}") from e
 
 
-def read(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, by their names.
-
-    Raises:
-      UsageError: no such file, a damaged one, or one of another format.
-    """
-    from safetensors.numpy import load_file
-
-    if not Path(path).is_file():
-        raise UsageError(f"no weights at {path!r}")
-    manifest = record.read_json(Path(path).parent / "manifest.json")  # of `bigmodel prepare`, or of somebody else
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    made = files.get(Path(path).name) if isinstance(files, dict) else None
-    if made and not has_sha256(path, made):
-        raise UsageError(f"{path!r} is damaged (its content has changed since it was prepared); prepare it again")
-    try:
-        return load_file(path)
-    except Exception as e:  # the library raises classes of its own
-        raise UsageError(f"{path!r} can't be read as safetensors: {e}") from e
+def on_device(_: str, x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x)
 
 
 def convert(
-    family: str, cfg: Any, tensors: Mapping[str, np.ndarray], start: Any = None, only: str = ""
+    family: str,
+    cfg: Any,
+    tensors: Mapping[str, np.ndarray],
+    start: Any = None,
+    only: str = "",
+    put: Callable[[str, np.ndarray], Any] = on_device,
 ) -> tuple[Any, str]:
     """(a model's parameters from a checkpoint's tensors, in float32; what was taken and what wasn't, in words).
 
-    Names are those of WEIGHTS, perhaps after some of PREFIX, or with TensorFlow's gamma and beta for weight and bias. A
-    parameter with several names is the sum of its tensors.
+    Names are those of one of the family's layouts, perhaps after some of PREFIX, or with TensorFlow's gamma and beta
+    for weight and bias.
 
     Args:
-      start: parameters to keep for heads that the checkpoint lacks, and outside `only`; None: no head may be missing.
+      start: parameters to keep for heads that the checkpoint lacks, and outside `only`; None: no head may be missing,
+        and no tensor left over.
       only: regex of the parameters' paths to take; "": all.
+      put: called with the path and the value of each parameter that is taken; what it returns is the leaf.
 
     Raises:
       UsageError: nothing is taken, or a tensor and a parameter of the body don't match one to one.
     """
-    names = models.family(family).WEIGHTS
+    if not models.family(family).WEIGHTS:
+        raise UsageError(f"family {family!r} has no map of published names; start from a run's folder")
+    layout, found, unused = _matched(family, tensors)
     shapes = counts.shapes(family, cfg)
     paths = tree.paths(shapes)
-    if not names:
-        raise UsageError(f"family {family!r} has no map of published names; start from a run's folder")
-    found, unused = _named(names, tensors)
-    if not found:
-        first, known = next(iter(tensors), "nothing"), next(iter(names))
-        raise UsageError(f"family {family!r} knows none of its {len(tensors)} tensors ({first}; a known one: {known})")
-    _check_unused(names, found, unused, paths, only)
-    unused += [theirs for name, layers in found.items() if names[name] not in paths for theirs in layers.values()]
+    _check_ties(layout, found, unused, tensors, paths)
+    _check_unused(layout, found, unused, paths, only)
+    unused += [
+        theirs for name, layers in found.items() if not set(layout.paths(name)) & set(paths)
+        for theirs in layers.values() if start is not None or layout.paths(name)
+    ]  # fmt: skip
+    if unused and start is None:
+        raise UsageError(f"{unused[0]!r} is no parameter of this model{nearest(unused[0], layout.names)}")
     taken, fresh, cut = list[str](), list[str](), list[str]()
 
     def one(path: str, x: Any, kept: Any) -> Any:
-        sources = [name for name in names if names[name] == path]
+        sources = layout.sources(path)
         wanted_here = re.search(only, path)
-        there = [name for name in sources if name in found and wanted_here]
+        there = [source for source in sources if source[0] in found and wanted_here]
         if there:
             taken.append(path)
-            parts = (_stacked(name, found[name], tensors, path, x, cut) for name in there)
-            return jnp.asarray(functools.reduce(np.add, parts))
+            parts = (_stacked(layout, *source, found[source[0]], tensors, path, x, cut) for source in there)
+            return put(path, functools.reduce(np.add, parts))
         if kept is None or (wanted_here and not HEADS.search(path)):
-            wanted = f"no {sources[0]!r}" if sources else "no published name is known"
-            raise UsageError(f"{wanted} for {path!r}{nearest(sources[0], tensors) if sources else ''}")
+            wanted = f"no {sources[0][0]!r}" if sources else "no published name is known"
+            raise UsageError(f"{wanted} for {path!r}{nearest(sources[0][0], tensors) if sources else ''}")
         fresh.append(path)
         return kept
 
@@ -188,10 +177,24 @@ def _shortened(name: str) -> Iterator[str]:
         last, name = name, PREFIX.sub("", name)
 
 
-def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[str, dict[int, str]], list[str]]:
-    """({name in WEIGHTS: {layer: the checkpoint's name}}, the checkpoint's names that aren't in WEIGHTS)."""
+Found = dict[str, dict[int, str]]  # tensor's name in a layout -> layer -> the checkpoint's name
+
+
+def _matched(family: str, tensors: Mapping[str, Any]) -> tuple[Layout, Found, list[str]]:
+    """(the family's layout that knows most of the names, what it knows, the names that it doesn't know)."""
+    layouts = models.family(family).WEIGHTS.values()
+    found = [(layout, *_named(layout.names, tensors)) for layout in layouts]
+    best = max(found, key=lambda one: sum(map(len, one[1].values())))
+    if not best[1]:
+        first, known = next(iter(tensors), "nothing"), next(iter(best[0].names))
+        raise UsageError(f"family {family!r} knows none of its {len(tensors)} tensors ({first}; a known one: {known})")
+    return best
+
+
+def _named(names: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[Found, list[str]]:
+    """(which of `names` are there, the checkpoint's other names)."""
     patterns = {name: re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")) for name in names}
-    found: dict[str, dict[int, str]] = {}
+    found: Found = {}
     unknown = []
     for theirs in tensors:
         hits = ((n, m) for short in _shortened(theirs) for n, p in patterns.items() if (m := p.fullmatch(short)))
@@ -205,25 +208,45 @@ def _named(names: Mapping[str, str], tensors: Mapping[str, Any]) -> tuple[dict[s
     return found, unknown
 
 
-def _check_unused(
-    names: Mapping[str, str], found: Any, unknown: Sequence[str], paths: Sequence[str], only: str
+def _check_ties(
+    layout: Layout, found: Found, unused: list[str], tensors: Mapping[str, np.ndarray], paths: Sequence[str]
 ) -> None:
+    """Takes tensors away that repeat a parameter, as a tied head that is stored does. UsageError: one that doesn't."""
+    for name, path in layout.ties.items():
+        known = set(layout.paths(name)) & set(paths) if name in layout.names else set()
+        theirs = next((t for t in tensors if name in _shortened(t)), None)
+        own = next((found[n][0] for n, _, _ in layout.sources(path) if n in found), None)
+        if known or theirs is None or own is None or theirs == own:
+            continue
+        if not np.array_equal(tensors[theirs], tensors[own]):
+            raise UsageError(f"{theirs!r} differs from {own!r}, which this model uses in its place (tied)")
+        found.pop(name, None)
+        if theirs in unused:
+            unused.remove(theirs)
+
+
+def _check_unused(layout: Layout, found: Found, unknown: Sequence[str], paths: Sequence[str], only: str) -> None:
     """Raises UsageError for a tensor of the body that no parameter takes."""
     for name, layers in found.items():
-        path = names[name]
-        if path and path not in paths and re.search(only, path) and not HEADS.search(path):
-            raise UsageError(f"{layers[min(layers)]!r} is {path!r}, which this model lacks{nearest(path, paths)}")
-    stacks = {name.partition("{}")[0] for name, path in names.items() if "{}" in name and re.search(only, path)}
+        for path in layout.paths(name):
+            if path not in paths and re.search(only, path) and not HEADS.search(path):
+                raise UsageError(f"{layers[min(layers)]!r} is {path!r}, which this model lacks{nearest(path, paths)}")
+    stacks = {
+        name.partition("{}")[0] for name in layout.names if "{}" in name
+        if any(re.search(only, path) for path in layout.paths(name))
+    }  # fmt: skip
     in_layer = re.compile("|".join(rf"{re.escape(stack)}\d" for stack in stacks) or r"(?!)")
     for theirs in unknown:
         if any(in_layer.match(short) for short in _shortened(theirs)):
-            raise UsageError(f"{theirs!r} is of a layer, and no parameter of this model{nearest(theirs, names)}")
+            raise UsageError(f"{theirs!r} is of a layer, and no parameter of this model{nearest(theirs, layout.names)}")
 
 
 def _stacked(
-    name: str, layers: Mapping[int, str], tensors: Mapping[str, np.ndarray], path: str, x: Any, cut: list[str]
-) -> np.ndarray:
-    """The tensors of one name as the parameter `path`, shaped like `x`. What is cut off is noted in `cut`."""
+    layout: Layout, name: str, index: int, parts: int, layers: Mapping[int, str], tensors: Mapping[str, np.ndarray],
+    path: str, x: Any, cut: list[str],
+) -> np.ndarray:  # fmt: skip
+    """The tensors of one name, of which the parameter is the part `index` of `parts`, as the parameter `path`, shaped
+    like `x`. What is cut off is noted in `cut`."""
     count, shape = (x.shape[0], x.shape[1:]) if "{}" in name else (1, x.shape)
     lacking = sorted(set(range(count)) - set(layers))
     if lacking:
@@ -231,21 +254,23 @@ def _stacked(
         raise UsageError(f"no {wanted!r} for {path!r}: the file has {len(layers)} of the model's {count} layers")
     if len(layers) > count:
         raise UsageError(f"{layers[max(layers)]!r}: the file has {max(layers) + 1} layers, the model {count}")
-    out = []
+    out = np.empty(x.shape, np.float32)
     for layer in range(count):
         tensor = tensors[layers[layer]]
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UsageError(f"{layers[layer]!r} is {tensor.dtype}, where {path!r} is of floating point")
-        part = np.asarray(tensor, np.float32)
-        if part.ndim == 2 and not re.search(tree.EMBEDDINGS, path):
+        part = tensor
+        if part.ndim == 2 and layout.out_in and not re.search(TABLES, path):
             part = part.T  # of a matrix, but not of a table, the input side comes first here
+        if parts > 1 and part.ndim and part.shape[-1] % parts == 0:
+            part = np.split(part, parts, axis=-1)[index]
         if path == "embed/positions" and part.ndim and len(part) > shape[0]:
             cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
             part = part[: shape[0]]
         # Sides may be split or joined, but not exchanged: where one of theirs ends, one of ours does.
-        ends = set(np.cumprod(shape).tolist())
+        ends = {1, *np.cumprod(shape).tolist()}
         if part.size != np.prod(shape) or not set(np.cumprod(part.shape).tolist()) <= ends:
             each = " a layer" if "{}" in name else ""
             raise UsageError(f"{layers[layer]!r} is {list(tensor.shape)}, where {path!r} is {list(shape)}{each}")
-        out.append(part.reshape(shape))
-    return np.stack(out) if "{}" in name else out[0]
+        out[layer if "{}" in name else ...] = part.reshape(shape)
+    return out

@@ -1,0 +1,209 @@
+"""Continue prompts with a trained or a published model.
+
+MODEL is the folder of a finished run, a folder as Hugging Face's libraries write it (config.json, *.safetensors,
+tokenizer.json), or a .gguf file of a Llama-shaped model with its tokenizer.json beside it.
+
+Without --temperature the likeliest token is taken (greedy); several sequences are sampled at temperature 1. With
+--prompts, continuations go to --out as JSON lines (prompt, text, tokens, their log-probabilities under the model, and
+why the text ended): a command that was killed goes on where it was.
+
+Examples:
+  bigmodel generate runs/0123456789ab --prompt="I love programming" --num-return-sequences=4
+  bigmodel generate data/smollm2 --chat --prompt="Why is the sky blue?" --max-new-tokens=128
+  bigmodel generate data/smollm2 --prompt="今天天气很好，我们去公园散步吧。" --temperature=0.8 --top-p=0.9 --seed=1
+  bigmodel generate data/smollm2 --prompts=questions.txt --out=answers.jsonl --beams=4 --stop=". "
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bigmodel import cli, errors
+from bigmodel.errors import UsageError, note
+
+
+def arguments(parser: cli.Parser) -> None:
+    add = parser.add_argument
+    add("model", help="folder of a finished run, a Hugging Face folder, or a .gguf file")
+    add("--prompt", action="append", default=[], help="text to continue; can be repeated")
+    add("--prompts", default="", help="file of prompts: a line each, or .jsonl with a key 'prompt'")
+    add("--out", default="", help="file for the continuations, .jsonl; needed with --prompts")
+    add("--max-new-tokens", type=int, default=64, help="longest continuation")
+    add("--num-return-sequences", type=int, default=1, help="continuations of each prompt")
+    add("--temperature", type=float, default=None, help="logits are divided by it; 0: greedy")
+    add("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: all")
+    add("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this probability together")
+    add("--min-p", type=float, default=0.0, help="sample among tokens at least this part as likely as the likeliest")
+    add("--repetition-penalty", type=float, default=1.0, help="makes tokens that were seen less likely; 1: none")
+    add("--beams", type=int, default=0, help="beam search with this many beams")
+    add("--length-penalty", type=float, default=0.6, help="of beam search: log p / ((5 + n) / 6)^penalty")
+    add("--stop", action="append", default=[], help="string that ends a continuation; can be repeated")
+    add("--seed", type=int, default=0, help="of sampling: prompt and sequence number decide the rest")
+    add("--chat", action="store_true", help="put each prompt as a user's turn into the ChatML template")
+    add("--batch-size", type=int, default=8, help="prompts at once")
+    add("--mesh", default="", help="of devices, as data=2,tensor=4 (default: one device)")
+    dtypes = ["float32", "bfloat16"]
+    add("--dtype", default="", choices=dtypes, metavar="DTYPE", help="of weights and products (default: as trained)")
+    add("--data-dir", default="", help="folder of a run's data, if it has moved")
+
+
+def run(args: cli.Args, _: cli.Overrides) -> int:
+    settings = _settings(args)
+    texts = _prompts(args)
+    cli.check_exists(Path(args.model), "model")
+    cli.start_jax(args)
+    from bigmodel.after import continuations, decode
+
+    opened, decoder, tokenizer = _open(args)
+    prompts = [(k, text, _encoded(tokenizer, text, opened, args.chat)) for k, text in enumerate(texts)]
+    vocabulary, highest = decoder.cfg.vocab_size, max(t for _, _, p in prompts for t in p)
+    if highest >= vocabulary:
+        raise UsageError(
+            f"{args.model!r}: the tokenizer's token {highest} is past the model's vocabulary of {vocabulary}"
+        )
+    length = decode.room(decoder.cfg, [len(p) for _, _, p in prompts], settings.max_new_tokens, decoder.reads_source)
+    settings = settings.__class__(**{**vars(settings), "max_new_tokens": length})
+    if args.prompts:
+        return _file(args, decoder, tokenizer, prompts, settings)
+    alone = len(prompts) == settings.sequences == 1 and not settings.beams and not args.json
+    found = []
+    for batch in continuations.batches(prompts, args.batch_size):
+        if alone and not args.chat:  # an answer is no continuation of the question
+            print(batch[0][1], end="", flush=True)
+        on_text = (lambda text: print(text, end="", flush=True)) if alone else (lambda _: None)
+        found += continuations.run(decoder, tokenizer, batch, settings, on_text=on_text)
+    found.sort(key=lambda r: (r["number"], r["sequence"]))
+    if args.json:
+        cli.print_json(found)
+    elif alone:
+        print()
+    else:
+        for row in found:
+            print(f"--- {row['number'] + 1}.{row['sequence'] + 1} ({row['finish']}, {len(row['tokens'])} tokens)")
+            print(row["text"] if args.chat else row["prompt"] + row["text"])
+    return 0
+
+
+def _settings(args: cli.Args) -> Any:
+    """Checks the options, and says what is chosen where they leave it open."""
+    positive = dict.fromkeys(("max_new_tokens", "num_return_sequences", "batch_size"), "[1, inf)")
+    or_none = dict.fromkeys(("top_k", "beams", "length_penalty"), "[0, inf)")
+    parts = {"top_p": "(0, 1]", "min_p": "[0, 1]", "repetition_penalty": "(0, inf)", "seed": f"[0, {2**32})"}
+    errors.check_ranges("--", args, **positive, **or_none, **parts)
+    if args.temperature is not None:
+        errors.check_ranges("--", args, temperature="[0, inf)")
+    from bigmodel.after.continuations import Settings
+    from bigmodel.after.generate import Sampling
+
+    sequences, temperature = args.num_return_sequences, args.temperature
+    filters = args.top_k or args.top_p < 1 or args.min_p
+    if args.beams:
+        if temperature or filters or args.repetition_penalty != 1:
+            raise UsageError("--beams searches: it takes no temperature, filters or repetition penalty")
+        if sequences > args.beams:
+            raise UsageError(f"--num-return-sequences={sequences}: beam search returns at most --beams={args.beams}")
+    elif temperature is None and (sequences > 1 or filters):
+        temperature = 1.0
+        note("sampled at temperature 1; --temperature sets another")
+    elif not temperature and sequences > 1:
+        raise UsageError("--num-return-sequences above 1 needs --temperature above 0 or --beams: greedy has one answer")
+    elif temperature == 0 and filters:
+        raise UsageError("--temperature=0 takes the likeliest token: --top-k, --top-p and --min-p change nothing")
+    how = Sampling(temperature or 0.0, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
+    if "" in args.stop:
+        raise UsageError("--stop: an empty string ends every text at once")
+    return Settings(args.max_new_tokens, sequences, how, args.beams, args.length_penalty, tuple(args.stop), args.seed)
+
+
+def _prompts(args: cli.Args) -> list[str]:
+    if bool(args.prompt) == bool(args.prompts):
+        raise UsageError("give --prompt=TEXT or --prompts=FILE")
+    if bool(args.prompts) != bool(args.out):
+        raise UsageError("--prompts=FILE and --out=FILE.jsonl belong together")
+    if args.prompt:
+        return list(args.prompt)
+    try:
+        lines = Path(args.prompts).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"can't read --prompts={args.prompts!r}: {getattr(e, 'strerror', None) or e}") from e
+    found = []
+    for k, line in enumerate(lines):
+        if not args.prompts.endswith(".jsonl"):
+            found.append(line)
+            continue
+        try:
+            row = json.loads(line)
+            found.append(row["prompt"])
+            if not isinstance(row["prompt"], str):
+                raise TypeError("'prompt' is no text")
+        except (ValueError, KeyError, TypeError) as e:
+            raise UsageError(f"{args.prompts!r}, line {k + 1}: no JSON object with a key 'prompt' ({e})") from e
+    if empty := [k + 1 for k, text in enumerate(found) if not text]:
+        raise UsageError(f"{args.prompts!r}, line {empty[0]}: an empty prompt")
+    return found
+
+
+def _open(args: cli.Args) -> Any:
+    """(the opened model, its decoder, its tokenizer)."""
+    from ml_collections import FrozenConfigDict
+
+    from bigmodel import models
+    from bigmodel.after import decode, opened
+    from bigmodel.prepare import tokenizer
+    from bigmodel.run import weights
+
+    mesh = cli.mesh(args.mesh)
+
+    def putting(family: str, cfg: Any) -> Any:
+        module = models.family(family)
+        decode.check(family, module, cfg)
+        return decode.placing(module, mesh, args.dtype or "float32")
+
+    if weights.is_published(args.model):
+        found = opened.open_published(args.model, putting)
+    else:
+        found = opened.open_run(args.model, args.data_dir, putting)
+    if not found.tokenizer:
+        raise UsageError(f"{args.model!r} has no tokenizer.json, which turns text into its tokens")
+    if args.chat and not found.published:
+        raise UsageError("--chat needs a published model with a chat vocabulary; a run continues plain text")
+    chosen: Any = tokenizer.Published(found.tokenizer) if found.published else tokenizer.load(found.tokenizer)
+    cfg = FrozenConfigDict({**found.cfg.to_dict(), "dtype": args.dtype}) if args.dtype else found.cfg
+    ends = found.ends if found.published else (chosen.separator,)
+    return found, decode.Decoder(found.module, cfg, found.params, mesh, ends), chosen
+
+
+def _encoded(tokenizer: Any, text: str, opened: Any, chat: bool) -> list[int]:
+    """A prompt's tokens. A run has seen each document after a separator, so its prompt begins with one."""
+    ids = tokenizer.turn(text) if chat else tokenizer.encode(text)
+    if opened.published is None and opened.module.start is None:
+        ids = [tokenizer.separator, *ids]
+    if not ids:
+        raise UsageError("a prompt has no tokens: give some text")
+    return ids
+
+
+def _file(args: cli.Args, decoder: Any, tokenizer: Any, prompts: Any, settings: Any) -> int:
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from bigmodel.after import continuations
+    from bigmodel.run import weights
+
+    model = weights.identity(args.model)
+    made = {"model": model, "settings": asdict(settings), "prompts": [text for _, text, _ in prompts]}
+    rows = continuations.Rows(args.out, {**made, "chat": args.chat, "dtype": args.dtype})
+    done = rows.done(settings.sequences)
+    if done:
+        note(f"{len(done)} of {len(prompts)} prompts are in {args.out!r} already")
+    left = [p for p in prompts if p[0] not in done]
+    groups = list(continuations.batches(left, args.batch_size))
+    quiet = not sys.stderr.isatty()
+    for batch in track(groups, "generating", console=Console(stderr=True), disable=quiet):
+        rows.add(continuations.run(decoder, tokenizer, batch, settings, args.batch_size, chunk=32))
+    rows.finish()
+    print(f"{len(rows.rows)} continuations of {len(prompts)} prompts in {args.out}")
+    return 0
