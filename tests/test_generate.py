@@ -124,6 +124,14 @@ def test_a_row_ends_at_its_end_and_the_loop_with_the_last_row():
         drawn_.send(np.array([True]))
 
 
+def test_a_least_length_keeps_ends_away_and_changes_nothing_else():
+    end = rows(decoder("rope_grouped").sample(decoder("rope_grouped").batch([(0, PROMPTS[0])]), 12, Sampling()))[0][2]
+    d = decoder("rope_grouped", ends=(end,))
+    batch = d.batch([(0, PROMPTS[0])])
+    (short,), (long,) = (rows(d.sample(batch, 12, Sampling(min_new_tokens=n))) for n in (2, 5))
+    assert short[2] == end and len(short) == 3 and end not in long[:5] and long[:2] == short[:2]
+
+
 def reference_probabilities(logits, how):
     """The distribution that `Sampling` describes, by sorting."""
     x = logits.astype(np.float64) / how.temperature

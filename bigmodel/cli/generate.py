@@ -30,6 +30,7 @@ def arguments(parser: cli.Parser) -> None:
     add("--prompts", default="", help="file of prompts: a line each, or .jsonl with a key 'prompt'")
     add("--out", default="", help="file for the continuations, .jsonl; needed with --prompts")
     add("--max-new-tokens", type=int, default=64, help="longest continuation")
+    add("--min-new-tokens", type=int, default=0, help="shortest continuation, if no stop string ends it")
     add("--num-return-sequences", type=int, default=1, help="continuations of each prompt")
     add("--temperature", type=float, default=None, help="logits are divided by it; 0: greedy")
     add("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: all")
@@ -88,7 +89,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 def _settings(args: cli.Args) -> Any:
     """Checks the options, and says what is chosen where they leave it open."""
     positive = dict.fromkeys(("max_new_tokens", "num_return_sequences", "batch_size"), "[1, inf)")
-    or_none = dict.fromkeys(("top_k", "beams", "length_penalty"), "[0, inf)")
+    or_none = dict.fromkeys(("top_k", "beams", "length_penalty", "min_new_tokens"), "[0, inf)")
     parts = {"top_p": "(0, 1]", "min_p": "[0, 1]", "repetition_penalty": "(0, inf)", "seed": f"[0, {2**32})"}
     errors.check_ranges("--", args, **positive, **or_none, **parts)
     if args.temperature is not None:
@@ -99,8 +100,8 @@ def _settings(args: cli.Args) -> Any:
     sequences, temperature = args.num_return_sequences, args.temperature
     filters = args.top_k or args.top_p < 1 or args.min_p
     if args.beams:
-        if temperature or filters or args.repetition_penalty != 1:
-            raise UsageError("--beams searches: it takes no temperature, filters or repetition penalty")
+        if temperature or filters or args.repetition_penalty != 1 or args.min_new_tokens:
+            raise UsageError("--beams searches: it takes no temperature, filters, repetition penalty or least length")
         if sequences > args.beams:
             raise UsageError(f"--num-return-sequences={sequences}: beam search returns at most --beams={args.beams}")
     elif temperature is None and (sequences > 1 or filters):
@@ -110,7 +111,7 @@ def _settings(args: cli.Args) -> Any:
         raise UsageError("--num-return-sequences above 1 needs --temperature above 0 or --beams: greedy has one answer")
     elif temperature == 0 and filters:
         raise UsageError("--temperature=0 takes the likeliest token: --top-k, --top-p and --min-p change nothing")
-    how = Sampling(temperature or 0.0, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
+    how = Sampling(temperature or 0.0, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.min_new_tokens)
     if "" in args.stop:
         raise UsageError("--stop: an empty string ends every text at once")
     return Settings(args.max_new_tokens, sequences, how, args.beams, args.length_penalty, tuple(args.stop), args.seed)
