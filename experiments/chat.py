@@ -3,7 +3,6 @@
     bigmodel prepare smollm2 --out=data/smollm2
     bigmodel prepare chats.jsonl --tokenizer=data/smollm2/tokenizer.json --out=data/chats
     bigmodel train --config=experiments/chat.py --config.train.init_from=data/smollm2
-    bigmodel generate runs/<its id> --prompt=...
 
 chats.jsonl has a row {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]} or
 {"prompt": "...", "answer": "..."} for each conversation.
