@@ -4,8 +4,10 @@
     bigmodel prepare chats.jsonl --tokenizer=data/smollm2/tokenizer.json --out=data/chats
     bigmodel train --config=experiments/chat.py --config.train.init_from=data/smollm2
 
-chats.jsonl has a row {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]} or
-{"prompt": "...", "answer": "..."} for each conversation.
+    bigmodel generate runs/<its id> --chat --prompt="..."
+
+chats.jsonl has a row {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}, ...]}
+or {"prompt": "...", "answer": "..."} for each conversation.
 """
 
 from bigmodel import budget

@@ -50,9 +50,11 @@ def make(data_dir, tmp_path_factory):
 
     base = root / session.train(plain(("train.seed", 7)), str(root), quiet=True)["run_id"]
     start = ("train.init_from", str(base))
-    found = lambda *overrides: plain(
-        start, ("train.lora_rank", RANK), ("train.lora_targets", TARGETS), ("optim.lr", 0.05), *overrides
-    )  # noqa: E731
+
+    def found(*overrides):
+        adapted = (start, ("train.lora_rank", RANK), ("train.lora_targets", TARGETS), ("optim.lr", 0.05))
+        return plain(*adapted, *overrides)
+
     found.base, found.plain, found.root = base, lambda *more: plain(start, *more), root
     return found
 

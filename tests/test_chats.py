@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, TINY, bigmodel, drawn
 
 from bigmodel import config, data, models
+from bigmodel.cli import main
 from bigmodel.errors import UsageError
 from bigmodel.prepare import chats
 from bigmodel.run import budget, session
@@ -74,8 +75,30 @@ def test_the_loss_is_the_mean_over_counted_targets(prepared):
     assert float(metrics["loss"][1]) == float(jnp.sum(weight)) > 0
 
 
-def test_a_decoder_trains_on_conversations(prepared, tmp_path):
-    assert session.train(make(prepared), str(tmp_path), quiet=True)["status"] == "done"
+def test_a_decoder_trains_on_conversations_and_is_asked(prepared, tmp_path, capsys):
+    """Over bytes, where the marks are text."""
+    steps = [("train.steps", 60), ("model.width", 32), ("optim.lr", 0.02)]
+    result = session.train(make(prepared, *steps, ("model.position", "rope")), str(tmp_path), quiet=True)
+    assert result["status"] == "done"
+    run = str(tmp_path / result["run_id"])
+    capsys.readouterr()
+    assert (
+        main.main(["generate", run, "--chat", "--prompt=Say 4.", "--prompt=Say 6.", "--max-new-tokens=20", "--json"])
+        == 0
+    )
+    for row in json.loads(capsys.readouterr().out):
+        assert "<|im_end|>" not in row["text"] and (row["finish"] == "stop") == (
+            bytes(row["tokens"])[-10:] == b"<|im_end|>"
+        )
+    assert row["finish"] == "stop"  # by now it has learnt to
+
+
+@pytest.mark.parametrize("objective", ["prefix", "infill"])
+def test_conversations_are_refused_where_nothing_weighs_them(prepared, objective, tmp_path):
+    with pytest.raises(UsageError, match="conversations are learnt with causal alone"):
+        session.train(
+            make(prepared, ("model.objective", objective), ("model.position", "rope")), str(tmp_path), quiet=True
+        )
 
 
 def test_marks_are_the_tokenizers_own_where_it_has_them():

@@ -344,7 +344,7 @@ REFUSED = [
     (["--prompts=x.txt"], "--out=FILE.jsonl belong together"),
     (["--prompts=nowhere.txt", "--out=x.jsonl"], "can't read --prompts='nowhere.txt'"),
     (["--prompt=a", "--stop="], "an empty string ends every text"),
-    (["--prompt=a", "--chat"], "--chat needs a published model"),
+    (["--prompt=a", "--chat"], "which are no conversations; it continues text"),
     (["--prompt=a", "--mesh=dat=2"], "did you mean 'data'"),
     (["--prompt=a", "--mesh=data=99"], "doesn't fill the"),
     (["--prompt=a", "--dtype=float16"], "'float16' is not one of float32, bfloat16"),

@@ -14,6 +14,8 @@ Examples:
   bigmodel generate data/smollm2 --prompts=questions.txt --out=answers.jsonl --beams=4 --stop=". "
 """
 
+import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -41,7 +43,7 @@ def arguments(parser: cli.Parser) -> None:
     add("--length-penalty", type=float, default=0.6, help="of beam search: log p / ((5 + n) / 6)^penalty")
     add("--stop", action="append", default=[], help="string that ends a continuation; can be repeated")
     add("--seed", type=int, default=0, help="of sampling: prompt and sequence number decide the rest")
-    add("--chat", action="store_true", help="put each prompt as a user's turn into the ChatML template")
+    add("--chat", action="store_true", help="ask: each prompt is a user's turn, in ChatML")
     add("--batch-size", type=int, default=8, help="prompts at once")
     add("--mesh", default="", help="of devices, as data=2,tensor=4 (default: one device)")
     dtypes = ["float32", "bfloat16"]
@@ -56,15 +58,17 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     cli.start_jax(args)
     from bigmodel.after import continuations, decode
 
-    opened, decoder, tokenizer = _open(args)
-    prompts = [(k, text, _encoded(tokenizer, text, opened, args.chat)) for k, text in enumerate(texts)]
+    decoder, tokenizer, encode, stop = _open(args)
+    prompts = [(k, text, encode(text)) for k, text in enumerate(texts)]
+    if not all(ids for _, _, ids in prompts):
+        raise UsageError("a prompt has no tokens: give some text")
     vocabulary, highest = decoder.cfg.vocab_size, max(t for _, _, p in prompts for t in p)
     if highest >= vocabulary:
         raise UsageError(
             f"{args.model!r}: the tokenizer's token {highest} is past the model's vocabulary of {vocabulary}"
         )
     length = decode.room(decoder.cfg, [len(p) for _, _, p in prompts], settings.max_new_tokens, decoder.reads_source)
-    settings = settings.__class__(**{**vars(settings), "max_new_tokens": length})
+    settings = dataclasses.replace(settings, max_new_tokens=length, stop=(*settings.stop, *stop))
     if args.prompts:
         return _file(args, decoder, tokenizer, prompts, settings)
     alone = len(prompts) == settings.sequences == 1 and not settings.beams and not args.json
@@ -146,12 +150,12 @@ def _prompts(args: cli.Args) -> list[str]:
 
 
 def _open(args: cli.Args) -> Any:
-    """(the opened model, its decoder, its tokenizer)."""
+    """(the model's decoder, its tokenizer, a prompt's text -> tokens, strings that end a text)."""
     from ml_collections import FrozenConfigDict
 
     from bigmodel import models
     from bigmodel.after import decode, opened
-    from bigmodel.prepare import tokenizer
+    from bigmodel.prepare import chats, tokenizer
     from bigmodel.run import weights
 
     mesh = cli.mesh(args.mesh)
@@ -167,27 +171,23 @@ def _open(args: cli.Args) -> Any:
         found = opened.open_run(args.model, args.data_dir, putting)
     if not found.tokenizer:
         raise UsageError(f"{args.model!r} has no tokenizer.json, which turns text into its tokens")
-    if args.chat and not found.published:
-        raise UsageError("--chat needs a published model with a chat vocabulary; a run continues plain text")
     chosen: Any = tokenizer.Published(found.tokenizer) if found.published else tokenizer.load(found.tokenizer)
+    encode, ends = chosen.encode, found.ends
+    stop: tuple[str, ...] = ()
+    if args.chat:
+        own = tokenizer.ready(found.tokenizer) if found.published else chosen
+        chats.check(own, "" if found.published else found.tokenizer)
+        ends, stop = ends or chats.ends(own), () if chats.ends(own) else (chats.END,)
+        encode = functools.partial(chats.turn, own)
+    elif not found.published:
+        ends = (chosen.separator,)
+        if found.module.start is None:  # a run has seen each document after a separator
+            encode = lambda text: [chosen.separator, *chosen.encode(text)]  # noqa: E731
     cfg = FrozenConfigDict({**found.cfg.to_dict(), "dtype": args.dtype}) if args.dtype else found.cfg
-    ends = found.ends if found.published else (chosen.separator,)
-    return found, decode.Decoder(found.module, cfg, found.params, mesh, ends), chosen
-
-
-def _encoded(tokenizer: Any, text: str, opened: Any, chat: bool) -> list[int]:
-    """A prompt's tokens. A run has seen each document after a separator, so its prompt begins with one."""
-    ids = tokenizer.turn(text) if chat else tokenizer.encode(text)
-    if opened.published is None and opened.module.start is None:
-        ids = [tokenizer.separator, *ids]
-    if not ids:
-        raise UsageError("a prompt has no tokens: give some text")
-    return ids
+    return decode.Decoder(found.module, cfg, found.params, mesh, ends), chosen, encode, stop
 
 
 def _file(args: cli.Args, decoder: Any, tokenizer: Any, prompts: Any, settings: Any) -> int:
-    from dataclasses import asdict
-
     from rich.console import Console
     from rich.progress import track
 
@@ -195,7 +195,7 @@ def _file(args: cli.Args, decoder: Any, tokenizer: Any, prompts: Any, settings: 
     from bigmodel.run import weights
 
     model = weights.identity(args.model)
-    made = {"model": model, "settings": asdict(settings), "prompts": [text for _, text, _ in prompts]}
+    made = {"model": model, "settings": dataclasses.asdict(settings), "prompts": [text for _, text, _ in prompts]}
     rows = continuations.Rows(args.out, {**made, "chat": args.chat, "dtype": args.dtype})
     done = rows.done(settings.sequences)
     if done:

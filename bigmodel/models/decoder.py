@@ -252,7 +252,9 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
             tokens, cfg.vocab_size, layers.example_keys(rng, rows_B)
         )
         weight = weight[:, None] * counts
-    elif "counts" in batch:
+    if "counts" in batch:
+        if cfg.objective != "causal":
+            raise UsageError(f"config.model.objective={cfg.objective!r}: conversations are learnt with causal alone")
         weight = weight[:, None] * batch["counts"]
     given = (tokens, train, prefix_B, places_BL, rows_B)
 

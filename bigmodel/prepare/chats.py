@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from bigmodel.errors import UsageError, note
 from bigmodel.prepare import finished, formats, shards, tasks
 from bigmodel.prepare import tokenizer as tokenizers
-from bigmodel.prepare.folder import Manifest, sha256
+from bigmodel.prepare.folder import Manifest, read_json, sha256
 from bigmodel.prepare.registries import Named
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -83,6 +84,28 @@ def tokens(examples: list[tasks.Example], encoder: Any, _: Sequence[str]) -> dic
         "text_ends": sizes[np.array(ends) - 1],
         "counts": np.concatenate([np.full(len(ids), learnt, np.uint8) for ids, learnt in parts]),
     }
+
+
+def check(encoder: Any, folder: str) -> None:
+    """UsageError: a model isn't asked in ChatML: its run has learnt from the data in `folder`, or, of a published one
+    (""), its vocabulary has no marks."""
+    if folder and (read_json(epath.Path(folder) / "manifest.json") or {}).get("task") != "chat":
+        raise UsageError(f"--chat: the run has learnt from {folder!r}, which are no conversations; it continues text")
+    if not folder and not ends(encoder):
+        raise UsageError(f"--chat: the vocabulary has no {END}, so the model knows no ChatML")
+
+
+def turn(encoder: Any, text: str) -> list[int]:
+    """The tokens of a user's turn and of the beginning of the answer."""
+    start, end = (_mark(encoder, mark) for mark in (START, END))
+    head, body, line, answer = encoder.arrays(["user\n", encoder.clean(text), "\n", "assistant\n"])
+    return np.concatenate([start, head, body, end, line, start, answer]).tolist()  # type: ignore[no-any-return]
+
+
+def ends(encoder: Any) -> tuple[int, ...]:
+    """The token that ends an answer; () where the vocabulary has none, and END as text does."""
+    found = _mark(encoder, END)
+    return tuple(found.tolist()) if len(found) == 1 else ()
 
 
 def _mark(encoder: Any, mark: str) -> np.ndarray:
