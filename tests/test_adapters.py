@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from test_weights import BERT, published
 
 from bigmodel import config, models, tree
-from bigmodel.after import evaluate
+from bigmodel.after import convert, evaluate, opened
 from bigmodel.errors import Retry, UsageError
 from bigmodel.ops import sharding
 from bigmodel.run import adapters, budget, checkpoint, counts, loop, optim, program, record, session
@@ -233,3 +233,21 @@ def test_layerwise_rates_are_a_config_away(digits, tmp_path, depth):
         budget.finalize(digits(("optim.layer_decay", 0.0)))
     cfg = digits(("optim.layer_decay", 0.5), ("model.depth", depth), ("train.steps", 2))
     assert session.train(cfg, str(tmp_path), quiet=True)["status"] == "done"
+
+
+def test_a_converted_run_has_its_adapters_merged(make, adapted, tmp_path):
+    """Into a published form and back: the logits of the run."""
+    (home,) = (path.parent for path in adapted[0].glob("*/result.json"))
+    run = evaluate.restore(str(home))
+    convert.write_folder(opened.open_run(str(home)), str(tmp_path / "published"))
+    found = opened.open_published(str(tmp_path / "published"))
+    tokens = np.arange(20)[None] % 250
+    logits = [
+        model.apply({"params": params}, tokens)
+        for model, params in (
+            (run.model, run.variables["params"]),
+            (found.module.Model(found.cfg), found.params),
+        )
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    assert not any("lora" in path for path in tree.paths(found.params))

@@ -27,6 +27,7 @@ class Layout:
     Attributes:
       names: tensor -> our path; '{}' is the layer. Several paths: they lie side by side in it. "": it is no parameter.
       sums: whether a parameter with several tensors is their sum; else it has one.
+      by_head: whether parameters that lie side by side in a tensor do so within each head.
       out_in: whether dense matrices are (out, in), as torch's Linear has them.
       prefix: before the names of the body, in a checkpoint that is written.
       bare: beginnings of names that have no prefix.
@@ -42,6 +43,7 @@ class Layout:
 
     names: Mapping[str, str | tuple[str, ...]]
     sums: bool = False
+    by_head: bool = False
     out_in: bool = True
     prefix: str = ""
     bare: tuple[str, ...] = ()
@@ -132,7 +134,10 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         out.setdefault("num_labels", len(labels))
     rope = out.get("rope_parameters") or out.get("rope_scaling") or {}
     if isinstance(rope, Mapping):
-        out |= {k: v for k, v in rope.items() if k == "rope_theta"}
+        # GPT-NeoX has names of its own for these, where it has them outside.
+        for key, older in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+            if key in rope:
+                out |= {key: rope[key], older: rope[key]}
         out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     return out
 

@@ -22,7 +22,9 @@ from bigmodel.errors import UsageError, nearest
 from bigmodel.models.layouts import TABLES, Layout
 from bigmodel.run import adapters, budget, checkpoint, counts, record, weights
 
-PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
+PREFIX = re.compile(
+    r"^(module|model|bert|transformer|gpt_neox|encoder)\."
+)  # what wrappers put before the names of WEIGHTS
 HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
 SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # decide the factors of weights in use
 
@@ -265,8 +267,9 @@ def _stacked(
         part = tensor
         if part.ndim == 2 and layout.out_in and not re.search(TABLES, path):
             part = part.T  # of a matrix, but not of a table, the input side comes first here
-        if parts > 1 and part.ndim and part.shape[-1] % parts == 0:
-            part = np.split(part, parts, axis=-1)[index]
+        if parts > 1 and part.ndim and part.shape[-1] == parts * shape[-1] * shape[-2]:
+            lies = (shape[-2], parts, shape[-1]) if layout.by_head else (parts, shape[-2] * shape[-1])
+            part = part.reshape(*part.shape[:-1], *lies).take(index, axis=-2).reshape(*part.shape[:-1], -1)
         if path == "embed/positions" and part.ndim and len(part) > shape[0]:
             cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
             part = part[: shape[0]]
