@@ -47,11 +47,11 @@ def sides(names: Sequence[str | None]) -> tuple[tuple[int, ...], tuple[int, ...]
     """A matrix's input and output axes, from the names of its axes.
 
     A projection to or from heads has the width, `embed`, on one side and heads x head dim on the other. A convolution
-    reads its window. Where no axis is `embed`, the last one is the output.
+    reads its window. An adapter has its rank on one side. Where no axis is `embed`, the last one is the output.
     """
     window = [i for i, name in enumerate(names) if name == "window"]
     axes = [i for i, name in enumerate(names) if name not in (*STACKED, "window")]
-    width = next((i for i in axes if names[i] == "embed"), axes[-1])
+    width = next((i for side in ("rank", "embed") for i in axes if names[i] == side), axes[-1])
     rest = [i for i in axes if i != width]
     if rest and width < rest[0]:
         return (*window, width), tuple(rest)
@@ -88,7 +88,7 @@ def pick(tree: Any, pattern: str) -> Any:
         if not isinstance(node, dict):
             return node if re.search(pattern, path) else None
         kept = {k: inside(v, f"{path}/{k}" if path else k) for k, v in node.items()}
-        return {k: v for k, v in kept.items() if v is not None and v != {}}
+        return {k: v for k, v in kept.items() if not (v is None or (isinstance(v, dict) and not v))}
 
     return inside(tree, "")
 

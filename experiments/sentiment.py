@@ -5,6 +5,8 @@
     bigmodel train --config=experiments/sentiment.py --config.train.init_from=data/minilm/model.safetensors
     bigmodel evaluate runs/<run id>
 
+With `--config.train.lora_rank=8 --config.optim.lr=0.004` only adapters of rank 8 and the head learn (sweeps/lora.py).
+
 Without `init_from` the same model starts afresh. Or pretrain one yourself, on 44 MB of prose:
 
     bigmodel prepare prose --tokenizer=bpe --out=data/prose-bpe

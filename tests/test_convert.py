@@ -15,7 +15,7 @@ from bigmodel.after import convert, decode, generate, opened
 from bigmodel.cli import main
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
-from bigmodel.run.session import train
+from bigmodel.run import session
 
 SMALL = dict(vocab_size=60, depth=2, width=16, num_heads=4)
 PLAIN = dict(scale_residual=False, init_std=0.1)
@@ -31,6 +31,7 @@ SECTIONS = {
         dict(**SMALL, seq_len=24, position="rope", norm="rmsnorm", bias=False, attention_bias=False, num_kv_heads=2,
              activation="swiglu", ffn=40, tied_head=False),
     ),
+    "neox": ("decoder", dict(**SMALL, seq_len=24, position="rope", activation="gelu", ffn=40)),
     "bert": ("bert", dict(**SMALL, seq_len=24, cls_token=1, sep_token=2, mask_token=3, objective="masked_next")),
     "bert_classes": (
         "bert", dict(**SMALL, seq_len=24, cls_token=1, sep_token=2, mask_token=3, objective="classify", num_classes=5),
@@ -151,7 +152,7 @@ def test_a_marian_of_ours_pads_with_a_token_that_it_has(tmp_path):
 
 def test_a_run_is_written_with_the_end_of_its_texts_or_not_at_all(tiny, tmp_path, capsys):
     cfg = tiny(("train.steps", 2), ("model.position", "learned"), ("model.parametrization", "standard"))
-    run, out = str(tmp_path / train(cfg, str(tmp_path), quiet=True)["run_id"]), tmp_path / "theirs"
+    run, out = str(tmp_path / session.train(cfg, str(tmp_path), quiet=True)["run_id"]), tmp_path / "theirs"
     assert main.main(["convert", run, f"--out={out}", f"--data-dir={tmp_path}"]) == 2
     assert not out.exists() and not (tmp_path / "theirs.part").exists()
     assert main.main(["convert", run, f"--out={out}/"]) == 0, capsys.readouterr().err
@@ -427,6 +428,26 @@ def test_training_goes_on_from_published_weights(start, data_dir, tmp_path, caps
 # -------------------------------------------------------------------------------------- the reference
 
 
+@pytest.mark.reference
+def test_a_run_writes_the_same_text_in_transformers(tiny, tmp_path, capsys):
+    """Its tokenizer, of bytes, and its model, muP's factors folded in, through the auto classes."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    scaled = [("model.parametrization", "mup"), ("model.base_width", 8), ("model.base_num_heads", 1)]
+    result = session.train(tiny(*scaled, ("train.steps", 30)), str(tmp_path), quiet=True)
+    run, folder = str(tmp_path / result["run_id"]), str(tmp_path / "published")
+    assert main.main(["convert", run, f"--out={folder}"]) == 0
+    capsys.readouterr()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for prompt in ("The people", "今天天气 🙂", " a\n\tb"):
+        assert main.main(["generate", run, f"--prompt={prompt}", "--max-new-tokens=12", "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        given = tokenizer(prompt, return_tensors="pt")
+        assert given.input_ids[0].tolist() == [0, *prompt.encode()]
+        out = model.generate(**given, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        assert out[0, given.input_ids.shape[1] :].tolist() == row["tokens"]
+
+
 def theirs(name):
     """A random model of Hugging Face's transformers."""
     import transformers as t
@@ -448,6 +469,13 @@ def theirs(name):
         "llama_tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40,
             max_position_embeddings=24, tie_word_embeddings=True, rope_theta=1e5, head_dim=8, **small)),
+        "neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
+            max_position_embeddings=24, use_parallel_residual=False, rotary_pct=1.0, **small)),
+        "neox_tied": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, hidden_act="gelu_new",
+            max_position_embeddings=24, use_parallel_residual=False, rotary_pct=1.0, rotary_emb_base=500.0,
+            tie_word_embeddings=True, **small)),
         "bert": lambda: t.BertForPreTraining(bert_config(t)),
         "bert_masked": lambda: t.BertForMaskedLM(bert_config(t)),
         "bert_classes": lambda: t.BertForSequenceClassification(bert_config(t, num_labels=5)),
@@ -472,8 +500,8 @@ def bert_config(t, **more):
 
 
 THEIRS = [
-    "gpt2", "gpt2_untied", "opt", "opt_post", "llama", "llama_tied", "bert", "bert_masked", "bert_classes", "t5",
-    "t5_gated", "marian",
+    "gpt2", "gpt2_untied", "opt", "opt_post", "llama", "llama_tied", "neox", "neox_tied", "bert", "bert_masked",
+    "bert_classes", "t5", "t5_gated", "marian",
 ]  # fmt: skip
 
 

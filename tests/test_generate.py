@@ -132,6 +132,14 @@ def test_a_row_ends_at_its_end_and_the_loop_with_the_last_row():
         drawn_.send(np.array([True]))
 
 
+def test_a_least_length_keeps_ends_away_and_changes_nothing_else():
+    end = rows(decoder("rope_grouped").sample(decoder("rope_grouped").batch([(0, PROMPTS[0])]), 12, Sampling()))[0][2]
+    d = decoder("rope_grouped", ends=(end,))
+    batch = d.batch([(0, PROMPTS[0])])
+    (short,), (long,) = (rows(d.sample(batch, 12, Sampling(min_new_tokens=n))) for n in (2, 5))
+    assert short[2] == end and len(short) == 3 and end not in long[:5] and long[:2] == short[:2]
+
+
 def reference_probabilities(logits, how):
     """The distribution that `Sampling` describes, by sorting."""
     x = logits.astype(np.float64) / how.temperature
@@ -390,7 +398,7 @@ REFUSED = [
     (["--prompts=x.txt"], "--out=FILE.jsonl belong together"),
     (["--prompts=nowhere.txt", "--out=x.jsonl"], "can't read --prompts='nowhere.txt'"),
     (["--prompt=a", "--stop="], "an empty string ends every text"),
-    (["--prompt=a", "--chat"], "--chat needs a published model"),
+    (["--prompt=a", "--chat"], "which are no conversations; it continues text"),
     (["--prompt=a", "--mesh=dat=2"], "did you mean 'data'"),
     (["--prompt=a", "--mesh=data=99"], "doesn't fill the"),
     (["--prompt=a", "--dtype=float16"], "'float16' is not one of float32, bfloat16"),

@@ -67,7 +67,7 @@ def test_the_state_of_a_layout_is_the_program_s(programs):
     frozen = budget.FrozenConfigDict(cfg)
     mesh = {"slices": 1, "data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
     found = layout.estimate(frozen, mesh, Topology("v5e:2x4"))
-    params = layout._state(layout._static(frozen), "decoder", jax_mesh(mesh))[0]
+    params = layout._state(layout._static(frozen), jax_mesh(mesh))[0]
     batch = 8 * 33 * 4 / 8
     assert found.state_bytes - params == pytest.approx(step["arguments"] - batch, rel=0.01)
 

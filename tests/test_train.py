@@ -360,7 +360,7 @@ def test_decay_shrinks_matrices_and_nothing_else(name):
     state = tx.init(params)
     for _ in range(5):
         updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
-        params = optim.apply(params, updates, jnp.float32(0.1))
+        params = optim.apply(cfg, params, updates, jnp.float32(0.1))
     np.testing.assert_allclose(params["layer"]["w"], 0.95**5, rtol=1e-5)
     np.testing.assert_allclose(params["embed"]["w"], 0.95**5, rtol=1e-5)
     np.testing.assert_allclose(params["layer"]["bias"], 1.0)

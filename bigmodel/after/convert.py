@@ -96,16 +96,16 @@ def tensors(layout: Layout, family: str, cfg: Any, params: Any) -> Iterator[tupl
     given: set[str] = set()
     for name in layout.names:
         paths = layout.paths(name)
-        if not paths or paths[0] not in leaves:
+        if not paths or paths[0] not in leaves or (paths[0] in given and not layout.sums):
             continue
         stacked = "{}" in name
         for layer in range(len(leaves[paths[0]]) if stacked else 1):
-            parts = []
-            for path in paths:
-                x = np.asarray(leaves[path][layer] if stacked else leaves[path], np.float32)
-                parts.append(_as_theirs(layout, path, x, tree.match(rules, path)[stacked:]))
-            axis = 0 if layout.out_in else -1
-            whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+            own = [np.asarray(leaves[path][layer] if stacked else leaves[path], np.float32) for path in paths]
+            # Parameters side by side are of the same axes, the last two a head's.
+            x = own[0] if len(own) == 1 else np.stack(own, axis=-2 if layout.by_head else -3)
+            names = tree.match(rules, paths[0])[stacked:]
+            names = names if len(own) == 1 else (*names[:-2], "heads", *names[-2:])
+            whole = _as_theirs(layout, paths[0], x, names)
             # Of several tensors that add up, one has it all.
             whole = np.zeros_like(whole) if paths[0] in given else whole
             yield layout.full(name, layer), whole[None] if name in layout.rows else whole

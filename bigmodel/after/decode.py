@@ -187,6 +187,9 @@ class Decoder:
         log_p_BV = jax.nn.log_softmax(logits_BV)
         if how.repetition_penalty != 1:
             logits_BV = generate.penalised(logits_BV, state["seen_BV"], how.repetition_penalty)
+        if how.min_new_tokens:
+            early = state["t"] < how.min_new_tokens
+            logits_BV = logits_BV.at[:, self.ends[self.ends >= 0]].add(jnp.where(early, -jnp.inf, 0.0))
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(state["keys_B"], state["t"])
         token_B = generate.draw(logits_BV, how, keys_B)
         log_p_B = jnp.take_along_axis(log_p_BV, token_B[:, None], axis=1)[:, 0]

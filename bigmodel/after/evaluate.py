@@ -26,7 +26,7 @@ from bigmodel.data import loader
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
 from bigmodel.ops.cross_entropy import negative_log_likelihood
-from bigmodel.run import budget, checkpoint, counts, program, record
+from bigmodel.run import adapters, budget, checkpoint, counts, program, record
 
 BATCH = 64  # examples at once
 
@@ -36,7 +36,7 @@ class Run:
     """A finished run.
 
     Attributes:
-      variables: its weights with the scales of its parametrisation applied.
+      variables: its weights, adapters merged, with the scales of its parametrisation applied.
       compiled: its program, which takes the weights as they are `stored`.
     """
 
@@ -68,7 +68,7 @@ def restore(folder: str, data_dir: str = "") -> Run:
     family = models.family(frozen.family)
     scales = counts.scales(frozen.family, frozen.model, frozen.optim.name)
     stored = {"params": state["params"], **state["model_state"]}
-    variables = {**stored, "params": scales.effective(state["params"])}
+    variables = {**stored, "params": scales.effective(adapters.merge(frozen.train, family.RULES, state["params"]))}
     return Run(frozen, family, family.Model(frozen.model), variables, result, compiled, stored)
 
 

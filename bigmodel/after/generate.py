@@ -56,6 +56,7 @@ class Sampling:
       temperature: divides logits. 0: the likeliest token, whatever follows here.
       top_k: of the k likeliest tokens; ties with the last stay. 0: of all.
       top_p: of the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv:1904.09751).
+      min_new_tokens: none of the first so many tokens ends the text.
       min_p: of tokens at least this part as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
     """
 
@@ -64,6 +65,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
 
 
 def penalised(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:

@@ -1,10 +1,10 @@
 """Convert a published model into a run, or a run into a published form.
 
-MODEL is a folder as Hugging Face's libraries write it or a GGUF file, and --out a run; or the other
-way round. GPT-2, OPT, Llama-shaped models (SmolLM2, grouped heads), BERT, T5 and Marian are known in both directions,
+MODEL is a folder as Hugging Face's libraries write it or a GGUF file, and --out a run; or the other way round.
+GPT-2, OPT, GPT-NeoX, Llama-shaped models (SmolLM2, grouped heads), BERT, T5 and Marian are known in both directions,
 GGUF files as a source. The written folder holds config.json, model.safetensors (in several files above 5 GB) and the
-tokenizer; factors of a parametrisation are folded into the weights. Every tensor is accounted for: one that is left
-over or missing is refused.
+tokenizer; adapters are merged, and a parametrisation's factors folded into the weights. Every tensor is accounted
+for: one that is left over or missing is refused.
 
 Examples:
   bigmodel convert data/smollm2 --out=runs/smollm2     # a run, which generate and train.init_from take

@@ -42,8 +42,10 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         config.override_all(section, overrides)
         model = section.model
         models.family(family).finalize(model)
+    learning = budget.derive(frozen).to_dict().get("trainable") if args.config else None
     name, note = args.config or args.model, row.get("note", "")
     numbers = {"name": name, "family": family, "source": row["source"], "note": note, **counts.describe(family, model)}
+    numbers |= {"trainable": learning} if learning is not None else {}
     cli.print_json(numbers) if args.json else print("\n".join(_text(numbers)))
     return 0
 
@@ -54,6 +56,7 @@ def _text(numbers: dict[str, Any]) -> list[str]:
     return [
         f"{numbers['name']} ({numbers['family']}){'; ' + numbers['source'] if numbers['source'] else ''}",
         f"  parameters             {numbers['params']:>18,}",
+        *([f"  that learn             {numbers['trainable']:>18,}"] if "trainable" in numbers else []),
         f"  without embeddings     {numbers['params_nonembedding']:>18,}",
         f"  Kaplan's N             {numbers['params_kaplan']:>18,}",
         f"  train FLOPs per {unit:<7}{numbers['train_flops_per_unit']:>18.4g}   (6N: "

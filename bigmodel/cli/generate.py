@@ -14,6 +14,8 @@ Examples:
   bigmodel generate data/smollm2 --prompts=questions.txt --out=answers.jsonl --beams=4 --stop=". "
 """
 
+import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -30,6 +32,7 @@ def arguments(parser: cli.Parser) -> None:
     add("--prompts", default="", help="file of prompts: a line each, or .jsonl with a key 'prompt'")
     add("--out", default="", help="file for the continuations, .jsonl; needed with --prompts")
     add("--max-new-tokens", type=int, default=64, help="longest continuation")
+    add("--min-new-tokens", type=int, default=0, help="shortest continuation, if no stop string ends it")
     add("--num-return-sequences", type=int, default=1, help="continuations of each prompt")
     add("--temperature", type=float, default=None, help="logits are divided by it; 0: greedy")
     add("--top-k", type=int, default=0, help="sample among the k likeliest tokens; 0: all")
@@ -40,7 +43,7 @@ def arguments(parser: cli.Parser) -> None:
     add("--length-penalty", type=float, default=0.6, help="of beam search: log p / ((5 + n) / 6)^penalty")
     add("--stop", action="append", default=[], help="string that ends a continuation; can be repeated")
     add("--seed", type=int, default=0, help="of sampling: prompt and sequence number decide the rest")
-    add("--chat", action="store_true", help="put each prompt as a user's turn into the ChatML template")
+    add("--chat", action="store_true", help="ask: each prompt is a user's turn, in ChatML")
     add("--batch-size", type=int, default=8, help="prompts at once")
     add("--mesh", default="", help="of devices, as data=2,tensor=4 (default: one device)")
     dtypes = ["float32", "bfloat16"]
@@ -55,8 +58,10 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     cli.start_jax(args)
     from bigmodel.after import continuations, decode
 
-    opened, decoder, tokenizer = _open(args)
-    prompts = [(k, text, _encoded(tokenizer, text, opened, args.chat)) for k, text in enumerate(texts)]
+    decoder, tokenizer, encode, stop = _open(args)
+    prompts = [(k, text, encode(text)) for k, text in enumerate(texts)]
+    if not all(ids for _, _, ids in prompts):
+        raise UsageError("a prompt has no tokens: give some text")
     vocabulary, highest = decoder.cfg.vocab_size, max(t for _, _, p in prompts for t in p)
     if highest >= vocabulary:
         raise UsageError(
@@ -65,7 +70,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     if settings.beams > vocabulary - len(decoder.ends):
         raise UsageError(f"--beams={settings.beams}: more than the {vocabulary} tokens of the model can begin")
     length = decode.room(decoder.cfg, [len(p) for _, _, p in prompts], settings.max_new_tokens, decoder.reads_source)
-    settings = settings.__class__(**{**vars(settings), "max_new_tokens": length})
+    settings = dataclasses.replace(settings, max_new_tokens=length, stop=(*settings.stop, *stop))
     if args.prompts:
         return _file(args, decoder, tokenizer, prompts, settings)
     alone = len(prompts) == settings.sequences == 1 and not settings.beams and not args.json
@@ -90,7 +95,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 def _settings(args: cli.Args) -> Any:
     """Checks the options, and says what is chosen where they leave it open."""
     positive = dict.fromkeys(("max_new_tokens", "num_return_sequences", "batch_size"), "[1, inf)")
-    or_none = dict.fromkeys(("top_k", "beams", "length_penalty"), "[0, inf)")
+    or_none = dict.fromkeys(("top_k", "beams", "length_penalty", "min_new_tokens"), "[0, inf)")
     parts = {"top_p": "(0, 1]", "min_p": "[0, 1]", "repetition_penalty": "(0, inf)", "seed": f"[0, {2**32})"}
     errors.check_ranges("--", args, **positive, **or_none, **parts)
     if args.temperature is not None:
@@ -101,8 +106,8 @@ def _settings(args: cli.Args) -> Any:
     sequences, temperature = args.num_return_sequences, args.temperature
     filters = args.top_k or args.top_p < 1 or args.min_p
     if args.beams:
-        if temperature or filters or args.repetition_penalty != 1:
-            raise UsageError("--beams searches: it takes no temperature, filters or repetition penalty")
+        if temperature or filters or args.repetition_penalty != 1 or args.min_new_tokens:
+            raise UsageError("--beams searches: it takes no temperature, filters, repetition penalty or least length")
         if sequences > args.beams:
             raise UsageError(f"--num-return-sequences={sequences}: beam search returns at most --beams={args.beams}")
     elif temperature is None and (sequences > 1 or filters):
@@ -112,7 +117,7 @@ def _settings(args: cli.Args) -> Any:
         raise UsageError("--num-return-sequences above 1 needs --temperature above 0 or --beams: greedy has one answer")
     elif temperature == 0 and filters:
         raise UsageError("--temperature=0 takes the likeliest token: --top-k, --top-p and --min-p change nothing")
-    how = Sampling(temperature or 0.0, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
+    how = Sampling(temperature or 0.0, args.top_k, args.top_p, args.min_p, args.repetition_penalty, args.min_new_tokens)
     if "" in args.stop:
         raise UsageError("--stop: an empty string ends every text at once")
     return Settings(args.max_new_tokens, sequences, how, args.beams, args.length_penalty, tuple(args.stop), args.seed)
@@ -155,12 +160,12 @@ def _lines(args: cli.Args) -> list[str]:
 
 
 def _open(args: cli.Args) -> Any:
-    """(the opened model, its decoder, its tokenizer)."""
+    """(the model's decoder, its tokenizer, a prompt's text -> tokens, strings that end a text)."""
     from ml_collections import FrozenConfigDict
 
     from bigmodel import models
     from bigmodel.after import decode, opened
-    from bigmodel.prepare import tokenizer
+    from bigmodel.prepare import chats, tokenizer
     from bigmodel.run import weights
 
     mesh = cli.mesh(args.mesh)
@@ -176,27 +181,23 @@ def _open(args: cli.Args) -> Any:
         found = opened.open_run(args.model, args.data_dir, putting)
     if not found.tokenizer:
         raise UsageError(f"{args.model!r} has no tokenizer.json, which turns text into its tokens")
-    if args.chat and not found.published:
-        raise UsageError("--chat needs a published model with a chat vocabulary; a run continues plain text")
     chosen: Any = tokenizer.Published(found.tokenizer) if found.published else tokenizer.load(found.tokenizer)
+    encode, ends = chosen.encode, found.ends
+    stop: tuple[str, ...] = ()
+    if args.chat:
+        own = tokenizer.ready(found.tokenizer) if found.published else chosen
+        chats.check(own, "" if found.published else found.tokenizer)
+        ends, stop = ends or chats.ends(own), () if chats.ends(own) else (chats.END,)
+        encode = functools.partial(chats.turn, own)
+    elif not found.published:
+        ends = (chosen.separator,)
+        if found.module.start is None:  # a run has seen each document after a separator
+            encode = lambda text: [chosen.separator, *chosen.encode(text)]  # noqa: E731
     cfg = FrozenConfigDict({**found.cfg.to_dict(), "dtype": args.dtype}) if args.dtype else found.cfg
-    ends = found.ends if found.published else (chosen.separator,)
-    return found, decode.Decoder(found.module, cfg, found.params, mesh, ends), chosen
-
-
-def _encoded(tokenizer: Any, text: str, opened: Any, chat: bool) -> list[int]:
-    """A prompt's tokens. A run has seen each document after a separator, so its prompt begins with one."""
-    ids = tokenizer.turn(text) if chat else tokenizer.encode(text)
-    if opened.published is None and opened.module.start is None:
-        ids = [tokenizer.separator, *ids]
-    if not ids:
-        raise UsageError("a prompt has no tokens: give some text")
-    return ids
+    return decode.Decoder(found.module, cfg, found.params, mesh, ends), chosen, encode, stop
 
 
 def _file(args: cli.Args, decoder: Any, tokenizer: Any, prompts: Any, settings: Any) -> int:
-    from dataclasses import asdict
-
     from rich.console import Console
     from rich.progress import track
 
@@ -206,7 +207,7 @@ def _file(args: cli.Args, decoder: Any, tokenizer: Any, prompts: Any, settings: 
     model = weights.identity(args.model)
     # Tokens, too: the tokenizer and the end of a text are no part of a model's identity.
     given = [(text, list(tokens)) for _, text, tokens in prompts]
-    made = {"model": model, "settings": asdict(settings), "prompts": given, "ends": decoder.ends.tolist()}
+    made = {"model": model, "settings": dataclasses.asdict(settings), "prompts": given, "ends": decoder.ends.tolist()}
     rows = continuations.Rows(args.out, {**made, "chat": args.chat, "dtype": args.dtype}, settings.sequences)
     if rows.done:
         note(f"{len(rows.done)} of {len(prompts)} prompts are in {args.out!r} already")

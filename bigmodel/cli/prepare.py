@@ -2,8 +2,10 @@
 
 SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .md, .jsonl, .json (also .gz or .zst) or
 .parquet, or hf:OWNER/NAME, a Hugging Face dataset. The list also names tasks with labels or translations, images, and
-published weights. Documents, not windows, are split into training and validation. A note counts what was left out.
-The command continues where it was killed; it leaves finished data as they are, and writes damaged shards again.
+published weights. A .jsonl of {"messages": [{"role", "content"}, ...]} or {"prompt", "answer"} becomes conversations in
+ChatML; only what the assistant says counts in the loss. Documents, not windows, are split into training and validation.
+A note counts what was left out. The command continues where it was killed; it leaves finished data as they are, and
+writes damaged shards again.
 
 Examples:
   bigmodel prepare news --out=data/news-bytes
@@ -65,7 +67,7 @@ def _list(args: cli.Args) -> int:
 
 def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
     """(folder, its manifest)"""
-    from bigmodel.prepare import images, prepare, published, tasks
+    from bigmodel.prepare import chats, images, prepare, published, tasks
 
     fraction = args.validation_fraction
     if args.source in (*images.SETS, *published.WEIGHTS):
@@ -79,5 +81,7 @@ def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
     how = {"tokenizer": args.tokenizer, "vocab_size": args.vocab_size, "verify": args.verify}
     if args.source in tasks.TASKS:
         return out, tasks.prepare_task(args.source, out, fraction=fraction, **how)
+    if chats.is_file(args.source, args.text_key):
+        return out, chats.prepare_chats(args.source, out, fraction=fraction, **how)
     how |= {"text_key": args.text_key, "workers": args.workers, "progress": sys.stderr.isatty()}
     return out, prepare.prepare(args.source, out, validation_fraction=0.02 if fraction is None else fraction, **how)

@@ -1,4 +1,4 @@
-"""Tasks written by `bigmodel prepare`: pairs of texts to translate, or labelled texts. One example is one text."""
+"""Tasks of `bigmodel prepare`: pairs of texts, labelled texts, conversations. An example is one of these."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _manifest(cfg: Any, root: str) -> dict[str, Any]:
         home = str(folder(cfg, root))
         if "task" not in found and "dtype" in found:
             raise UsageError(f"{home!r} is running text, not a task: read it with config.data.source=text")
-        if found["task"] not in ("pairs", "labelled"):
+        if found["task"] not in ("pairs", "labelled", "chat"):
             raise ValueError(f"task {found['task']!r}")
 
     return manifest(cfg, root, "task", KEYS, inspect)
@@ -48,7 +48,7 @@ def finalize(cfg: ConfigDict, root: str) -> None:
     if found["task"] == "pairs":
         cfg.source_len = cfg.source_len or cfg.seq_len
     elif cfg.source_len:
-        raise UsageError(f"config.data.source_len={cfg.source_len}: {cfg.name!r} has no pairs, but labels")
+        raise UsageError(f"config.data.source_len={cfg.source_len}: {cfg.name!r} has no pairs of texts")
     cfg.fingerprint = found["hash"]
     check_amounts(cfg, len(Examples(cfg, root, "train")))
 
@@ -58,11 +58,13 @@ def describe(cfg: Any, root: str) -> Info:
     counts = {split: len(Examples(cfg, root, split)) for split in SPLITS}
     for split, n in counts.items():
         if not n:
-            raise UsageError(f"config.data.seq_len={cfg.seq_len}: no pair of {split} is as short as that")
+            raise UsageError(
+                f"config.data.seq_len={cfg.seq_len}: no example of {split} is as short as that, or answers within it"
+            )
     sizes = {"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len}
     if found["task"] == "pairs":
         sizes["source_len"] = cfg.source_len
-    else:
+    elif found["task"] == "labelled":
         sizes["num_classes"] = len(found["labels"])
     return Info("examples", 1, counts["train"], counts["validation"], sizes)
 
@@ -89,6 +91,9 @@ def _arrays(path: str, of: str, names: tuple[str, ...], labels: int) -> dict[str
                 raise ValueError(f"{name} has other shapes")
             if len(ends) and (np.diff(ends, prepend=0).min() < 1 or ends[-1] != len(arrays[name])):
                 raise ValueError(f"{name}_ends are not where its texts end")
+        counts = arrays.get("counts", np.zeros_like(arrays[names[0]]))
+        if counts.shape != arrays[names[0]].shape or counts.max(initial=0) > 1:
+            raise ValueError("counts are not a 0 or 1 a token")
         if labels and (arrays["label"].shape != ends.shape or not np.all(np.isin(arrays["label"], range(labels)))):
             raise ValueError(f"label is not one of {labels}")
         return arrays
@@ -97,7 +102,8 @@ def _arrays(path: str, of: str, names: tuple[str, ...], labels: int) -> dict[str
 
 
 class Examples(Split):
-    """Pairs that are too long are left out; in the test split they are cut, as all of it is translated.
+    """Pairs that are too long are left out; in the test split they are cut, as all of it is translated. Conversations
+    without an answer in their first seq_len tokens are left out of all splits.
 
     Attributes:
       kept: numbers of the split's examples that are read.
@@ -107,19 +113,23 @@ class Examples(Split):
     def __init__(self, cfg: Any, root: str, split: str):
         super().__init__(cfg, root, split)
         found, home = _manifest(cfg, root), folder(cfg, root)
-        pairs = found["task"] == "pairs"
+        pairs, self.chat = found["task"] == "pairs", found["task"] == "chat"
         names = ("source", "target") if pairs else ("text",)
         check_file(home / f"{split}.npz", found["splits"].get(split, {}).get("sha256"))
         for file, sha256 in found.get("files", {}).items():
             if file in ("tokenizer.json", f"{split}.jsonl"):
                 check_file(home / file, sha256)
-        self.arrays = _arrays(str(home / f"{split}.npz"), found["hash"], names, 0 if pairs else len(found["labels"]))
+        self.arrays = _arrays(str(home / f"{split}.npz"), found["hash"], names, len(found["labels"]))
         self.lengths = {name: cfg.source_len if name == "source" else cfg.seq_len for name in names}
         self.end = found["tokenizer"]["separator"]
         sizes = {name: np.diff(self.arrays[f"{name}_ends"], prepend=0) for name in names}
         fits = np.ones(len(sizes[names[0]]), bool)
         if pairs and split != "test":
             fits = np.all([sizes[name] <= self.lengths[name] for name in names], axis=0)
+        if self.chat:  # the first token is predicted by none
+            answers, ends = np.append(0, np.cumsum(self.arrays["counts"], dtype=np.int64)), self.arrays["text_ends"]
+            begin = ends - sizes["text"]
+            fits = answers[np.minimum(ends, begin + cfg.seq_len + 1)] > answers[begin + 1]
         self.kept = np.flatnonzero(fits)
         if split == "train" and cfg.examples:
             self.kept = self.kept[: cfg.examples]
@@ -128,11 +138,17 @@ class Examples(Split):
         return len(self.kept)
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-        """{'source', 'source_length', 'target', 'target_length'} of a pair, else {'tokens', 'length', 'label'}.
+        """{'source', 'source_length', 'target', 'target_length'} of a pair, {'tokens', 'length', 'label'} of a labelled
+        text; of a conversation {'tokens': (seq_len + 1,), 'counts': (seq_len,)}, 1 where a token's successor counts.
 
-        Texts are padded with 0; all is int32.
+        Texts are padded with 0; all is int32, but counts float32.
         """
         i = self.kept[k]
+        if self.chat:
+            place = slice(self.arrays["text_ends"][i - 1] if i else 0, self.arrays["text_ends"][i])
+            ids, counts = (self.arrays[name][place][: self.lengths["text"] + 1] for name in ("text", "counts"))
+            row = {"tokens": ids.astype(np.int32), "counts": counts[1:].astype(np.float32)}
+            return {name: np.pad(x, (0, self.lengths["text"] + 1 - len(ids))) for name, x in row.items()}
         out: dict[str, Any] = {}
         for name in self.lengths:
             ends = self.arrays[f"{name}_ends"]

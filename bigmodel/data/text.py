@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from bigmodel.data import SPLITS, Info, Split, check_file, damaged, expect, folder, manifest
+from bigmodel.data import SPLITS, Info, Split, check_amounts, check_file, damaged, expect, folder, manifest
 from bigmodel.errors import UsageError, check_ranges
 
 CHUNK = 2**20  # tokens counted at once
@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
             source="text",
             name="news-bytes",  # a folder under run.data_dir (or a path) made by `bigmodel prepare`
             seq_len=256,  # tokens a window
+            examples=0,  # unique training windows to use, the first ones; 0: all
             epochs=1,  # passes over the unique tokens that a run may make at most
             fingerprint="",  # the manifest's hash: filled from the data, checked where it is given
         )
@@ -50,8 +51,10 @@ def _manifest(cfg: ConfigDict, root: str) -> dict[str, Any]:
 
 
 def finalize(cfg: ConfigDict, root: str) -> None:
-    check_ranges("config.data.", cfg, seq_len="[1, inf)", epochs="[1, inf)")
-    cfg.fingerprint = _manifest(cfg, root)["hash"]
+    check_ranges("config.data.", cfg, seq_len="[1, inf)")
+    found = _manifest(cfg, root)
+    check_amounts(cfg, max(0, (found["splits"]["train"]["tokens"] - 1) // cfg.seq_len))
+    cfg.fingerprint = found["hash"]
 
 
 def describe(cfg: Any, root: str) -> Info:
@@ -65,6 +68,7 @@ def describe(cfg: Any, root: str) -> Info:
                 f"{splits[split]['tokens']} {split} tokens"
             )
     sizes = {"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len}
+    examples["train"] = cfg.examples or examples["train"]
     return Info("tokens", cfg.seq_len, examples["train"], examples["validation"], sizes)
 
 
@@ -141,9 +145,12 @@ class Windows(Split):
                 raise damaged(path)
             self.shards.append(np.frombuffer(content, dtype) if remote else np.memmap(path, dtype, "r"))
         self.ends = np.cumsum([len(s) for s in self.shards])
+        self.count = max(0, (int(self.ends[-1]) - 1) // self.seq_len)
+        if split == "train" and cfg.examples:
+            self.count = min(self.count, cfg.examples)
 
     def __len__(self) -> int:
-        return max(0, (int(self.ends[-1]) - 1) // self.seq_len)
+        return self.count
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         """{'tokens': (seq_len + 1,) int32}"""

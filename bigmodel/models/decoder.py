@@ -235,7 +235,8 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
     """Next-token cross entropy in nats per token; with the objective `prefix`, of the tokens after the prefix; with
     `infill`, of what blanks held and of where it ends.
 
-    A prefix's length is uniform in 1 .. L - 1; it and blanks are drawn from `rng` and the example's row.
+    A prefix's length is uniform in 1 .. L - 1; it and blanks are drawn from `rng` and the example's row. Of a causal
+    model only the targets count that a batch's `counts` BL, of conversations, has a 1 for.
     """
     cfg, rows_B = model.cfg, layers.rows_of(batch)
     tokens, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
@@ -251,6 +252,10 @@ def loss(model: Model, variables: Any, batch: Any, rng: jax.Array, train: bool) 
             tokens, cfg.vocab_size, layers.example_keys(rng, rows_B)
         )
         weight = weight[:, None] * counts
+    if "counts" in batch:
+        if cfg.objective != "causal":
+            raise UsageError(f"config.model.objective={cfg.objective!r}: conversations are learnt with causal alone")
+        weight = weight[:, None] * batch["counts"]
     given = (tokens, train, prefix_B, places_BL, rows_B)
 
     def read(whole: bool) -> tuple[Any, None]:

@@ -266,4 +266,41 @@ LLAMA = Layout(
     extra=dict(architectures=["LlamaForCausalLM"], model_type="llama"),
 )  # fmt: skip
 
-WEIGHTS = {"gpt2": GPT2, "opt": OPT, "llama": LLAMA}
+# Pythia's block is wider: its attention and feed-forward layer read the same input, and a part of a head is rotated.
+NEOX = Layout(
+    names={
+        "embed_in.weight": "embed/tokens",
+        **_norm("layers.{}.input_layernorm", "blocks/norm_attention"),
+        **_norm("layers.{}.post_attention_layernorm", "blocks/norm_mlp"),
+        "layers.{}.attention.query_key_value.weight": tuple(f"blocks/attention/{name}" for name in QKV),
+        "layers.{}.attention.query_key_value.bias": tuple(f"blocks/attention/{name}_bias" for name in QKV),
+        **_both("layers.{}.attention.dense", "blocks/attention/out"),
+        **_both("layers.{}.mlp.dense_h_to_4h", "blocks/mlp/up"),
+        **_both("layers.{}.mlp.dense_4h_to_h", "blocks/mlp/down"),
+        **_norm("final_layer_norm", "norm"),
+        "embed_out.weight": "head",
+        "lm_head.weight": "head",  # as transformers names it within, since version 5
+        "layers.{}.attention.rotary_emb.inv_freq": "",
+        "layers.{}.attention.bias": "",
+        "layers.{}.attention.masked_bias": "",
+    },
+    by_head=True,
+    prefix="gpt_neox.",
+    bare=("embed_out",),
+    ties={"embed_out.weight": "embed/tokens", "lm_head.weight": "embed/tokens"},
+    sizes=dict(
+        vocab_size="vocab_size", max_position_embeddings="seq_len", hidden_size="width", num_hidden_layers="depth",
+        num_attention_heads="num_heads", intermediate_size="ffn", layer_norm_eps="norm_eps",
+        rotary_emb_base="rope_base",
+    ),
+    choices={"hidden_act": activation(*GELUS), "tie_word_embeddings": TIED},
+    only=dict(use_parallel_residual=False, rotary_pct=1.0, attention_bias=True, rope_type="default"),
+    defaults=dict(
+        use_parallel_residual=True, rotary_pct=0.25, layer_norm_eps=1e-5, rotary_emb_base=10_000.0, hidden_act="gelu",
+        tie_word_embeddings=False,
+    ),
+    always=dict(position="rope"),
+    extra=dict(architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox"),
+)  # fmt: skip
+
+WEIGHTS = {"gpt2": GPT2, "opt": OPT, "llama": LLAMA, "gpt_neox": NEOX}

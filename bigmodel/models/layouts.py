@@ -28,6 +28,7 @@ class Layout:
     Attributes:
       names: tensor -> our path; '{}' is the layer. Several paths: they lie side by side in it. "": it is no parameter.
       sums: whether a parameter with several tensors is their sum; else it has one.
+      by_head: whether parameters that lie side by side in a tensor do so within each head.
       out_in: whether dense matrices are (out, in), as torch's Linear has them; a language model's head always is.
       prefix: before the names of the body, in a checkpoint that is written.
       bare: beginnings of names that have no prefix.
@@ -44,6 +45,7 @@ class Layout:
 
     names: Mapping[str, str | tuple[str, ...]]
     sums: bool = False
+    by_head: bool = False
     out_in: bool = True
     prefix: str = ""
     bare: tuple[str, ...] = ()
@@ -139,7 +141,10 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         out.setdefault("num_labels", len(labels))
     for key in ("rope_parameters", "rope_scaling"):  # of both, transformers reads the second
         if isinstance(rope := out.get(key), Mapping):
-            out |= {k: v for k, v in rope.items() if k == "rope_theta"}
+            # GPT-NeoX has names of its own for these, where it has them outside.
+            for name, older in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+                if name in rope:
+                    out |= {name: rope[name], older: rope[name]}
             out["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
         elif rope:
             out["rope_type"] = rope

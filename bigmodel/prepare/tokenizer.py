@@ -111,12 +111,6 @@ class Published:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text).ids)
 
-    def turn(self, text: str) -> list[int]:
-        """A user's turn, and the beginning of the answer, in ChatML. UsageError: the vocabulary has no such marks."""
-        if self.tokenizer.token_to_id("<|im_start|>") is None:
-            raise UsageError("--chat: the vocabulary has no <|im_start|>, so the model knows no ChatML")
-        return self.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
-
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 

@@ -16,7 +16,7 @@ from bigmodel.config import HORIZONS, bounded, flatten
 from bigmodel.errors import NoData, UsageError, check_ranges, choose, nearest, note
 from bigmodel.files import check_path
 from bigmodel.ops import remat
-from bigmodel.run import counts, optim, parametrize, weights
+from bigmodel.run import adapters, counts, optim, parametrize, weights
 from bigmodel.run.record import read_result
 
 
@@ -43,6 +43,10 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             init_parts=(),  # or of several: (run or file, prefix of its parameters' paths, prefix of ours) each
             init_only="",  # regex of the parameters' paths to take from there; the others start afresh. "": all
             init_fingerprint="",  # which run or file that is, filled from it
+            # adapters (adapters.py): these learn, what the run starts from is frozen but for what optim.groups names
+            lora_rank=0,  # 0: none
+            lora_alpha=0.0,  # an adapter counts lora_alpha / lora_rank times; 0: lora_rank, that is once
+            lora_targets="attention/(query|value)$",  # regex of the paths of matrices (Hu et al. 2021, section 4.2)
         )
     )
     run = ConfigDict(
@@ -112,6 +116,9 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     family.finalize(config.model)
     optim.finalize(config.optim)
     _check_train(config)
+    if config.optim.layer_decay != 1 and not any("depth" in names for _, names in family.RULES):
+        raise UsageError(f"config.optim.layer_decay: family {config.family!r} has no stack of layers")
+    adapters.finalize(config.train, family.RULES, lambda: counts.shapes(config.family, FrozenConfigDict(config.model)))
     config.lock()
     frozen = FrozenConfigDict(config)
     if reads:
@@ -220,6 +227,10 @@ def _check_start(config: ConfigDict) -> None:
             f"config.train.init_fingerprint={train.init_fingerprint!r} names what to start from, and train.init_from "
             "is empty: to start afresh, --config.train.init_fingerprint="
         )
+    if train.lora_rank and not parts:
+        raise UsageError(
+            f"config.train.lora_rank={train.lora_rank}: adapters of what? Say it with config.train.init_from"
+        )
     if train.init_from and train.init_parts:
         raise UsageError("config.train: give init_from or init_parts, not both")
     for part in parts:
@@ -278,6 +289,7 @@ class Budget:
     params: int  # N, tied tables once
     params_nonembedding: int  # without what is under `embed/`
     params_kaplan: int  # the blocks' matrices alone (Kaplan et al. 2020)
+    trainable: int  # that learn, adapters included; all but adapters are in `params`
     tokens: int  # D seen: steps x batch x units per example
     unique_tokens: int
     epochs: float
@@ -289,7 +301,8 @@ class Budget:
     state_bytes: int  # float32 parameters, gradients, optimizer moments
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `trainable` where that is `params`."""
+        return {key: value for key, value in asdict(self).items() if key != "trainable" or value != self.params}
 
     def after(self, steps: int) -> dict[str, Any]:
         """What a run has seen and cost if it ended after `steps` steps."""
@@ -311,6 +324,7 @@ def derive(config: FrozenConfigDict) -> Budget:
     family = models.family(config.family)
     info = data.describe(config.data, config.run.data_dir)
     total, nonembedding, kaplan, _ = counts.counts(config.family, config.model)
+    learning, state_bytes = counts.training(config.family, config.model, config.optim, train)
     per_step = train.batch_size * info.units_per_example
     flops_per_step = 3 * family.flops(config.model) * train.batch_size
     if train.steps:
@@ -352,7 +366,8 @@ def derive(config: FrozenConfigDict) -> Budget:
         flops=flops_per_step * steps,
         flops_6nd=6.0 * nonembedding * steps * per_step,
         flops_per_step=flops_per_step,
-        state_bytes=counts.state_bytes(config.family, config.model, config.optim),
+        trainable=learning,
+        state_bytes=state_bytes,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from bigmodel import models, tree
-from bigmodel.run import optim, parametrize
+from bigmodel.config import from_json
+from bigmodel.run import adapters, optim, parametrize
 
 
 def batch_shapes(family: ModuleType, cfg: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -80,19 +82,31 @@ def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
     )
 
 
-def state_bytes(family_name: str, model: Any, optim_cfg: Any) -> int:
-    """Bytes of parameters, gradients, and what the optimizer keeps, by `eval_shape`."""
+def training(family_name: str, model: Any, optim_cfg: Any, train: Any = None) -> tuple[int, int]:
+    """(scalars that learn, bytes of parameters, gradients and what the optimizer keeps) by `eval_shape`.
+
+    Args:
+      train: the config's section, which says whether there are adapters; None: there are none.
+    """
     kept = {k: v for k, v in optim_cfg.to_dict().items() if k not in optim.RATE_KEYS}
-    return _state_bytes(family_name, _text(model), json.dumps(kept, sort_keys=True))
+    added = FrozenConfigDict({k: train[k] for k in adapters.KEYS} if train and train.lora_rank else {})
+    kept["groups"] = adapters.frozen_groups(added, kept["groups"])
+    return _training(family_name, _text(model), json.dumps(kept, sort_keys=True), _text(added))
 
 
 @functools.lru_cache(maxsize=4096)  # a sweep's rows differ in rates and data more often than in shapes
-def _state_bytes(family_name: str, model_json: str, optim_json: str) -> int:
+def _training(family_name: str, model_json: str, optim_json: str, train_json: str) -> tuple[int, int]:
+    train, cfg = (FrozenConfigDict(from_json(text)) for text in (train_json, optim_json))
+    rules = models.family(family_name).RULES
     params = _shapes(family_name, model_json)
-    moments = jax.eval_shape(
-        optim.build(FrozenConfigDict(json.loads(optim_json)), models.family(family_name).RULES).init, params
+    params = jax.eval_shape(lambda p: adapters.add(train, rules, p, jax.random.key(0)), params)
+    moments = jax.eval_shape(optim.build(cfg, adapters.rules_with(train, rules)).init, params)
+    learning = sum(
+        math.prod(x.shape)
+        for path, x in zip(tree.paths(params), jax.tree.leaves(params), strict=True)
+        if not optim.is_frozen(cfg, path)
     )
-    return 2 * tree.size_bytes(params) + tree.size_bytes(moments)
+    return learning, 2 * tree.size_bytes(params) + tree.size_bytes(moments)
 
 
 def describe(family_name: str, model: Any) -> dict[str, Any]:
@@ -118,5 +132,5 @@ def describe(family_name: str, model: Any) -> dict[str, Any]:
         "train_flops_per_unit": 3 * forward / length,
         "train_flops_per_unit_6n": 6.0 * nonembedding,
         "params_bytes": size,
-        "state_bytes": {name: state_bytes(family_name, model, defaults(name)) for name in optim.OPTIMIZERS},
+        "state_bytes": {name: training(family_name, model, defaults(name))[1] for name in optim.OPTIMIZERS},
     }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bigmodel.errors import Retry, UsageError, note
 from bigmodel.ops import sharding
-from bigmodel.run import budget, checkpoint, executables, optim, outcome, processes, program, record, starts
+from bigmodel.run import adapters, budget, checkpoint, executables, optim, outcome, processes, program, record, starts
 from bigmodel.run.branches import Branches
 from bigmodel.run.job import Job
 from bigmodel.run.log import Log
@@ -149,7 +149,7 @@ def begin(job: Job, compiled: program.Program, saves: checkpoint.Checkpoints, ke
     if lost:
         job.line.say(f"{job.folder}: no checkpoint there; starts again at step 0, without {lost} rows of metrics.jsonl")
     if budget.starts(job.frozen.train):
-        state["params"], said = starts.start(job.frozen, compiled, state["params"])
+        state["params"], said = adapters.start(job.frozen, compiled, state["params"], starts.start)
         job.line.say(said)
         if job.lead:
             record.write_text(job.folder / "start.txt", said + "\n")

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -50,6 +51,7 @@ def get_config() -> ConfigDict:
             momentum=0.9,  # sgd and muon; 0: plain gradient descent
             state_dtype="float32",  # or bfloat16, in which moments are kept between steps
             clip=1.0,  # global gradient norm; 0: no clipping
+            layer_decay=1.0,  # the rate of each layer over that of the layer above it
             # parameters that learn otherwise: (regex of their paths, "key=value", ...); the first that matches counts.
             # Keys: those of GROUP_KEYS, as ("^text/", "frozen=true") or ("^head$", "lr_factor=10", "weight_decay=0")
             groups=(),
@@ -66,12 +68,12 @@ def finalize(cfg: ConfigDict) -> None:
         )
     fractions = dict.fromkeys(("warmup", "final_lr", "decay"), "[0, 1]")
     strengths = dict.fromkeys(("l1", "l2"), f"[0, {LARGEST:g}]")
-    check_ranges("config.optim.", cfg, lr="(0, inf)", clip="[0, inf)", **fractions, **strengths)
+    check_ranges("config.optim.", cfg, lr="(0, inf)", clip="[0, inf)", layer_decay="(0, 1]", **fractions, **strengths)
     if cfg.branches and cfg.schedule != "wsd":
         raise UsageError(f"config.optim.branches={cfg.branches}: only the schedule wsd has a trunk to decay from")
     if not all(isinstance(f, float) and 0 < f < 1 for f in cfg.branches):
         raise UsageError(f"config.optim.branches={cfg.branches}: fractions of the horizon, each in (0, 1)")
-    _check_regex("config.optim.decay_exclude", cfg.decay_exclude)
+    check_regex("config.optim.decay_exclude", cfg.decay_exclude)
     for where, part in [("config.optim.", cfg), *(("config.optim.groups: ", group) for _, group in groups(cfg))]:
         choose(f"{where}name", part.name, OPTIMIZERS)
         # Below 1 in float32, too.
@@ -81,7 +83,8 @@ def finalize(cfg: ConfigDict) -> None:
         check_ranges("config.optim.groups: ", group, lr_factor="[0, inf)")
 
 
-def _check_regex(key: str, pattern: Any) -> None:
+def check_regex(key: str, pattern: Any) -> None:
+    """UsageError, which names the config's key: not a regular expression."""
     try:
         re.compile(pattern)
     except (re.error, TypeError) as e:
@@ -96,7 +99,7 @@ def _groups(cfg: FrozenConfigDict) -> tuple[tuple[str, FrozenConfigDict], ...]:
         if not isinstance(group, tuple) or not all(isinstance(text, str) for text in group) or len(group) < 2:
             raise UsageError(f"config.optim.groups: {group!r}: expected (regex, 'key=value', ...)")
         pattern, *pairs = group
-        _check_regex("config.optim.groups", pattern)
+        check_regex("config.optim.groups", pattern)
         own = ConfigDict(defaults)
         for pair in pairs:
             key, _, value = pair.partition("=")
@@ -197,8 +200,9 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
         steps.append(optax.add_decayed_weights(cfg.l2, decays))
     if cfg.clip:
         steps.append(optax.clip_by_global_norm(cfg.clip))
+    layers = _layerwise(cfg.layer_decay, rules)
     if not cfg.groups:
-        return _kept_in(cfg.state_dtype, optax.chain(*steps, *group(cfg)))
+        return _kept_in(cfg.state_dtype, optax.chain(*steps, *group(cfg), *layers))
     parts = {"-1": optax.chain(*group(cfg))}
     for i, (_, part) in enumerate(groups(cfg)):
         parts[str(i)] = optax.set_to_zero() if part.frozen else optax.chain(*group(part))
@@ -206,15 +210,35 @@ def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> opt
     def labels(params: Any) -> Any:
         return tree.map_paths(lambda path, _: str(group_of(cfg, path)), params)
 
-    return _kept_in(cfg.state_dtype, optax.chain(*steps, optax.partition(parts, labels)))
+    return _kept_in(cfg.state_dtype, optax.chain(*steps, optax.partition(parts, labels), *layers))
+
+
+def _layerwise(decay: float, rules: Any) -> list[optax.GradientTransformation]:
+    """Multiplies updates, weight decay included, by decay^(depth - 1 - i) in layer i of `depth`, by decay^depth in
+    embeddings, by 1 elsewhere (Clark et al. 2020, arXiv:2003.10555, appendix A.2); nothing where decay is 1."""
+
+    def factors(names: Any, u: jax.Array) -> np.ndarray:  # broadcasts over u
+        axis = names.index("depth")
+        powers = u.shape[axis] - 1 - np.arange(u.shape[axis])
+        return (decay**powers).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(u.ndim)])
+
+    def scaled(updates: Any, _: Any) -> Any:
+        stacked = tree.map_paths(
+            lambda p, u: factors(n, u) if "depth" in (n := tree.match(rules, p)) else None, updates
+        )
+        lowest = decay ** max((x.size for x in jax.tree.leaves(stacked)), default=0)
+        other = lambda path: lowest if re.search(tree.EMBEDDINGS, path) else 1.0  # noqa: E731
+        return tree.map_paths(lambda path, u, f: u * (other(path) if f is None else f), updates, stacked)
+
+    return [optax.stateless(scaled)] if decay != 1 else []
 
 
 def _multiplied(factors: Any) -> list[optax.GradientTransformation]:
-    """Multiplies each update by its parameter's factor; nothing where all are 1."""
+    """Multiplies each update by its parameter's factor, adapters' by 1; nothing where all are 1."""
     if factors is None or all(f == 1 for f in jax.tree.leaves(factors)):
         return []
     by_path = dict(zip(tree.paths(factors), jax.tree.leaves(factors), strict=True))
-    return [optax.stateless(lambda updates, _: tree.map_paths(lambda path, u: u * by_path[path], updates))]
+    return [optax.stateless(lambda updates, _: tree.map_paths(lambda path, u: u * by_path.get(path, 1.0), updates))]
 
 
 def _direction(cfg: Any, rules: Any, gradients: Any) -> optax.GradientTransformation:
@@ -270,5 +294,10 @@ def _matrix_sides(rules: Any) -> Callable[[Any], Any]:
     return lambda params: tree.map_paths(of, params)
 
 
-def apply(params: Any, updates: Any, rate: jax.Array) -> Any:
-    return jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), params, updates)
+def apply(cfg: Any, params: Any, updates: Any, rate: jax.Array) -> Any:
+    """Parameters after a step; the bits of frozen ones stay (-0 + 0 is 0)."""
+
+    def one(path: str, p: jax.Array, u: jax.Array) -> jax.Array:
+        return p if is_frozen(cfg, path) else (p + rate * u).astype(p.dtype)
+
+    return tree.map_paths(one, params, updates)

@@ -23,7 +23,7 @@ from bigmodel import config, models, tree
 from bigmodel.errors import UsageError
 from bigmodel.models import losses
 from bigmodel.ops import platforms, sharding
-from bigmodel.run import budget, counts, optim
+from bigmodel.run import adapters, budget, counts, optim
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def static_part(frozen: Any) -> str:
     """What is compiled: not the rate, its schedule, the horizon, the seed, nor where data comes from."""
     optim_ = {k: v for k, v in frozen.optim.to_dict().items() if k not in optim.RATE_KEYS}
     keys = ("batch_size", "microbatch", "divergence", "divergence_steps", "noise_scale", "param_dtype", "grad_dtype")
-    train_ = {k: frozen.train[k] for k in keys}
+    train_ = {k: frozen.train[k] for k in (*keys, *(adapters.KEYS if frozen.train.lora_rank else ()))}
+    optim_["groups"] = adapters.frozen_groups(frozen.train, frozen.optim.groups)
     run = {k: frozen.run[k] for k in ("remat", "attention", "loss_chunks")}
     tree = {"family": frozen.family, "model": frozen.model.to_dict(), "optim": optim_, "train": train_, "run": run}
     return json.dumps(tree, sort_keys=True)
@@ -120,6 +121,7 @@ def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
         B = cfg.train.batch_size if family.carries(cfg.model) else 1
         variables = dict(counts.init(family, cfg.model, key, B))
         params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
+        params = adapters.add(cfg.train, family.RULES, params, key)
         params = jax.tree.map(lambda w: w.astype(cfg.train.param_dtype), params)
         return {
             "step": jnp.zeros((), jnp.int32),
@@ -139,7 +141,12 @@ def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
 def _parts(cfg: Any) -> Any:
     family = models.family(cfg.family)
     scales = counts.scales(cfg.family, cfg.model, cfg.optim.name)
-    return family, scales, optim.build(cfg.optim, family.RULES, scales.rate, scales.gradient)
+    return family, scales, optim.build(cfg.optim, rules(cfg), scales.rate, scales.gradient)
+
+
+def rules(cfg: Any) -> Any:
+    """The RULES of all parameters that are trained: the model's and its adapters'."""
+    return adapters.rules_with(cfg.train, models.family(cfg.family).RULES)
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,11 +190,14 @@ def build(static: str, mesh: Mesh) -> Program:
 
     init = _start(cfg, family, scales, tx)
 
+    def effective(params: Any) -> Any:
+        return scales.effective(adapters.merge(cfg.train, family.RULES, params))
+
     def gradient(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         def objective(p: Any) -> Any:
             if cfg.optim.groups:
                 p = optim.freeze(cfg.optim, p)
-            return family.loss(model, {"params": scales.effective(p), **model_state}, batch, key, True)
+            return family.loss(model, {"params": effective(p), **model_state}, batch, key, True)
 
         grads, aux = jax.grad(objective, has_aux=True)(params)
         return jax.tree.map(lambda g: g.astype(cfg.train.grad_dtype), grads), aux
@@ -237,7 +247,7 @@ def build(static: str, mesh: Mesh) -> Program:
         ok = guard["ok"] & finite & (high < cfg.train.divergence_steps)
         new = {
             "step": state["step"] + 1,
-            "params": optim.apply(state["params"], updates, rate),
+            "params": optim.apply(cfg.optim, state["params"], updates, rate),
             "opt": opt,
             "model_state": model_state or state["model_state"],
             "guard": {"first_loss": first, "high_steps": high, "ok": ok},
@@ -249,7 +259,7 @@ def build(static: str, mesh: Mesh) -> Program:
         return new, {**report, "grad_norm": grad_norm, "ok": ok}
 
     def evaluate(variables: Any, batch: Any) -> Any:
-        variables = {**variables, "params": scales.effective(variables["params"])}
+        variables = {**variables, "params": effective(variables["params"])}
         metrics = family.loss(model, variables, batch, jax.random.key(0), False)[1][0]
         return metrics, family.evaluate(model, variables, batch) if family.evaluate else {}
 
@@ -262,7 +272,7 @@ def build(static: str, mesh: Mesh) -> Program:
         return inner
 
     shapes = jax.eval_shape(traced(init), jax.random.key(0))
-    shardings = sharding.state_shardings(shapes, family.RULES, mesh)
+    shardings = sharding.state_shardings(shapes, rules(cfg), mesh)
     whole = sharding.replicated(mesh)
     return Program(
         family=family,

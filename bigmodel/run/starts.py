@@ -20,9 +20,11 @@ from etils import epath
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
 from bigmodel.models.layouts import Layout
-from bigmodel.run import budget, checkpoint, counts, record, weights
+from bigmodel.run import adapters, budget, checkpoint, counts, record, weights
 
-PREFIX = re.compile(r"^(module|model|bert|transformer|encoder)\.")  # what wrappers put before the names of WEIGHTS
+PREFIX = re.compile(
+    r"^(module|model|bert|transformer|gpt_neox|encoder)\."
+)  # what wrappers put before the names of WEIGHTS
 HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
 SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # decide the factors of weights in use
 
@@ -68,7 +70,8 @@ def _from_run(
     result = record.read_result(home)
     if result is None:  # a plan may name a run that will be trained later
         raise UsageError(f"{where}: no finished run there (no result.json)")
-    model, own_model = (record.read_json(home / "config.json") or {}).get("model", {}), frozen.model
+    stored = record.read_json(home / "config.json") or {}
+    model, own_model = stored.get("model", {}), frozen.model
     differ = [key for key in SCALING if model.get(key) != own_model.get(key)]
     if differ and {m.get("parametrization", "standard") for m in (model, own_model)} != {"standard"}:
         key = differ[0]
@@ -76,10 +79,12 @@ def _from_run(
         raise UsageError(f"{where}: {both}: weights would be scaled differently")
     saved = f"{source}/checkpoints"
     wanted = [tree.renamed(tree.pick(t["params"], only), ours, theirs) for t in (compiled.shapes, compiled.shardings)]
-    found = checkpoint.restore_part(saved, *({"params": part} for part in wanted))["params"]
+    rules = models.family(stored.get("family", frozen.family)).RULES
+    found = adapters.read(saved, stored.get("train", {}), rules, wanted)
     params = tree.merge(fresh, tree.renamed(found, theirs, ours))
     own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
     there = [ours + p[len(theirs) :] for p in checkpoint.parameters(saved) if p.startswith(theirs)]
+    there = [p for p in there if not p.startswith(f"{adapters.NAME}/")]  # merged
     unused = [p for p in there if p not in own and re.search(only, p)]
     body = [p for p in unused if not HEADS.search(p)]
     if body:
@@ -262,8 +267,9 @@ def _stacked(
         part = tensor
         if part.ndim == 2 and layout.turned(path):
             part = part.T  # of a matrix, but not of a table, the input side comes first here
-        if parts > 1 and part.ndim and part.shape[-1] % parts == 0:
-            part = np.split(part, parts, axis=-1)[index]
+        if parts > 1 and part.ndim and part.shape[-1] == parts * shape[-1] * shape[-2]:
+            lies = (shape[-2], parts, shape[-1]) if layout.by_head else (parts, shape[-2] * shape[-1])
+            part = part.reshape(*part.shape[:-1], *lies).take(index, axis=-2).reshape(*part.shape[:-1], -1)
         if path == "embed/positions" and part.ndim and len(part) > shape[0]:
             cut.append(f"{path}: the first {shape[0]} of {len(part)}, of a shorter window")
             part = part[: shape[0]]
