@@ -444,7 +444,8 @@ def test_rows_of_another_tokenizer_are_not_gone_on_with(trained, capsys, tmp_pat
     args = [trained, f"--prompts={tmp_path / 'prompts.txt'}", f"--out={tmp_path / 'x.jsonl'}", "--max-new-tokens=1"]
     assert said(capsys, *args)[0] == 0
     assert [json.loads(row)["prompt"] for row in (tmp_path / "x.jsonl").open()] == ["The", "people"]
-    monkeypatch.setattr(verb, "_encoded", lambda *_: [1, 2])
+    open_ = verb._open
+    monkeypatch.setattr(verb, "_open", lambda args: (*open_(args)[:2], lambda _: [1, 2], ()))
     code, _, err = said(capsys, *args)
     assert code == 2 and "has rows of other settings, prompts or weights" in err[-1]
 
