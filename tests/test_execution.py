@@ -43,7 +43,7 @@ def test_a_loss_in_parts_smooths_adds_a_bias_and_counts_hits(stripes, monkeypatc
 def test_a_shape_that_does_not_divide_is_sharded_on_another_side():
     """GPT-3's vocabulary is 29 x 1733, and its 13B is 5140 wide."""
     mesh = jax.sharding.AbstractMesh((1, 1, 16, 1, 8), sharding.AXES)
-    place = sharding._parameter_spec
+    place = sharding.parameter_spec
     assert place((50257, 12288), ("vocab", "embed"), mesh) == jax.P(None, ("fsdp", "tensor"))
     assert place((40, 5140, 20560), (None, "embed", "ffn"), mesh) == jax.P(None, None, ("tensor",))
     assert place((40, 5140, 40, 128), (None, "embed", "heads", None), mesh) == jax.P(None, None, ("tensor",), ("fsdp",))

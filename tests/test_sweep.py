@@ -117,8 +117,10 @@ def test_every_sweep_in_the_repository_plans(data_dir, image_dir, tmp_path, monk
         (tmp_path / name).symlink_to(f"{data_dir}/speech")
     own = {
         name: [("run.data_dir", str(tmp_path)), ("data.epochs", 10**6)]
-        for name in ("sentiment", "sentiment_prose", "corpora")
+        for name in ("sentiment", "sentiment_prose", "corpora", "lora")
     }
+    speech = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 10**6)]
+    own["adapt"] = [*speech, ("data.examples", 100)]  # it has fewer windows than are asked for
     own["mlp"] = [("run.data_dir", str(image_dir)), ("data.examples", 100), ("data.epochs", 10**6)]
     monkeypatch.setattr(budget, "digest", lambda _: "0" * 64)
     plans = {}
@@ -127,8 +129,7 @@ def test_every_sweep_in_the_repository_plans(data_dir, image_dir, tmp_path, monk
         rows = module.get_sweep()
         assert rows and len({json.dumps(r, sort_keys=True) for r in rows}) == len(rows), path
         assert (ROOT / module.CONFIG.partition(":")[0]).is_file()
-        on_text = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 10**6)]
-        plans[path.stem] = sweep.make_plan(str(path), own.get(path.stem, [] if "digits" in module.CONFIG else on_text))
+        plans[path.stem] = sweep.make_plan(str(path), own.get(path.stem, [] if "digits" in module.CONFIG else speech))
         starts = {row["start"] for row in rows if "start" in row}
         assert len(plans[path.stem]) == len(rows) + len(starts), path
     plan = plans["demo"]
