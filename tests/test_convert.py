@@ -249,6 +249,10 @@ MALFORMED = {
         lambda f: f(lambda t: t | {"transformer.adapter.weight": np.ones(3, np.float32)}),
         "'transformer.adapter.weight' is no parameter of this model",
     ),
+    "a weight that is no number": (
+        lambda f: f(lambda t: t | {H0 + "mlp.c_fc.weight": np.full((16, 64), np.nan, np.float32)}),
+        "'transformer.h.0.mlp.c_fc.weight' has values that aren't finite",
+    ),
     "another tied head": (
         lambda f: f(lambda t: t | {"lm_head.weight": t["transformer.wte.weight"] + 1}),
         r"'lm_head.weight' differs from 'transformer.wte.weight', which this model uses in its place",
@@ -423,6 +427,22 @@ def test_training_goes_on_from_published_weights(start, data_dir, tmp_path, caps
     assert trained.cfg.seq_len == 32
     np.testing.assert_allclose(trained.params["blocks"]["mlp"]["up"], first.params["blocks"]["mlp"]["up"], atol=1e-6)
     np.testing.assert_allclose(trained.params["embed"]["positions"], first.params["embed"]["positions"][:32], atol=1e-6)
+
+
+def test_berts_marks_are_its_tokenizers_and_one_label_is_refused(tmp_path):
+    home = tmp_path / "a"
+    convert.write_folder(model("bert_classes"), str(home))
+    found = json.loads((home / "config.json").read_text())
+    bare = {k: v for k, v in found.items() if not k.endswith("_token_id")}
+    (home / "config.json").write_text(json.dumps(bare))
+    added = [{"id": k, "content": mark} for k, mark in ((7, "[CLS]"), (8, "[SEP]"), (9, "[MASK]"))]
+    (home / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    cfg = opened.open_published(str(home)).cfg
+    assert (cfg.cls_token, cfg.sep_token, cfg.mask_token) == (7, 8, 9)
+    for change in ({"num_labels": 1, "problem_type": None}, {"problem_type": "multi_label_classification"}):
+        (home / "config.json").write_text(json.dumps(bare | change))
+        with pytest.raises(UsageError, match=r"problem_type='.*' isn't supported, only 'single_label"):
+            opened.open_published(str(home))
 
 
 # -------------------------------------------------------------------------------------- the reference

@@ -65,7 +65,10 @@ def room(cfg: Any, lengths: Sequence[int], asked: int, reads_source: bool) -> in
         window, used, what = cfg.seq_len, 0, "target"
         window -= cfg.source_len * (cfg.objective == "prefix")  # whose windows hold source and target
         if longest > cfg.source_len:
-            raise UsageError(f"a prompt has {longest} tokens, the model's source {cfg.source_len}: shorten it")
+            long = f"a prompt has {longest} tokens, the model's source {cfg.source_len}"
+            if cfg.position == "learned":
+                raise UsageError(f"{long}: shorten it")
+            note(f"{long}, which is what it was trained on")
     else:
         window, used, what = cfg.get("seq_len", asked + longest), longest, "window"
     if cfg.get("position") != "learned":

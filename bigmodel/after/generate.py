@@ -45,6 +45,8 @@ def over_batch(fn: Callable[[jax.Array], jax.Array], cache: Any) -> Any:
 
 # ----------------------------------------------------------------------------------------- sampling
 
+SMALLEST = 1e-30  # of a temperature and of a probability: float32 has no much smaller numbers
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -56,8 +58,8 @@ class Sampling:
       temperature: divides logits. 0: the likeliest token, whatever follows here.
       top_k: of the k likeliest tokens; ties with the last stay. 0: of all.
       top_p: of the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv:1904.09751).
-      min_new_tokens: none of the first so many tokens ends the text.
       min_p: of tokens at least this part as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+      min_new_tokens: none of the first so many tokens ends the text.
     """
 
     temperature: float = 0.0
@@ -72,12 +74,9 @@ def penalised(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.A
     return jnp.where(seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
 
 
-SMALLEST = 1e-30
-
-
 def filtered(logits_BV: jax.Array, how: Sampling) -> jax.Array:
     """Logits over the temperature, -inf for the tokens that aren't drawn."""
-    # From the largest on, so that a small temperature makes no infinity of it; float32 has no much smaller number.
+    # From the largest on, so that a small temperature makes no infinity of it.
     x_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / max(how.temperature, SMALLEST)
     if 0 < how.top_k < x_BV.shape[-1]:
         x_BV = jnp.where(x_BV < jax.lax.top_k(x_BV, how.top_k)[0][:, -1:], -jnp.inf, x_BV)

@@ -104,13 +104,24 @@ def open_published(path: str, putting: Callable[[str, Any], Put] | None = None, 
     """
     try:
         found = weights.read(path)
-        known, config = layouts(), found.config or {}
+        known, config = layouts(), {**_marks(found.tokenizer), **(found.config or {})}
         family, _, frozen = section(known[weights.named(found.config, path, known)], config, window)
         put = putting(family, frozen) if putting else starts.on_device
         params, said = starts.convert(family, frozen, found.tensors, put=put)
     except UsageError as e:
         raise UsageError(str(e) if path in str(e) else f"{path!r}: {e}") from e
     return Opened(family, frozen, params, found.tokenizer, _ends(path, config), config, said)
+
+
+def _marks(tokenizer: str) -> dict[str, int]:
+    """Ids of BERT's marks, which only the tokenizer.json knows. {}: it has none."""
+    try:
+        added = json.loads(Path(tokenizer).read_text(encoding="utf-8"))["added_tokens"] if tokenizer else []
+        ids = {token["content"]: token["id"] for token in added}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise UsageError(f"{tokenizer!r} isn't a tokenizer.json: {type(e).__name__}") from e
+    marks = {"[CLS]": "cls_token_id", "[SEP]": "sep_token_id", "[MASK]": "mask_token_id"}
+    return {key: ids[mark] for mark, key in marks.items() if mark in ids}
 
 
 def _ends(path: str, config: dict[str, Any]) -> tuple[int, ...]:

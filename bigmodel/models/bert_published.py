@@ -100,7 +100,8 @@ WEIGHTS = {
                 "BertForMaskedLM": {"objective": "masked"},
             },
         },
-        only=dict(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute"),
+        only=dict(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute",
+                  problem_type="single_label_classification"),
         defaults=dict(layer_norm_eps=1e-12, hidden_act="gelu", num_labels=2)
         | {f"{name}_id": mark for name, mark in MARKS.items()},  # of every published vocabulary
         extra=dict(model_type="bert"),

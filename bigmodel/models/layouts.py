@@ -139,6 +139,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
         out["architectures"] = next(iter(out["architectures"]), None)
     if isinstance(labels := out.get("id2label"), Mapping):
         out.setdefault("num_labels", len(labels))
+    if out.get("num_labels") == 1 and not out.get("problem_type"):  # as transformers takes it
+        out["problem_type"] = "regression"
     for key in ("rope_parameters", "rope_scaling"):  # of both, transformers reads the second
         if isinstance(rope := out.get(key), Mapping):
             # GPT-NeoX has names of its own for these, where it has them outside.

@@ -278,5 +278,7 @@ def _stacked(
         if part.size != np.prod(shape) or not set(np.cumprod(part.shape).tolist()) <= ends:
             each = " a layer" if "{}" in name else ""
             raise UsageError(f"{layers[layer]!r} is {list(tensor.shape)}, where {path!r} is {list(shape)}{each}")
+        if not np.isfinite(part).all():
+            raise UsageError(f"{layers[layer]!r} has values that aren't finite")
         out[layer if "{}" in name else ...] = part.reshape(shape)
     return out
