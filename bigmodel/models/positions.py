@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigmodel.ops import sharding
+from bigmodel.ops import products
 
 BUCKETS, FARTHEST = 32, 128  # T5's (Raffel et al. 2020, arXiv:1910.10683, section 2.1)
 
@@ -64,9 +64,6 @@ def relative_scores(q_BHLK: jax.Array, w_DHK: jax.Array, size: int, start: Any, 
     r_HSK = jnp.einsum("SD,DHK->HSK", r_SD, w_DHK.astype(q_BHLK.dtype))
     # Column c of row i is distance start + L-1 - c; the score of key j needs start + i - j, column j + (L-1 - i).
     # One column more a row, read S a row from the L-1st on, moves row i by just that.
-    q_BHLK = q_BHLK * (scale or K**-0.5)
-    if sharding.platform() == "cpu":  # whose XLA has no such product of bfloat16
-        q_BHLK, r_HSK = q_BHLK.astype(jnp.float32), r_HSK.astype(jnp.float32)
-    scores = jnp.einsum("BHLK,HSK->BHLS", q_BHLK, r_HSK, preferred_element_type=jnp.float32)
+    scores = products.in_float32("BHLK,HSK->BHLS", q_BHLK * (scale or K**-0.5), r_HSK)
     flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(B, H, L * (size + 1))
     return flat[:, :, L - 1 : L - 1 + L * size].reshape(B, H, L, size)

@@ -30,6 +30,13 @@ def made(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x) if sharding.platform() == "tpu" else x
 
 
+def in_float32(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """einsum with a result of float32, which a CPU's XLA doesn't have of every product of bfloat16."""
+    if sharding.platform() == "cpu":
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
 def linears(x_BLD: jax.Array, weights_DHK: Sequence[jax.Array]) -> list[jax.Array]:
     """`linear` of each of the weights, BLHK, as one product where they have one shape: a third of the collectives, and
     of the compilation, of queries, keys and values by themselves. Not on one CPU, which would copy them side by side.
