@@ -20,7 +20,7 @@ from etils import epath
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
 from bigmodel.models.layouts import TABLES, Layout
-from bigmodel.run import adapters, budget, checkpoint, counts, record, weights
+from bigmodel.run import adapters, budget, counts, record, weights
 
 PREFIX = re.compile(
     r"^(module|model|bert|transformer|gpt_neox|encoder)\."
@@ -83,8 +83,7 @@ def _from_run(
     found = adapters.read(saved, stored.get("train", {}), rules, wanted)
     params = tree.merge(fresh, tree.renamed(found, theirs, ours))
     own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
-    there = [ours + p[len(theirs) :] for p in checkpoint.parameters(saved) if p.startswith(theirs)]
-    there = [p for p in there if not p.startswith(f"{adapters.NAME}/")]  # merged
+    there = [ours + p[len(theirs) :] for p in adapters.read_paths(saved) if p.startswith(theirs)]
     unused = [p for p in there if p not in own and re.search(only, p)]
     body = [p for p in unused if not HEADS.search(p)]
     if body:
