@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from conftest import ROOT, TINY
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
+from scipy.stats import norm
 from test_weights import BERT, published
 
 from bigmodel import config, models, tree
@@ -154,8 +156,9 @@ def test_adapters_resume_bitwise(make, adapted, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_adapters_learn_the_same_on_eight_devices(make, adapted, tmp_path):
-    (tmp_path / "config.json").write_text(config.to_json(make()))
+@pytest.mark.parametrize("bits", [0, 4])
+def test_adapters_learn_the_same_on_eight_devices(make, adapted, quantised, tmp_path, bits):
+    (tmp_path / "config.json").write_text(config.to_json(make(("train.lora_bits", bits))))
     worker = [sys.executable, str(ROOT / "tests/mesh_worker.py"), "8", str(tmp_path / "config.json")]
     meshes = "data2-fsdp2-tensor2"
     subprocess.run(
@@ -163,8 +166,7 @@ def test_adapters_learn_the_same_on_eight_devices(make, adapted, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
     )  # fmt: skip
     found = json.loads((tmp_path / "out.json").read_text())["losses"][meshes]
-    rows = record.read_rows(next(adapted[0].glob("*/metrics.jsonl")))
-    np.testing.assert_allclose(found[:-1], [row["loss"] for row in rows if "loss" in row], rtol=1e-5)
+    np.testing.assert_allclose(found[:-1], losses_of((quantised if bits else adapted)[0]), rtol=1e-5)
 
 
 def test_adapters_of_published_weights(data_dir, tmp_path):
@@ -200,11 +202,116 @@ def test_adapters_of_published_weights(data_dir, tmp_path):
         (("train.lora_targets", "attention/queries"), "no parameter's path matches"),
         (("train.lora_targets", "("), "not a regular expression"),
         (("train.lora_rank", -1), "lora_rank=-1"),
+        (("train.lora_bits", 3), "lora_bits=3: 4, or 0 for frozen weights as they are"),
     ],
 )
 def test_impossible_adapters_are_refused_in_one_line(make, override, said):
     with pytest.raises(UsageError, match=said):
         budget.finalize(make(override))
+
+
+# ------------------------------------------------------------------------------- frozen weights in 4 bits
+
+BITS = ("train.lora_bits", 4)
+
+
+@pytest.fixture(scope="module")
+def quantised(make, tmp_path_factory):
+    root = tmp_path_factory.mktemp("quantised")
+    session.train(make(BITS), str(root), quiet=True)
+    return root, *final(root, make(BITS))
+
+
+def losses_of(root):
+    rows = record.read_rows(next(root.glob("*/metrics.jsonl")))
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_normal_float_4_is_the_papers():
+    """Its codes from their definition, by quantiles; each weight's by trying all; packing by hand."""
+    offset = (1 - 1 / 32 + 1 - 1 / 30) / 2
+    below, above = (norm.ppf(np.linspace(offset, 0.5, n)[:-1]) for n in (8, 9))
+    table = np.sort([*-below, 0, *above]) / above.max()
+    np.testing.assert_allclose(adapters.NF4, table, atol=2e-6)
+    w = np.random.default_rng(0).normal(size=(3, 10, 32)).astype(np.float32)
+    w[1, :2] = 0  # a block of zeros
+    held = jax.tree.map(np.asarray, adapters.quantise(jnp.asarray(w), 1))
+    assert held["codes"].shape == (3, 10, 16) and held["codes"].dtype == np.uint8
+    assert held["scales"].shape == (3, 5) and held["scales"].dtype == np.float32
+    found = np.asarray(adapters.dequantise(held, "float32"))
+    for matrix in range(3):
+        flat = w[matrix].reshape(-1)
+        for i in range(0, 320, 64):
+            top = max(abs(x) for x in flat[i : i + 64])
+            assert held["scales"][matrix, i // 64] == top
+            for k in range(i, i + 64):
+                code = min(range(16), key=lambda c, k=k, top=top: abs(table[c] - flat[k] / (top or 1)))
+                byte = held["codes"][matrix].reshape(-1)[k // 2]
+                assert (byte & 15 if k % 2 else byte >> 4) == code
+                assert found[matrix].reshape(-1)[k] == pytest.approx(table[code] * top, abs=1e-5)
+    # Nowhere off by more than half the widest gap, of -1 and -0.696; of a normal, 9.5 % rms.
+    w = np.random.default_rng(1).normal(size=(256, 256)).astype(np.float32)
+    off = np.abs(np.asarray(adapters.dequantise(adapters.quantise(jnp.asarray(w), 0), "float32")) - w)
+    assert (off.reshape(-1, 64) <= 0.1520 * np.abs(w).reshape(-1, 64).max(-1, keepdims=True)).all()
+    assert 0.090 < np.sqrt(np.mean(off**2)) < 0.100
+
+
+def test_weights_in_4_bits_stay_and_the_state_is_smaller(make, adapted, quantised):
+    root, frozen, compiled, state = quantised
+    found, plain = leaves(state["params"]), leaves(adapted[3]["params"])
+    held = [path for path in plain if f"{path}/codes" in found]
+    assert sorted(held) == [p for p in sorted(plain) if re.search("^blocks/.*(query|key|value|out|up|gate|down)$", p)]
+    saved = 0
+    for path, w in plain.items():
+        if path not in held:
+            assert found[path].dtype == w.dtype and (found[path].tobytes() == w.tobytes() or "lora/" in path)
+            continue
+        expected = adapters.quantise(jnp.asarray(w), 1)
+        for name in ("codes", "scales"):
+            assert found[f"{path}/{name}"].tobytes() == np.asarray(expected[name]).tobytes(), path
+        saved += 2 * w.nbytes - w.size // 2 - 4 * (w.size // 64)
+    assert saved and budget.derive(adapted[1]).state_bytes - budget.derive(frozen).state_bytes == saved
+    sizes = [tree.size_bytes(part.shapes["params"]) for part in (adapted[2], compiled)]
+    assert sizes[0] - sizes[1] == saved - sum(plain[path].nbytes for path in held)  # gradients aside
+    assert tree.paths(state["opt"]) == tree.paths(adapted[3]["opt"])  # moments of adapters alone
+    assert budget.derive(frozen).trainable == budget.derive(adapted[1]).trainable
+    assert "held in 4 bits" in next(root.glob("*/start.txt")).read_text()
+
+
+def test_steps_are_those_of_adapters_on_the_dequantised_weights(make, quantised, tmp_path):
+    """A run that has learnt nothing hands them over; its checkpoint, its merged weights are read on the way."""
+    still = make(BITS, ("train.steps", 1), ("optim.lr", 1e-30))
+    home = tmp_path / "still" / session.train(still, str(tmp_path / "still"), quiet=True)["run_id"]
+    run = evaluate.restore(str(home))
+    assert tree.paths(run.variables["params"]) == tree.paths(counts.shapes("decoder", run.config.model))
+    w, held = run.variables["params"]["blocks"]["mlp"]["up"], quantised[3]["params"]["blocks"]["mlp"]["up"]
+    np.testing.assert_allclose(w, adapters.dequantise(held, "float32"), atol=1e-20)
+    session.train(make(("train.init_from", str(home))), str(tmp_path / "runs"), quiet=True)
+    ours, theirs = losses_of(quantised[0]), losses_of(tmp_path / "runs")
+    assert ours[0] == pytest.approx(theirs[0], abs=1e-6)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    before, after = (record.read_result(path)["loss"] for path in (home, *quantised[0].glob("*")))  # on held-out text
+    assert after < before - 0.01
+
+
+def test_adapters_of_weights_in_4_bits_resume_bitwise(make, quantised, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stop, "at", lambda self, step: step == 5)
+        with pytest.raises(Retry, match="interrupted at step 5"):
+            session.train(make(BITS), str(tmp_path), quiet=True)
+    session.train(make(BITS), str(tmp_path), quiet=True)
+    again, whole = (leaves(state["params"]) for state in (final(tmp_path, make(BITS))[2], quantised[3]))
+    assert all(x.tobytes() == whole[path].tobytes() for path, x in again.items())
+
+
+def test_accumulated_and_clipped_the_same_in_4_bits(make, quantised, tmp_path):
+    session.train(make(BITS, ("train.microbatch", 2)), str(tmp_path), quiet=True)
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(quantised[0]), rtol=1e-5)
+
+
+def test_4_bits_without_adapters_are_refused_in_one_line(make):
+    with pytest.raises(UsageError, match="lora_bits=4: needs adapters, as of"):
+        budget.finalize(make.plain(BITS))
 
 
 # ------------------------------------------------------------------------------- rates by layer

@@ -47,6 +47,7 @@ def get_config() -> tuple[ConfigDict, ConfigDict]:
             lora_rank=0,  # 0: none
             lora_alpha=0.0,  # an adapter counts lora_alpha / lora_rank times; 0: lora_rank, that is once
             lora_targets="attention/(query|value)$",  # regex of the paths of matrices (Hu et al. 2021, section 4.2)
+            lora_bits=0,  # 4: frozen matrices of layers are held in 4 bits (QLoRA, adapters.py); 0: as they are
         )
     )
     run = ConfigDict(

@@ -99,14 +99,15 @@ def _training(family_name: str, model_json: str, optim_json: str, train_json: st
     train, cfg = (FrozenConfigDict(from_json(text)) for text in (train_json, optim_json))
     rules = models.family(family_name).RULES
     params = _shapes(family_name, model_json)
-    params = jax.eval_shape(lambda p: adapters.add(train, rules, p, jax.random.key(0)), params)
-    moments = jax.eval_shape(optim.build(cfg, adapters.rules_with(train, rules)).init, params)
+    params = jax.eval_shape(lambda p: adapters.add(train, cfg, rules, p, jax.random.key(0)), params)
+    own = adapters.learnable(train, params)  # what gradients are of
+    moments = jax.eval_shape(optim.build(cfg, adapters.rules_with(train, rules)).init, own)
     learning = sum(
         math.prod(x.shape)
-        for path, x in zip(tree.paths(params), jax.tree.leaves(params), strict=True)
+        for path, x in zip(tree.paths(own), jax.tree.leaves(own), strict=True)
         if not optim.is_frozen(cfg, path)
     )
-    return learning, 2 * tree.size_bytes(params) + tree.size_bytes(moments)
+    return learning, tree.size_bytes(params) + tree.size_bytes(own) + tree.size_bytes(moments)
 
 
 def describe(family_name: str, model: Any) -> dict[str, Any]:

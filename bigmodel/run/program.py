@@ -121,12 +121,12 @@ def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
         B = cfg.train.batch_size if family.carries(cfg.model) else 1
         variables = dict(counts.init(family, cfg.model, key, B))
         params = jax.tree.map(lambda w, m: w if m == 1 else w * m, variables.pop("params"), scales.start)
-        params = adapters.add(cfg.train, family.RULES, params, key)
         params = jax.tree.map(lambda w: w.astype(cfg.train.param_dtype), params)
+        params = adapters.add(cfg.train, cfg.optim, family.RULES, params, key)
         return {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
-            "opt": tx.init(params),
+            "opt": tx.init(adapters.learnable(cfg.train, params)),
             "model_state": variables,
             "guard": {
                 "first_loss": jnp.zeros(()),
@@ -197,9 +197,10 @@ def build(static: str, mesh: Mesh) -> Program:
         def objective(p: Any) -> Any:
             if cfg.optim.groups:
                 p = optim.freeze(cfg.optim, p)
-            return family.loss(model, {"params": effective(p), **model_state}, batch, key, True)
+            variables = {"params": effective(tree.merge(params, p)), **model_state}
+            return family.loss(model, variables, batch, key, True)
 
-        grads, aux = jax.grad(objective, has_aux=True)(params)
+        grads, aux = jax.grad(objective, has_aux=True)(adapters.learnable(cfg.train, params))
         return jax.tree.map(lambda g: g.astype(cfg.train.grad_dtype), grads), aux
 
     def accumulated(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
@@ -234,9 +235,10 @@ def build(static: str, mesh: Mesh) -> Program:
         take = gradient if M == B else accumulated
         grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
         report = {name: losses.mean(metric) for name, metric in metrics.items()}
-        grads = platforms.as_stored(grads, shardings["params"], mesh)
+        own, layout = (adapters.learnable(cfg.train, t) for t in (state["params"], shardings["params"]))
+        grads = platforms.as_stored(grads, layout, mesh)
         grad_norm = optax.global_norm(grads)
-        updates, opt = tx.update(grads, state["opt"], state["params"])
+        updates, opt = tx.update(grads, state["opt"], own)
         norm = optim.update_norm(cfg.optim, updates, grad_norm)
         loss, guard = report["loss"], state["guard"]
         first = jnp.where(state["step"] == 0, loss, guard["first_loss"])
@@ -247,7 +249,7 @@ def build(static: str, mesh: Mesh) -> Program:
         ok = guard["ok"] & finite & (high < cfg.train.divergence_steps)
         new = {
             "step": state["step"] + 1,
-            "params": optim.apply(cfg.optim, state["params"], updates, rate),
+            "params": tree.merge(state["params"], optim.apply(cfg.optim, own, updates, rate)),
             "opt": opt,
             "model_state": model_state or state["model_state"],
             "guard": {"first_loss": first, "high_steps": high, "ok": ok},

@@ -20,11 +20,10 @@ from etils import epath
 from bigmodel import models, tree
 from bigmodel.errors import UsageError, nearest
 from bigmodel.models.layouts import Layout
-from bigmodel.run import adapters, budget, checkpoint, counts, record, weights
+from bigmodel.run import adapters, budget, counts, record, weights
 
-PREFIX = re.compile(
-    r"^(module|model|bert|transformer|gpt_neox|encoder)\."
-)  # what wrappers put before the names of WEIGHTS
+# What wrappers put before the names of WEIGHTS.
+PREFIX = re.compile(r"^(module|model|bert|transformer|gpt_neox|encoder)\.")
 HEADS = re.compile(r"^(head|next|pooler|transform|output_bias)")  # paths of what an objective adds to the body
 SCALING = ("parametrization", "base_width", "base_depth", "base_num_heads")  # decide the factors of weights in use
 
@@ -83,8 +82,7 @@ def _from_run(
     found = adapters.read(saved, stored.get("train", {}), rules, wanted)
     params = tree.merge(fresh, tree.renamed(found, theirs, ours))
     own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
-    there = [ours + p[len(theirs) :] for p in checkpoint.parameters(saved) if p.startswith(theirs)]
-    there = [p for p in there if not p.startswith(f"{adapters.NAME}/")]  # merged
+    there = [ours + p[len(theirs) :] for p in adapters.read_paths(saved) if p.startswith(theirs)]
     unused = [p for p in there if p not in own and re.search(only, p)]
     body = [p for p in unused if not HEADS.search(p)]
     if body:
