@@ -362,6 +362,12 @@ def test_published_weights_are_asked_as_runs_are(bpe, tmp_path, capsys):
         assert theirs == pytest.approx(ours, abs=1e-4)
 
 
+def test_published_weights_without_data_are_refused_with_the_command(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main.main(["evaluate", str(tmp_path)]) == 2
+    assert f"bigmodel convert {tmp_path} --out=RUN --data=NAME" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
