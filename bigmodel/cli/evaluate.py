@@ -74,8 +74,8 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
         cli.print_json(numbers) if args.json else print("\n".join(lines))
         return 0
     if weights.is_published(args.run):
-        how = f"bigmodel convert {args.run} --out=RUN --data=NAME"
-        raise UsageError(f"{args.run!r} holds published weights, and says no data to evaluate them on: {how}")
+        command = f"bigmodel convert {args.run} --out=RUN --data=NAME"
+        raise UsageError(f"{args.run!r} holds published weights, and says no data to evaluate them on: {command}")
     finished = evaluate.restore(args.run, args.data_dir)
     result, spec = finished.result, finished.family.spec(finished.config.model)
     if result.get("status") == "diverged":
