@@ -204,9 +204,12 @@ def _reader(folder: str) -> tuple[ocp.CheckpointManager, int]:
 
 
 def parameters(folder: str) -> list[str]:
-    """Paths of the parameters in the latest step under `folder`."""
+    """Paths of the parameters in the latest step under `folder`. UsageError: no checkpoint there, or a damaged one."""
     manager, step = _reader(folder)
-    return tree.paths(manager.item_metadata(step)["state"]["params"])
+    try:
+        return tree.paths(manager.item_metadata(step)["state"]["params"])
+    except Exception as e:
+        raise _error(f"{folder}/{step}", "", e) from e
 
 
 def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
