@@ -34,7 +34,6 @@ BESIDE = (
 )  # fmt: skip
 HEAD_NORM = {"decoder": "^norm/", "encdec": "^decoder_norm/", "bert": "^transform/norm/"}  # what a tied head reads
 DTYPES = ("float32", "float16", "bfloat16")
-CONVERTED = "converted"  # the status of a run that was not trained here
 
 
 # ------------------------------------------------------------------------------------- ours -> theirs
@@ -202,7 +201,8 @@ def write_run(opened: Opened, source: str, out: str, data: str = "", data_dir: s
     run_id = weights.identity(source)[:12]
     total, rest, kaplan, _ = counts.counts(opened.family, frozen.model)
     result = {
-        "run_id": run_id, "status": CONVERTED, "source": source, "family": opened.family, "loss": None, "steps": 0,
+        "run_id": run_id, "status": record.CONVERTED, "source": source, "family": opened.family, "loss": None,
+        "steps": 0,
         "width": frozen.model.get("width"), "depth": frozen.model.get("depth"), "seed": 0, "params": total,
         "params_nonembedding": rest, "params_kaplan": kaplan, "tokens": 0, "flops": 0.0,
         "wall_seconds": 0.0,

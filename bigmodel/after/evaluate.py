@@ -60,7 +60,7 @@ def restore(folder: str, data_dir: str = "") -> Run:
         raise UsageError(f"no finished run at {folder!r} (no result.json)")
     unfrozen = config.load(home / "config.json", [("run.data_dir", data_dir)] if data_dir else [])
     # A converted model may have no data of its own.
-    frozen = budget.finalize(unfrozen, reads=result["status"] != "converted" or bool(unfrozen.data.get("name")))
+    frozen = budget.finalize(unfrozen, reads=result["status"] != record.CONVERTED or bool(unfrozen.data.get("name")))
     mesh = sharding.make_mesh(sharding.ALONE, jax.devices()[:1])
     compiled = program.build(program.static_part(frozen), mesh)
     wanted = [{k: t[k] for k in ("params", "model_state")} for t in (compiled.shapes, compiled.shardings)]

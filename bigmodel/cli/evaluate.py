@@ -80,7 +80,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     result, spec = finished.result, finished.family.spec(finished.config.model)
     if result.get("status") == "diverged":
         print(f"{args.run} diverged: evaluated at step {result['last_good_step']}", file=sys.stderr)
-    if result["status"] == "converted" and not finished.config.data.get("name"):
+    if result["status"] == record.CONVERTED and not finished.config.data.get("name"):
         raise UsageError(f"{args.run!r} was converted without --data, so there is nothing to evaluate it on")
     has_test = finished.config.data.source in ("tasks", "images")
     split = args.split or ("test" if has_test else "validation")

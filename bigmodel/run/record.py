@@ -58,6 +58,9 @@ def read_json(path: Any, keys: Sequence[str] = ()) -> Any:
     return None
 
 
+CONVERTED = "converted"  # the status of a run that is published weights, and was not trained here
+
+
 def read_result(folder: Any) -> dict[str, Any] | None:
     """A finished run's result.json; None where there is none that is whole."""
     keys = ("run_id", "status", "steps", "params", "tokens", "flops", "loss", "wall_seconds")
