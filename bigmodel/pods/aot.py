@@ -73,7 +73,9 @@ def devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     topology.shape  # noqa: B018 (refuses a malformed one)
-    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.chips == topology.slices:  # libtpu's hosts have 4 chips, unless told
+        more["chips_per_host_bounds"] = (1, 1, 1)
     try:
         with _quiet():
             return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **more).devices)
