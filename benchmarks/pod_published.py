@@ -21,12 +21,13 @@ from bigmodel import models
 from bigmodel.cli import compile as verb
 from bigmodel.errors import UsageError
 from bigmodel.pods import aot, layout, published
+from bigmodel.run import counts
 
 TABLE = Path(__file__).parents[1] / "docs/pods/published.csv"
 G = 2**30
 FIELDS = (
-    "name", "family", "status", "topology", "slices", "chips", "mesh", "remat", "microbatch", "batch", "units", "params",
-    "estimate_state_gib", "estimate_activations_gib", "arguments_bytes", "temporaries_bytes", "peak_bytes",
+    "name", "family", "status", "topology", "slices", "chips", "mesh", "remat", "microbatch", "batch", "units",
+    "params",    "estimate_state_gib", "estimate_activations_gib", "arguments_bytes", "temporaries_bytes", "peak_bytes",
     "collectives_gb", "compute_s", "hbm_s", "ici_s", "dcn_s", "bound", "mfu_at_most", "compile_cpu_s", "compiles",
     "program_hash", "jax", "libtpu", "assumed", "refusal",
 )  # fmt: skip
@@ -57,19 +58,13 @@ def estimated(name: str) -> dict:
     cfg, assumed = verb.frozen(name, [])
     found, where = published.smallest(cfg, REMATS)
     row = {"name": name, "family": cfg.family, "status": "estimated", "assumed": assumed, "batch": cfg.train.batch_size}
+    row |= {"params": counts.counts(cfg.family, cfg.model)[0], "units": models.family(cfg.family).units(cfg.model)}
     if not found:
-        try:
-            best = layout.smallest(cfg, where)
-            error = aot.DoesNotFit(best.bytes, layout.USABLE * where.chip.hbm)
-            refusal = verb.refusal(layout.changed(cfg, best.overrides()), where, error)
-        except UsageError as e:
-            refusal = str(e)
-        return row | {"status": "refused", "refusal": refusal}
+        return compiled(name)  # is refused without being compiled
     best = found[0]
     return row | {
         "topology": where.name, "slices": where.slices, "chips": where.chips, "remat": best.remat,
         "mesh": json.dumps({k: v for k, v in best.mesh.items() if v > 1}), "microbatch": best.microbatch,
-        "units": models.family(cfg.family).units(cfg.model),
         "estimate_state_gib": f"{best.state_bytes / G:.3f}",
         "estimate_activations_gib": f"{best.activation_bytes / G:.3f}",
     }  # fmt: skip

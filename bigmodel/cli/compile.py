@@ -5,8 +5,9 @@ which is a model and not a measurement. Without --config.run.mesh.AXIS=K it take
 fits. --topology=auto takes the smallest of the usual v5e, v6e and v5p topologies: the fewest bytes of HBM in all,
 then the fewest chips, on which a layout of the whole batch fits by its estimate and then by the compiler. A published
 name (`bigmodel count list`) stands for a config that needs no data: its shape, bfloat16 products, AdamW, the published
-batch or one by rule; what is assumed is said. A program that does not fit ends with exit code 2, and one line names the cheapest remedies. Programs are cached
-in runs/compile/cache. Needs the package libtpu (of jax[tpu]) and minutes of CPU.
+batch or one by rule; what is assumed is said. A program that does not fit ends with exit code 2, and one line names
+the cheapest remedies. Programs are cached in runs/compile/cache. Needs the package libtpu (of jax[tpu]) and minutes of
+CPU.
 
 Examples:
   bigmodel compile gpt3-6.7b --topology=auto
@@ -145,7 +146,7 @@ def use_host() -> None:
 
 def refusal(cfg: Any, topology: Any, e: Any) -> str:
     """One line with the shortfall and the cheapest remedies."""
-    from bigmodel.pods import layout
+    from bigmodel.pods import layout, published
 
     parts = []
     for number, r in enumerate(layout.remedies(cfg, topology, e.needed), 1):
@@ -156,8 +157,12 @@ def refusal(cfg: Any, topology: Any, e: Any) -> str:
             f"({number}) {r.text or 'another layout'}, estimated at {r.layout.bytes / GIB:.1f} GiB and "
             f"{r.cost:.2f} times the chip-seconds of the model's FLOPs at peak:{where} {flags}"
         )
-    advice = "; ".join(parts) or "no remedy is known: fewer parameters, or a larger topology"
-    return f"{label(topology)}: {e}. The cheapest remedies: {advice}"
+    if not parts:  # the smallest with another layout of the same step
+        found, best = published.smallest(cfg, ("none", "dots", "full"))
+        slices = f" --slices={best.slices}" if best.slices > 1 else ""
+        none = "no usual one either: fewer parameters, or a smaller batch"
+        parts = [f"the smallest topology that fits by its estimate, --topology={best.name}{slices}" if found else none]
+    return f"{label(topology)}: {e}. The cheapest remedies: {'; '.join(parts)}"
 
 
 def frozen(source: str, overrides: cli.Overrides) -> tuple[Any, str]:
@@ -204,8 +209,12 @@ def proved(cfg: Any, given: set[str], topology: Any, cache: Any, say: Any, saved
         found = layout.choices(cfg, where, remats, factor) if choices is None else choices
         best = found[0] if found else layout.smallest(cfg, where)  # the compiler says by how much it doesn't fit
         why = ("" if found else "no layout fits by its estimate; the smallest: ") + layout.why(best, where)
-        say(f"  {label(where)}, {where.chips} chips") if topology is None else None
         laid_out = layout.changed(cfg, best.overrides())
+        if topology is None:
+            if not found:
+                short = aot.DoesNotFit(best.bytes, layout.USABLE * where.chip.hbm)
+                raise UsageError(refusal(laid_out, where, short))
+            say(f"  {label(where)}, {where.chips} chips")
         try:
             return prove(laid_out, where, why) | {
                 "estimated": {"state": best.state_bytes, "activations": best.activation_bytes}

@@ -194,8 +194,8 @@ def stack(block: Any, depth: int, scan: bool, collections: Sequence[str] = ("bat
     """`depth` blocks as one module whose parameters have a leading depth axis.
 
     The block is called as block(carry, per_layer, *broadcast), with two arguments after `per_layer`, the last a bool,
-    and returns (carry, per_layer_out). One parameter layout serves both executions: `scan` (compile time flat in depth) and
-    unrolled (at lowering: faster steps). What the backward pass computes again is the execution's `remat`. Stages
+    and returns (carry, per_layer_out). One parameter layout serves both executions: `scan` (compile time flat in depth)
+    and unrolled (at lowering: faster steps). What the backward pass computes again is the execution's `remat`. Stages
     that differ, as a ResNet's, are one stack each.
 
     Args:

@@ -30,6 +30,7 @@ def _llama(
 
 
 BASE1M, BASE500K = dict(rope_base=1e6), dict(rope_base=500_000.0)
+TIED = dict(tied_head=True)
 F3 = dict(rope_base=1_000_042.0, norm_eps=1e-6)
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -52,6 +53,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "falcon3-3b": _llama(FALCON3, 3_227_655_168, (22, 3072, 12, 4, 9216), 131072, 32768, **F3),
     "falcon3-7b": _llama(FALCON3, 7_455_550_464, (28, 3072, 12, 4, 23040), 131072, 32768, **F3),
     "falcon3-10b": _llama(FALCON3, 10_305_653_760, (40, 3072, 12, 4, 23040), 131072, 32768, **F3),
-    "smollm2-360m": _llama(SMOL, 361_821_120, (32, 960, 15, 5, 2560), 49152, 8192, rope_base=100_000.0, tied_head=True),
-    "smollm2-1.7b": _llama(SMOL, 1_711_376_384, (24, 2048, 32, 32, 8192), 49152, 8192, rope_base=130_000.0, tied_head=True),
+    "smollm2-360m": _llama(SMOL, 361_821_120, (32, 960, 15, 5, 2560), 49152, 8192, **TIED, rope_base=1e5),
+    "smollm2-1.7b": _llama(SMOL, 1_711_376_384, (24, 2048, 32, 32, 8192), 49152, 8192, **TIED, rope_base=1.3e5),
 }  # fmt: skip

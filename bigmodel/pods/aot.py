@@ -115,12 +115,12 @@ def compile_step(lowered: Any) -> Any:
             return lowered.compile()
     except Exception as e:
         text = str(e)
-        found = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm", text) or re.search(
-            r"\(([\d.]+)([GMK])\) exceeds available HBM \(([\d.]+)([GMK])\)", text
+        found = re.search(r"Used ([\d.]+)([TGMK]) of ([\d.]+)([TGMK]) hbm", text) or re.search(
+            r"\(([\d.]+)([TGMK])\) exceeds available HBM \(([\d.]+)([TGMK])\)", text
         )
         if "RESOURCE_EXHAUSTED" not in text or not found:
             raise
-        units = {"G": 2**30, "M": 2**20, "K": 2**10}
+        units = {"T": 2**40, "G": 2**30, "M": 2**20, "K": 2**10}
         raise DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) from e
 
 

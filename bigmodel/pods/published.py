@@ -82,10 +82,10 @@ def usual() -> list[Topology]:
 def smallest(frozen: Any, remats: Sequence[str], factor: float = 1.0) -> tuple[list[layout.Layout], Topology]:
     """(layouts whose estimate fits, the fastest first, and the smallest usual topology that has one).
 
-    Where none has: ([], the largest).
+    Where none has: ([], the largest that some mesh fills).
     `factor`: as in `layout.choices`.
     """
     for topology in usual():
         if found := layout.choices(frozen, topology, remats, factor):
             return found, topology
-    return [], topology
+    return [], next((t for t in reversed(usual()) if next(layout.meshes(frozen, t), None)), topology)
