@@ -331,6 +331,18 @@ def test_every_published_name_is_in_the_table_with_a_topology_or_a_refusal():
             assert 0 < int(row["peak_bytes"]) <= hbm and len(row["program_hash"]) == 16
 
 
+def test_a_name_is_a_published_model_or_an_experiment_of_ours():
+    assert verb.frozen("gpt3-1.3b", [])[1] and verb.frozen("gpt3:125m", [])[1] == ""
+    assert verb.frozen("gpt", [])[0].family == "decoder"
+    with pytest.raises(UsageError, match="did you mean 'gpt3-13b'"):
+        verb.frozen("gpt3-13x", [])
+
+
+def test_plan_finds_the_smallest_topology():
+    out = bigmodel("plan", "--topology=auto", "--config=gpt3-1.3b")
+    assert out.returncode == 0 and "--config=gpt3-1.3b --topology=v5p:2x2x1" in out.stdout, out.stderr
+
+
 def test_batches_are_the_published_ones_or_by_rule():
     examples = {n: verb.frozen(n, [])[0].train.batch_size for n in ("gpt3-125m", "chinchilla-44m", "transformer-base")}
     assert examples == {"gpt3-125m": 256, "chinchilla-44m": 256, "transformer-base": 64}

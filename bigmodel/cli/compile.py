@@ -167,11 +167,18 @@ def refusal(cfg: Any, topology: Any, e: Any) -> str:
 
 def frozen(source: str, overrides: cli.Overrides) -> tuple[Any, str]:
     """(a finalised config, what it assumes or ""): of a config's path, or of a published name."""
+    from bigmodel import models
     from bigmodel.pods import aot, published
     from bigmodel.run import budget
 
-    if Path(source.partition(":")[0]).exists() or any(mark in source for mark in ("/", ".json", ".py")):
+    if Path(source).exists() or any(mark in source for mark in ("/", ":", ".json", ".py")):
         return aot.frozen(config.load(source, overrides)), ""
+    try:
+        models.published(source)
+    except UsageError:
+        if (found := config.built_in(source, "experiments")).exists():
+            return aot.frozen(config.load(found, overrides)), ""
+        raise
     unfrozen, assumed = published.config_of(source, overrides)
     return budget.finalize(unfrozen, reads=False), assumed
 

@@ -141,7 +141,7 @@ SCORES = {"relative": 3.8, "relative_bias": 1.9}
 
 
 def footprint(cfg: Any, logits: float, parts: Sequence[tuple[int, int, float]] = ()) -> dict[str, Any]:
-    """What a pod's layout estimates activations from; see docs/architecture.md.
+    """What a pod's layout (`pods.layout.estimate`) estimates activations from.
 
     Args:
       logits: numbers of an example's scores.

@@ -123,6 +123,12 @@ def _static(frozen: Any) -> str:
 def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: str = "") -> Layout:
     """The layout of a finalised config on a mesh; of a family without a footprint, its state and compute alone.
 
+    A family's footprint(cfg) has, in numbers of one example: `entering`, what its layers read and keep whatever is
+    computed again; `kept`, what they keep beside it by `run.remat` ("none", "dots"); `block`, what the layer that is
+    worked on holds; `ends`, what is float32 and divided by examples and length alone; `logits`. And `layers`, whose
+    weights are gathered one after another; `itemsize`, bytes of a number; `heads` and `length`, what the axes tensor
+    and sequence have to divide, 1 where they can't.
+
     Args:
       static: `_static(frozen)`, if the caller has it already.
     """
