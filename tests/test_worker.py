@@ -17,7 +17,7 @@ from conftest import ROOT, bigmodel
 from bigmodel import config, errors, files, launch
 from bigmodel.cli import main
 from bigmodel.errors import Busy, UsageError
-from bigmodel.run import claims, record
+from bigmodel.run import claims, objects, record
 from bigmodel.study import status, sweep
 
 SWEEP = """
@@ -140,25 +140,30 @@ def test_of_two_workers_started_together_100_times_exactly_one_trains(tmp_path, 
     assert all(len(record.read_rows(p / "attempts.jsonl")) == 1 for p in runs)
 
 
-def object_store(tmp_path):
-    import tensorstore as ts
+class object_store(objects._Gcs):
+    """A folder of this disk with the conditional writes of tensorstore's file driver, which are real."""
 
-    return ts.KvStore.open({"driver": "file", "path": f"{tmp_path}/store/"}).result()
+    def __init__(self, tmp_path):
+        import tensorstore as ts
+
+        self.url = f"{tmp_path}/store"
+        self.store = ts.KvStore.open({"driver": "file", "path": f"{self.url}/"}).result()
+
+    def age(self, name):
+        return time.time() - os.stat(f"{self.url}/{name}").st_mtime
 
 
 def test_an_object_store_admits_one_claim(tmp_path, monkeypatch):
-    """By conditional writes, of which the file driver's are real."""
     store = object_store(tmp_path)
     one = claims.ObjectClaim(store, "slurm 7_1")
     with pytest.raises(Busy, match="slurm 7_1 is training this run"):
         claims.ObjectClaim(store, "slurm 8_1")
     again = claims.ObjectClaim(store, "slurm 7_1")  # the engine started the same job again
-    one.written = 0
     with pytest.raises(Busy, match="another worker has taken this run"):
-        one.renew()
+        one.publish(1, 2)
     again.close()
     third = claims.ObjectClaim(store, "slurm 8_1")
-    third.renew()
+    third.publish(1, 2)
     monkeypatch.setattr(claims, "LEASE", 0.0)  # a silence longer than the lease
     claims.ObjectClaim(store, "slurm 9_1").close()
 
@@ -168,15 +173,15 @@ def test_a_damaged_claim_of_an_object_is_nobodys_and_said(byte, tmp_path, capfd,
     monkeypatch.setattr(errors, "noted", set())
     store = object_store(tmp_path)
     one = claims.ObjectClaim(store, "slurm 7_1")
-    data = bytearray(store.read(claims.NAME).result().value)
+    data, version = store.read(claims.NAME)
+    data = bytearray(data)
     data[byte] ^= 1
-    store.write(claims.NAME, bytes(data)).result()
+    store.write(claims.NAME, bytes(data), version)
     two = claims.ObjectClaim(store, "slurm 8_1")
     assert "claim.json is damaged" in capfd.readouterr().err
-    one.written = 0
     with pytest.raises(Busy, match="another worker has taken this run"):
-        one.renew()
-    two.renew()
+        one.publish(1, 2)
+    two.publish(1, 2)
 
 
 def test_of_simultaneous_claims_of_an_object_one_is_made(tmp_path):
