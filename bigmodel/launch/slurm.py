@@ -8,7 +8,7 @@ SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={job.name}
 #SBATCH --array=0-{last}%{job.most}
-#SBATCH --nodes={job.processes} --ntasks={job.processes} --ntasks-per-node=1 --cpus-per-task={job.cpus}
+#SBATCH --nodes={job.processes} --ntasks={tasks} --ntasks-per-node={each} --cpus-per-task={job.cpus}{gpus}
 #SBATCH --time={job.time}
 #SBATCH --signal=TERM@{job.notice}
 #SBATCH --requeue --open-mode=append
@@ -41,4 +41,7 @@ def render(job: Job) -> dict[str, str]:
     refuse_unprintable("slurm", *job.options)
     options = "\n".join(f"#SBATCH {line}" for line in job.options)
     ids, last = " ".join(job.ids), len(job.ids) - 1
-    return {"array.sbatch": SCRIPT.format(job=job, ids=ids, last=last, notice=job.notice, options=options)}
+    # JAX takes one GPU a process, by its rank on the node, so every process has to see all of them: no binding.
+    each, gpus = max(job.gpus, 1), f" --gpus-per-node={job.gpus}" if job.gpus else ""
+    known = dict(tasks=job.processes * each, each=each, gpus=gpus)
+    return {"array.sbatch": SCRIPT.format(job=job, ids=ids, last=last, notice=job.notice, options=options, **known)}
