@@ -9,8 +9,8 @@ engine's own client. Only runs without a result are launched. --config.run.KEY=V
   gke      a JobSet for every row; Kueue's quota and not --max says how many run at once
   tpu-vm   --max queued resources, each of which goes through the rows that others don't hold
 
-sky, gke and tpu-vm were rehearsed and checked against published schemas, but never executed in a cloud by us. --rehearse
-runs their text on this machine: it trains the rows, so give it a small sweep.
+sky, gke and tpu-vm were rehearsed and checked against published schemas, but never executed in a cloud by us.
+--rehearse runs an engine's text on this machine. It trains the rows, so give it a small sweep.
 
 Examples:
   bigmodel launch runs/tiny --engine=gke --topology=v5p:2x2x2 --image=mine/bigmodel:1 --rehearse
@@ -62,18 +62,15 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
     from bigmodel.study import status
 
     engine = launch.engine(args.engine)
-    errors.check_ranges(
-        "--", args, **dict.fromkeys(("max", "processes", "cpus", "notice"), "[1, inf)"), gpus="[0, inf)"
-    )
+    positive = dict.fromkeys(("max", "processes", "cpus", "notice", "slices"), "[1, inf)")
+    errors.check_ranges("--", args, **positive, gpus="[0, inf)")
     folder: Any = status.folder_of(args.folder, args.runs)
     ids = unfinished(folder)
     if not ids:
         print(f"{folder}: every row is finished")
         return 0
-    if (
-        args.rehearse
-        and (most := max(6 * row.get("params", 0) * row.get("tokens", 0) for row in read_plan(folder))) > ROW_FLOPS
-    ):
+    most = max(row.get("flops", 0) for row in read_plan(folder) if row["run_id"] in ids)
+    if args.rehearse and most > ROW_FLOPS:
         text = "plan a small sweep for it, for instance with --config.train.steps=20"
         raise UsageError(f"launch --rehearse trains the rows on this machine, and one takes {most:.0e} FLOPs; {text}")
     job = _job(args, overrides, folder, ids)

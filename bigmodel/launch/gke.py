@@ -16,8 +16,8 @@ CLIENT = "kubectl"
 COMMAND = "bash"
 SCRIPT = """\
 #!/bin/bash
-# Hands every row to the cluster of kubectl's context. Written by `bigmodel launch`; edit it at will, and run it again to
-# continue: a row that failed is taken off and handed in again, one that is running stays as it is.
+# Hands every row to the cluster of kubectl's context. Written by `bigmodel launch`; edit it at will, and run it again
+# to continue: a row that failed is taken off and handed in again, one that is running stays as it is.
 set -e
 kubectl get jobsets --selector=bigmodel={name} \\
   --output='jsonpath={{range .items[?(@.status.terminalState=="Failed")]}}{{.metadata.name}}{{"\\n"}}{{end}}' |

@@ -1,13 +1,14 @@
 """A rehearsal: an engine's text is run on this machine, by stand-ins for the programs that would take it elsewhere.
 
-A folder of stand-ins comes first on PATH, and the engine's own command is run. Each stand-in records its call. Those that
-submit work then read the file that they were given, and run its lines as the cloud would: all hosts of a slice together,
-started again for the exit codes that the text names. What is installed, copied or deleted is recorded and not done, a
-`sleep` is cut to a second, and of many hosts two take part.
+A folder of stand-ins comes first on PATH, and the engine's own command is run. Each stand-in records its call. Those
+that submit work then read the file that they were given, and run its lines as the cloud would: all hosts of a slice
+together, started again for the exit codes that the text names. What is installed, copied or deleted is recorded and not
+done, a `sleep` is cut to a second, slices come one after another, and of many hosts two take part.
 
     python -m bigmodel.launch.rehearse PROGRAM ARGUMENT ...        # what a stand-in executes
 """
 
+import itertools
 import json
 import os
 import re
@@ -71,7 +72,7 @@ def again(codes: list[int], restart: list[int]) -> bool:
 
 
 def slurm(count: int) -> list[dict[str, str]]:
-    """Variables by which JAX's processes find each other: what Slurm sets for a step of `count` tasks on this machine."""
+    """Variables by which JAX's processes find each other: Slurm's, for a step of `count` tasks on this machine."""
     job = os.environ.get("SLURM_JOB_ID", str(os.getpid()))
     step = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
     return [{**step, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(count)]
@@ -81,7 +82,10 @@ def sky(args: list[str], hosts: int) -> int:
     import yaml
 
     task: dict[str, Any] = yaml.safe_load(Path(args[-1]).read_text())
-    os.environ.update(word.split("=", 1) for flag, word in zip(args, args[1:], strict=False) if flag == "--env")
+    for flag, word in itertools.pairwise(args):
+        if flag == "--env":
+            name, _, value = word.partition("=")
+            os.environ[name] = value
     if subprocess.run(["bash", "-c", task["setup"]]).returncode:
         return 1
     nodes = {"SKYPILOT_NUM_NODES": str(hosts), "SKYPILOT_NODE_IPS": "127.0.0.1\n" * hosts}

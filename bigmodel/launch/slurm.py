@@ -23,6 +23,7 @@ echo "run $id"
 stopped=
 trap 'stopped=1' TERM
 # srun returns the highest code of its tasks: one that failed for good must beat those that it took down (75, 137, 143).
+# shellcheck disable=SC2016 # the quotes are for each task's shell
 srun --kill-on-bad-exit=1 --cpus-per-task={job.cpus} bash -c 'trap : TERM; "$@"; code=$?
   if (( code > 0 && code <= 128 && code != 75 )); then code=255; fi; exit $code' - \\
   {job.worker} --run="$id"

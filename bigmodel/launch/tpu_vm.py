@@ -14,8 +14,8 @@ CLIENT = "gcloud"
 COMMAND = "bash"
 SCRIPT = """\
 #!/bin/bash
-# Asks for {job.most} slices of {slice.accelerator}. Written by `bigmodel launch`; edit it at will, and run it again, from
-# the checkout, to continue: slices that were preempted are asked for again.
+# Asks for {job.most} slices of {slice.accelerator}. Written by `bigmodel launch`; edit it at will, and run it again,
+# from the checkout, to continue: slices that were preempted are asked for again.
 set -e
 here=$(dirname "$0")
 python3 -m pip wheel --quiet --no-deps --wheel-dir="$here" .
@@ -52,8 +52,8 @@ install() {{ (
 install || {{ echo "bigmodel: $name: the installation failed; the slice stays, see above"; exit 1; }}
 PATH=~/bigmodel/bin:$PATH
 ids=({ids})
-# Every host takes the rows in the same order; slices begin at different ones. A row of another slice ends with 75. After
-# 20 rounds even the claim of a slice that is gone (15 minutes) has been taken over.
+# Every host takes the rows in the same order; slices begin at different ones. A row of another slice ends with 75.
+# After 20 rounds even the claim of a slice that is gone (15 minutes) has been taken over.
 for round in $(seq 20); do
   again=
   for id in "${{ids[@]:slice}}" "${{ids[@]:0:slice}}"; do

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from bigmodel.errors import UsageError, choose
 from bigmodel.launch import Job
 
-# Chip -> Cloud TPU's type; what its number counts per chip (chips, or cores, of which a chip has two); image of its VMs;
-# GKE's label; whether a host of eight chips exists. cloud.google.com/tpu/docs and .../kubernetes-engine/docs/concepts/tpus
+# Chip -> Cloud TPU's type; what its number counts per chip (chips, or cores, of which a chip has two); image of its
+# VMs; GKE's label; whether a host of eight chips exists. From cloud.google.com: tpu/docs, and
+# kubernetes-engine/docs/concepts/tpus.
 CHIPS = {
     "v4": ("v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", False),
     "v5e": ("v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", True),
