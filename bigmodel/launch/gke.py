@@ -40,7 +40,8 @@ spec:
   failurePolicy:
     maxRestarts: 100
     rules:
-    - action: FailJobSet
+    - name: permanent
+      action: FailJobSet
       onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
@@ -73,9 +74,6 @@ spec:
             - name: worker
               image: {image}
               command: {command}
-              ports:
-              - containerPort: 8471
-              - containerPort: 8476
               resources:
                 limits:
                   google.com/tpu: {slice.chips}
