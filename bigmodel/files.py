@@ -59,6 +59,14 @@ def check_path(what: str, path: str) -> None:
         raise UsageError(f"{what} {path[:60]!r}: a path is of a disk, or begins with gs://, s3:// or az://")
 
 
+def uncached_listings() -> None:
+    """Tells fsspec, before its first use, that the folders of stores change: other workers write there."""
+    import fsspec.config
+
+    for name in ("gcs", "gs", "s3"):
+        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+
+
 def cache_folder() -> Path:
     """$BIGMODEL_CACHE, else ~/.cache/bigmodel."""
     return Path(os.environ.get("BIGMODEL_CACHE") or "~/.cache/bigmodel").expanduser()

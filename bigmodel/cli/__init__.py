@@ -119,6 +119,16 @@ def progress(text: str) -> None:
         print(f"\r\x1b[K{text and text + ' ...'}", end="", file=sys.stderr, flush=True)
 
 
+def local(folder: str) -> str:
+    """A folder of runs itself or, of one in a bucket, a copy of its records on this disk."""
+    if "://" not in folder:
+        return folder
+    from bigmodel.run import objects
+
+    progress(f"reading {folder}")
+    return str(objects.local(folder))
+
+
 def check_exists(path: Path, what: str = "file or directory") -> None:
     """Raises UsageError with the nearest name, before seconds of imports."""
     if not path.exists():

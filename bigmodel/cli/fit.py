@@ -41,7 +41,10 @@ QUICK = {"bootstrap": 100, "holdout": 1}  # at most, with --quick
 
 def arguments(parser: cli.Parser) -> None:
     add = parser.add_argument
-    add("points", help="a sweep's folder, or a table: .csv, .tsv, .json, .jsonl, .parquet, or an export of W&B")
+    add(
+        "points",
+        help="a sweep's folder (or gs://, s3://), or a table: .csv, .tsv, .json, .jsonl, .parquet, an export of W&B",
+    )
     add("--law", default="chinchilla", help="a law named above, or a .py file")
     add(
         "--against",
@@ -73,7 +76,11 @@ def arguments(parser: cli.Parser) -> None:
     add("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
+CLOUD = ("points",)
+
+
 def run(args: cli.Args, _: cli.Overrides) -> int:
+    args.points = cli.local(args.points)
     cli.check_exists(Path(args.points))
     cli.progress(f"reading {args.points}")
     try:

@@ -110,8 +110,9 @@ def _rehearse(engine: str, command: str, job: launch.Job, script: Path) -> int:
 
 def unfinished(folder: Any) -> tuple[str, ...]:
     """Ids of the plan's rows that have no whole result and are not superseded by a later plan."""
-    from bigmodel.run import record
+    from bigmodel.run import objects, record
 
+    folder = objects.local(folder)
     ids = [row["run_id"] for row in read_plan(folder) if not row.get("superseded")]
     return tuple(run_id for run_id in ids if record.read_result(folder / run_id) is None)
 

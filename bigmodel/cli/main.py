@@ -100,6 +100,8 @@ def check_paths(args: cli.Args, overrides: cli.Overrides) -> None:
         scheme, found, _ = str(path).partition("://")
         if found and scheme in PACKAGES and importlib.util.find_spec(PACKAGES[scheme]) is None:
             raise UsageError(f"{path} needs the package {PACKAGES[scheme]}: {files.install(PACKAGES[scheme])}")
+        if found and scheme in PACKAGES:
+            files.uncached_listings()
 
 
 def _parse(args: list[str]) -> tuple[cli.Args, cli.Overrides]:

@@ -20,9 +20,12 @@ from bigmodel.files import full_disk, writing
 OF_PAGE = ("title", "command", "rows", "frontiers", "crc32")  # keys of a report's fit.json that are not of the fit
 
 
+CLOUD = ("file", "runs")
+
+
 def arguments(parser: cli.Parser) -> None:
     parser.add_argument("file", help="a sweep file, or a folder of runs")
-    parser.add_argument("--runs", default="runs", help="folder of runs")
+    parser.add_argument("--runs", default="runs", help="folder of runs, local or in a bucket")
     text = "a law that `bigmodel fit --help` names, or a .py file (default: the sweep file's LAW, else chinchilla)"
     parser.add_argument("--law", default="", help=text)
     parser.add_argument("--earlier", action="store_true", help="include runs of earlier versions of the sweep")
@@ -32,7 +35,8 @@ def arguments(parser: cli.Parser) -> None:
 def run(args: cli.Args, _: cli.Overrides) -> int:
     args.file = str(config.built_in(args.file, "sweeps"))
     is_sweep = args.file.endswith(".py")
-    cli.check_exists(Path(args.file), "sweep file" if is_sweep else "file or directory")
+    if is_sweep or "://" not in args.file:
+        cli.check_exists(Path(args.file), "sweep file" if is_sweep else "file or directory")
     cli.progress("reading the runs")
     try:
         return _report(args, is_sweep)
@@ -44,7 +48,9 @@ def _report(args: cli.Args, is_sweep: bool) -> int:
     from bigmodel.laws import stored
     from bigmodel.run import view
 
-    folder = Path(args.runs) / Path(args.file).stem if is_sweep else Path(args.file)
+    where = f"{args.runs.rstrip('/')}/{Path(args.file).stem}" if is_sweep else args.file
+    args.bucket = where if "://" in where and not args.out else ""
+    folder = Path(cli.local(where))
     results = sorted(folder.glob("*/result.json"))
     if not results:
         raise UsageError(f"no finished runs under {str(folder)!r}: `bigmodel sweep run {args.file}` first")
@@ -69,7 +75,8 @@ def _report(args: cli.Args, is_sweep: bool) -> int:
         with config.user_code(args.file, "sweep", "report()"), writing(out):
             said = module.report(folder, out)
         cli.progress("")
-        cli.print_json({"lines": said.split("\n"), "report": str(out)}) if args.json else print(said)
+        report = _upload(args, out) if args.bucket else str(out)
+        cli.print_json({"lines": said.split("\n"), "report": report}) if args.json else print(said)
         return 0
     title = (module.__doc__ or "").strip().split("\n")[0] if module else folder.name
     numbers, text = _write(args, law, folder, results, out, title)
@@ -117,10 +124,20 @@ def _logged(configs: list[Path]) -> str:
     return "online" if "online" in modes else "offline" if "offline" in modes else "off"
 
 
-def _print(args: cli.Args, numbers: dict[str, Any], text: str, path: Path, state: str = "") -> int:
+def _print(args: cli.Args, numbers: dict[str, Any], text: str, page: Path, state: str = "") -> int:
+    path = _upload(args, page.parent) if args.bucket else str(page)
     cli.progress("")
     if args.json:
-        cli.print_json({**numbers, "report": str(path)})
+        cli.print_json({**numbers, "report": path})
     else:
         print(f"{text}\nreport: {path}{state}")
     return 0
+
+
+def _upload(args: cli.Args, out: Path) -> str:
+    """Copies the report beside its runs in the bucket; returns its page there."""
+    from bigmodel.run import objects
+
+    cli.progress(f"copying the report to {args.bucket}")
+    objects.opened(args.bucket).put(out, "report")
+    return f"{args.bucket}/report/index.html"

@@ -96,10 +96,14 @@ def _store_plan(args: cli.Args, overrides: cli.Overrides, folder: Any, plan: Any
 
 
 def _show_plan(args: cli.Args, folder: Any, plan: Any) -> None:
+    from etils import epath
+
+    from bigmodel.run import objects
     from bigmodel.study import sweep as sweeps
     from bigmodel.study.status import describe
     from bigmodel.words import duration, human
 
+    folder = epath.Path(objects.local(folder))
     seconds = sweeps.expected_seconds(plan, folder)
     if args.json:
         cli.print_json([{**p.to_dict(), "expected_seconds": s} for p, s in zip(plan, seconds, strict=True)])

@@ -1,7 +1,8 @@
 """Copy prepared data, or the plan of a sweep, to a bucket.
 
 For machines that share no disk, such as TPU slices. Data are first checked against the SHA-256 of their manifest.json.
-The manifest is copied last, so where it is, everything is. What is already there is not copied again.
+Afterwards the store's own MD5 of each object is compared. The manifest is copied last, so where it is, everything is.
+What is already there is not copied again.
 
 Examples:
   bigmodel upload data/news-bytes gs://mine/data    # then train with --config.run.data_dir=gs://mine/data
@@ -11,6 +12,7 @@ Examples:
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from bigmodel import cli
 from bigmodel.errors import Retry, UsageError
@@ -27,6 +29,8 @@ def arguments(parser: cli.Parser) -> None:
 def run(args: cli.Args, _: cli.Overrides) -> int:
     from etils import epath
 
+    from bigmodel.run import objects
+
     source = Path(args.folder)
     target = epath.Path(args.target) / source.resolve().name
     if (source / "plan.jsonl").is_file():
@@ -39,21 +43,33 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     else:
         raise UsageError(f"upload: {args.folder!r} has no manifest.json of `bigmodel prepare` and no plan.jsonl")
     try:
-        if (target / last.name).exists() and (target / last.name).read_bytes() == last.read_bytes():
-            print(f"{target}: already there")
-            return 0
-        target.mkdir(parents=True, exist_ok=True)
-        for path in (*files, last):
-            epath.Path(path).copy(target / path.name, overwrite=True)
-            there, size = (target / path.name).stat().length, path.stat().st_size
-            if there != size:
-                raise Retry(f"{target / path.name} has {there:,} of {size:,} bytes; the same command continues")
+        store = objects.opened(target)
+        there = store.listing()
+        copied = [path for path in (*files, last) if path.name not in there or not _same(store, path)]
+        if copied and last not in copied:
+            copied.append(last)  # last again: until then the folder isn't whole
+            store.remove(last.name)
+        for path in copied:
+            cli.progress(f"{path.name}, {path.stat().st_size:,} bytes")
+            store.fs.put_file(str(path), f"{store.root}/{path.name}")
+            if not _same(store, path):
+                raise Retry(f"{target / path.name} is not what was copied there; the same command continues")
     except (FileNotFoundError, PermissionError) as e:
         raise UsageError(f"can't write {str(target)!r}: {e}") from e
     except OSError as e:
         raise Retry(f"can't write {str(target)!r} ({e}); the same command starts again") from e
-    print(f"{target}: {len(files) + 1} files, {sum(p.stat().st_size for p in (*files, last)):,} bytes")
+    cli.progress("")
+    size = sum(p.stat().st_size for p in copied)
+    print(f"{target}: {len(copied)} files, {size:,} bytes" if copied else f"{target}: already there")
     return 0
+
+
+def _same(store: Any, path: Path) -> bool:
+    """Whether the object has this file's content or, where the store has no MD5 of it, its size."""
+    if md5 := store.md5(path.name):
+        with path.open("rb") as f:
+            return bool(md5 == hashlib.file_digest(f, "md5").hexdigest())
+    return bool(store.fs.info(f"{store.root}/{path.name}")["size"] == path.stat().st_size)
 
 
 def _check_digests(manifest: Path) -> None:

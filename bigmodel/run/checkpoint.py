@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import sys
+import tempfile
 import warnings
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +22,7 @@ from etils import epath
 from bigmodel import tree
 from bigmodel.errors import UsageError, note
 from bigmodel.files import full_disk, is_whole, sealed
+from bigmodel.run import claims, objects
 
 # orbax reports each file at INFO and WARNING, and at ERROR the traceback of what it raises anyway.
 for name in ("absl", "asyncio"):
@@ -28,19 +34,54 @@ def _absolute(folder: str) -> str:
 
 
 class Checkpoints:
-    """Steps under one folder. A save is committed by a rename; what a kill leaves behind is removed."""
+    """Steps under one folder. A save is committed by a rename; what a kill leaves behind is removed.
 
-    def __init__(self, folder: str, keep: int = 2):
-        self.folder = _absolute(folder)
+    In an object store a save is committed by the run's claim: one that the claim doesn't list doesn't count. Each
+    holder writes to a folder of its own, named by its token. What goes to s3:// is written to this disk first.
+    """
+
+    def __init__(self, folder: str, keep: int = 2, token: int = 0, claim: Any = None):
+        """Args:
+        token: of the run's claim, in every process; 0 on a disk.
+        claim: in the process that holds it.
+        """
+        self.folder, self.keep, self.token, self.claim = _absolute(folder), keep, token, claim
+        self.unlisted: int | None = None  # a step that is being written, and not yet in the claim
+        self.staged: Path | None = None
+        if token and folder.startswith("s3://"):
+            if jax.process_count() > 1:
+                raise UsageError(f"{folder}: several processes save to a disk that all see, or to gs://, not to s3://")
+            self.staged = Path(tempfile.mkdtemp(prefix="bigmodel-checkpoints-"))
         _silence_closed_loops()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
         with full_disk(self.folder):
-            self.manager = ocp.CheckpointManager(self.folder, options=options)
+            own = str(self.staged or (f"{self.folder}/{token:06d}" if token else self.folder))
+            self.manager = ocp.CheckpointManager(own, options=options)
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
+
+    def poll(self) -> None:
+        """Lists a save that has been written meanwhile; called now and then."""
+        if self.unlisted is not None and not self.manager.is_saving_in_progress():
+            self._list()
+
+    def _list(self) -> None:
+        """Waits for a save that is being written, and lists it in the claim."""
+        with full_disk(self.folder):
+            self.manager.wait_until_finished()
+        step, self.unlisted = self.unlisted, None
+        if step is None or not self.claim:
+            return
+        home = objects.opened(self.folder)
+        if self.staged:
+            home.put(self.staged / str(step), f"{self.token:06d}/{step}")
+        before = {token for token, _ in self.claim.saved}
+        self.claim.publish(step, self.keep)
+        for token in before - {token for token, _ in self.claim.saved}:
+            home.remove(f"{token:06d}")  # of earlier holders; this one's are removed by its manager
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts writing; returns once the arrays are copied. Errors of an earlier save surface here."""
@@ -48,8 +89,12 @@ class Checkpoints:
         state = jax.tree.map(jnp.copy, state)
         meta = sealed({**meta, "arrays": _sums(state)})
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        if self.token:
+            self._list()
         with full_disk(self.folder):
             self.manager.save(step, args=args)
+        if self.token:
+            self.unlisted = step
 
     def restore_latest(self, shapes: Any, shardings: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, meta) of the newest step that is whole, with these shardings; None where there is no step.
@@ -59,6 +104,8 @@ class Checkpoints:
         Raises:
           UsageError: no step can be restored; or the newest is another model's, or can't be read.
         """
+        if self.token:
+            return self._restore_listed(shapes, shardings)
         steps = sorted(self.manager.all_steps(), reverse=True)
         damaged: list[int] = []
         for i, step in enumerate(steps):
@@ -80,6 +127,21 @@ class Checkpoints:
             return step, *found
         return None
 
+    def _restore_listed(self, shapes: Any, shardings: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """`restore_latest` of an object store. All processes read the same list: only this one's saves change it."""
+        listed = claims.saved(self.folder.rpartition("/")[0])
+        for i, (token, step) in enumerate(reversed(listed)):
+            with _fetched(self.folder, token, step) as folder:
+                manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+                state = ocp.args.StandardRestore(_like(shapes, shardings))
+                try:
+                    return step, *_restore(manager, f"{self.folder}/{token:06d}", step, shapes, state)
+                except _Damaged as e:
+                    if i + 1 == len(listed) or jax.process_count() > 1:
+                        raise
+                    note(f"{e}; going on from an earlier one")
+        return None
+
     def restore(self, step: int, shapes: Any, shardings: Any) -> Any:
         """The state of `step` with these shardings, whatever mesh wrote it."""
         return self._restore(step, shapes, shardings)[0]
@@ -89,12 +151,25 @@ class Checkpoints:
         return _restore(self.manager, self.folder, step, shapes, state)
 
     def wait(self) -> None:
-        with full_disk(self.folder):
-            self.manager.wait_until_finished()
+        self._list()
 
     def close(self) -> None:
+        self._list()
         with full_disk(self.folder):
             self.manager.close()
+        if self.staged:
+            shutil.rmtree(self.staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _fetched(folder: str, token: int, step: int) -> Iterator[str]:
+    """The folder from which orbax reads a step that a claim lists: in place, or of s3:// a copy on this disk."""
+    if not folder.startswith("s3://"):
+        yield f"{folder}/{token:06d}"
+        return
+    with tempfile.TemporaryDirectory(prefix="bigmodel-checkpoints-") as local:
+        objects.opened(folder).get(f"{token:06d}/{step}", Path(local) / str(step))
+        yield local
 
 
 def _like(shapes: Any, shardings: Any) -> Any:
@@ -188,28 +263,39 @@ def _difference(manager: ocp.CheckpointManager, step: int, shapes: Any, part: bo
     return ""
 
 
-def _reader(folder: str) -> tuple[ocp.CheckpointManager, int]:
+@contextlib.contextmanager
+def _reader(folder: str) -> Iterator[tuple[ocp.CheckpointManager, int]]:
     """(a manager of the checkpoints under `folder`, the latest step).
 
     Raises:
       UsageError: no checkpoints there.
     """
-    if "://" in folder or epath.Path(folder).is_dir():
+
+    def manager(place: str) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(read_only=True)
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        manager = ocp.CheckpointManager(_absolute(folder), options=options, item_handlers=handlers)
-        if (step := manager.latest_step()) is not None:
-            return manager, step
+        return ocp.CheckpointManager(place, options=options, item_handlers=handlers)
+
+    if "://" in folder:
+        if listed := claims.saved(folder.rpartition("/")[0]):
+            with _fetched(folder, *listed[-1]) as place:
+                yield manager(place), listed[-1][1]
+            return
+    elif epath.Path(folder).is_dir():
+        found = manager(_absolute(folder))
+        if (step := found.latest_step()) is not None:
+            yield found, step
+            return
     raise UsageError(f"no checkpoints at {folder!r}")
 
 
 def parameters(folder: str) -> list[str]:
     """Paths of the parameters in the latest step under `folder`. UsageError: no checkpoint there, or a damaged one."""
-    manager, step = _reader(folder)
-    try:
-        return tree.paths(manager.item_metadata(step)["state"]["params"])
-    except Exception as e:
-        raise _error(f"{folder}/{step}", "", e) from e
+    with _reader(folder) as (manager, step):
+        try:
+            return tree.paths(manager.item_metadata(step)["state"]["params"])
+        except Exception as e:
+            raise _error(f"{folder}/{step}", "", e) from e
 
 
 def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
@@ -218,8 +304,8 @@ def restore_part(folder: str, shapes: Any, shardings: Any) -> Any:
     Raises:
       UsageError: no checkpoint there, or other shapes.
     """
-    manager, step = _reader(folder)
     like = _like(shapes, shardings)
     restore_args = ocp.checkpoint_utils.construct_restore_args(like)
     state = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
-    return _restore(manager, folder, step, shapes, state, part=True)[0]
+    with _reader(folder) as (manager, step):
+        return _restore(manager, folder, step, shapes, state, part=True)[0]

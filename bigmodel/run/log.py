@@ -36,6 +36,7 @@ class Log:
                 claimed.get(name),
                 needed.get(name, False),
                 BRANCH if name == "branches" else (),
+                job.stored,
             )
             for name in (kept if job.lead else ())
         }
@@ -86,7 +87,8 @@ class Log:
             "mfu": per_second * self.plan.flops_per_step / self.peak,
         }
         self.job.line.show(done, self.last_loss, speed, per_second)
-        self.add("speed", {"step": done, "seconds": time.time() - self.began, **speed})
+        token = {"token": self.job.stored.token} if self.job.stored else {}
+        self.add("speed", {"step": done, "seconds": time.time() - self.began, **speed, **token})
         self.window, self.window_began = done, time.time()
 
     def claims(self, step: int) -> dict[str, Any]:

@@ -38,17 +38,18 @@ def run(job: Job) -> dict[str, Any]:
     train_step = saved_step(job, compiled) if frozen.run.executable else compiled.step
     if job.lead:
         stored = frozen.to_dict()
-        record.write_record(job.folder / "config.json", {**stored, "run": {**stored["run"], "executable": ""}})
+        stored["run"]["executable"] = ""
+        record.write_record(job.folder / "config.json", stored, job.stored)
 
     # ---- state: the run's own checkpoint, else what it starts from, else fresh
-    saves = checkpoint.Checkpoints(str(job.folder / "checkpoints"), frozen.run.keep)
+    saves = checkpoint.Checkpoints(str(job.folder / "checkpoints"), frozen.run.keep, job.token, job.stored)
     root_key = jax.random.key(frozen.train.seed)  # the seed tree: 0 parameters, 1 steps; data is drawn from the seed
     start, state, claimed = begin(job, compiled, saves, jax.random.fold_in(root_key, 0))
     step_key = jax.random.fold_in(root_key, 1)
 
     # ---- record
     if job.lead:
-        record.add_attempt(job.folder, start, jax.process_count(), job.mesh.size)
+        record.add_attempt(job.folder, start, jax.process_count(), job.mesh.size, job.stored)
     log = Log(job, start, claimed)
     patience = outcome.Patience(job.folder, frozen.train, start)
     evaluate = Evaluation(job, compiled, reader)
@@ -56,7 +57,8 @@ def run(job: Job) -> dict[str, Any]:
 
     def save(step: int, state: Any) -> None:
         rows = log.claims(step)
-        saves.save(step, state, {"step": step, "run_id": job.folder.name, "next_batch": step, "rows": rows})
+        meta = {"step": step, "run_id": job.folder.name, "next_batch": step, "rows": rows}
+        saves.save(step, state, {**meta, "token": job.token} if job.token else meta)
 
     def leave(step: int, state: Any, saved: int) -> Retry:
         if step != saved:
@@ -87,6 +89,7 @@ def run(job: Job) -> dict[str, Any]:
                 status = log.step(*pending)
             step += 1
             pending = (step, metrics)
+            saves.poll()
 
             last = step == steps
             stopping = stop.at(step) and not last

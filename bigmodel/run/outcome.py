@@ -131,6 +131,9 @@ def write(job: Job, found: dict[str, Any], source_state: dict[str, Any]) -> None
     """Writes the result, which ends the run."""
     if source_state["git_diff"]:
         (job.folder / "git.diff").write_text(source_state["git_diff"])
-    record.write_record(job.folder / "result.json", found)
+    if job.stored:
+        job.stored.finish({**found, "token": job.token})
+    else:
+        record.write_record(job.folder / "result.json", found)
     (job.folder / "error.json").unlink(missing_ok=True)
     job.view.finish()

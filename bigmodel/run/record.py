@@ -76,6 +76,9 @@ def read_error(folder: Any) -> str:
 def write_bytes(path: Any, content: bytes) -> None:
     """Atomic: a reader sees the old file or the new one, and a full disk leaves the old."""
     path = epath.Path(path)
+    if "://" in str(path):  # a store replaces an object whole, and can't rename
+        path.write_bytes(content)
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.write_bytes(content)
@@ -95,9 +98,13 @@ def write_json(path: Any, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_record(path: Any, value: dict[str, Any]) -> None:
-    """`write_json` with a checksum, by which `read_json` detects a changed byte."""
-    write_json(path, sealed(json.loads(json.dumps(value))))
+def write_record(path: Any, value: dict[str, Any], claim: Any = None) -> None:
+    """`write_json` with a checksum, by which `read_json` detects a changed byte. `claim`: of a run in a store."""
+    value = sealed(json.loads(json.dumps(value)))
+    if claim:
+        claim.rewrite(epath.Path(path).name, lambda _: json.dumps(value, indent=1, sort_keys=True).encode())
+    else:
+        write_json(path, value)
 
 
 def parse_row(line: bytes, keys: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -109,14 +116,18 @@ def parse_row(line: bytes, keys: Sequence[str] = ()) -> dict[str, Any] | None:
     return None
 
 
-def read_rows(path: Any, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+def parse_rows(content: bytes, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Rows of a .jsonl up to the first line that is torn or damaged, or lacks one of `keys`."""
+    rows = itertools.takewhile(bool, (parse_row(line, keys) for line in content.split(b"\n")))
+    return list(rows)  # type: ignore[arg-type]
+
+
+def read_rows(path: Any, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """`parse_rows` of a file; none where there is no file."""
     try:
-        lines = epath.Path(path).read_bytes().split(b"\n")
+        return parse_rows(epath.Path(path).read_bytes(), keys)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    rows = itertools.takewhile(bool, (parse_row(line, keys) for line in lines))
-    return list(rows)  # type: ignore[arg-type]
 
 
 def fail(folder: Any, text: str) -> None:
@@ -125,13 +136,25 @@ def fail(folder: Any, text: str) -> None:
     write_record(epath.Path(folder) / "error.json", {"error": text, "date": now()})
 
 
-def add_attempt(folder: Any, step: int, processes: int, devices: int) -> None:
-    """Adds a row to attempts.jsonl: when and where a run was started or resumed, and from which step."""
+def add_attempt(folder: Any, step: int, processes: int, devices: int, claim: Any = None) -> None:
+    """Adds a row to attempts.jsonl: when and where a run was started or resumed, and from which step.
+
+    Args:
+      claim: of a run in an object store, whose token the row gets.
+    """
     row = {"step": step, "date": now(), "host": socket.gethostname(), "pid": os.getpid()}
-    row |= {"processes": processes, "devices": devices}
+    row |= {"processes": processes, "devices": devices} | ({"token": claim.token} if claim else {})
+
+    def added(old: bytes) -> bytes:
+        whole = old[: old.rfind(b"\n") + 1].rstrip(b"\n")
+        lines = [line for line in whole.split(b"\n") if line and line != json.dumps(row).encode()]
+        return b"".join(line + b"\n" for line in [*lines, json.dumps(row).encode()])
+
     path = epath.Path(folder) / "attempts.jsonl"
-    old = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    write_text(path, f"{old[: old.rfind(chr(10)) + 1]}{json.dumps(row)}\n")
+    if claim:
+        claim.rewrite(path.name, added)
+    else:
+        write_bytes(path, added(path.read_bytes() if path.exists() else b""))
 
 
 def last_row(path: Any) -> dict[str, Any] | None:
@@ -143,7 +166,8 @@ def last_row(path: Any) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
-            lines = f.read().split(b"\n")
+            tail = f.read()
+            lines = (tail.rstrip(b"\n") + tail[-1:]).split(b"\n") if tail.endswith(b"\n") else tail.split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
     for number, line in enumerate(reversed(lines)):
@@ -159,11 +183,18 @@ class Rows:
     """An append-only .jsonl. A resume cuts it back to its step, so that it ends as that of an undisturbed run."""
 
     def __init__(
-        self, path: Any, step: int, claim: Sequence[int] | None = None, needed: bool = False, keys: Sequence[str] = ()
+        self,
+        path: Any,
+        step: int,
+        claim: Sequence[int] | None = None,
+        needed: bool = False,
+        keys: Sequence[str] = (),
+        holder: Any = None,
     ):
         """Args:
           step: of the checkpoint that is resumed.
           claim: what `claim` returned when it was saved.
+          holder: the `claims.ObjectClaim` through which a file in an object store is written.
           needed: whether the result is computed from these rows; if not, damage is noted and the run goes on.
           keys: that each row has.
 
@@ -171,8 +202,18 @@ class Rows:
           UsageError: rows that are needed are damaged.
         """
         self.path = epath.Path(path)
-        kept = [r for r in read_rows(self.path, keys) if r["step"] <= step]
-        self.lines = [json.dumps(sealed(r)) for r in kept]
+        self.lines: list[str] = []
+        self.holder = holder
+
+        def cut(content: bytes) -> bytes:
+            self.lines = [json.dumps(sealed(r)) for r in parse_rows(content, keys) if r["step"] <= step]
+            return self._content()
+
+        if holder:
+            holder.rewrite(self.path.name, cut)
+        else:
+            write_bytes(self.path, cut(self.path.read_bytes() if self.path.exists() else b""))
+        kept = [json.loads(line) for line in self.lines]
         self.step = self.count = self.crc32 = 0
         for row, line in zip(kept, self.lines, strict=True):
             self._took(row["step"], line.encode())
@@ -184,10 +225,12 @@ class Rows:
                 raise UsageError(f"{text}, and the run's result depends on them; remove its folder to train it again")
             note(f"{text}; the run goes on, and this record has holes")
         self.file: IO[bytes] | None = None
-        if "://" not in str(path):
-            write_text(self.path, "".join(line + "\n" for line in self.lines))
+        if not holder:
             # Unbuffered: no row waits in memory for a disk that has become full.
             self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (kept open for the run)
+
+    def _content(self) -> bytes:
+        return "".join(line + "\n" for line in self.lines).encode()
 
     def _took(self, step: int, data: bytes) -> None:
         self.step, self.count, self.crc32 = step, self.count + 1, zlib.crc32(data, self.crc32)
@@ -216,7 +259,7 @@ class Rows:
         if self.file is not None:
             os.fsync(self.file.fileno())
         else:  # object stores don't append
-            self.path.write_text("".join(line + "\n" for line in self.lines))
+            self.holder.write(self.path.name, self._content())
 
     def close(self) -> None:
         self.flush()

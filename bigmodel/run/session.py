@@ -63,7 +63,7 @@ def attempt(
     program.check_memory(frozen, mesh)
     lead = jax.process_index() == 0
     made = [p for p in (folder, *folder.parents) if "://" not in root and not p.exists()]
-    claim, result = _claim(folder, lead)
+    claim, token, result = _claim(folder, lead)
     if result is not None:
         return result, False
     own_view = view or View()
@@ -74,7 +74,7 @@ def attempt(
             program.within_memory(name or run_id),
             processes.Watch(frozen.run.watchdog, name or run_id) as watch,
         ):
-            job = Job(frozen, plan, folder, mesh, claim, watch, name or run_id, group, own_view, line)
+            job = Job(frozen, plan, folder, mesh, claim, token, watch, name or run_id, group, own_view, line)
             return loop.run(job), True
     except UsageError:
         if lead and folder in made:  # a mistake leaves nothing behind
@@ -91,8 +91,8 @@ def attempt(
             claim.close()
 
 
-def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
-    """(the claim of process 0, None elsewhere; the result, if the run is finished): all processes alike.
+def _claim(folder: epath.Path, lead: bool) -> tuple[Any, int, dict[str, Any] | None]:
+    """(the claim of process 0, None elsewhere; its token; the result, if the run is finished): all processes alike.
 
     Raises:
       Busy: somebody else trains it; whatever process 0 met, and Retry in the others.
@@ -112,7 +112,7 @@ def _claim(folder: epath.Path, lead: bool) -> tuple[Any, dict[str, Any] | None]:
     if error:
         raise error
     if verdict == 1:
-        return None, record.read_result(folder)
+        return None, 0, record.read_result(folder)
     if verdict:
         raise (Busy if verdict == 2 else Retry)(f"{folder}: process 0 can't claim this run")
-    return claim, None
+    return claim, processes.agree(claim.token if claim else 0), None

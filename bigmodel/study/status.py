@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from etils import epath
 
 from bigmodel import files
 from bigmodel.errors import UsageError
-from bigmodel.run import claims, record
+from bigmodel.run import claims, objects, record
 from bigmodel.words import human
 
 
@@ -21,6 +22,16 @@ def folder_of(path: str, runs: str) -> epath.Path:
 
 def status(folder: epath.Path) -> list[dict[str, Any]]:
     """The rows of the plan, each with its `state_of`. UsageError: there is no plan, or it is damaged."""
+    mirror = objects.Mirror(str(folder)) if "://" in str(folder) else None
+    if mirror:  # a listing, and a request for each row or, of an unfinished one, up to three
+        names = mirror.infos
+        mirror.fetch(n for n in names if n.count("/") <= 1 and n.rpartition("/")[2] in ("plan.jsonl", "result.json"))
+        left = {n.partition("/")[0] for n in names if n.count("/") == 1} - {
+            n.partition("/")[0] for n in names if n.endswith("/result.json")
+        }
+        rest = ("config.json", "error.json", claims.NAME, "metrics.jsonl")
+        mirror.fetch(name for run in left for name in (f"{run}/{file}" for file in rest) if name in names)
+        folder = epath.Path(mirror.home)
     plan = files.read_plan(folder)
     for row in plan:
         for key, kind in (("overrides", dict), ("params", int), ("tokens", int), ("steps", int)):
@@ -29,10 +40,18 @@ def status(folder: epath.Path) -> list[dict[str, Any]]:
                     f"{str(folder / 'plan.jsonl')!r}: {key!r} of {row['run_id']} is {row.get(key)!r}; "
                     "`bigmodel sweep plan FILE.py` writes it again"
                 )
-    return [{**row, **state_of(folder / row["run_id"])} for row in plan]
+    held = functools.partial(_held, mirror) if mirror else claims.held
+    return [{**row, **state_of(folder / row["run_id"], held)} for row in plan]
 
 
-def state_of(folder: epath.Path) -> dict[str, Any]:
+def _held(mirror: objects.Mirror, folder: epath.Path) -> bool:
+    """`claims.held` of a run's folder in a mirror."""
+    name = f"{folder.name}/{claims.NAME}"
+    claim = claims.parse((folder / claims.NAME).read_bytes() if name in mirror.infos else None)
+    return claims.is_held(claim, lambda: mirror.age(name))
+
+
+def state_of(folder: epath.Path, held: Callable[[epath.Path], bool] = claims.held) -> dict[str, Any]:
     """A run's 'state', and its 'result', its 'error' or the 'last' row of its metrics.
 
     state: done, diverged, failed, running (a live process holds its claim), interrupted, pending.
@@ -41,7 +60,7 @@ def state_of(folder: epath.Path) -> dict[str, Any]:
         return {"state": result["status"], "result": result}
     if not folder.exists():
         return {"state": "pending"}
-    running = claims.held(folder)
+    running = held(folder)
     if not running and (error := record.read_error(folder)):
         return {"state": "failed", "error": error}
     started = "interrupted" if (folder / "config.json").exists() else "pending"
