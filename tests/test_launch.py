@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -373,6 +374,19 @@ def test_names_reach_a_tpu_vm_s_worker_unchanged_or_are_refused(name, tmp_path, 
     data = f"--config.run.data_dir=gs://b/{name}"
     assert words == [["worker", f"gs://b/{name}", data, f"--run={run_id}"] for run_id in ("0a", "1b")]
     assert not list(tmp_path.rglob("X"))
+
+
+def test_commands_of_the_page_print_their_texts(tmp_path, stubs, capsys):
+    for name in ("demo", "digits", "mine"):
+        two_rows(tmp_path / "here/runs" / name)
+    commands = re.findall(r"bigmodel (launch [^`\n]*?)(?=`| {2,}#|\n)", (ROOT / "docs/pods.md").read_text())
+    found = [shlex.split(command) for command in commands if "--engine=" in command and "runs/" in command]
+    assert {word for words in found for word in words if word.startswith("--engine=")} == {
+        f"--engine={name}" for name in ("slurm", "sky", "gke", "tpu-vm")
+    }
+    for words in found:
+        assert main.main([*words, "--print"]) == 0, (words, capsys.readouterr().err)
+        assert "# ---- " in capsys.readouterr().out
 
 
 def test_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, stubs, capfd):

@@ -1,5 +1,6 @@
 """Engines' texts run to a finished sweep, and checked by what reads them elsewhere: schemas, shellcheck, hadolint."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+import emulators
 import pytest
 import yaml
 from conftest import ROOT, bigmodel
@@ -48,20 +50,28 @@ def six(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engines", [("local",), ("slurm",), ("gke",), ("sky", "tpu-vm")])  # those two share a port
-def test_a_rehearsal_ends_with_a_finished_sweep(engines, six):
-    plan = (six / "plan.jsonl").read_bytes()
+def test_a_rehearsal_ends_with_a_finished_sweep(engines, six, tmp_path):
+    """Of pairs of processes; what would run on slices reads and writes a bucket."""
     for engine in engines:
-        subprocess.run(["rm", "-rf", str(six)], check=True)
-        six.mkdir()
-        (six / "plan.jsonl").write_bytes(plan)
-        done = bigmodel("launch", six, f"--engine={engine}", *SLICE, "--processes=2", "--rehearse")
-        assert done.returncode == 0 and "rehearsal: 6 of 6 rows finished" in done.stdout, done.stdout + done.stderr
-        calls = (six / "launch/rehearsal/calls.jsonl").read_text().splitlines()
+        stored = engine in ("gke", "sky", "tpu-vm")
+        with emulators.gcs() if stored else contextlib.nullcontext() as store:
+            env = {**os.environ, "PYTHONPATH": str(ROOT), **(store.env if stored else {})}
+            where = ["upload", six, store.url("runs")] if stored else ["sweep", "status", six]
+            assert bigmodel(*where, env=env).returncode == 0
+            folder = store.url("runs/six") if stored else str(six)
+            command = [sys.executable, "-m", "bigmodel", "launch", folder, f"--engine={engine}", *SLICE]
+            command += ["--processes=2", "--rehearse"]
+            done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "rehearsal: 6 of 6 rows finished" in done.stdout
+            assert "6 runs: 6 done" in bigmodel("sweep", "status", folder, env=env).stdout
+        calls = (tmp_path / "runs/six/launch/rehearsal/calls.jsonl").read_text().splitlines()
         text = "\n".join(shlex.join(json.loads(line)) for line in calls)
         assert re.search("(.|\n)*".join(CALLED[engine]), text), text
-        for row in files.read_plan(six):
-            (attempt,) = record.read_rows(six / row["run_id"] / "attempts.jsonl")
-            assert attempt["step"] == 0 and attempt["processes"] == 2, (engine, attempt)
+        if not stored:
+            for row in files.read_plan(six):
+                (attempt,) = record.read_rows(six / row["run_id"] / "attempts.jsonl")
+                assert attempt["step"] == 0 and attempt["processes"] == 2, (engine, attempt)
 
 
 def test_a_rehearsal_starts_again_what_asks_for_it_and_gives_up_the_rest(six, tmp_path):
