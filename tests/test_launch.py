@@ -203,7 +203,7 @@ def test_skypilot_accepts_the_yaml():
 HOSTILE = [
     "a b", "it's", 'say "x"', "a;touch X;x", "a$(touch X)", "a`touch X`", "a\ntouch X\n", "\ntouch X #", "实验", "-n",
     "a&touch X&", "a|touch X", "a>X", "a{b}", "%d", "a\\", "#x", "*", "~", "$HOME", "a\u2028touch X", "a\x85b",
-    "é: - [x]",
+    "é: - [x]", "$(HOME)$$",
 ]  # fmt: skip
 RECORD = """#!/bin/bash
 { printf '%s\\0' "$@"; printf 'END\\0'; } >> "$RECORD"
