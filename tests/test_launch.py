@@ -116,6 +116,8 @@ def test_an_engine_of_the_users_own(tmp_path, capsys):
     )
     assert main.main(["launch", str(folder), f"--engine={tmp_path}/mine.py", "--print", "--processes=3"]) == 0
     assert capsys.readouterr().out == "# ---- mine.txt\n('0a', '1b') 3\n"
+    assert main.main(["launch", str(folder), f"--engine={tmp_path}/mine.py", "--rehearse"]) == 2
+    assert "no stand-in for 'cat'" in capsys.readouterr().err and not (folder / "launch").exists()
 
 
 def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_path):

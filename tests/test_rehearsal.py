@@ -210,7 +210,7 @@ def test_the_dockerfile_s_lines_make_an_environment_that_runs(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     env = {**os.environ, "PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}"}
     env.pop("PYTHONPATH", None)
-    for line in (ROOT / "Dockerfile").read_text().splitlines():
+    for line in (ROOT / "Dockerfile").read_text().replace("\\\n", "").splitlines():
         verb, _, rest = line.partition(" ")
         if verb == "COPY":
             *sources, target = rest.split()
@@ -220,7 +220,7 @@ def test_the_dockerfile_s_lines_make_an_environment_that_runs(tmp_path):
             subprocess.run(["bash", "-c", rest], cwd=app, env=env, check=True)
         else:
             assert verb in ("FROM", "WORKDIR", "CMD", "#", ""), line
-    show = "import jax, libtpu, gcsfs, bigmodel.cli.main; print(jax.__version__, bigmodel.__file__)"
+    show = "import jax, libtpu, gcsfs, s3fs, bigmodel.cli.main; print(jax.__version__, bigmodel.__file__)"
     told = subprocess.run(
         [tmp_path / "venv/bin/python", "-c", show], cwd=tmp_path, env=env, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""Run a planned sweep on an engine: a shell script, Slurm, SkyPilot, GKE or Cloud TPU VMs.
+"""Run a planned sweep on an engine: here, Slurm, SkyPilot, GKE or TPU VMs.
 
 Writes the engine's scripts to RUNS/<sweep>/launch/, as plain text that can be read and edited, and passes them to the
 engine's own client. Only runs without a result are launched. --config.run.KEY=VALUE is passed on to every run.
@@ -59,6 +59,7 @@ def arguments(parser: cli.Parser) -> None:
 
 
 def run(args: cli.Args, overrides: cli.Overrides) -> int:
+    from bigmodel.launch import rehearse
     from bigmodel.study import status
 
     engine = launch.engine(args.engine)
@@ -73,6 +74,8 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
     if args.rehearse and most > ROW_FLOPS:
         text = "plan a small sweep for it, for instance with --config.train.steps=20"
         raise UsageError(f"launch --rehearse trains the rows on this machine, and one takes {most:.0e} FLOPs; {text}")
+    if args.rehearse and engine.CLIENT not in (*rehearse.PROGRAMS, "bash"):
+        raise UsageError(f"launch --rehearse: there is no stand-in for {engine.CLIENT!r}, so it would really be called")
     job = _job(args, overrides, folder, ids)
     files = engine.render(job)
     if args.print:
@@ -96,7 +99,7 @@ def _rehearse(engine: str, command: str, job: launch.Job, script: Path) -> int:
     from bigmodel.launch import rehearse, tpus
     from bigmodel.study import status
 
-    hosts = tpus.slice_of(engine, job).hosts if job.topology else job.processes
+    hosts = tpus.slice_of(engine, job).hosts * job.slices if job.topology else job.processes
     if hosts > rehearse.HOSTS:
         print(f"rehearsal: {rehearse.HOSTS} of the {hosts} hosts of a run take part")
     calls = rehearse.rehearse(command, script, hosts)

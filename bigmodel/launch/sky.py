@@ -5,7 +5,7 @@ Checked against SkyPilot's schema, but never executed by us: we have no quota.
 
 from bigmodel.errors import UsageError
 from bigmodel.launch import Job, refuse_unprintable
-from bigmodel.launch.tpus import PYTHON, more_packages, slice_of
+from bigmodel.launch.tpus import PYTHON, slice_of
 
 CLIENT = "sky"
 COMMAND = "bash"
@@ -29,7 +29,7 @@ envs:
 setup: |
   set -e
 {python}
-  ~/bigmodel/bin/python -m pip install -c requirements.lock -e '.[tpu]'{packages}
+  ~/bigmodel/bin/python -m pip install -c {lock} -e {packages}
 run: |
   PATH=~/bigmodel/bin:$PATH {job.worker} --run="$RUN_ID"
 """
@@ -50,5 +50,8 @@ def render(job: Job) -> dict[str, str]:
         raise UsageError("launch --engine=sky: one slice a row; rows of several slices need --engine=gke")
     refuse_unprintable("sky", job.folder, job.worker)  # YAML has more line ends than the newline
     python = "  " + PYTHON.replace("\n", "\n  ").rstrip()
-    text = YAML.format(job=job, slice=slice, python=python, packages=more_packages(job))
+    lock, packages = "requirements.lock", "'.[tpu]'"
+    if job.folder.startswith("s3://"):  # botocore wants an older python-dateutil than the lock's
+        lock, packages = "<(grep -v '^python-dateutil=' requirements.lock)", "'.[tpu]' s3fs"
+    text = YAML.format(job=job, slice=slice, python=python, lock=lock, packages=packages)
     return {"launch.sh": LOOP.format(job=job, ids=" ".join(job.ids)), "row.yaml": text}

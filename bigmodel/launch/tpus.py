@@ -59,8 +59,3 @@ def slice_of(engine: str, job: Job) -> Slice:
     total = math.prod(int(n) for n in shape.split("x"))
     chips = min(total, 8 if eight and total == 8 else 4)
     return Slice(shape, total // chips, chips, f"{name}-{total * cores}", runtime, label)
-
-
-def more_packages(job: Job) -> str:
-    """Packages that the job's bucket needs and the extra `tpu` doesn't bring, each after a space."""
-    return " s3fs" if job.folder.startswith("s3://") else ""
