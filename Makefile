@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test test-all test-harness test-cluster test-tpu lint lock clean
+.PHONY: help venv demo test test-all test-buckets test-harness test-cluster test-tpu lint lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t12
@@ -36,12 +36,19 @@ $(BIN)/.reference: $(BIN)/.done
 	@touch $@
 
 test-all: lint $(BIN)/.reference  ## everything: minutes of kills, downloads, other implementations (torch)
-	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'not cluster and not tpu'
+	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'not bucket and not cluster and not tpu'
 
 test-harness:  ## lm-evaluation-harness's own scores, in an environment of its own: the lock's python-dateutil is too new for it
 	@$(PYTHON) -m venv build/harness
 	@build/harness/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,harness]'
 	@build/harness/bin/python -m pytest -m reference tests/test_evaluate.py
+
+$(BIN)/.emulators: $(BIN)/.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[emulators]'
+	@touch $@
+
+test-buckets: $(BIN)/.emulators  ## gs:// and s3:// on emulators: races, kills, lost connections, a sweep of 1,000 rows
+	@$(BIN)/python -m pytest -m bucket -s tests/test_buckets.py
 
 test-cluster: venv  ## a real Slurm of two nodes on this host (root; Debian's slurm-wlm and munge)
 	@$(BIN)/python -m pytest -m cluster -s tests/test_cluster.py

@@ -228,7 +228,7 @@ def _serve_s3(port: int) -> None:
                 return [b"<Error><Code>SlowDown</Code></Error>"]
             body = list(app(environ, start_response))
             if environ["REQUEST_METHOD"] in ("PUT", "POST") and faults.lost():
-                raise ConnectionAbortedError
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return body
 
     running = make_server("127.0.0.1", port, locked, threaded=True)

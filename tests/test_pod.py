@@ -10,10 +10,14 @@ import time
 import pytest
 from conftest import ROOT, bigmodel
 
-from bigmodel import config
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import pod_published
+
+from bigmodel import config, models
+from bigmodel.cli import compile as verb
 from bigmodel.errors import UsageError
 from bigmodel.ops import sharding
-from bigmodel.pods import aot, hlo, layout
+from bigmodel.pods import aot, hlo, layout, published
 from bigmodel.pods.layout import Topology
 from bigmodel.run import budget, executables, program
 
@@ -250,6 +254,136 @@ def test_plan_lays_out_and_says_what_to_prove():
     assert wrong.returncode == 2 and "--law=FIT.JSON" in wrong.stderr
 
 
+# ---------------------------------------------------------------------------- published names
+
+KEYS = {"itemsize", "layers", "entering", "kept", "block", "ends", "logits", "heads", "length"}
+
+
+def defaults(family, **changes):
+    cfg = budget.base(family, "text")
+    cfg.train.tokens_per_param = 20.0
+    cfg.train.batch_size = 64
+    for key, value in changes.items():
+        cfg.model[key] = value
+    for key in cfg.data:
+        if key in cfg.model:
+            cfg.data[key] = cfg.model[key]
+    return budget.finalize(cfg, reads=False)
+
+
+@pytest.mark.parametrize("family", ["decoder", "bert", "encdec", "recurrent", "mlp"])
+def test_every_family_says_what_its_activations_fill(family):
+    """More examples, and what is kept rather than computed again, take more; dividing examples divides them."""
+    cfg = defaults(family)
+    assert models.family(family).footprint(cfg.model).keys() == KEYS
+    where, one = Topology("v5e:2x2"), {"slices": 1, "data": 1, "fsdp": 4, "sequence": 1, "tensor": 1}
+
+    def activations(**how):
+        return layout.estimate(layout.changed(cfg, how), one, where).activation_bytes
+
+    assert 0 < activations(**{"run.remat": "full"}) < activations(**{"run.remat": "none"})
+    assert activations() < activations(**{"train.batch_size": 128})
+    assert activations(**{"train.microbatch": 32}) < activations()
+    assert all(
+        (m["tensor"], m["sequence"]) == (1, 1) or family not in ("recurrent", "mlp") for m in layout.meshes(cfg, where)
+    )
+
+
+def test_the_estimates_of_a_decoder_are_those_that_were_set_by_compiled_programs():
+    best = layout.smallest(gpt3("175b"), Topology("v5e:16x16"))
+    assert "about 10.30 GiB of state and gradients and 42.42 of activations" in layout.why(best, Topology("v5e:16x16"))
+
+
+def test_scores_that_are_made_whole_are_counted():
+    """Gopher's relative positions: XLA needed 34.82 GiB a chip for what 5.25 were estimated without them."""
+    cfg, _ = verb.frozen("gopher-44m", [])
+    cfg = layout.changed(cfg, {"run.remat": "full"})
+    found = layout.estimate(cfg, {"slices": 1, "data": 1, "fsdp": 4, "sequence": 1, "tensor": 1}, Topology("v6e:2x2"))
+    assert found.bytes / 2**30 == pytest.approx(34.82, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["gpt3-2.7b", "bert-tiny", "t5-3b", "lstm-ptb-large"])
+def test_the_smallest_topology_fits_and_a_smaller_one_does_not(name):
+    cfg, assumed = verb.frozen(name, [])
+    assert f"batch {cfg.train.batch_size} (" in assumed and "no data are read" in assumed
+    found, where = published.smallest(cfg, ("none", "dots", "full"))
+    assert found[0].bytes <= layout.USABLE * where.chip.hbm
+    sizes = [(t.chips * t.chip.hbm, t.chips) for t in published.usual()]
+    assert sizes == sorted(sizes)
+    smaller = published.usual()[: published.usual().index(where)]
+    assert not any(layout.choices(cfg, t) for t in smaller)
+
+
+@pytest.mark.slow
+def test_every_published_name_is_in_the_table_with_a_topology_or_a_refusal():
+    rows = pod_published.read()
+    assert list(rows) == pod_published.names() and len(rows) >= 150
+    for name, row in rows.items():
+        cfg, _ = verb.frozen(name, [])
+        assert int(row["batch"]) == cfg.train.batch_size
+        if row["status"] == "refused":
+            assert "The cheapest remedies: " in row["refusal"]
+        elif row["status"] == "estimated":
+            where = published.smallest(cfg, ("none", "dots", "full"))[1]
+            assert (row["topology"], int(row["slices"])) == (where.name, where.slices)
+        else:
+            hbm = Topology(row["topology"], int(row["slices"])).chip.hbm
+            assert 0 < int(row["peak_bytes"]) <= hbm and len(row["program_hash"]) == 16
+
+
+def test_a_name_is_a_published_model_or_an_experiment_of_ours():
+    assert verb.frozen("gpt3-1.3b", [])[1] and verb.frozen("gpt3:125m", [])[1] == ""
+    assert verb.frozen("gpt", [])[0].family == "decoder"
+    with pytest.raises(UsageError, match="did you mean 'gpt3-13b'"):
+        verb.frozen("gpt3-13x", [])
+
+
+def test_plan_finds_the_smallest_topology():
+    out = bigmodel("plan", "--topology=auto", "--config=gpt3-1.3b")
+    assert out.returncode == 0 and "--config=gpt3-1.3b --topology=v5p:2x2x1" in out.stdout, out.stderr
+
+
+def test_batches_are_the_published_ones_or_by_rule():
+    examples = {n: verb.frozen(n, [])[0].train.batch_size for n in ("gpt3-125m", "chinchilla-44m", "transformer-base")}
+    assert examples == {"gpt3-125m": 256, "chinchilla-44m": 256, "transformer-base": 64}
+    cfg, assumed = verb.frozen("gpt2", [("train.batch_size", "24")])
+    assert cfg.train.batch_size == 24 and "(as given)" in assumed
+
+
+def test_what_fits_nowhere_is_refused_with_the_smallest_that_would():
+    cfg, _ = verb.frozen("gpt3-175b", [])
+    error = aot.DoesNotFit(3e12, 16e9)
+    text = verb.refusal(cfg, Topology("v5e:2x2"), error)
+    assert "--topology=v5p:4x8x8" in text
+    huge, _ = verb.frozen("gpt2", [("train.batch_size", "8192000")])
+    with pytest.raises(UsageError, match=r"GiB too many\. The cheapest remedies: "):
+        verb.proved(huge, set(), None, None, lambda line: None)
+
+
+def test_needs_in_tebibytes_are_read():
+    class Lowered:
+        def compile(self):
+            raise RuntimeError(
+                "RESOURCE_EXHAUSTED: required for HLO temporaries (2.60T) exceeds available HBM (15.75G)."
+            )
+
+    with pytest.raises(aot.DoesNotFit) as e:
+        aot.compile_step(Lowered())
+    assert (e.value.needed, e.value.available) == (2.6 * 2**40, 15.75 * 2**30)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_dropout_is_computed_again(remat):
+    import jax
+
+    def text(dropout):
+        cfg = defaults("bert", width=32, depth=2, num_heads=2, seq_len=16, vocab_size=64, dropout=dropout)
+        cfg = layout.changed(cfg, {"run.remat": remat})
+        return aot.lower(cfg, sharding.make_mesh(cfg.run.mesh, jax.devices()[:1])).as_text()
+
+    assert len(text(0.1)) > len(text(0.0))
+
+
 # -------------------------------------------------------------------------------------- TPUs
 
 SMALL = [
@@ -294,3 +428,22 @@ def test_175b_on_256_v5e_is_refused_with_remedies():
     assert out.returncode == 2 and out.stderr.count("\n") == 1
     assert "GiB too many. The cheapest remedies: (1)" in out.stderr and "(3)" in out.stderr
     print(f"{time.time() - began:.1f} s")
+
+
+@pytest.mark.tpu
+def test_ten_rows_of_the_table_are_compiled_again_to_the_same_program_and_bytes():
+    from importlib.metadata import version
+
+    rows = pod_published.sample(10, seed=0)
+    if (rows[0]["jax"], rows[0]["libtpu"]) != (jax_version(), version("libtpu")):
+        pytest.skip(f"the table is of jax {rows[0]['jax']} and libtpu {rows[0]['libtpu']}")
+    verb.use_host()
+    for row in rows:
+        found = pod_published.again(row)
+        assert found == {key: row[key] for key in found}, row["name"]
+
+
+def jax_version():
+    import jax
+
+    return jax.__version__

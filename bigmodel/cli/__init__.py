@@ -53,7 +53,7 @@ def process_arguments(parser: Parser) -> None:
 
 
 def topology_arguments(parser: Parser, required: bool = False) -> None:
-    text = "chip and shape, e.g. v5e:4x4 or v5p:8x8x8"
+    text = "chip and shape, e.g. v5e:4x4 or v5p:8x8x8; of compile and plan also auto, the smallest that fits"
     parser.add_argument("--topology", default="", metavar="TPU", required=required, help=text)
     parser.add_argument("--slices", type=int, default=1, metavar="K", help="number of slices of that topology")
 

@@ -1,11 +1,16 @@
-"""Compile the train step of a config for TPUs that are not there.
+"""Compile the train step of a config, or of a published model, for TPUs that are not there.
 
 Reports XLA's bytes on one chip, the collectives, FLOPs from the model's formula, and a roofline of the step's time,
 which is a model and not a measurement. Without --config.run.mesh.AXIS=K it takes the fastest layout whose estimate
-fits. A program that does not fit ends with exit code 2, and one line names the cheapest remedies. Programs are cached
-in runs/compile/cache. Needs the package libtpu (of jax[tpu]) and minutes of CPU.
+fits. --topology=auto takes the smallest of the usual v5e, v6e and v5p topologies: the fewest bytes of HBM in all,
+then the fewest chips, on which a layout of the whole batch fits by its estimate and then by the compiler. A published
+name (`bigmodel count list`) stands for a config that needs no data: its shape, bfloat16 products, AdamW, the published
+batch or one by rule; what is assumed is said. A program that does not fit ends with exit code 2, and one line names
+the cheapest remedies. Programs are cached in runs/compile/cache. Needs the package libtpu (of jax[tpu]) and minutes of
+CPU.
 
 Examples:
+  bigmodel compile gpt3-6.7b --topology=auto
   bigmodel compile --config=experiments/gpt3.py:1.3b --topology=v5e:4x4 --config.train.batch_size=64
   bigmodel compile --sweep=sweeps/demo.py --topology=v5e:2x2
 """
@@ -39,23 +44,33 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         raise UsageError("compile: --save keeps the step of one experiment, not of a --sweep")
     if "://" in (args.out or ""):
         raise UsageError(f"compile: --out={args.out} must be on a disk; copy it to a bucket from there")
-    topology = topology_of(args)
+    auto = args.topology == "auto"
+    if auto and (args.sweep or args.slices != 1):
+        raise UsageError("compile: --topology=auto is for one model, and chooses the slices itself")
+    topology = None if auto else topology_of(args)
     use_host()
     from bigmodel.run import executables
 
-    stem = Path(args.out or f"runs/compile/{_name(args.sweep or source, topology)}")
     if args.sweep:
-        return _sweep(args, overrides, topology, stem)
+        return _sweep(args, overrides, topology, Path(args.out or f"runs/compile/{_name(args.sweep, topology)}"))
 
     def say(line: str) -> None:
         if not args.json:
             print(line, flush=True)
 
-    unfrozen = config.load(source, overrides)
-    say(f"{source} on {label(topology)}, {topology.chips} chips")
-    save = f"{stem}{executables.SUFFIX}" if args.save else ""
+    cfg, assumed = frozen(source, overrides)
+    say(f"{source} on {label(topology)}, {topology.chips} chips" if topology else f"{source} on the smallest topology")
+    say(f"  assumed: {assumed}") if assumed else None
+    stems: dict[Any, Path] = {}
+
+    def saved(where: Any) -> str:
+        stems[0] = Path(args.out or f"runs/compile/{_name(source, where)}")
+        return f"{stems[0]}{executables.SUFFIX}" if args.save else ""
+
     given = {key for key, _ in overrides}
-    report = {"name": source, **_proved(unfrozen, given, topology, args, say, save)}
+    report = {"name": source, "assumed": assumed, **proved(cfg, given, topology, _cache(args), say, saved)}
+    stem = stems[0]
+    save = f"{stem}{executables.SUFFIX}" if args.save else ""
     if save:
         report["executable"] = {"path": save, "flags": _flags(report, overrides, save)}
     _write(report, stem)
@@ -76,6 +91,7 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
 
 def _sweep(args: cli.Args, overrides: cli.Overrides, topology: Any, stem: Path) -> int:
     """Every row of a sweep; rows whose programs are the same are compiled once."""
+    from bigmodel.pods import aot
     from bigmodel.study import sweep
     from bigmodel.study.status import describe
 
@@ -84,7 +100,8 @@ def _sweep(args: cli.Args, overrides: cli.Overrides, topology: Any, stem: Path) 
         text = describe(item.overrides)
         given = {key for key, _ in overrides} | item.overrides.keys()
         try:
-            r = _proved(config.ConfigDict(item.config.to_dict()), given, topology, args, lambda line: None)
+            cfg = aot.frozen(config.ConfigDict(item.config.to_dict()))
+            r = proved(cfg, given, topology, _cache(args), lambda line: None)
         except UsageError as e:
             failed += 1
             cells = ["-", "-", "-", str(e).partition(". The cheapest")[0]]
@@ -129,7 +146,7 @@ def use_host() -> None:
 
 def refusal(cfg: Any, topology: Any, e: Any) -> str:
     """One line with the shortfall and the cheapest remedies."""
-    from bigmodel.pods import layout
+    from bigmodel.pods import layout, published
 
     parts = []
     for number, r in enumerate(layout.remedies(cfg, topology, e.needed), 1):
@@ -140,48 +157,81 @@ def refusal(cfg: Any, topology: Any, e: Any) -> str:
             f"({number}) {r.text or 'another layout'}, estimated at {r.layout.bytes / GIB:.1f} GiB and "
             f"{r.cost:.2f} times the chip-seconds of the model's FLOPs at peak:{where} {flags}"
         )
-    advice = "; ".join(parts) or "no remedy is known: fewer parameters, or a larger topology"
-    return f"{label(topology)}: {e}. The cheapest remedies: {advice}"
+    if not parts:  # the smallest with another layout of the same step
+        found, best = published.smallest(cfg, ("none", "dots", "full"))
+        slices = f" --slices={best.slices}" if best.slices > 1 else ""
+        none = "no usual one either: fewer parameters, or a smaller batch"
+        parts = [f"the smallest topology that fits by its estimate, --topology={best.name}{slices}" if found else none]
+    return f"{label(topology)}: {e}. The cheapest remedies: {'; '.join(parts)}"
 
 
-def _proved(unfrozen: Any, given: set[str], topology: Any, args: Any, say: Any, save: str = "") -> dict[str, Any]:
-    """The report of a config. `given`: its keys that were set.
+def frozen(source: str, overrides: cli.Overrides) -> tuple[Any, str]:
+    """(a finalised config, what it assumes or ""): of a config's path, or of a published name."""
+    from bigmodel import models
+    from bigmodel.pods import aot, published
+    from bigmodel.run import budget
+
+    if Path(source).exists() or any(mark in source for mark in ("/", ":", ".json", ".py")):
+        return aot.frozen(config.load(source, overrides)), ""
+    try:
+        models.published(source)
+    except UsageError:
+        if (found := config.built_in(source, "experiments")).exists():
+            return aot.frozen(config.load(found, overrides)), ""
+        raise
+    unfrozen, assumed = published.config_of(source, overrides)
+    return budget.finalize(unfrozen, reads=False), assumed
+
+
+def _cache(args: cli.Args) -> str | None:
+    return None if args.no_cache else "runs/compile/cache"
+
+
+def proved(cfg: Any, given: set[str], topology: Any, cache: Any, say: Any, saved: Any = lambda topology: "") -> Any:
+    """The report of a finalised config. `given`: its keys that were set; `saved`: topology -> where to save it, or "".
 
     A config without a mesh gets the fastest layout whose estimate fits, and another if the compiler finds that it
-    doesn't fit.
+    doesn't fit. Without a topology it gets the smallest usual one (`published.usual`) with such a layout.
 
     Raises:
       UsageError: the program does not fit.
     """
-    from bigmodel.pods import aot, layout
+    from bigmodel.pods import aot, layout, published
 
-    cfg = aot.frozen(unfrozen)
-    cache = None if args.no_cache else "runs/compile/cache"
-
-    def prove(laid_out: Any, why: str) -> dict[str, Any]:
+    def prove(laid_out: Any, where: Any, why: str) -> dict[str, Any]:
         say(f"  layout: {why}")
-        return {"layout": why, **aot.prove(laid_out, topology, cache, save)}
+        return {"layout": why, **aot.prove(laid_out, where, cache, saved(where))}
 
     if any(key.startswith("run.mesh.") for key in given):
+        if topology is None:
+            raise UsageError("compile: --topology=auto chooses the mesh, and --config.run.mesh is given")
         try:
-            return prove(cfg, "as given")
+            return prove(cfg, topology, "as given")
         except aot.DoesNotFit as e:
             raise UsageError(refusal(cfg, topology, e)) from e
     remats = (cfg.run.remat,) if "run.remat" in given else ("none", "dots", "full")
     factor = 1.0
     for _ in range(4):
-        found = layout.choices(cfg, topology, remats, factor)
-        best = found[0] if found else layout.smallest(cfg, topology)  # the compiler says by how much it doesn't fit
-        why = ("" if found else "no layout fits by its estimate; the smallest: ") + layout.why(best, topology)
+        choices, where = published.smallest(cfg, remats, factor) if topology is None else (None, topology)
+        found = layout.choices(cfg, where, remats, factor) if choices is None else choices
+        best = found[0] if found else layout.smallest(cfg, where)  # the compiler says by how much it doesn't fit
+        why = ("" if found else "no layout fits by its estimate; the smallest: ") + layout.why(best, where)
         laid_out = layout.changed(cfg, best.overrides())
+        if topology is None:
+            if not found:
+                short = aot.DoesNotFit(best.bytes, layout.USABLE * where.chip.hbm)
+                raise UsageError(refusal(laid_out, where, short))
+            say(f"  {label(where)}, {where.chips} chips")
         try:
-            return prove(laid_out, why)
+            return prove(laid_out, where, why) | {
+                "estimated": {"state": best.state_bytes, "activations": best.activation_bytes}
+            }
         except aot.DoesNotFit as e:
             if not found or not best.activation_bytes:  # an estimate of 0 can't be corrected
-                raise UsageError(refusal(laid_out, topology, e)) from e
+                raise UsageError(refusal(laid_out, where, e)) from e
             say(f"    {e}")
             factor = max(factor * 1.05, 1.02 * (e.needed - best.state_bytes) / best.activation_bytes)
-    raise UsageError(f"{topology.name}: four layouts whose estimates fitted didn't; set --config.run.mesh.AXIS=K")
+    raise UsageError(f"{label(where)}: four layouts whose estimates fitted didn't; set --config.run.mesh.AXIS=K")
 
 
 def _flags(report: dict[str, Any], overrides: cli.Overrides, save: str) -> str:

@@ -138,14 +138,16 @@ def _build(args: cli.Args, base: Any, law: Any, counted: str, out: Any, lines: l
 def _layout(args: cli.Args, overrides: cli.Overrides) -> int:
     if not args.config:
         raise UsageError("plan: --topology needs --config=experiments/NAME.py, the experiment to lay out")
-    from bigmodel import config
-    from bigmodel.cli.compile import label, refusal, topology_of, use_host
-    from bigmodel.pods import aot, layout
+    from bigmodel.cli.compile import frozen, label, refusal, topology_of, use_host
+    from bigmodel.pods import aot, layout, published
 
-    topology = topology_of(args)
+    topology = None if args.topology == "auto" else topology_of(args)
     use_host()
-    cfg = aot.frozen(config.load(args.config, overrides))
-    found = layout.choices(cfg, topology)
+    cfg, _ = frozen(args.config, overrides)
+    if topology is None:
+        found, topology = published.smallest(cfg, ("none", "dots", "full"))
+    else:
+        found = layout.choices(cfg, topology)
     if not found:
         best = layout.smallest(cfg, topology)
         error = aot.DoesNotFit(best.bytes, layout.USABLE * topology.chip.hbm)

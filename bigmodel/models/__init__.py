@@ -23,7 +23,7 @@ OPTIONAL: dict[str, Any] = {
     "likelihood": lambda cfg: range(0),  # places of a window's tokens that the loss predicts in turn
     "decomposes": lambda cfg: True,  # whether the loss is a mean over independent examples
     "carries": lambda cfg: False,  # whether a batch goes on from the state after the one before it
-    "footprint": lambda cfg: None,  # sizes from which a pod's layout estimates activations
+    "footprint": lambda cfg: None,  # what a pod's layout estimates activations from (layout.estimate)
     "evaluate": None,  # (model, variables, batch) -> sums over examples; None: the loss's metrics
     "summarize": None,  # those sums -> metrics
     "init_cache": None,  # (cfg, rows, size) -> what Model.step goes on from, of a family that writes token after token

@@ -89,7 +89,7 @@ def masked(cfg: Any) -> int:
     return max(1, round(cfg.mask_rate * cfg.seq_len))
 
 
-rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
+rung, units = transformer.rung, transformer.units
 PUBLISHED = bert_published.ROWS
 WEIGHTS = bert_published.WEIGHTS
 
@@ -105,6 +105,11 @@ RULES = (
     (r"^(next|head)$", ("embed", "class")),
     (r"^(output|next|head)_bias$", (None,)),
 )
+
+
+def footprint(cfg: Any) -> dict[str, Any]:
+    """What a pod's layout estimates activations from: of the vocabulary only masked places are scored."""
+    return transformer.footprint(cfg, masked(cfg) * rows(cfg) if cfg.objective.startswith("masked") else 0)
 
 
 def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:

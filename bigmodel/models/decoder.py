@@ -69,7 +69,7 @@ def base(cfg: Any) -> ConfigDict:
     return other
 
 
-rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
+rung, units = transformer.rung, transformer.units
 PUBLISHED = decoder_published.ROWS
 WEIGHTS = decoder_published.WEIGHTS
 
@@ -83,6 +83,11 @@ RULES = (
     (r"^norm/(scale|bias)$", (None,)),
     (r"^head$", ("embed", "vocab")),
 )
+
+
+def footprint(cfg: Any) -> dict[str, Any]:
+    """What a pod's layout estimates activations from."""
+    return transformer.footprint(cfg, cfg.seq_len * rows(cfg))
 
 
 def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigmodel.models import llama_published
 from bigmodel.models.layouts import GELUS, Layout, activation
 
 
@@ -16,8 +17,14 @@ def _gpt2(depth: int, width: int, num_heads: int, total: int) -> dict[str, Any]:
     )
 
 
-def _gpt3(printed: str, depth: int, width: int, num_heads: int, head_dim: int, note: str = "") -> dict[str, Any]:
+M = 2**20  # tokens a step, as the tables print them
+
+
+def _gpt3(
+    printed: str, batch: float, depth: int, width: int, num_heads: int, head_dim: int, note: str = ""
+) -> dict[str, Any]:
     return dict(
+        batch=int(batch * M),
         source="Brown et al. 2020, arXiv:2005.14165, Table 2.1",
         printed=printed,
         note=note,
@@ -25,9 +32,10 @@ def _gpt3(printed: str, depth: int, width: int, num_heads: int, head_dim: int, n
     )
 
 
-def _opt(depth: int, width: int, num_heads: int, total: int, **shape: Any) -> dict[str, Any]:
+def _opt(batch: float, depth: int, width: int, num_heads: int, total: int, **shape: Any) -> dict[str, Any]:
     """OPT's context is 2048; its table of positions has two rows more, which a padding symbol once needed."""
     return dict(
+        batch=int(batch * M),  # of the same repository's launcher
         source="Zhang et al. 2022, arXiv:2205.01068, Table 1; shapes: github.com/facebookresearch/metaseq",
         params=total,
         model=dict(
@@ -94,30 +102,31 @@ ROWS: dict[str, dict[str, Any]] = {
     "gpt2-medium": _gpt2(24, 1024, 16, 354_823_168),
     "gpt2-large": _gpt2(36, 1280, 20, 774_030_080),
     "gpt2-xl": _gpt2(48, 1600, 25, 1_557_611_200),
-    "gpt3-125m": _gpt3("125M", 12, 768, 12, 64),
-    "gpt3-350m": _gpt3("350M", 24, 1024, 16, 64),
-    "gpt3-760m": _gpt3("760M", 24, 1536, 16, 96),
-    "gpt3-1.3b": _gpt3("1.3B", 24, 2048, 16, 128, XL),
-    "gpt3-2.7b": _gpt3("2.7B", 32, 2560, 32, 80),
-    "gpt3-6.7b": _gpt3("6.7B", 32, 4096, 32, 128),
-    "gpt3-13b": _gpt3("13.0B", 40, 5140, 40, 128, B13),
-    "gpt3-175b": _gpt3("175.0B", 96, 12288, 96, 128),
-    "opt-125m": _opt(12, 768, 12, 125_239_296),
-    "opt-350m": _opt(24, 1024, 16, 331_196_416, embed_dim=512, norm_placement="post", final_norm=False),
-    "opt-1.3b": _opt(24, 2048, 32, 1_315_758_080),
-    "opt-2.7b": _opt(32, 2560, 32, 2_651_596_800),
-    "opt-6.7b": _opt(32, 4096, 32, 6_658_473_984),
-    "opt-13b": _opt(40, 5120, 40, 12_853_473_280),
-    "opt-30b": _opt(48, 7168, 56, 29_974_540_288),
-    "opt-66b": _opt(64, 9216, 72, 65_719_701_504),
-    "opt-175b": _opt(96, 12288, 96, 174_604_468_224),
+    "gpt3-125m": _gpt3("125M", 0.5, 12, 768, 12, 64),
+    "gpt3-350m": _gpt3("350M", 0.5, 24, 1024, 16, 64),
+    "gpt3-760m": _gpt3("760M", 0.5, 24, 1536, 16, 96),
+    "gpt3-1.3b": _gpt3("1.3B", 1, 24, 2048, 16, 128, XL),
+    "gpt3-2.7b": _gpt3("2.7B", 1, 32, 2560, 32, 80),
+    "gpt3-6.7b": _gpt3("6.7B", 2, 32, 4096, 32, 128),
+    "gpt3-13b": _gpt3("13.0B", 2, 40, 5140, 40, 128, B13),
+    "gpt3-175b": _gpt3("175.0B", 3.2, 96, 12288, 96, 128),
+    "opt-125m": _opt(0.5, 12, 768, 12, 125_239_296),
+    "opt-350m": _opt(0.5, 24, 1024, 16, 331_196_416, embed_dim=512, norm_placement="post", final_norm=False),
+    "opt-1.3b": _opt(1, 24, 2048, 32, 1_315_758_080),
+    "opt-2.7b": _opt(1, 32, 2560, 32, 2_651_596_800),
+    "opt-6.7b": _opt(2, 32, 4096, 32, 6_658_473_984),
+    "opt-13b": _opt(4, 40, 5120, 40, 12_853_473_280),
+    "opt-30b": _opt(4, 48, 7168, 56, 29_974_540_288),
+    "opt-66b": _opt(2, 64, 9216, 72, 65_719_701_504),
+    "opt-175b": _opt(2, 96, 12288, 96, 174_604_468_224),
     "gopher-44m": _gopher("44M", GOPHER, 8, 512, 16, 32),
     "gopher-117m": _gopher("117M", GOPHER, 12, 768, 12, 64),
     "gopher-417m": _gopher("417M", GOPHER, 12, 1536, 12, 128),
     "gopher-1.4b": _gopher("1.4B", GOPHER, 24, 2048, 16, 128),
     "gopher-7.1b": _gopher("7.1B", GOPHER, 32, 4096, 32, 128),
-    "gopher-280b": _gopher("280B", GOPHER, 80, 16384, 128, 128),
-    "chinchilla-70b": _gopher("70B", CHINCHILLA + "4", 80, 8192, 64, 128),
+    # Their batches were doubled midway (Hoffmann et al. 2022, Table 4).
+    "gopher-280b": _gopher("280B", GOPHER, 80, 16384, 128, 128) | dict(batch=3 * M),
+    "chinchilla-70b": _gopher("70B", CHINCHILLA + "4", 80, 8192, 64, 128) | dict(batch=3 * M // 2),
     **{f"chinchilla-{millions}m": row for millions, row in table_a9().items()},
     "lamda-137b": dict(
         source="Thoppilan et al. 2022, arXiv:2201.08239, section 3; T5's relative bias",
@@ -144,6 +153,7 @@ ROWS: dict[str, dict[str, Any]] = {
             position="rope", rope_base=100_000.0, bias=False, vocab_size=49152, seq_len=8192,
         ),
     ),
+    **llama_published.ROWS,
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def base(cfg: Any) -> ConfigDict:
     return other
 
 
-rung, units, footprint = transformer.rung, transformer.units, transformer.footprint
+rung, units = transformer.rung, transformer.units
 PUBLISHED = encdec_published.ROWS
 WEIGHTS = encdec_published.WEIGHTS
 
@@ -101,6 +101,12 @@ def lengths(cfg: Any) -> tuple[int, int]:
         noise, M = spans(cfg)
         return cfg.seq_len - noise + M, noise + M + 1
     return cfg.source_len, cfg.seq_len - cfg.source_len if cfg.objective == "prefix" else cfg.seq_len
+
+
+def footprint(cfg: Any) -> dict[str, Any]:
+    """What a pod's layout estimates activations from: both stacks, of which the decoder attends twice."""
+    S, L = lengths(cfg)
+    return transformer.footprint(cfg, L * rows(cfg), ((cfg.depth, S, 1.0), (cfg.decoder_depth, L, 1.5)))
 
 
 def rows(cfg: Any) -> int:

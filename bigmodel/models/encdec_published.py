@@ -15,7 +15,9 @@ RAFFEL = "Raffel et al. 2020, arXiv:1910.10683, section 3.7"
 
 def _vaswani(printed: str = "", **shape: Any) -> dict[str, Any]:
     model = dict(dict(depth=6, width=512, num_heads=8, ffn=2048), **shape)
-    row: dict[str, Any] = dict(source=VASWANI, model=dict(vocab_size=VOCABULARY, seq_len=512, start_token=0, **model))
+    row: dict[str, Any] = dict(
+        source=VASWANI, batch=25_000, model=dict(vocab_size=VOCABULARY, seq_len=512, start_token=0, **model)
+    )
     return row | (dict(printed=printed, tolerance=0.05) if printed else {})
 
 

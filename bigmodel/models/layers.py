@@ -193,9 +193,9 @@ class FeedForward(nn.Module):
 def stack(block: Any, depth: int, scan: bool, collections: Sequence[str] = ("batch_stats",)) -> Any:
     """`depth` blocks as one module whose parameters have a leading depth axis.
 
-    The block is called as block(carry, per_layer, *broadcast), with two arguments after `per_layer`, and returns
-    (carry, per_layer_out). One parameter layout serves both executions: `scan` (compile time flat in depth) and
-    unrolled (at lowering: faster steps). What the backward pass computes again is the execution's `remat`. Stages
+    The block is called as block(carry, per_layer, *broadcast), with two arguments after `per_layer`, the last a bool,
+    and returns (carry, per_layer_out). One parameter layout serves both executions: `scan` (compile time flat in depth)
+    and unrolled (at lowering: faster steps). What the backward pass computes again is the execution's `remat`. Stages
     that differ, as a ResNet's, are one stack each.
 
     Args:
@@ -203,7 +203,8 @@ def stack(block: Any, depth: int, scan: bool, collections: Sequence[str] = ("bat
     """
     policy = remat.POLICIES[sharding.execution().remat]
     if policy:
-        block = nn.remat(block, prevent_cse=not scan, policy=policy)
+        # 4: the last argument, whether it is training, stays Python's: dropout branches on it.
+        block = nn.remat(block, prevent_cse=not scan, policy=policy, static_argnums=(4,))
     return nn.scan(
         block,
         variable_axes=dict.fromkeys(("params", "intermediates", *collections), 0),

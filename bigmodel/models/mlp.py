@@ -79,6 +79,23 @@ def decomposes(cfg: Any) -> bool:
     return bool(cfg.norm != "batchnorm")
 
 
+def footprint(cfg: Any) -> dict[str, Any]:
+    """What a pod's layout estimates activations from: of each layer what its activation reads and, with a norm, what
+    that reads; float32. Only examples are divided."""
+    hidden = cfg.depth * cfg.width * (1 + (cfg.norm != "none"))
+    return {
+        "itemsize": 4,
+        "layers": max(1, cfg.depth),
+        "entering": cfg.depth * cfg.width,
+        "kept": {"none": hidden, "dots": hidden},
+        "block": 3 * cfg.width,
+        "ends": cfg.num_features,
+        "logits": cfg.num_classes,
+        "heads": 1,
+        "length": 1,
+    }
+
+
 def flops(cfg: Any) -> float:
     """Forward FLOPs of one example: 2 per multiply-add of the matrix products."""
     outputs = cfg.num_classes if cfg.objective == "classify" else 1

@@ -66,6 +66,21 @@ def _torch(cell: str) -> Layout:
     )
 
 
+def _zaremba(width: int, length: int, dropout: float, total: int) -> dict[str, Any]:
+    """Its count: 2 tables VD, 2 layers of 8 D^2 + 4 D, V biases."""
+    return dict(
+        source="Zaremba et al. 2014, arXiv:1409.2329; shape: github.com/tensorflow/models, rnn/ptb/ptb_word_lm.py",
+        params=total,
+        batch=20 * length,
+        model=dict(width=width, seq_len=length, dropout=dropout, depth=2, vocab_size=10_000, forget_bias=0.0),
+    )
+
+
+PUBLISHED = {
+    "lstm-ptb-small": _zaremba(200, 20, 0.0, 4_651_600),
+    "lstm-ptb-medium": _zaremba(650, 35, 0.5, 19_775_200),
+    "lstm-ptb-large": _zaremba(1500, 35, 0.65, 66_022_000),
+}
 WEIGHTS = {cell: _torch(cell) for cell in GATES}
 RULES = (
     (r"embed/tokens$", ("vocab", "embed")),
@@ -104,6 +119,24 @@ def carries(cfg: Any) -> bool:
 def decomposes(cfg: Any) -> bool:
     """A carried state is of a row of the batch: the batch stays whole."""
     return not cfg.carry
+
+
+def footprint(cfg: Any) -> dict[str, Any]:
+    """What a pod's layout estimates activations from: per token and unit the gates before and after, the state, its
+    tanh and the state before. Only examples are divided: neither time nor, in a loop over it, the state."""
+    each = cfg.seq_len * cfg.width
+    cell = each * (2 * GATES[cfg.cell] + 3)
+    return {
+        "itemsize": 2 if cfg.dtype == "bfloat16" else 4,
+        "layers": cfg.depth,
+        "entering": cfg.depth * each,
+        "kept": {"none": cfg.depth * cell, "dots": cfg.depth * cell},  # the loop's residuals are no products
+        "block": 1.5 * cell,
+        "ends": 2 * each,
+        "logits": cfg.seq_len * cfg.vocab_size,
+        "heads": 1,
+        "length": 1,
+    }
 
 
 def flops(cfg: Any) -> float:

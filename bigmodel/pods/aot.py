@@ -73,7 +73,9 @@ def devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     topology.shape  # noqa: B018 (refuses a malformed one)
-    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.chips == topology.slices:  # libtpu's hosts have 4 chips, unless told
+        more["chips_per_host_bounds"] = (1, 1, 1)
     try:
         with _quiet():
             return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **more).devices)
@@ -113,12 +115,12 @@ def compile_step(lowered: Any) -> Any:
             return lowered.compile()
     except Exception as e:
         text = str(e)
-        found = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm", text) or re.search(
-            r"\(([\d.]+)([GMK])\) exceeds available HBM \(([\d.]+)([GMK])\)", text
+        found = re.search(r"Used ([\d.]+)([TGMK]) of ([\d.]+)([TGMK]) hbm", text) or re.search(
+            r"\(([\d.]+)([TGMK])\) exceeds available HBM \(([\d.]+)([TGMK])\)", text
         )
         if "RESOURCE_EXHAUSTED" not in text or not found:
             raise
-        units = {"G": 2**30, "M": 2**20, "K": 2**10}
+        units = {"T": 2**40, "G": 2**30, "M": 2**20, "K": 2**10}
         raise DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) from e
 
 

@@ -112,10 +112,6 @@ class Layout:
 
 
 BACKWARD = {"none": 2.0, "dots": 2.1, "full": 3.0, "offload": 3.0}  # in forward passes
-# Bytes per token and unit of width that a block keeps for its backward pass beside its input, at 2 bytes a number: what
-# XLA was observed to keep of GPT-3's block (docs/pods.md), where a hand-written program needs 34 (Korthikanti et al.,
-# table 2). Heads narrower than 128 are stored as if they had 128.
-KEPT = {"none": 100.0, "dots": 26.0, "full": 0.0, "offload": 0.0}
 
 
 def _static(frozen: Any) -> str:
@@ -126,6 +122,12 @@ def _static(frozen: Any) -> str:
 
 def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: str = "") -> Layout:
     """The layout of a finalised config on a mesh; of a family without a footprint, its state and compute alone.
+
+    A family's footprint(cfg) has, in numbers of one example: `entering`, what its layers read and keep whatever is
+    computed again; `kept`, what they keep beside it by `run.remat` ("none", "dots"); `block`, what the layer that is
+    worked on holds; `ends`, what is float32 and divided by examples and length alone; `logits`. And `layers`, whose
+    weights are gathered one after another; `itemsize`, bytes of a number; `heads` and `length`, what the axes tensor
+    and sequence have to divide, 1 where they can't.
 
     Args:
       static: `_static(frozen)`, if the caller has it already.
@@ -146,25 +148,28 @@ def estimate(frozen: Any, mesh: Mapping[str, int], topology: Topology, static: s
     sizes = models.family(frozen.family).footprint(cfg)
     if sizes is None:
         return Layout(mesh, remat, train.microbatch, state + grads, 0.0, {**seconds, "ici": 0.0, "dcn": 0.0})
-    N, D, L, size = (sizes[key] for key in ("layers", "width", "length", "itemsize"))
-    tokens = B * L / s  # per chip, before the tensor axis
-    entering = 0.0 if remat == "offload" else 2.0
-    activations = N * tokens * D * (entering + KEPT[remat]) * size / 2 / t
+    size, here = sizes["itemsize"], B / s  # examples per chip, before the tensor axis
+    entering = 0.0 if remat == "offload" else sizes["entering"]
+    activations = here * (entering + sizes["kept"].get(remat, 0.0)) * size / t
     # The current block: what `none` keeps, its gradient, and two layers' gathered weights with one layer's gradient.
     total, nonembedding, *_ = counts.counts(frozen.family, cfg)
-    block = nonembedding / N
-    activations += tokens * D * 34 * size / 2 / t * 1.5 + block / t * (2 * size + 4)
-    activations += 3 * min(4 * tokens * sizes["vocabulary"] / t, 2**27) + 2 * 4 * tokens * D
+    activations += here * sizes["block"] * size / t + nonembedding / sizes["layers"] / t * (2 * size + 4)
+    activations += 3 * min(4 * here * sizes["logits"] / t, 2**27) + 4 * here * sizes["ends"]
     # What a chip sends by ring algorithms, over one dimension of the torus at a time.
-    gathered = block * N / t * size * (f - 1) / f if f > 1 else 0.0
+    gathered = nonembedding / t * size * (f - 1) / f if f > 1 else 0.0
     # Forward, backward, gradients; without tensor parallelism gradients take twice the bytes (platforms.step_options).
     seconds["fsdp"] = turns * (3 if t > 1 else 4) * gathered / chip.ici
-    seconds["tensor"] = turns * (4 + 4) * N * tokens * D * size * (t - 1) / t / chip.ici
-    seconds["sequence"] = turns * 8 * N * tokens * D / t * size * (s - 1) / s / chip.ici if s > 1 else 0.0
+    seconds["tensor"] = turns * (4 + 4) * here * sizes["entering"] * size * (t - 1) / t / chip.ici
+    seconds["sequence"] = turns * 8 * here * sizes["entering"] / t * size * (s - 1) / s / chip.ici
     reduce = turns * 2 * 4 * total / (f * t)
     seconds["data"] = reduce * (mesh["data"] - 1) / mesh["data"] / chip.ici
     seconds["dcn"] = reduce * (mesh["slices"] - 1) / mesh["slices"] / chip.dcn
     return Layout(mesh, remat, train.microbatch, state + grads, activations, seconds)
+
+
+def least_state(frozen: Any) -> float:
+    """Bytes of the whole state and its gradients, on all chips together."""
+    return sum(_state(_static(frozen), AbstractMesh((1,) * len(sharding.AXES), sharding.AXES)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -185,10 +190,10 @@ def meshes(frozen: Any, topology: Topology) -> Iterator[dict[str, int]]:
     cfg, n = frozen.model, topology.chips // topology.slices
     examples = frozen.train.microbatch or frozen.train.batch_size
     family = models.family(frozen.family)
-    sizes, length = family.footprint(cfg), family.units(cfg)
-    heads, most = (sizes["heads"], MOST_SEQUENCE) if sizes else (1, 1)
+    sizes = family.footprint(cfg) or {"heads": 1, "length": 1}
+    heads, length = sizes["heads"], sizes["length"]
     for t, s in itertools.product(_divisors(n), repeat=2):
-        if heads % t or n % (t * s) or length % (t * s) or t > 64 or s > most:
+        if heads % t or n % (t * s) or length % (t * s) or t > 64 or s > MOST_SEQUENCE:
             continue
         for f in _divisors(n // (t * s)):
             d = n // (t * s * f)
@@ -217,6 +222,8 @@ def choices(
     `factor`: observed over estimated bytes of activations.
     """
     usable = USABLE * topology.chip.hbm
+    if 0.8 * least_state(frozen) > usable * topology.chips:  # 0.8: gradients may be in bfloat16
+        return []
     estimates = _estimates(frozen, topology, remats)
     found = [x for x in estimates if x.state_bytes + factor * x.activation_bytes <= usable]
     return sorted(found, key=lambda x: (round(math.log(x.step_seconds, 1.02)), x.bytes))

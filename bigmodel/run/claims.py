@@ -35,7 +35,7 @@ from bigmodel.files import parse_sealed, sealed
 from bigmodel.run import objects
 
 AS_JOB = "BIGMODEL_JOB"  # set where this process is all that its engine's job does
-LEASE = 900.0  # seconds; a holder renews its claim a quarter of it after the last time
+LEASE = float(os.environ.get("BIGMODEL_LEASE") or 900)  # seconds of silence; a holder renews every quarter of it
 NAME = "claim.json"  # in an object store
 RESULT = "result.json"
 
@@ -170,7 +170,7 @@ class Holder:
             yield from self._change()  # nobody had superseded us when it was read: it is no later holder's
             # An ETag is a hash of the content. The same rows under another token have to differ from those before.
             content = change(there or b"") + b"\n" * self.token
-            self.versions[name] = yield "write", name, content, version
+            self.versions[name] = yield from written(name, content, version)
             if self.versions[name] is not None:
                 return
 
