@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 
 import emulators
 import pytest
@@ -182,7 +183,8 @@ def test_manifests_are_of_the_published_schemas(tools, tmp_path, monkeypatch):
     import kubernetes_validate
 
     known = crds(tmp_path, "jobset") | crds(tmp_path, "kueue")
-    page = "\n".join(re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/pods.md").read_text(), re.M | re.S))
+    blocks = re.findall(r"^ *```yaml\n(.*?)^ *```", (ROOT / "docs/pods.md").read_text(), re.M | re.S)
+    page = "\n---\n".join(textwrap.dedent(block) for block in blocks)
     kinds = set()
     for text in ((GOLDEN / "gke/jobsets.yaml").read_text(), page):
         for document in filter(None, yaml.safe_load_all(text)):
