@@ -99,10 +99,10 @@ def free_ports(count: int) -> list[int]:
 class Slurm:
     """`with Slurm(folder) as slurm: slurm.run("sbatch", "job.sh")`; logs stay in folder/log."""
 
-    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 2):
+    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 2, gpus: int = 0):
         self.folder = Path(folder).resolve()
         self.nodes = [f"n{i}" for i in range(nodes)]
-        self.cpus = cpus
+        self.cpus, self.gpus = cpus, gpus
         self.machines: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         self.env |= dict(PATH=PATH, SLURM_CONF=str(self.folder / "slurm.conf"))
@@ -117,7 +117,12 @@ class Slurm:
             first = random.randrange(1, 60000)
             conf = CONF.format(port=port, first=first, short=self.short, folder=self.folder)
             for name, number in zip(self.nodes, ports, strict=True):
-                conf += f"NodeName={name} NodeAddr=127.0.0.1 Port={number} CPUs={self.cpus} RealMemory=16000\n"
+                conf += f"NodeName={name} NodeAddr=127.0.0.1 Port={number} CPUs={self.cpus} RealMemory=16000"
+                conf += f" Gres=gpu:{self.gpus}\n" if self.gpus else "\n"
+            if self.gpus:  # files stand in for them: Slurm counts devices
+                conf = "GresTypes=gpu\n" + conf
+                devices = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")[: self.gpus]
+                (self.folder / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in devices))
             (self.folder / "slurm.conf").write_text(conf)
             hosts = Path("/etc/hosts").read_text() + f"\n127.0.0.1 ctl {' '.join(self.nodes)}\n"
             (self.folder / "hosts").write_text(hosts)

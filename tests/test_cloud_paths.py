@@ -180,7 +180,7 @@ def test_sky_setup_takes_a_python_that_is_new_enough_and_the_pinned_versions(tmp
     """The rendered setup, run with a Python that says it is 3.10 and with one that says it is 3.12."""
     import yaml
 
-    setup = yaml.safe_load((ROOT / "tests/data_launch/row.yaml").read_text())["setup"]
+    setup = yaml.safe_load((ROOT / "tests/data_launch/sky/row.yaml").read_text())["setup"]
     (tmp_path / "bin").mkdir()
     stub = tmp_path / "bin/python3"
     for old in (True, False):

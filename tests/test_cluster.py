@@ -86,3 +86,21 @@ def test_a_sweep_survives_the_loss_of_a_node(tmp_path, tiny):
         a, b = losses(folder, i), losses(whole, i)
         assert [s for s, _ in a] == [s for s, _ in b]
         assert max(abs(x / y - 1) for (_, x), (_, y) in zip(a, b, strict=True)) < 1e-6
+
+
+def test_nodes_with_gpus_run_a_process_for_each(tmp_path, tiny):
+    """Slurm counts device files as GPUs: two processes a node, of which JAX joins all four."""
+    if reason := available():
+        pytest.fail(f"no Slurm here: {reason}")
+    folder = planned(tmp_path, tiny(), 1)
+    with Slurm(tmp_path / "slurm", gpus=2) as cluster:
+        env = {**cluster.env, "PYTHONPATH": str(ROOT)}
+        options = ("--processes=2", "--gpus=2", "--time=01:00:00", "--option=--exclusive")
+        asked = bigmodel("launch", folder, "--engine=slurm", *options, env=env)
+        assert asked.returncode == 0, asked.stderr
+        cluster.wait(lambda: status.status(folder)[0]["state"] == "done", 300, "the row's end")
+        cluster.wait(lambda: cluster.jobs()[0]["state"] == "COMPLETED", 60, "the job's end")
+        (attempt,) = record.read_rows(home(folder) / "attempts.jsonl")
+        assert attempt["processes"] == 4
+        (log,) = (folder / "launch").glob("*_0.log")
+        assert "loss" in log.read_text()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from bigmodel import files, launch
 from bigmodel.cli import launch as launch_verb
 from bigmodel.cli import main
 from bigmodel.errors import UsageError
+from bigmodel.launch import tpus
 
 
 @pytest.fixture
@@ -88,6 +90,7 @@ def job(**more):
 
 
 GOLDEN = ROOT / "tests/data_launch"
+STORED = {"folder": "gs://mine/x", "worker": "bigmodel worker gs://mine/x"}
 
 
 @pytest.mark.parametrize(
@@ -95,13 +98,15 @@ GOLDEN = ROOT / "tests/data_launch"
     [
         ("local", {}),
         ("slurm", {"options": ("--partition=main",), "cpus": 4}),
-        ("sky", {"folder": "gs://mine/x", "topology": "v5p:4x4x4", "worker": "bigmodel worker gs://mine/x"}),
+        ("sky", {**STORED, "topology": "v5p:4x4x4"}),
+        ("gke", {**STORED, "topology": "v5p:2x2x2", "slices": 2, "image": "r/bigmodel:1"}),
+        ("tpu-vm", {**STORED, "topology": "v5p:2x2x2", "zone": "us-east5-a"}),
     ],
 )
 def test_the_text_for_an_engine(engine, more):
     """The whole text, as a user reads it: a change of it is to be seen in review."""
     for name, text in launch.engine(engine).render(job(**more)).items():
-        assert text == (GOLDEN / name).read_text(), name
+        assert text == (GOLDEN / engine / name).read_text(), name
 
 
 def test_an_engine_of_the_users_own(tmp_path, capsys):
@@ -111,6 +116,8 @@ def test_an_engine_of_the_users_own(tmp_path, capsys):
     )
     assert main.main(["launch", str(folder), f"--engine={tmp_path}/mine.py", "--print", "--processes=3"]) == 0
     assert capsys.readouterr().out == "# ---- mine.txt\n('0a', '1b') 3\n"
+    assert main.main(["launch", str(folder), f"--engine={tmp_path}/mine.py", "--rehearse"]) == 2
+    assert "no stand-in for 'cat'" in capsys.readouterr().err and not (folder / "launch").exists()
 
 
 def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_path):
@@ -124,15 +131,42 @@ def test_rows_that_are_launched_have_no_whole_result_and_are_not_superseded(tmp_
     assert launch_verb.unfinished(tmp_path) == ("1", "2", "4")
 
 
-def test_sky_refuses_what_it_can_t_do():
-    sky = launch.engine("sky")
-    for more, text in (
-        ({}, "which slice?"),
-        ({"topology": "v5p:4x4x4"}, "slices share no disk"),
-        ({"topology": "v5p:4x4x4", "folder": "gs://a/b", "slices": 2}, "one slice a row"),
+def test_engines_of_slices_refuse_what_they_can_t_do():
+    slice = {"topology": "v5p:4x4x4", "folder": "gs://a/b"}
+    for engine, more, text in (
+        ("sky", {}, "which slice?"),
+        ("gke", {"topology": "v5p:4x4x4"}, "slices share no disk"),
+        ("sky", {**slice, "topology": "v5q:2x2"}, "did you mean 'v5"),
+        ("sky", {**slice, "topology": "v5p:4x0"}, "chip and shape"),
+        ("sky", {**slice, "slices": 2}, "one slice a row"),
+        ("tpu-vm", {**slice, "slices": 2}, "one slice a row"),
+        ("tpu-vm", slice, "--zone="),
+        ("tpu-vm", {**slice, "folder": "s3://a/b"}, "the keys of gs:// alone"),
+        ("gke", slice, "--image="),
+        ("gke", {**slice, "image": "a", "queue": "A b"}, "no name of a LocalQueue"),
+        ("gke", {**slice, "image": "a", "ids": ("0_1",)}, "can't be named after"),
     ):
-        with pytest.raises(UsageError, match=text):
-            sky.render(job(**more))
+        with pytest.raises(UsageError, match=re.escape(text)):
+            launch.engine(engine).render(job(**more))
+
+
+def test_hosts_and_chips_of_slices():
+    """Google Cloud's tables: hosts of four chips, of one, and v5e's and v6e's of eight."""
+    for topology, expected in (
+        ("v4:2x2x1", (1, 4, "v4-8")),
+        ("v5p:8x8x8", (128, 4, "v5p-1024")),
+        ("v5e:1x1", (1, 1, "v5litepod-1")),
+        ("v5e:2x4", (1, 8, "v5litepod-8")),
+        ("v5e:16x16", (64, 4, "v5litepod-256")),
+        ("v6e:4x4", (4, 4, "v6e-16")),
+    ):
+        found = tpus.slice_of("gke", job(topology=topology, folder="gs://a/b"))
+        assert (found.hosts, found.chips, found.accelerator) == expected
+
+
+def test_gpus_of_slurm_s_nodes_have_a_process_each():
+    text = launch.engine("slurm").render(job(gpus=4, cpus=8))["array.sbatch"]
+    assert "#SBATCH --nodes=2 --ntasks=8 --ntasks-per-node=4 --cpus-per-task=8 --gpus-per-node=4\n" in text
 
 
 def test_mistakes_end_in_one_line(thousand, tmp_path):
@@ -162,7 +196,7 @@ def test_the_local_script_runs_rows_to_their_end(tmp_path, tiny):
 def test_skypilot_accepts_the_yaml():
     """Where it is installed: its own schema. It has never been executed."""
     sky = pytest.importorskip("sky")
-    (resources,) = sky.Task.from_yaml(str(GOLDEN / "row.yaml")).resources
+    (resources,) = sky.Task.from_yaml(str(GOLDEN / "sky/row.yaml")).resources
     assert resources.use_spot and resources.accelerators == {"tpu-v5p-128": 1}
 
 
@@ -171,7 +205,7 @@ def test_skypilot_accepts_the_yaml():
 HOSTILE = [
     "a b", "it's", 'say "x"', "a;touch X;x", "a$(touch X)", "a`touch X`", "a\ntouch X\n", "\ntouch X #", "实验", "-n",
     "a&touch X&", "a|touch X", "a>X", "a{b}", "%d", "a\\", "#x", "*", "~", "$HOME", "a\u2028touch X", "a\x85b",
-    "é: - [x]",
+    "é: - [x]", "$(HOME)$$",
 ]  # fmt: skip
 RECORD = """#!/bin/bash
 { printf '%s\\0' "$@"; printf 'END\\0'; } >> "$RECORD"
@@ -288,6 +322,73 @@ def test_names_reach_the_sky_worker_unchanged_or_are_refused(name, tmp_path, stu
     assert subprocess.run(["bash", "-c", task["run"]], env={**os.environ, "RUN_ID": "1b"}).returncode == 0
     assert calls(tmp_path) == [["worker", bucket, f"--config.run.data_dir=gs://b/{name}", "--run=1b"]]
     assert not list(tmp_path.rglob("X"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_reach_gke_s_worker_unchanged_or_are_refused(name, tmp_path, stubs, capfd):
+    """No shell reads them; Kubernetes itself expands $(NAME), and reads $$ as $."""
+    stubs("kubectl", RECORD)
+    folder = two_rows(tmp_path / name)
+    args = ["launch", str(folder), "--engine=gke", "--topology=v5p:4x4x4", f"--bucket=gs://b/{name}"]
+    code = main.main([*args, "--image=r/x", f"--config.run.data_dir=gs://b/{name}"])
+    assert not list(tmp_path.rglob("X"))
+    if code:
+        assert code == 2 and "which its files can't have" in capfd.readouterr().err
+        assert not all(c.isprintable() for c in name) and not calls(tmp_path)
+        return
+    (listing, apply) = (call for call in calls(tmp_path) if call[0] != "delete")
+    assert listing[:2] == ["get", "jobsets"] and apply == ["apply", f"--filename={folder}/launch/jobsets.yaml"]
+    found = list(yaml.safe_load_all((folder / "launch/jobsets.yaml").read_text()))
+    for jobset, run_id in zip(found, ("0a", "1b"), strict=True):
+        assert re.fullmatch(f"bigmodel(-[a-z0-9]+)*-{run_id}", jobset["metadata"]["name"])
+        (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        words = [
+            re.sub(r"\$\$|\$\(\w+\)", lambda m: "$" if m[0] == "$$" else "EXPANDED", w) for w in container["command"]
+        ]
+        data = f"--config.run.data_dir=gs://b/{name}"
+        assert words == ["bigmodel", "worker", f"gs://b/{name}", data, f"--run={run_id}"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_reach_a_tpu_vm_s_worker_unchanged_or_are_refused(name, tmp_path, stubs, capfd):
+    for program in ("gcloud", "python3", "curl"):
+        stubs(program, "#!/bin/bash\n" if program != "gcloud" else RECORD)
+    folder = two_rows(tmp_path / name)
+    args = ["launch", str(folder), "--engine=tpu-vm", "--topology=v5p:2x2x1", f"--bucket=gs://b/{name}"]
+    code = main.main([*args, f"--zone={name}", f"--config.run.data_dir=gs://b/{name}"])
+    assert not list(tmp_path.rglob("X"))
+    if code:
+        assert code == 2 and "which its files can't have" in capfd.readouterr().err
+        assert not all(c.isprintable() for c in name) and not calls(tmp_path)
+        return
+    copy, _, create = calls(tmp_path)
+    assert copy[:2] == ["storage", "cp"] and copy[-1] == f"gs://b/{name}/launch/"
+    assert create[:4] == ["compute", "tpus", "queued-resources", "create"] and f"--zone={name}" in create
+    assert re.fullmatch("bigmodel(-[a-z0-9]+)*-0", create[4])
+    assert f"--metadata-from-file=startup-script={folder}/launch/start.sh" in create
+    stubs("sleep", "#!/bin/bash\n")
+    bin_of_venv = tmp_path / "bigmodel/bin"
+    bin_of_venv.mkdir(parents=True)
+    (bin_of_venv / "python").write_text("#!/bin/bash\n")
+    (bin_of_venv / "python").chmod(0o755)
+    assert subprocess.run(["bash", str(folder / "launch/start.sh")], stdin=subprocess.DEVNULL).returncode == 0
+    words = [call for call in calls(tmp_path) if call[0] == "worker"]
+    data = f"--config.run.data_dir=gs://b/{name}"
+    assert words == [["worker", f"gs://b/{name}", data, f"--run={run_id}"] for run_id in ("0a", "1b")]
+    assert not list(tmp_path.rglob("X"))
+
+
+def test_commands_of_the_page_print_their_texts(tmp_path, stubs, capsys):
+    for name in ("demo", "digits", "mine"):
+        two_rows(tmp_path / "here/runs" / name)
+    commands = re.findall(r"bigmodel (launch [^`\n]*?)(?=`| {2,}#|\n)", (ROOT / "docs/pods.md").read_text())
+    found = [shlex.split(command) for command in commands if "--engine=" in command and "runs/" in command]
+    assert {word for words in found for word in words if word.startswith("--engine=")} == {
+        f"--engine={name}" for name in ("slurm", "sky", "gke", "tpu-vm")
+    }
+    for words in found:
+        assert main.main([*words, "--print"]) == 0, (words, capsys.readouterr().err)
+        assert "# ---- " in capsys.readouterr().out
 
 
 def test_folder_whose_name_is_not_utf8_is_refused_in_one_line(tmp_path, stubs, capfd):

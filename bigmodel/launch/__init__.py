@@ -16,7 +16,7 @@ from typing import Any
 from bigmodel import config, errors, files
 from bigmodel.errors import UsageError
 
-ENGINES = ("local", "slurm", "sky")
+ENGINES = ("local", "slurm", "sky", "gke", "tpu-vm")
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,20 @@ class Job:
     """What is launched, for any engine.
 
     Attributes:
-      folder: the sweep's folder of runs, absolute or gs://.
+      folder: the sweep's folder of runs, absolute or in a bucket.
       home: the folder for scripts and logs, absolute and on this disk.
       name: letters, digits and dashes, as `job_name` makes it.
       ids: run ids of the rows to run. Ids and not indices: a plan that is written again may have another order.
       most: runs at once.
-      processes: processes of one run.
+      processes: processes of one run; with `gpus`, its nodes.
       worker: shell text of the command of one process, without --run.
       cpus: CPUs of one process.
       time: limit of a run, HH:MM:SS; notice: seconds before it at which runs save.
       options: further lines of #SBATCH.
+      gpus: of a node, each with a process of its own; 0: none.
       topology, slices: of TPUs.
+      image, queue: gke's image of bigmodel and Kueue's LocalQueue. zone: tpu-vm's.
+      rehearsed: whether all of it runs on this machine, so that the folder may be on its disk.
     """
 
     folder: str
@@ -48,8 +51,13 @@ class Job:
     time: str = "24:00:00"
     notice: int = 300
     options: tuple[str, ...] = ()
+    gpus: int = 0
     topology: str = ""
     slices: int = 1
+    image: str = ""
+    queue: str = "default"
+    zone: str = ""
+    rehearsed: bool = False
 
 
 def engine(name: str) -> Any:

@@ -12,7 +12,7 @@ SCRIPT = """\
 # A row that asks for it (75), or whose processes were killed (over 128), is started again, 20 times at most.
 # Ends with 0 if every row is done, with 75 if running it again continues some, and with 1 if one can't be trained.
 row() {{
-  for attempt in $(seq 20); do
+  for _ in $(seq 20); do
     port=$((20000 + RANDOM % 20000))
     pids=()
     for process in $(seq 0 $(({job.processes} - 1))); do

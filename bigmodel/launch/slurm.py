@@ -8,7 +8,7 @@ SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={job.name}
 #SBATCH --array=0-{last}%{job.most}
-#SBATCH --nodes={job.processes} --ntasks={job.processes} --ntasks-per-node=1 --cpus-per-task={job.cpus}
+#SBATCH --nodes={job.processes} --ntasks={tasks} --ntasks-per-node={each} --cpus-per-task={job.cpus}{gpus}
 #SBATCH --time={job.time}
 #SBATCH --signal=TERM@{job.notice}
 #SBATCH --requeue --open-mode=append
@@ -23,6 +23,7 @@ echo "run $id"
 stopped=
 trap 'stopped=1' TERM
 # srun returns the highest code of its tasks: one that failed for good must beat those that it took down (75, 137, 143).
+# shellcheck disable=SC2016 # the quotes are for each task's shell
 srun --kill-on-bad-exit=1 --cpus-per-task={job.cpus} bash -c 'trap : TERM; "$@"; code=$?
   if (( code > 0 && code <= 128 && code != 75 )); then code=255; fi; exit $code' - \\
   {job.worker} --run="$id"
@@ -41,4 +42,7 @@ def render(job: Job) -> dict[str, str]:
     refuse_unprintable("slurm", *job.options)
     options = "\n".join(f"#SBATCH {line}" for line in job.options)
     ids, last = " ".join(job.ids), len(job.ids) - 1
-    return {"array.sbatch": SCRIPT.format(job=job, ids=ids, last=last, notice=job.notice, options=options)}
+    # JAX takes one GPU a process, by its rank on the node, so every process has to see all of them: no binding.
+    each, gpus = max(job.gpus, 1), f" --gpus-per-node={job.gpus}" if job.gpus else ""
+    known = dict(tasks=job.processes * each, each=each, gpus=gpus)
+    return {"array.sbatch": SCRIPT.format(job=job, ids=ids, last=last, notice=job.notice, options=options, **known)}

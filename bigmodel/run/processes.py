@@ -62,7 +62,8 @@ def group(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
             "process_id": _number(environment, "SKYPILOT_NODE_RANK", -1),
         }
     hosts = [h for h in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
-    return {} if len(hosts) > 1 else None
+    slices = _number(environment, "MEGASCALE_NUM_SLICES", 1)
+    return {} if len(hosts) * slices > 1 else None
 
 
 def join(coordinator: str = "", processes: int = 1, process: int = 0) -> None:
