@@ -259,3 +259,14 @@ def test_status_of_1000_rows_is_a_request_a_row(store, here):
     print(f"{store.scheme}: status of 1,000 rows in {took:.1f} s, {asked} requests")
     assert "900 done" in text and "50 running" in text and "50 interrupted" in text
     assert asked <= 3000
+
+
+def test_config_json_and_scripts_of_a_bucket_keep_their_slashes(store, here):
+    run(store, here, "sweep", "plan", "small.py", f"--runs={store.url('slashes')}", "--write")
+    folder = store.url("slashes/small")
+    for engine, name in (("local", "run.sh"), ("slurm", "array.sbatch")):
+        text = run(store, here, "launch", "small.py", f"--runs={store.url('slashes')}", f"--engine={engine}", "--print")
+        assert f"worker {folder} --run=" in text and f"{here}/runs/small/launch/" in text and f"---- {name}" in text
+    wrong = start(store, here, "evaluate", store.url("nothing/x"))
+    assert f"no finished run at '{store.url('nothing/x')}'" in wrong.communicate()[1] and wrong.returncode == 2
+    assert not list(here.glob("gs:*")) and not list(here.glob("s3:*"))
