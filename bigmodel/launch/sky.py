@@ -29,7 +29,7 @@ envs:
 setup: |
   set -e
 {python}
-  ~/bigmodel/bin/python -m pip install -c {lock} -e {packages}
+  {install}
 run: |
   PATH=~/bigmodel/bin:$PATH {job.worker} --run="$RUN_ID"
 """
@@ -50,8 +50,10 @@ def render(job: Job) -> dict[str, str]:
         raise UsageError("launch --engine=sky: one slice a row; rows of several slices need --engine=gke")
     refuse_unprintable("sky", job.folder, job.worker)  # YAML has more line ends than the newline
     python = "  " + PYTHON.replace("\n", "\n  ").rstrip()
-    lock, packages = "requirements.lock", "'.[tpu]'"
+    install = "~/bigmodel/bin/python -m pip install -c requirements.lock -e '.[tpu]'"
     if job.folder.startswith("s3://"):  # botocore wants an older python-dateutil than the lock's
-        lock, packages = "<(grep -v '^python-dateutil=' requirements.lock)", "'.[tpu]' s3fs"
-    text = YAML.format(job=job, slice=slice, python=python, lock=lock, packages=packages)
+        install = f"grep -v '^python-dateutil=' requirements.lock > ~/s3.lock\n  {install} s3fs".replace(
+            "-c requirements.lock", "-c ~/s3.lock"
+        )
+    text = YAML.format(job=job, slice=slice, python=python, install=install)
     return {"launch.sh": LOOP.format(job=job, ids=" ".join(job.ids)), "row.yaml": text}
