@@ -6,8 +6,6 @@ COPY requirements.lock pyproject.toml README.md LICENSE ./
 COPY bigmodel bigmodel
 COPY experiments experiments
 COPY sweeps sweeps
-# botocore, which s3fs brings, wants an older python-dateutil than the lock's.
-RUN grep -v '^python-dateutil=' requirements.lock > constraints.txt && \
-    python -m pip install --no-cache-dir -c constraints.txt '.[tpu]' s3fs
+RUN python -m pip install --no-cache-dir -c requirements.lock '.[tpu,s3]'
 # A worker is told to stop by SIGTERM, which it has to get itself: no shell, no ENTRYPOINT.
 CMD ["bigmodel", "--help"]

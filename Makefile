@@ -38,7 +38,7 @@ $(BIN)/.reference: $(BIN)/.done
 test-all: lint $(BIN)/.reference  ## everything: minutes of kills, downloads, other implementations (torch)
 	@$(BIN)/python -m pytest -n 2 --dist=worksteal -m 'not bucket and not cluster and not tpu'
 
-test-harness:  ## lm-evaluation-harness's own scores, in an environment of its own: the lock's python-dateutil is too new for it
+test-harness:  ## lm-evaluation-harness's own scores, in an environment of its own
 	@$(PYTHON) -m venv build/harness
 	@build/harness/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,harness]'
 	@build/harness/bin/python -m pytest -m reference tests/test_evaluate.py

@@ -50,10 +50,7 @@ def render(job: Job) -> dict[str, str]:
         raise UsageError("launch --engine=sky: one slice a row; rows of several slices need --engine=gke")
     refuse_unprintable("sky", job.folder, job.worker)  # YAML has more line ends than the newline
     python = "  " + PYTHON.replace("\n", "\n  ").rstrip()
-    install = "~/bigmodel/bin/python -m pip install -c requirements.lock -e '.[tpu]'"
-    if job.folder.startswith("s3://"):  # botocore wants an older python-dateutil than the lock's
-        install = f"grep -v '^python-dateutil=' requirements.lock > ~/s3.lock\n  {install} s3fs".replace(
-            "-c requirements.lock", "-c ~/s3.lock"
-        )
+    extras = "tpu,s3" if job.folder.startswith("s3://") else "tpu"
+    install = f"~/bigmodel/bin/python -m pip install -c requirements.lock -e '.[{extras}]'"
     text = YAML.format(job=job, slice=slice, python=python, install=install)
     return {"launch.sh": LOOP.format(job=job, ids=" ".join(job.ids)), "row.yaml": text}

@@ -104,7 +104,10 @@ class _Gcs(Folder):
         import tensorstore as ts
 
         super().__init__(url)
-        self.store = ts.KvStore.open(self.url + "/").result()
+        try:
+            self.store = ts.KvStore.open(self.url + "/").result()
+        except ValueError as e:
+            raise UsageError(f"{url!r} is no folder of a bucket: {str(e).rpartition(': ')[2]}") from e
 
     def read(self, name: str) -> tuple[bytes | None, Any]:
         found = self._asked(self.store.read, name)
