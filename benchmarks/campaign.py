@@ -234,7 +234,7 @@ def limit_memory(more):
 class Campaign:
     def __init__(self, work):
         self.work, self.home, self.real_cache = work, work / "home", work / "cache"
-        self.expected, self.logs = {}, work / "log"
+        self.expected, self.logs, self.mounted = {}, work / "log", ""
         self.real_cache.mkdir(parents=True, exist_ok=True)
 
         for name in (*LATER, *(f"bigmodel.cli.{verb}" for verb in cli.verbs())):
@@ -269,9 +269,16 @@ class Campaign:
 
     def fresh(self, base):
         """`home` as the base is; the same path every time, which records and keys contain."""
-        if os.path.ismount(self.home):
+        if self.mounted:
             subprocess.run(["umount", "-l", self.home], check=True)
-        shutil.rmtree(self.home, ignore_errors=True)
+            self.mounted = ""
+        for _ in range(50):  # a process that was killed may still be dying
+            shutil.rmtree(self.home, ignore_errors=True)
+            if not self.home.exists():
+                break
+            time.sleep(0.1)
+        else:
+            shutil.rmtree(self.home)
         shutil.copytree(base, self.home) if base else self.home.mkdir(parents=True)
 
     def argv(self, command):
@@ -347,12 +354,14 @@ class Campaign:
             prelude.append(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1)))
             prelude.append(lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN))
         elif kind == "disk full":
+            self.mounted = kind
             self.mount("size=1g", base)
             used = 4096 * sum((p.stat().st_size + 4095) // 4096 + 1 for p in self.home.rglob("*"))
             free = 4096 * int(10 ** rng.uniform(0, 2.2))
             row["where"] = f"{free} bytes are free"
             subprocess.run(["mount", "-o", f"remount,size={used + free}", self.home], check=True)
         elif kind == "read-only folder":
+            self.mounted = kind
             subprocess.run(["mount", "--bind", self.home, self.home], check=True)
             subprocess.run(["mount", "-o", "remount,ro,bind", self.home], check=True)
             row["where"] = "all"
@@ -486,12 +495,9 @@ class Campaign:
 
     def mend(self):
         """Takes away what `inject` has mounted."""
-        if os.path.ismount(self.home):
-            kind = subprocess.run(["stat", "-f", "-c", "%T", self.home], capture_output=True, text=True).stdout
-            if kind.strip() == "tmpfs":
-                subprocess.run(["mount", "-o", "remount,size=1g", self.home], check=True)
-            else:
-                subprocess.run(["umount", self.home], check=True)
+        if self.mounted:
+            option = "remount,size=1g" if self.mounted == "disk full" else "remount,rw,bind"
+            subprocess.run(["mount", "-o", option, self.home], check=True)
 
 
 def damage(path, kind, rng, home):
