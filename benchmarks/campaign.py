@@ -24,10 +24,8 @@ import argparse
 import collections
 import contextlib
 import csv
-import importlib
 import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -43,190 +41,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from test_flipped_bits import (  # noqa: E402  (sets the flags of XLA before JAX is imported)
-    CLOCK, DIGITS, NEEDING, ON_TEXT, PREPARE, STUDY, TELLS, differing, done, flags, make_half_text, make_text, outcome,
-)  # fmt: skip
-
-from bigmodel import cli  # noqa: E402
-from bigmodel.cli import main  # noqa: E402
-from bigmodel.run import record  # noqa: E402
+from campaign_places import (  # noqa: E402
+    BASES,
+    COMMANDS,
+    DAMAGE,
+    KINDS,
+    READS,
+    TRAINS,
+    damage,
+    draw,
+    ended,
+    jump,
+    limit_memory,
+    load,
+    spawn,
+)
+from test_flipped_bits import CLOCK, TELLS, differing, outcome  # noqa: E402
 
 REPEATS, LIMIT, REAL, IMPORTS = 3, 90.0, 25, 5.0
 GOOD = ("equal", "told", "refused")
 BAD = ("LOST", "RESTARTED", "SILENTLY WRONG", "TRACEBACK", "HUNG")
-RUN = {"model.width": 8, "train.tokens": 0, "run.wandb": "off", "run.checkpoint_every": 5, "run.keep": 3}
-PLAIN = {**RUN, "train.steps": 30}
-TRAIN = ["train", DIGITS, *flags(PLAIN)]
-NEEDS = ["train", DIGITS, *flags({**NEEDING, "run.checkpoint_every": 2})]
-SWEEP = re.sub(r"return.*", f"return [{{**{RUN}, 'model.width': w, 'train.steps': n}} for w in (4, 8) for n in (10, 20)]",
-               STUDY)  # fmt: skip
-
-
-# ------------------------------------------------------------------------------ places and commands
-
-
-def cut_back(folder, step):
-    """As a kill in its last steps leaves a run."""
-    (folder / "result.json").unlink()
-    shutil.rmtree(folder / f"checkpoints/{step}")
-
-
-def make_finished(pairs=PLAIN):
-    done("train", DIGITS, *flags(pairs))
-    return next(Path("runs").iterdir())
-
-
-def make_study():
-    """Of four rows two are done, one is interrupted and one has not begun."""
-    Path("study.py").write_text(SWEEP)
-    done("sweep", "run", "study.py")
-    ids = [json.loads(line)["run_id"] for line in Path("runs/study/plan.jsonl").read_text().splitlines()]
-    cut_back(Path("runs/study", ids[1]), 20)
-    shutil.rmtree(Path("runs/study", ids[3]))
-
-
-def make_results():
-    """Nine finished runs of a known law, and a fit of them."""
-    for n in (10**4, 10**5, 10**6):
-        for d in (10**6, 10**7, 10**8):
-            row = dict(params=n, tokens=d, loss=2 + 10 * n**-0.3 + 20 * d**-0.3 + 0.02 * (hash((n, d)) % 3), flops=6 * n * d,
-                       unit="tokens", steps=9, status="done", run_id=f"{n}-{d}", params_nonembedding=n, wall_seconds=1.0)  # fmt: skip
-            Path(f"runs/{n}-{d}").mkdir(parents=True)
-            record.write_record(f"runs/{n}-{d}/result.json", row)
-    done(*FIT)
-
-
-def make_report():
-    make_results()
-    done(*REPORT)
-
-
-FIT = ["fit", "runs", "--bootstrap=20", "--out=fit.json"]
-REPORT = ["report", "runs", "--out=report"]
-BASES = {
-    "nothing": lambda: None,
-    "sources": lambda: (Path("study.py").write_text(SWEEP), shutil.copytree(ROOT / "tests/data", "texts")),
-    "interrupted": lambda: cut_back(make_finished(), 30),
-    "needing": lambda: cut_back(make_finished({**NEEDING, "run.checkpoint_every": 2}), 10),
-    "finished": make_finished,
-    "study": make_study,
-    "results": make_results,
-    "report": make_report,
-    "text": make_text,
-    "half text": make_half_text,
-}
-ANY = ["**/*"]
-# name -> (base, argv, files to damage, weight); {run}: the only run, {row}: the plan's interrupted row
-COMMANDS = {
-    "train": ("nothing", TRAIN, [], 2),
-    "train (resumed)": ("interrupted", TRAIN, ANY, 5),
-    "train (branches, patience)": ("needing", NEEDS, ANY, 3),
-    "train (finished)": ("finished", TRAIN, ANY, 2),
-    "train (text)": ("text", ["train", *ON_TEXT], ["data/speech/*"], 1),
-    "sweep run (new)": ("sources", ["sweep", "run", "study.py"], [], 0.5),
-    "sweep run": ("study", ["sweep", "run", "study.py"], ["runs/**/*"], 2),
-    "sweep status": ("study", ["sweep", "status", "study.py"], ["runs/**/*.json*"], 6),
-    "worker": ("study", ["worker", "runs/study", "--run={row}"], ["runs/study/plan.jsonl", "runs/study/{row}/**/*"], 3),
-    "evaluate": ("finished", ["evaluate", "{run}", "--split=validation"], ANY, 2),
-    "fit": ("results", FIT, ["runs/**/*"], 2),
-    "plan": ("results", ["plan", "--law=fit.json", "--flops=1e15", "--next-runs=0"], ["fit.json"], 5),
-    "report": ("results", REPORT, ["runs/**/*"], 0.2),
-    "report (again)": ("report", REPORT, ["report/*.*", "report/figures/*"], 0.2),
-    "prepare": ("sources", PREPARE, [], 4),
-    "prepare (half)": ("half text", PREPARE, ["data/speech/*"], 5),
-    "prepare (again)": ("text", PREPARE, ["data/speech/*"], 4),
-}
-# What commands import later; each child would load it again, and a limit of its memory would hit that alone.
-LATER = ("scipy.optimize", "orbax.checkpoint", "grain", "bigmodel.run.session", "bigmodel.study.workers",
-         "bigmodel.prepare.prepare", "bigmodel.laws.report", "bigmodel.models.mlp", "bigmodel.models.decoder",
-         "bigmodel.after.evaluate", "jinja2", "tokenizers", "sklearn.datasets", "psutil", "rich.console")  # fmt: skip
-READS = ("sweep status", "evaluate", "plan")  # what they print is their outcome
-TRAINS = ("train", "sweep run", "worker")
-# kind -> weight
-KINDS = {
-    "bit flipped": 20, "truncated": 12, "emptied": 8, "removed": 4, "compiled program damaged": 4, "SIGKILL": 12,
-    "SIGTERM": 8, "SIGTERM twice": 4, "SIGSTOP, continued": 2, "SIGSTOP, killed": 3, "file size limit": 6,
-    "disk full": 6, "read-only folder": 3, "memory limit": 3, "file descriptors": 4, "clock jump": 4,
-    "two at once": 5, "worker lost": 0.5,
-}  # fmt: skip
-DAMAGE = ("bit flipped", "truncated", "emptied", "removed")
-
-
-def draw(seed):
-    """(kind, command, the generator that draws moment and place)."""
-    rng = random.Random(seed)
-    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-    allowed = [name for name, (_, _, files, _) in COMMANDS.items() if files or kind not in DAMAGE]
-    if kind in ("compiled program damaged", "clock jump"):
-        allowed = [name for name in allowed if name.startswith(TRAINS) or name == "evaluate"]
-    if kind == "worker lost":
-        allowed = ["sweep run (new)", "sweep run"]
-    return kind, rng.choices(allowed, [COMMANDS[name][3] for name in allowed])[0], rng
-
-
-# ---------------------------------------------------------------------------------------- processes
-
-
-def spawn(argv, home, log, real, prelude=()):
-    """Pid of the command in `home`, its output in log.out and log.err. `prelude`: calls in the child before it."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.setpgid(0, 0)
-        os.chdir(home)
-        for fd, end in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{log}.{end}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), fd)
-        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
-        if real:
-            os.environ["PYTHONPATH"] = str(ROOT)
-        for call in prelude:
-            call()
-        if real:
-            os.execv(sys.executable, [sys.executable, "-m", "bigmodel", *argv])
-        code = main.main(argv)
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    with contextlib.suppress(BaseException):
-        sys.stdout.flush()
-    os._exit(code)
-
-
-def ended(pid, limit):
-    """Exit code, negative of a signal; None: it had to be killed after `limit` seconds."""
-    until = time.monotonic() + limit
-    while time.monotonic() < until:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
-
-
-def jump(rng):
-    """time.time() leaps by up to a year at one of its first calls."""
-    clock, after, by, calls = time.time, rng.randrange(60), rng.choice((-1, 1)) * 10 ** rng.uniform(0, 7.5), [0]
-
-    def leaping():
-        calls[0] += 1
-        return clock() + (by if calls[0] > after else 0)
-
-    def install():
-        time.time = leaping
-
-    return install
-
-
-def limit_memory(more):
-    """The address space as it is, and `more` bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more,) * 2)
-
 
 # ---------------------------------------------------------------------------------------- the fault
 
@@ -237,8 +71,7 @@ class Campaign:
         self.expected, self.logs, self.mounted = {}, work / "log", ""
         self.real_cache.mkdir(parents=True, exist_ok=True)
 
-        for name in (*LATER, *(f"bigmodel.cli.{verb}" for verb in cli.verbs())):
-            importlib.import_module(name)
+        load()
 
     def cache(self, folder):
         """The compilation cache of the commands to come. JAX reads the variable when it is imported."""
@@ -442,13 +275,17 @@ class Campaign:
         found = {}
         for folder in self.home.glob("runs/**/checkpoints"):
             saved = max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
-            attempts = [r for r in record.read_rows(folder.parent / "attempts.jsonl")]
-            found[folder.parent] = saved, len(attempts), attempts[-1]["step"] if attempts else 0
+            path, attempts = folder.parent / "attempts.jsonl", []
+            for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    attempts.append(json.loads(line)["step"])
+            found[folder.parent] = saved, len(attempts), attempts[-1] if attempts else 0
         return found
 
     def judged(self, argv, real, prelude, act, kind, file, before, command, expected):
         there0, out0, err0 = expected
-        codes, lines, checkpoints = [], [], {}
+        codes, lines = [], []
+        checkpoints = self.steps()
         for number in range(REPEATS + 1):
             self.second_code = 0
             code, out, err = self.run(argv, real, prelude if not number else (), act if not number else None)
@@ -463,10 +300,11 @@ class Campaign:
             if died or "Traceback" in err or ("Error" in err and code == 1 and "bigmodel: " not in err):
                 last = [x for x in err.splitlines() if x and not x.startswith(" ")]
                 return f"{last[-1] if last else ''}", "TRACEBACK", codes
-            for run, (saved, count, start) in (self.steps() if command.startswith(TRAINS) else {}).items():
-                if run in checkpoints and count > checkpoints[run][1] and not start and checkpoints[run][0] and not file:
-                    return f"{run.name}: from 0, had {checkpoints[run][0]}", "RESTARTED", codes
-                checkpoints[run] = saved, count
+            for run, (saved, count, start) in self.steps().items():
+                had, attempts = checkpoints.get(run, (0, 0, 0))[:2]
+                if had and count > attempts and not start and not (file and file.name == "attempts.jsonl"):
+                    return f"{run.name}: from 0, had {had}", "RESTARTED", codes
+                checkpoints[run] = saved, count, start
             if file and (code == 2 or (code == 1 and file.name in told)):  # 1: of a sweep's row
                 if not told or (before is not None and (not file.exists() or file.read_bytes() != before)):
                     return told, "LOST", codes
@@ -487,7 +325,7 @@ class Campaign:
         wrong = [k for k in differing(there, there0) if not (untouched and k == name)]
         if command in READS and CLOCK.sub("", out) != CLOCK.sub("", out0):
             wrong.append("what it prints")
-        if wrong and told and (name.endswith(".jsonl") and wrong == [name] or command in (*READS, "fit", "report")):
+        if wrong and told and ((name.endswith(".jsonl") and wrong == [name]) or command in (*READS, "fit", "report")):
             wrong = []  # a record with holes, or a row left out: as said
         if wrong:
             return f"{wrong[:3]} {told}", "LOST" if told else "SILENTLY WRONG", codes
@@ -498,22 +336,6 @@ class Campaign:
         if self.mounted:
             option = "remount,size=1g" if self.mounted == "disk full" else "remount,rw,bind"
             subprocess.run(["mount", "-o", option, self.home], check=True)
-
-
-def damage(path, kind, rng, home):
-    """Damages a file; says where."""
-    data = bytearray(path.read_bytes())
-    at = rng.randrange(len(data)) if data else 0
-    if kind == "removed":
-        path.unlink()
-    elif kind == "emptied":
-        path.write_bytes(b"")
-    elif kind == "truncated":
-        path.write_bytes(data[:at])
-    elif data:
-        data[at] ^= 1 << rng.randrange(8)
-        path.write_bytes(data)
-    return f"{os.path.relpath(path, home)} at {at} of {len(data)}"
 
 
 def table(rows):
