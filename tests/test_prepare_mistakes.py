@@ -94,7 +94,7 @@ def test_one_preparation_at_a_time(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", texts())
     with (
         folder.working(epath.Path(tmp_path / "out")),
-        pytest.raises(Busy, match="another prepare is writing .*; the same command continues"),
+        pytest.raises(Busy, match=r"another prepare is writing .*; the same command continues"),
     ):
         quiet(source, tmp_path / "out")
     assert quiet(source, tmp_path / "out")["format"] == 1
