@@ -7,10 +7,12 @@ import sys
 
 import pytest
 from conftest import ROOT
+from etils import epath
 
 from bigmodel import errors, files
+from bigmodel.study import status
 
-FAILED = [26]  # each was in a class that is none of the good ones
+FAILED = [26, 672, 795]  # each was in a class that is none of the good ones
 
 
 def campaign(tmp_path, seeds):
@@ -38,3 +40,18 @@ def test_a_full_disk_in_a_class_of_a_library(number):
     """What tensorstore raises has no errno, only the system's words; a limit or a quota has others than a full disk."""
     with pytest.raises(errors.Retry, match="disk full"), files.full_disk("runs"):
         raise ValueError(f"RESOURCE_EXHAUSTED: Error writing local file: {os.strerror(number)} [OS error {number}]")
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_lost_rows_of_an_interrupted_run_are_told(content, tmp_path, capfd):
+    """A run saves its rows before a checkpoint: one with checkpoints has rows."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_bytes(content)
+    errors.noted.clear()
+    assert status.state_of(epath.Path(tmp_path)) == {"state": "interrupted", "last": None}
+    assert not capfd.readouterr().err
+    (tmp_path / "checkpoints/5").mkdir()
+    status.state_of(epath.Path(tmp_path))
+    assert "metrics.jsonl' is missing or empty, though checkpoints are there" in capfd.readouterr().err
