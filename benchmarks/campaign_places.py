@@ -144,6 +144,8 @@ def draw(seed):
     allowed = [name for name, (_, _, files, _) in COMMANDS.items() if files or kind not in DAMAGE]
     if kind in ("compiled program damaged", "clock jump"):
         allowed = [name for name in allowed if name.startswith(TRAINS) or name == "evaluate"]
+    if kind == "removed":  # who removes a run removes a point
+        allowed = [name for name in allowed if not name.startswith(("fit", "report"))]
     if kind == "worker lost":
         allowed = ["sweep run (new)", "sweep run"]
     return kind, rng.choices(allowed, [COMMANDS[name][3] for name in allowed])[0], rng
