@@ -28,7 +28,7 @@ def full_disk(what: Any) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if getattr(e, "errno", None) in FULL or "No space left" in str(e):
+        if getattr(e, "errno", None) in FULL or any(os.strerror(number) in str(e) for number in FULL):
             raise Retry(f"disk full: can't write {str(what)!r}; nothing is lost: free space and repeat") from e
         raise
 

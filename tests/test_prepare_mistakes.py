@@ -12,7 +12,7 @@ import zstandard
 from etils import epath
 from test_prepare import ENGLISH, one_line, quiet, texts, write_jsonl
 
-from bigmodel.errors import Retry
+from bigmodel.errors import Busy, Retry
 from bigmodel.prepare import folder
 from bigmodel.prepare import tokenizer as tokenizers
 
@@ -92,8 +92,11 @@ def test_another_preparation_is_not_overwritten(tmp_path):
 
 def test_one_preparation_at_a_time(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", texts())
-    with folder.working(epath.Path(tmp_path / "out")):
-        one_line("another prepare is writing", lambda: quiet(source, tmp_path / "out"))
+    with (
+        folder.working(epath.Path(tmp_path / "out")),
+        pytest.raises(Busy, match=r"another prepare is writing .*; the same command continues"),
+    ):
+        quiet(source, tmp_path / "out")
     assert quiet(source, tmp_path / "out")["format"] == 1
 
 

@@ -406,3 +406,12 @@ def test_the_wing_needs_no_jax():
     modules = "bigmodel.laws.report, bigmodel.laws.rows"
     code = f"import sys, {modules}\nsys.exit('jax' in sys.modules or 'flax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_report_of_points_without_noise(tmp_path):
+    """All samples of the bootstrap are one number, up to rounding."""
+    out = tmp_path / "report"
+    frame = runs(noise=0.0)[["run_id", "N", "D", "C", "L"]]
+    frame["L"] = 2 + 10 * frame["N"] ** -0.3 + 20 * frame["D"] ** -0.3
+    report.write(frame, fits.fit(frame, bootstrap=20), out, "exact", "bigmodel fit", "examples", "loss (nats)", {})
+    assert (out / "figures/clouds.png").stat().st_size

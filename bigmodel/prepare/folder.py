@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel.errors import Retry, UsageError
+from bigmodel.errors import Busy, Retry, UsageError
 from bigmodel.files import full_disk, sealed
 
 Manifest = dict[str, Any]
@@ -67,7 +67,7 @@ def working(root: epath.Path) -> Iterator[Folder]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another prepare is writing {str(root)!r}") from None
+            raise Busy(f"another prepare is writing {str(root)!r}; the same command continues") from None
         try:
             yield Folder(root, work)
         finally:

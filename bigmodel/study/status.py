@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from bigmodel import files
-from bigmodel.errors import UsageError
+from bigmodel.errors import UsageError, note
 from bigmodel.run import claims, objects, record
 from bigmodel.words import human
 
@@ -64,7 +64,11 @@ def state_of(folder: epath.Path, held: Callable[[epath.Path], bool] = claims.hel
     if not running and (error := record.read_error(folder)):
         return {"state": "failed", "error": error}
     started = "interrupted" if (folder / "config.json").exists() else "pending"
-    return {"state": "running" if running else started, "last": record.last_row(folder / "metrics.jsonl")}
+    last = record.last_row(folder / "metrics.jsonl")
+    stored = "://" in str(folder)  # where a listing costs a request
+    if last is None and not (running or stored) and any(p.name.isdigit() for p in folder.glob("checkpoints/*")):
+        note(f"{str(folder / 'metrics.jsonl')!r} is missing or empty, though checkpoints are there")
+    return {"state": "running" if running else started, "last": last}
 
 
 def describe(overrides: Mapping[str, Any]) -> str:

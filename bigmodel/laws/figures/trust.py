@@ -80,7 +80,9 @@ def clouds(study: Study, size: style.Size) -> Figure | None:
             axes.locator_params(**few)
             axes.tick_params(labelleft=axes is grid[i, 0])
         axes, ends = grid[i, i], study.result["ci"].get(y)
-        axes.hist(samples[y].dropna(), 28, color=style.BLUE, alpha=0.75)
+        values = samples[y].dropna()
+        margin = 1e-9 * values.abs().max()  # of points without noise all samples are one number
+        axes.hist(values, 28, (values.min() - margin, values.max() + margin), color=style.BLUE, alpha=0.75)
         axes.axvline(estimates[y], color=style.VERMILLION, lw=1.2)
         if has_ends(ends):
             axes.axvspan(*ends, color=style.ORANGE, alpha=0.25, lw=0, zorder=0)
