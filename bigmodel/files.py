@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -21,13 +22,30 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
+STORES = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "s3fs")  # whose errors a bucket causes
+
+
+def of_store(e: BaseException) -> str:
+    """In a few words what a bucket did, if an exception or a cause of it is of a library that reads one; else ""."""
+    found: BaseException | None = e
+    while found is not None:
+        if type(found).__module__.partition(".")[0] in STORES:
+            return f"{type(found).__name__}: {(str(found).splitlines() or [''])[0][:200]}"
+        found = found.__cause__
+    return ""
+
+
 @contextlib.contextmanager
 def full_disk(what: Any) -> Iterator[None]:
-    """Around what writes `what`: a full disk is a reason to try again, not a fault. Libraries raise it in their own
-    classes."""
+    """Around what writes `what`: a full disk is a reason to try again, not a fault, and so is a bucket that can't be
+    reached. Libraries raise them in their own classes."""
     try:
         yield
+    except (Retry, UsageError):
+        raise
     except Exception as e:
+        if "://" in str(what) and (why := of_store(e)):
+            raise Retry(f"{what} can't be reached ({why}); the same command continues") from e
         if getattr(e, "errno", None) in FULL or any(os.strerror(number) in str(e) for number in FULL):
             raise Retry(f"disk full: can't write {str(what)!r}; nothing is lost: free space and repeat") from e
         raise
@@ -63,6 +81,7 @@ def uncached_listings() -> None:
     """Tells fsspec, before its first use, that the folders of stores change: other workers write there."""
     import fsspec.config
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises anyway
     for name in ("gcs", "gs", "s3"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
 
@@ -149,6 +168,8 @@ def read_plan(folder: Any) -> list[dict[str, Any]]:
     except (FileNotFoundError, NotADirectoryError) as e:
         raise UsageError(f"no plan at {str(folder)!r}: run `bigmodel sweep plan FILE.py` first") from e
     except OSError as e:
+        if of_store(e):
+            raise
         raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):

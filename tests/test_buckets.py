@@ -270,3 +270,14 @@ def test_config_json_and_scripts_of_a_bucket_keep_their_slashes(store, here):
     wrong = start(store, here, "evaluate", store.url("nothing/x"))
     assert f"no finished run at '{store.url('nothing/x')}'" in wrong.communicate()[1] and wrong.returncode == 2
     assert not list(here.glob("gs:*")) and not list(here.glob("s3:*"))
+
+
+@pytest.mark.parametrize("kind", ["gcs", "s3"])
+@pytest.mark.parametrize("command", [["sweep", "status", "{}/small"], ["sweep", "run", "small.py", "--runs={}"]])
+def test_store_that_cannot_be_reached_is_one_line_and_75(kind, command, here):
+    with getattr(emulators, kind)() as gone:
+        pass
+    process = start(gone, here, *(part.format(gone.url("runs")) for part in command))
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 75 and "the bucket can't be used" in err.splitlines()[-1], err
+    assert "Traceback" not in err and len(err.splitlines()) <= 2  # a note of short runs

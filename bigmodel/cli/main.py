@@ -162,7 +162,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not missing:
             raise
         return _fail(f"a path in a bucket needs the package {missing}: {files.install(missing)}", EXIT_USAGE)
-    except OSError as e:
+    except Exception as e:
+        if why := files.of_store(e):
+            return _fail(f"the bucket can't be used ({why}); the same command continues once it can", EXIT_RETRY)
+        if not isinstance(e, OSError):
+            raise
         if e.errno in files.FULL:
             return _fail(f"disk full: {e.filename or e}; free space and repeat", EXIT_RETRY)
         if e.filename is None:

@@ -17,7 +17,7 @@ import os
 import sys
 from typing import Any
 
-from bigmodel import cli, config, errors
+from bigmodel import cli, config, errors, files
 from bigmodel.errors import EXIT_RETRY, Retry, UsageError
 
 CONFIGURED, CLOUD = True, ("folder",)
@@ -81,7 +81,7 @@ def _train(cfg: Any, folder: Any, row: dict[str, Any], label: str, overridden: b
         code = EXIT_RETRY
     except Exception as e:
         mistake = isinstance(e, UsageError)
-        code = EXIT_RETRY if processes.is_peers_death(e) else 1
+        code = EXIT_RETRY if processes.is_peers_death(e) or files.of_store(e) else 1
         if mistake and code == 1 and overridden:  # the mistake may be in this command and not in the row
             raise
         text = (str(e) if mistake else f"{type(e).__name__}: {e}").splitlines()[0]

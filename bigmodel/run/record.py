@@ -29,6 +29,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from bigmodel import files
 from bigmodel.errors import UsageError, note
 from bigmodel.files import parse_sealed, sealed
 
@@ -53,6 +54,8 @@ def read_json(path: Any, keys: Sequence[str] = ()) -> Any:
     except ValueError as e:
         why = str(e)
     except OSError as e:
+        if files.of_store(e):
+            raise
         raise UsageError(f"can't read {str(path)!r}: {e.strerror or e}") from e
     note(f"{str(path)!r} is damaged ({why}): taken as not there")
     return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from bigmodel import config
+from bigmodel import config, files
 from bigmodel.errors import Busy, NoData, Retry, Unavailable
 from bigmodel.run import claims, record
 from bigmodel.run.view import View
@@ -60,6 +60,8 @@ def run(
         except (Unavailable, NoData) as e:  # the plan has read the data: every row would fail now
             raise Retry(f"{label}  {e}; the same command continues, once that is there again") from e
         except Exception as e:
+            if why := files.of_store(e):
+                raise Retry(f"{label}  {folder} can't be reached ({why}); the same command continues") from e
             text = f"{type(e).__name__}: {e}".splitlines()[0]
             if _device_is_lost():  # perhaps not this row's fault, and every later row would fail
                 raise Retry(f"{label}  {_blame(home, text)}") from e
