@@ -1,4 +1,4 @@
-"""Compile the train step of a config, or of a published model, for TPUs that are not there.
+"""Compile the train step of a config for TPUs that are not there.
 
 Reports XLA's bytes on one chip, the collectives, FLOPs from the model's formula, and a roofline of the step's time,
 which is a model and not a measurement. Without --config.run.mesh.AXIS=K it takes the fastest layout whose estimate
