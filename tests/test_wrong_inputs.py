@@ -622,10 +622,10 @@ def test_full_disk_in_a_process_with_a_compilation_cache(wandb, here, undisturbe
 def test_full_disk_at_the_very_end(here, undisturbed, capfd, monkeypatch):
     """All is trained and saved, only result.json has no space: nothing is trained or written twice."""
 
-    def full(path, value, write=record.write_record):
+    def full(path, value, claim=None, write=record.write_record):
         if Path(path).name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, value)
+        write(path, value, claim)
 
     with monkeypatch.context() as patch:
         patch.setattr(record, "write_record", full)
