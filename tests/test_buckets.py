@@ -281,3 +281,28 @@ def test_store_that_cannot_be_reached_is_one_line_and_75(kind, command, here):
     _, err = process.communicate(timeout=200)
     assert process.returncode == 75 and "the bucket can't be used" in err.splitlines()[-1], err
     assert "Traceback" not in err and len(err.splitlines()) <= 2  # a note of short runs
+
+
+def test_listed_checkpoints_are_kept_and_others_removed(store, here):
+    """Also with keep=1, and on s3://, where no manager of orbax removes anything; then a plan that is gone is gone."""
+    runs = store.url("kept")
+    run(
+        store,
+        here,
+        "sweep",
+        "run",
+        "small.py",
+        f"--runs={runs}",
+        "--config.run.keep=1",
+        "--config.run.checkpoint_every=20",
+    )
+    home = objects.opened(f"{runs}/small")
+    names = home.listing()
+    for folder in {name.partition("/")[0] for name in names if name.endswith(claims.NAME)}:
+        (listed,) = claims.saved(f"{runs}/small/{folder}")
+        there = {tuple(map(int, name.split("/")[2:4])) for name in names if name.startswith(f"{folder}/checkpoints/")}
+        assert listed in there and len(there) <= (1 if store.scheme == "s3" else 2)
+    assert "6 done" in run(store, here, "sweep", "status", f"{runs}/small")
+    home.remove("plan.jsonl")
+    wrong = start(store, here, "sweep", "status", f"{runs}/small")
+    assert "no plan at" in wrong.communicate()[1] and wrong.returncode == 2

@@ -27,21 +27,6 @@ def here(tmp_path, monkeypatch):
     return home
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """The folder that is gs://, for this process's children."""
-    (tmp_path / "buckets").mkdir()
-    monkeypatch.setenv("BUCKETS", str(tmp_path / "buckets"))
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests/bucket'}:{ROOT}")
-    return tmp_path / "buckets"
-
-
-def command(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "bigmodel", *map(str, args)], capture_output=True, text=True, timeout=120
-    )
-
-
 @pytest.mark.parametrize(
     "args",
     [

@@ -140,7 +140,7 @@ def test_of_two_workers_started_together_100_times_exactly_one_trains(tmp_path, 
     assert all(len(record.read_rows(p / "attempts.jsonl")) == 1 for p in runs)
 
 
-class object_store(objects._Gcs):
+class DiskStore(objects._Gcs):
     """A folder of this disk with the conditional writes of tensorstore's file driver, which are real."""
 
     def __init__(self, tmp_path):
@@ -154,7 +154,7 @@ class object_store(objects._Gcs):
 
 
 def test_an_object_store_admits_one_claim(tmp_path, monkeypatch):
-    store = object_store(tmp_path)
+    store = DiskStore(tmp_path)
     one = claims.ObjectClaim(store, "slurm 7_1")
     with pytest.raises(Busy, match="slurm 7_1 is training this run"):
         claims.ObjectClaim(store, "slurm 8_1")
@@ -171,7 +171,7 @@ def test_an_object_store_admits_one_claim(tmp_path, monkeypatch):
 @pytest.mark.parametrize("byte", [0, 12, 30, -3])
 def test_a_damaged_claim_of_an_object_is_nobodys_and_said(byte, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(errors, "noted", set())
-    store = object_store(tmp_path)
+    store = DiskStore(tmp_path)
     one = claims.ObjectClaim(store, "slurm 7_1")
     data, version = store.read(claims.NAME)
     data = bytearray(data)
@@ -189,7 +189,7 @@ def test_of_simultaneous_claims_of_an_object_one_is_made(tmp_path):
 
     def one(k):
         try:
-            claims.ObjectClaim(object_store(tmp_path / str(k // 8)), f"process {k}")
+            claims.ObjectClaim(DiskStore(tmp_path / str(k // 8)), f"process {k}")
             return k // 8
         except Busy:
             return None

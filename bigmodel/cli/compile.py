@@ -49,6 +49,7 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         raise UsageError("compile: --topology=auto is for one model, and chooses the slices itself")
     topology = None if auto else topology_of(args)
     use_host()
+    from bigmodel.pods.layout import Topology
     from bigmodel.run import executables
 
     if args.sweep:
@@ -60,17 +61,19 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
 
     cfg, assumed = frozen(source, overrides)
     say(f"{source} on {label(topology)}, {topology.chips} chips" if topology else f"{source} on the smallest topology")
-    say(f"  assumed: {assumed}") if assumed else None
-    stems: dict[Any, Path] = {}
+    if assumed:
+        say(f"  assumed: {assumed}")
+
+    def stem_of(where: Any) -> Path:
+        return Path(args.out or f"runs/compile/{_name(source, where)}")
 
     def saved(where: Any) -> str:
-        stems[0] = Path(args.out or f"runs/compile/{_name(source, where)}")
-        return f"{stems[0]}{executables.SUFFIX}" if args.save else ""
+        return f"{stem_of(where)}{executables.SUFFIX}" if args.save else ""
 
     given = {key for key, _ in overrides}
     report = {"name": source, "assumed": assumed, **proved(cfg, given, topology, _cache(args), say, saved)}
-    stem = stems[0]
-    save = f"{stem}{executables.SUFFIX}" if args.save else ""
+    chosen = Topology(report["topology"], report["slices"])
+    stem, save = stem_of(chosen), saved(chosen)
     if save:
         report["executable"] = {"path": save, "flags": _flags(report, overrides, save)}
     _write(report, stem)

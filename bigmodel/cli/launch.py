@@ -129,10 +129,10 @@ def _job(args: cli.Args, overrides: cli.Overrides, folder: Any, ids: tuple[str, 
         f"{where}{home}".encode()
     except UnicodeEncodeError as e:
         raise UsageError(f"launch: the name of the folder {str(folder)!r} isn't UTF-8: rename it") from e
-    away = args.engine in ("sky", "gke", "tpu-vm")
-    program = "bigmodel" if away else shlex.quote(str(Path(sys.argv[0]).resolve()))
-    if not away and Path(sys.argv[0]).name == "__main__.py":
+    program = getattr(launch.engine(args.engine), "PROGRAM", "")
+    if not program and Path(sys.argv[0]).name == "__main__.py":
         program = f"{shlex.quote(sys.executable)} -m bigmodel"
+    program = program or shlex.quote(str(Path(sys.argv[0]).resolve()))
     more = [f"--host-devices={args.host_devices}"] if args.host_devices else []
     for key, value in overrides:
         if not key.startswith("run."):

@@ -5,6 +5,7 @@ An engine's file, here or of the user's, has
     render(job)    file name -> text; the first file is the argument of COMMAND
     COMMAND        the command that takes the written first file
     CLIENT         the program that must be installed
+    PROGRAM        optional: bigmodel's name where the workers run, if that is another machine
 
 and nothing that polls: the state of runs is in their files, and restarting them is the engine's job.
 """

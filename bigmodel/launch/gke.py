@@ -13,6 +13,7 @@ from bigmodel.launch import Job, refuse_unprintable
 from bigmodel.launch.tpus import slice_of
 
 CLIENT = "kubectl"
+PROGRAM = "bigmodel"
 COMMAND = "bash"
 SCRIPT = """\
 #!/bin/bash

@@ -8,6 +8,7 @@ from bigmodel.launch import Job, refuse_unprintable
 from bigmodel.launch.tpus import PYTHON, slice_of
 
 CLIENT = "sky"
+PROGRAM = "bigmodel"
 COMMAND = "bash"
 YAML = """\
 # One row of {job.folder}, on one slice. Written by `bigmodel launch`; edit it at will.

@@ -11,6 +11,7 @@ from bigmodel.launch import Job, refuse_unprintable
 from bigmodel.launch.tpus import PYTHON, slice_of
 
 CLIENT = "gcloud"
+PROGRAM = "bigmodel"
 COMMAND = "bash"
 SCRIPT = """\
 #!/bin/bash

@@ -87,7 +87,7 @@ RULES = (
 
 def footprint(cfg: Any) -> dict[str, Any]:
     """What a pod's layout estimates activations from."""
-    return transformer.footprint(cfg, cfg.seq_len * rows(cfg))
+    return transformer.footprint(cfg, cfg.seq_len * rows(cfg), masked=cfg.objective in ("prefix", "infill"))
 
 
 def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -136,21 +136,25 @@ def units(cfg: Any) -> int:
 KEPT = {"none": 50.0, "dots": 13.0}
 BLOCK = 17 * 1.5  # of the block that is computed again, and its gradients
 # Copies of a block's scores where they are made whole: XLA holds 3.7 to 3.9 of Gopher-44M's (docs/pods.md), and fewer
-# of T5's, whose bias is no product. A prefix masks them whole as well.
+# of T5's, whose bias is no product. A mask that is no triangle is applied to them whole as well: taken as T5's.
 SCORES = {"relative": 3.8, "relative_bias": 1.9}
+MASKED = 1.9
 
 
-def footprint(cfg: Any, logits: float, parts: Sequence[tuple[int, int, float]] = ()) -> dict[str, Any]:
+def footprint(
+    cfg: Any, logits: float, parts: Sequence[tuple[int, int, float]] = (), masked: bool = False
+) -> dict[str, Any]:
     """What a pod's layout (`pods.layout.estimate`) estimates activations from.
 
     Args:
       logits: numbers of an example's scores.
       parts: (layers, length, size in plain blocks) of each stack; (): one of plain blocks.
+      masked: whether attention has a mask that is no triangle, as a prefix's.
     """
     D, longest = cfg.width, max((L for _, L, _ in parts), default=cfg.seq_len)
     parts = parts or ((cfg.depth, cfg.seq_len, 1.0),)
-    masked_whole = 1.9 if cfg.get("objective") in ("prefix", "infill") else 0.0
-    scores = SCORES.get(cfg.position, masked_whole) * cfg.num_heads * longest**2
+    copies = SCORES[cfg.position] if cfg.position in SCORES else MASKED * masked
+    scores = copies * cfg.num_heads * longest**2
     return {
         "itemsize": 2 if cfg.dtype == "bfloat16" else 4,
         "layers": sum(n for n, _, _ in parts),

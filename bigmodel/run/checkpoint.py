@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sys
 import tempfile
 import warnings
@@ -47,17 +46,21 @@ class Checkpoints:
         """
         self.folder, self.keep, self.token, self.claim = _absolute(folder), keep, token, claim
         self.unlisted: int | None = None  # a step that is being written, and not yet in the claim
-        self.staged: Path | None = None
+        self.staged: tempfile.TemporaryDirectory[str] | None = None  # removed with this object, however a run ends
         if token and folder.startswith("s3://"):
             if jax.process_count() > 1:
                 raise UsageError(f"{folder}: several processes save to a disk that all see, or to gs://, not to s3://")
-            self.staged = Path(tempfile.mkdtemp(prefix="bigmodel-checkpoints-"))
+            self.staged = tempfile.TemporaryDirectory(prefix="bigmodel-checkpoints-")
         _silence_closed_loops()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            # One more where a claim lists them: a step that it lists must outlive the save of the next.
+            max_to_keep=keep + bool(token),
+            create=True,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
         with full_disk(self.folder):
-            own = str(self.staged or (f"{self.folder}/{token:06d}" if token else self.folder))
+            own = self.staged.name if self.staged else f"{self.folder}/{token:06d}" if token else self.folder
             self.manager = ocp.CheckpointManager(own, options=options)
 
     def latest(self) -> int | None:
@@ -77,11 +80,15 @@ class Checkpoints:
             return
         home = objects.opened(self.folder)
         if self.staged:
-            home.put(self.staged / str(step), f"{self.token:06d}/{step}")
-        before = {token for token, _ in self.claim.saved}
+            home.put(Path(self.staged.name) / str(step), f"{self.token:06d}/{step}")
+        before = set(self.claim.saved)
         self.claim.publish(step, self.keep)
-        for token in before - {token for token, _ in self.claim.saved}:
-            home.remove(f"{token:06d}")  # of earlier holders; this one's are removed by its manager
+        tokens = {token for token, _ in self.claim.saved}
+        for token, old in before - set(self.claim.saved):
+            if token not in tokens:
+                home.remove(f"{token:06d}")  # with what an earlier holder left unfinished
+            elif token != self.token or self.staged:  # this one's in gs:// are removed by its manager
+                home.remove(f"{token:06d}/{old}")
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts writing; returns once the arrays are copied. Errors of an earlier save surface here."""
@@ -158,7 +165,7 @@ class Checkpoints:
         with full_disk(self.folder):
             self.manager.close()
         if self.staged:
-            shutil.rmtree(self.staged, ignore_errors=True)
+            self.staged.cleanup()
 
 
 @contextlib.contextmanager

@@ -70,9 +70,12 @@ class Folder:
     def contents(self, names: Iterable[str]) -> dict[str, bytes]:
         """name -> content, by a request each, many at a time; without those that are gone by now."""
         paths = [f"{self.root}/{name}" for name in names]
-        found = self.fs.cat(paths, on_error="omit") if paths else {}
+        found = self.fs.cat(paths, on_error="return") if paths else {}
         found = found if isinstance(found, dict) else {paths[0]: found}  # fsspec unwraps a list of one
-        return {path.removeprefix(f"{self.root}/"): content for path, content in found.items()}
+        for content in found.values():
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        return {path.removeprefix(f"{self.root}/"): x for path, x in found.items() if isinstance(x, bytes)}
 
     def put(self, local: Path, name: str) -> None:
         """Copies a folder of this disk to `name`."""
@@ -176,7 +179,7 @@ class Mirror:
         self.versions = self.home.parent / "versions"
         self.versions.mkdir(parents=True, exist_ok=True)
         self.home.mkdir(exist_ok=True)
-        for path in self.home.glob("*/*"):
+        for path in (*self.home.glob("*"), *self.home.glob("*/*")):
             if path.name in RECORDS and str(path.relative_to(self.home)) not in self.infos:
                 path.unlink()  # gone from the bucket
 

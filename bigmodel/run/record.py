@@ -170,7 +170,9 @@ def last_row(path: Any) -> dict[str, Any] | None:
         with open(path, "rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - 8192))
             tail = f.read()
-            lines = (tail.rstrip(b"\n") + tail[-1:]).split(b"\n") if tail.endswith(b"\n") else tail.split(b"\n")
+            if tail.endswith(b"\n"):  # a copy from a bucket ends with several (run/claims.py)
+                tail = tail.rstrip(b"\n") + b"\n"
+            lines = tail.split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
     for number, line in enumerate(reversed(lines)):
