@@ -50,7 +50,7 @@ def drawn(family, cfg, std=0.1):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: counts.init(family, cfg, jax.random.key(0)))
     return tree.map_paths(
-        lambda path, x: jnp.asarray(path.endswith("scale") + std * rng.normal(size=x.shape), x.dtype), shapes
+        lambda path, x: jnp.asarray(path.endswith(("scale", "/var")) + std * rng.normal(size=x.shape), x.dtype), shapes
     )
 
 

@@ -69,6 +69,7 @@ def test_every_parameter_has_a_rule(family):
 
 
 BIG = dict(width=256, num_heads=4, seq_len=128, vocab_size=1024, execution="unrolled")
+BIG |= dict(image_height=128, image_width=128)  # XLA leaves out products with the border's zeros
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,18 @@ from typing import Any
 from bigmodel.config import check_exports, plugin
 from bigmodel.errors import choose
 
-_PARTS = {"attention", "infilling", "layers", "layouts", "losses", "positions", "transformer", "__init__"}
+_PARTS = {
+    "attention",
+    "classifier",
+    "conv",
+    "infilling",
+    "layers",
+    "layouts",
+    "losses",
+    "positions",
+    "transformer",
+    "__init__",
+}
 REQUIRED = ("get_config", "finalize", "rung", "Model", "inputs", "loss", "spec", "flops", "RULES")
 OPTIONAL: dict[str, Any] = {
     "PUBLISHED": {},  # name -> model overrides, source, parameters

@@ -81,6 +81,26 @@ class Dropout(nn.Module):
         return jnp.where(keep_Bx, x_Bx / (1 - self.rate), jnp.zeros_like(x_Bx))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: leaves out an example's residual branch with probability `rate`, and divides the others by 1 -
+    rate, in training (Huang et al. 2016, arXiv:1603.09382; scaled in training as dropout is)."""
+
+    @nn.compact
+    def __call__(self, y_Bx: jax.Array, rate: jax.Array | None, rows_B: jax.Array | None, train: bool) -> jax.Array:
+        if not train or rate is None:
+            return y_Bx
+        keys_B = example_keys(self.make_rng("dropout"), jnp.arange(len(y_Bx)) if rows_B is None else rows_B)
+        keep_B = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys_B)
+        keep_Bx = keep_B.reshape(-1, *(1,) * (y_Bx.ndim - 1))
+        return jnp.where(keep_Bx, y_Bx / (1 - rate).astype(y_Bx.dtype), jnp.zeros_like(y_Bx))
+
+
+def drop_paths(last: float, depth: int) -> jax.Array | None:
+    """The rates of stochastic depth of each layer, N: in proportion to its place, `last` for the last one (Huang et al.
+    2016, equation 4); None where that is 0."""
+    return last * jnp.arange(1, depth + 1, dtype=jnp.float32) / depth if last else None
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167), in float32.
 
@@ -90,11 +110,12 @@ class BatchNorm(nn.Module):
 
     eps: float = 1e-5
     moves: float = 0.1
+    start: float = 1.0  # of the scale
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         C = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (C,))
+        scale = self.param("scale", nn.initializers.constant(self.start), (C,))
         bias = self.param("bias", nn.initializers.zeros, (C,))
         mean_C = self.variable("batch_stats", "mean", lambda: jnp.zeros(C))
         var_C = self.variable("batch_stats", "var", lambda: jnp.ones(C))

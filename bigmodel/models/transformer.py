@@ -191,7 +191,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
+        """`cache`: of this layer; where cfg.drop_path is given, the layer's rate of stochastic depth in its place."""
         cfg = self.cfg
+        drop, cache = (cache, None) if cfg.get("drop_path") else (None, cache)
         alpha = (2 * cfg.depth) ** 0.5 if cfg.norm_placement == "deepnorm" else 1.0  # GLM-130B, section 2.1
         scale = layers.branch_scale(cfg)
 
@@ -202,6 +204,7 @@ class Block(nn.Module):
             y_BLD = y_BLD * scale if scale != 1 else y_BLD
             if cfg.dropout:
                 y_BLD = layers.Dropout(cfg.dropout)(y_BLD, view.rows_B, train)
+            y_BLD = layers.DropPath()(y_BLD, drop, view.rows_B, train)
             return (x_BLD + y_BLD if cfg.norm_placement == "pre" else norm(alpha * x_BLD + y_BLD)), out
 
         x_BLD = ad_checkpoint.checkpoint_name(sharding.constrain(x_BLD, "batch", "residual", None), remat.RESIDUAL)
@@ -222,7 +225,7 @@ def empty(cfg: Any, depth: int, batch_size: int, size: int) -> dict[str, jax.Arr
     return {name: jnp.zeros((*shape, dim), cfg.dtype) for name, dim in dims.items()}
 
 
-def blocks(cfg: Any, depth: int, cross: bool = False) -> Any:
+def blocks(cfg: Any, depth: int, cross: bool = False, name: str | None = None) -> Any:
     """`depth` blocks, called as blocks(x_BLD, cache, view, train): unrolled where that is worth compiling."""
     scan = cfg.execution == "scan" or (cfg.execution == "auto" and not remat.unrolls(depth))
-    return layers.stack(Block, depth, scan)(cfg, cross)
+    return layers.stack(Block, depth, scan)(cfg, cross, name=name)
