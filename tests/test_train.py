@@ -389,13 +389,16 @@ def test_schedules():
 
     def rates(schedule):
         cfg.schedule = schedule
-        return [optim.learning_rate(cfg, t, 100) for t in range(100)]
+        return [optim.learning_rate(cfg, t, 100, 32) for t in range(100)]
 
     for schedule in optim.SCHEDULES:
         r = rates(schedule)
         np.testing.assert_allclose(r[:10], np.arange(1, 11) / 10)
         assert np.all(np.diff(r[9:]) <= 1e-12), schedule
     assert rates("constant")[-1] == 1
+    cfg.lr_batch = 64
+    assert rates("constant")[-1] == 0.5  # of batches half as large
+    cfg.lr_batch = 0
     for schedule in ("cosine", "linear", "wsd"):
         assert rates(schedule)[-1] == pytest.approx(0.1)
     assert rates("linear")[54] == pytest.approx(0.55)

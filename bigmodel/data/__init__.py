@@ -21,7 +21,7 @@ from bigmodel.config import check_exports, plugin
 from bigmodel.errors import NoData, Unavailable, UsageError, check_ranges, nearest
 from bigmodel.files import check_path, has_sha256, parse_sealed
 
-_PARTS = {"loader", "__init__"}
+_PARTS = {"augmentation", "loader", "__init__"}
 FORMAT = 1  # of the manifests that `bigmodel prepare` writes; this layer can't import it
 SPLITS = ("train", "validation")
 REQUIRED = ("get_config", "finalize", "describe", "open_split")
@@ -177,6 +177,8 @@ def source(name: str) -> Any:
     check_exports(module, f"data source {name!r}", REQUIRED)
     if not hasattr(module, "augment"):
         module.augment = None  # (data section, example, rng) -> example, of training examples
+    if not hasattr(module, "augments"):
+        module.augments = lambda cfg: True  # whether it changes any; else several examples are read at once
     return module
 
 

@@ -104,7 +104,8 @@ def costs(model: type[nn.Module], cfg: Any) -> tuple[float, float]:
     """(forward FLOPs, numbers that convolutions put out) of one picture, counted in the traced program of evaluation:
     2 per multiply-add of its convolutions and matrix products."""
     section = json.dumps(cfg.to_dict(), sort_keys=True)
-    return _traced(model, section, cfg.image_height, cfg.image_width, cfg.channels)
+    made: Any = model
+    return _traced(made, section, cfg.image_height, cfg.image_width, cfg.channels)
 
 
 def _costs(jaxpr: Any) -> tuple[float, float]:

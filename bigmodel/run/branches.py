@@ -39,11 +39,12 @@ class Branches:
 
         False: interrupted, with nothing noted.
         """
+        frozen = self.job.frozen
         state = jax.tree.map(jnp.copy, trunk)  # the steps write over the state they are given
         ahead = reader.train(step, end)
         for t in range(step, end):
-            rate = jnp.float32(optim.learning_rate(self.job.frozen.optim, t, self.job.plan.steps, end))
-            state, metrics = self.step(state, next(ahead), rate, key)
+            rate = optim.learning_rate(frozen.optim, t, self.job.plan.steps, frozen.train.batch_size, end)
+            state, metrics = self.step(state, next(ahead), jnp.float32(rate), key)
             if t % 16 == 0:
                 jax.block_until_ready(metrics)
                 self.job.alive()

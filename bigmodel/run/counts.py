@@ -107,7 +107,8 @@ def _training(family_name: str, model_json: str, optim_json: str, train_json: st
         for path, x in zip(tree.paths(own), jax.tree.leaves(own), strict=True)
         if not optim.is_frozen(cfg, path)
     )
-    return learning, tree.size_bytes(params) + tree.size_bytes(own) + tree.size_bytes(moments)
+    average = tree.size_bytes(params) if cfg.ema else 0
+    return learning, tree.size_bytes(params) + tree.size_bytes(own) + tree.size_bytes(moments) + average
 
 
 def describe(family_name: str, model: Any) -> dict[str, Any]:

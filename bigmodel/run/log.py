@@ -72,7 +72,7 @@ class Log:
             self.last_loss = row["loss"]
         steps = self.plan.steps
         if done % self.frozen.run.log_every == 0 or done == steps or over:
-            rate = optim.learning_rate(self.frozen.optim, done - 1, steps)
+            rate = optim.learning_rate(self.frozen.optim, done - 1, steps, self.frozen.train.batch_size)
             clean = {k: v if math.isfinite(v) else None for k, v in row.items()}  # NaN is not JSON
             self.add("metrics", {"step": done, self.plan.unit: done * self.plan.tokens // steps, "lr": rate, **clean})
         return "diverged" if over else ""

@@ -83,7 +83,7 @@ def run(job: Job) -> dict[str, Any]:
             if status:
                 break
             batch = next(batches)
-            rate = jnp.float32(optim.learning_rate(frozen.optim, step, steps))
+            rate = jnp.float32(optim.learning_rate(frozen.optim, step, steps, frozen.train.batch_size))
             state, metrics = train_step(state, batch, rate, step_key)
             if pending:
                 status = log.step(*pending)
@@ -153,6 +153,8 @@ def begin(job: Job, compiled: program.Program, saves: checkpoint.Checkpoints, ke
         job.line.say(f"{job.folder}: no checkpoint there; starts again at step 0, without {lost} rows of metrics.jsonl")
     if budget.starts(job.frozen.train):
         state["params"], said = adapters.start(job.frozen, compiled, state["params"], starts.start)
+        if "iterate" in state:
+            state["iterate"] = jax.tree.map(jnp.copy, state["params"])
         job.line.say(said)
         if job.lead:
             record.write_text(job.folder / "start.txt", said + "\n")

@@ -27,8 +27,16 @@ SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "wsd")
 DTYPES = ("float32", "bfloat16")
 SMALLEST, LARGEST = 1e-37, 1e9  # with these, updates are finite in float32 where gradients are
 ELEMENTWISE = ("adamw", "lion", "sgd")  # each parameter's update follows from its own gradient alone
-GROUP_KEYS = ("name", "lr_factor", "weight_decay", "b1", "b2", "eps", "momentum", "frozen")
-RATE_KEYS = ("lr", "schedule", "warmup", "final_lr", "decay", "branches")  # used on the host only: not compiled
+GROUP_KEYS = ("name", "lr_factor", "weight_decay", "b1", "b2", "eps", "momentum", "nesterov", "frozen")
+RATE_KEYS = (
+    "lr",
+    "lr_batch",
+    "schedule",
+    "warmup",
+    "final_lr",
+    "decay",
+    "branches",
+)  # used on the host only: not compiled
 
 
 def get_config() -> ConfigDict:
@@ -36,6 +44,7 @@ def get_config() -> ConfigDict:
         dict(
             name="adamw",  # or adafactor, lion, muon, sgd
             lr=1e-3,  # peak learning rate
+            lr_batch=0,  # batch that lr is for; others have it in proportion (arXiv:1706.02677). 0: lr is for any
             schedule="cosine",  # or constant, linear, rsqrt, wsd
             warmup=0.02,  # linear warm-up, as a fraction of the steps
             final_lr=0.1,  # last rate over peak rate (cosine, linear, wsd)
@@ -49,6 +58,8 @@ def get_config() -> ConfigDict:
             b2=0.95,
             eps=1e-8,
             momentum=0.9,  # sgd and muon; 0: plain gradient descent
+            nesterov=False,  # of sgd's momentum (Sutskever et al. 2013, PMLR 28)
+            ema=0.0,  # decay of an average of the parameters, which is then what is evaluated and used; 0: none
             state_dtype="float32",  # or bfloat16, in which moments are kept between steps
             clip=1.0,  # global gradient norm; 0: no clipping
             layer_decay=1.0,  # the rate of each layer over that of the layer above it
@@ -68,7 +79,8 @@ def finalize(cfg: ConfigDict) -> None:
         )
     fractions = dict.fromkeys(("warmup", "final_lr", "decay"), "[0, 1]")
     strengths = dict.fromkeys(("l1", "l2"), f"[0, {LARGEST:g}]")
-    check_ranges("config.optim.", cfg, lr="(0, inf)", clip="[0, inf)", layer_decay="(0, 1]", **fractions, **strengths)
+    others = {"clip": "[0, inf)", "layer_decay": "(0, 1]", "lr_batch": "[0, inf)", "ema": "[0, 0.99999997)"}
+    check_ranges("config.optim.", cfg, lr="(0, inf)", **others, **fractions, **strengths)
     if cfg.branches and cfg.schedule != "wsd":
         raise UsageError(f"config.optim.branches={cfg.branches}: only the schedule wsd has a trunk to decay from")
     if not all(isinstance(f, float) and 0 < f < 1 for f in cfg.branches):
@@ -145,29 +157,30 @@ def branch_steps(cfg: Any, steps: int) -> dict[int, int]:
     return {end: end - max(1, round(cfg.decay * end)) for end in ends}
 
 
-def learning_rate(cfg: Any, step: int, steps: int, end: int = 0) -> float:
+def learning_rate(cfg: Any, step: int, steps: int, batch_size: int, end: int = 0) -> float:
     """Rate of step 0, 1, ..., steps - 1; of a wsd branch, `end` is its last step, and the warm-up is the run's.
 
     Linear warm-up over warmup * steps; then constant; cosine or linear to final_lr * lr at the last step;
     rsqrt: lr * sqrt(warm-up steps / step) (Vaswani et al., arXiv:1706.03762); wsd: constant, then linear to
     final_lr * lr over the last `decay` of the steps (Hägele et al., arXiv:2405.18392).
     """
+    peak = cfg.lr * (batch_size / cfg.lr_batch if cfg.lr_batch else 1)
     warm = round(cfg.warmup * steps)
     if step < warm:
-        return cfg.lr * (step + 1) / warm
+        return peak * (step + 1) / warm
     done = (step - warm + 1) / max(1, steps - warm)
     if cfg.schedule == "cosine":
-        return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+        return peak * (cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
     if cfg.schedule == "linear":
-        return cfg.lr * (1 - (1 - cfg.final_lr) * done)
+        return peak * (1 - (1 - cfg.final_lr) * done)
     if cfg.schedule == "rsqrt":
-        return cfg.lr * math.sqrt(max(1, warm) / (step + 1))
+        return peak * math.sqrt(max(1, warm) / (step + 1))
     if cfg.schedule == "wsd":
         end = end or steps
         length = max(1, round(cfg.decay * end))
         past = max(0, step + 1 - (end - length)) / length
-        return cfg.lr * (1 - (1 - cfg.final_lr) * past)
-    return cfg.lr
+        return peak * (1 - (1 - cfg.final_lr) * past)
+    return peak
 
 
 def build(cfg: Any, rules: Any, rates: Any = None, gradients: Any = None) -> optax.GradientTransformation:
@@ -251,7 +264,7 @@ def _direction(cfg: Any, rules: Any, gradients: Any) -> optax.GradientTransforma
     if cfg.name == "adafactor":
         return optax.chain(optax.adafactor(1.0), optax.scale(-1.0))
     if cfg.name == "sgd":
-        return optax.trace(cfg.momentum) if cfg.momentum else optax.identity()
+        return optax.trace(cfg.momentum, cfg.nesterov) if cfg.momentum else optax.identity()
     # consistent_rms: updates as large as AdamW's, so that one rate serves both (Liu et al., arXiv:2502.16982)
     muon = optax.contrib.muon(
         1.0,
@@ -292,6 +305,13 @@ def _matrix_sides(rules: Any) -> Callable[[Any], Any]:
         return optax.contrib.MuonDimensionNumbers(reduction_axis=inside, output_axis=outside)
 
     return lambda params: tree.map_paths(of, params)
+
+
+def averaged(cfg: Any, average: Any, params: Any, step: jax.Array) -> Any:
+    """The exponential moving average after step 0, 1, ...: the decay grows with the steps, so that the start is soon
+    forgotten (as TensorFlow's ExponentialMovingAverage(num_updates), which Szegedy et al. 2015 used)."""
+    part = 1 - jnp.minimum(cfg.ema, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: (a + part * (p - a)).astype(a.dtype), average, params)
 
 
 def apply(cfg: Any, params: Any, updates: Any, rate: jax.Array) -> Any:

@@ -115,7 +115,8 @@ def check_batch(cfg: Any, mesh: Mesh) -> None:
 
 
 def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
-    """key -> the state before the first step."""
+    """key -> the state before the first step. `params` is what is evaluated and used; where that is a moving average,
+    `iterate` is what learns."""
 
     def init(key: jax.Array) -> Any:
         B = cfg.train.batch_size if family.carries(cfg.model) else 1
@@ -126,6 +127,7 @@ def _start(cfg: Any, family: Any, scales: Any, tx: Any) -> Any:
         return {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
+            **({"iterate": params} if cfg.optim.ema else {}),
             "opt": tx.init(adapters.learnable(cfg.train, params)),
             "model_state": variables,
             "guard": {
@@ -233,9 +235,10 @@ def build(static: str, mesh: Mesh) -> Program:
         key = jax.random.fold_in(key, state["step"])
         batch = {**batch, "row": jnp.arange(B)}
         take = gradient if M == B else accumulated
-        grads, (metrics, model_state) = take(state["params"], state["model_state"], batch, key)
+        params = state.get("iterate", state["params"])
+        grads, (metrics, model_state) = take(params, state["model_state"], batch, key)
         report = {name: losses.mean(metric) for name, metric in metrics.items()}
-        own, layout = (adapters.learnable(cfg.train, t) for t in (state["params"], shardings["params"]))
+        own, layout = (adapters.learnable(cfg.train, t) for t in (params, shardings["params"]))
         grads = platforms.as_stored(grads, layout, mesh)
         grad_norm = optax.global_norm(grads)
         updates, opt = tx.update(grads, state["opt"], own)
@@ -247,9 +250,15 @@ def build(static: str, mesh: Mesh) -> Program:
         # good state is kept, whatever the host has dispatched meanwhile.
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(rate * norm)
         ok = guard["ok"] & finite & (high < cfg.train.divergence_steps)
+        params = tree.merge(params, optim.apply(cfg.optim, own, updates, rate))
+        average = {}
+        if cfg.optim.ema:
+            average = {"iterate": params}
+            params = optim.averaged(cfg.optim, state["params"], params, state["step"])
         new = {
             "step": state["step"] + 1,
-            "params": tree.merge(state["params"], optim.apply(cfg.optim, own, updates, rate)),
+            "params": params,
+            **average,
             "opt": opt,
             "model_state": model_state or state["model_state"],
             "guard": {"first_loss": first, "high_steps": high, "ok": ok},

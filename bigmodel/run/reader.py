@@ -29,7 +29,8 @@ class Reader:
         loader.check_examples(self.train_set[0], family.spec(frozen.model))
         self.mesh, self.batch_size, self.seed = mesh, frozen.train.batch_size, frozen.train.seed
         self.limit, self.workers = frozen.train.eval_examples, frozen.run.workers
-        self.augment = functools.partial(source.augment, frozen.data) if source.augment else None
+        augments = source.augment and source.augments(frozen.data)
+        self.augment = functools.partial(source.augment, frozen.data) if augments else None
         self.rows = sharding.rows_here(mesh, self.batch_size)
         self.in_order = family.carries(frozen.model)
         self.text_bytes: int | None = 0
