@@ -129,9 +129,10 @@ def _enhanced(kind: Any, factor: float) -> Callable[[Image.Image], Image.Image]:
 
 
 def operations(magnitude: float, sign: float, size: tuple[int, int]) -> dict[str, Callable[[Image.Image], Image.Image]]:
-    """RandAugment operations of a strength of up to 30, on pictures of size (W, H); its cutout is left to
-    `erased` (Cubuk et al. 2019, arXiv:1909.13719, section 3; ranges as in its code, where a level of 10 is AutoAugment's
-    largest; translations, there 100 pixels at level 10, are the same share of the picture's side).
+    """RandAugment's operations at a magnitude of up to 30, on pictures of size (W, H); its cutout is left to `erased`.
+
+    Cubuk et al. 2019, arXiv:1909.13719, section 3; ranges as in its code, where 10 is AutoAugment's largest.
+    Translations, there 100 pixels of 224 at 10, are the same share of the picture's side.
 
     Args:
       sign: 1 or -1: the way of what has two.

@@ -67,7 +67,7 @@ def head(module: nn.Module, x_BC: jax.Array, start: Any = None) -> jax.Array:
     """Logits BV in float32; `start` of the matrix: N(0, 0.01) (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
     cfg: Any = module.cfg
     kernel = module.param("head", start or nn.initializers.normal(0.01), (x_BC.shape[-1], cfg.num_classes))
-    return x_BC.astype(jnp.float32) @ kernel + module.param("head_bias", nn.initializers.zeros, (cfg.num_classes,))
+    return layers.wide(x_BC) @ kernel + module.param("head_bias", nn.initializers.zeros, (cfg.num_classes,))
 
 
 def mixed(cfg: Any, x_BHWC: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
             depth=9,  # modules in all, over three stages; of fewer than three, over the first ones
             stem="imagenet",  # of stride 8; or small: one 3 x 3 convolution
             norm="none",  # v1 as printed: biases, response normalisation in the stem; or batchnorm (v3: always)
-            five=5,  # v1: window of the "5x5" branch; 3 in torchvision's port
+            port=False,  # v1 as torchvision has it: 3 x 3 in the branch of 5 x 5, and a last pool of 2 x 2
             auxiliary=0.0,  # weight of the loss of each auxiliary head (v1: 0.3, v3: 0.4); 0: there are none
             dropout=0.4,  # before the head (v3: 0.5)
         )
@@ -52,8 +52,6 @@ def finalize(cfg: ConfigDict) -> None:
     choose("config.model.version", cfg.version, BASE)
     choose("config.model.stem", cfg.stem, ["imagenet", "small"])
     choose("config.model.norm", cfg.norm, ["none", "batchnorm"])
-    if cfg.five not in (3, 5):
-        raise UsageError(f"config.model.five={cfg.five}: 5, or 3 as in torchvision's port")
     if cfg.version == "v3":
         cfg.norm = "batchnorm"
     least = smallest(cfg)
@@ -68,8 +66,8 @@ def smallest(cfg: Any) -> int:
     """The least side of a picture: auxiliary heads pool 5 x 5 of the middle stage, v3's reductions lose a border."""
     stem = cfg.stem == "imagenet"
     if cfg.version == "v1":
-        return (65 if stem else 9) if cfg.auxiliary else 1
-    return (299 if stem else 35) if cfg.auxiliary else (75 if stem else 7)
+        return (79 if stem else 10) if cfg.auxiliary else 1
+    return (107 if stem else 11) if cfg.auxiliary else (75 if stem else 7)
 
 
 def rung(width: int, depth: int) -> dict[str, Any]:
@@ -93,7 +91,7 @@ PUBLISHED = {
     "inception-v1-bn": dict(
         source="torchvision's googlenet: batch norm, and 3 x 3 where the paper has 5 x 5",
         params=6_624_904,
-        model=dict(norm="batchnorm", five=3, dropout=0.2),
+        model=dict(norm="batchnorm", port=True, dropout=0.2),
     ),
     "inception-v3": dict(source="Szegedy et al. 2015, arXiv:1512.00567, table 1", params=23_834_568, model=_V3),
 }
@@ -152,7 +150,7 @@ class V1Module(Part):
             [
                 self.chain(x_BHWC, train, "one", (one, 1)),
                 self.chain(x_BHWC, train, "three", (reduce3, 1), (three, 3)),
-                self.chain(x_BHWC, train, "five", (reduce5, 1), (five, self.cfg.five)),
+                self.chain(x_BHWC, train, "five", (reduce5, 1), (five, 3 if self.cfg.port else 5)),
                 self.chain(pooled_BHWC, train, "pool", (pool, 1)),
             ],
             axis=-1,
@@ -245,9 +243,10 @@ class Auxiliary(Part):
         return dense("head", layers.Dropout(0.7)(hidden_BF, rows_B, train), V)
 
 
-def ceil_pool(x_BHWC: jax.Array) -> jax.Array:
-    """Max of 3 x 3 with stride 2, the last window reaching over the border where the side is even (Caffe's)."""
-    return conv.max_pool(x_BHWC, 3, 2, [(0, 1 - n % 2 if n > 2 else 3 - n) for n in x_BHWC.shape[1:3]])
+def ceil_pool(x_BHWC: jax.Array, window: int = 3) -> jax.Array:
+    """Max over windows with stride 2, the last of which may reach over the border (as Caffe's)."""
+    beyond = [max(window - n, (n - window) % 2) for n in x_BHWC.shape[1:3]]
+    return conv.max_pool(x_BHWC, window, 2, [(0, n) for n in beyond])
 
 
 def response_norm(x_BHWC: jax.Array) -> jax.Array:
@@ -299,7 +298,7 @@ class Model(nn.Module):
         for s, rows in enumerate(stages, 1):
             if s > 1:
                 reduce = V3Reduction(cfg, s - 1, name=f"reduction{s - 1}") if cfg.version == "v3" else None
-                x_BHWC = reduce(x_BHWC, train) if reduce else ceil_pool(x_BHWC)
+                x_BHWC = reduce(x_BHWC, train) if reduce else ceil_pool(x_BHWC, 2 if cfg.port and s == 3 else 3)
             for i, channels in enumerate(rows, 1):
                 name = f"stage{s}_{i}"
                 if cfg.version == "v1":

@@ -34,6 +34,11 @@ def normal(std: float, fan_in: int, scale: float = 1.0) -> Init:
     return nn.initializers.normal(scale * (std if std else 1.0 / math.sqrt(fan_in)))
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """In float32, or wider where it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the last axis, computed in float32."""
 
@@ -119,7 +124,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (C,))
         mean_C = self.variable("batch_stats", "mean", lambda: jnp.zeros(C))
         var_C = self.variable("batch_stats", "var", lambda: jnp.ones(C))
-        y = x.astype(jnp.float32)
+        y = wide(x)
         mean, var = mean_C.value, var_C.value
         if train:
             axes, n = tuple(range(x.ndim - 1)), x.size // C
