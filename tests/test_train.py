@@ -407,6 +407,42 @@ def test_schedules():
     assert rates("rsqrt")[39] == pytest.approx(0.5)
 
 
+def test_the_average_of_parameters_is_what_is_kept_and_evaluated(digits, tmp_path):
+    """The decay of step t is min(ema, (1 + t) / (10 + t)); what learns does so as without an average."""
+    found = {}
+    for ema in (0.0, 0.15):
+        cfg = digits(("train.steps", 4), ("run.checkpoint_every", 1), ("run.keep", 9), ("optim.ema", ema))
+        result, _ = run(cfg, tmp_path)
+        compiled = program.build(program.static_part(budget.finalize(cfg)), MESH)
+        saves = checkpoint.Checkpoints(str(tmp_path / result["run_id"] / "checkpoints"))
+        states = [saves.restore(n, compiled.shapes, compiled.shardings) for n in range(1, 5)]
+        found[ema] = [
+            {k: np.asarray(jax.tree.leaves(s[k])[0]) for k in ("params", "iterate") if k in s} for s in states
+        ]
+    start = np.asarray(
+        jax.tree.leaves(compiled.init(jax.random.fold_in(jax.random.key(cfg.train.seed), 0))["params"])[0]
+    )
+    average = start
+    for t, (plain, kept) in enumerate(zip(found[0.0], found[0.15], strict=True)):
+        np.testing.assert_array_equal(kept["iterate"], plain["params"])
+        decay = min(0.15, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * plain["params"]
+        np.testing.assert_allclose(kept["params"], average, rtol=1e-5, atol=1e-7)
+
+
+def test_nesterovs_momentum_looks_ahead():
+    """Sutskever et al. 2013 as torch has it: m <- momentum m + g, and the update is g + momentum m."""
+    cfg = optim.get_config()
+    cfg.update(dict(name="sgd", momentum=0.5, nesterov=True, clip=0.0, weight_decay=0.0))
+    tx = optim.build(FrozenConfigDict(cfg), ())
+    params = {"w": jnp.zeros((1, 1))}
+    state, m = tx.init(params), 0.0
+    for g in (1.0, 3.0, -2.0):
+        updates, state = tx.update({"w": jnp.full((1, 1), g)}, state, params)
+        m = 0.5 * m + g
+        assert float(updates["w"][0, 0]) == pytest.approx(-(g + 0.5 * m))
+
+
 def test_clipping_bounds_the_gradient():
     cfg = optim.get_config()
     cfg.name, cfg.momentum, cfg.weight_decay, cfg.clip = "sgd", 0.0, 0.0, 2.0

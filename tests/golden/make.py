@@ -43,6 +43,8 @@ TEXT = {
 # 16 windows of 64 are 1,024 tokens a step: two micro-batches on one CPU device.
 TABLE = {key: value for key, value in TEXT.items() if key != "data.seq_len"}
 TABLE |= {"model.width": 16, "model.depth": 1, "optim.lr": 0.01}
+PICTURES = {**TABLE, "data.name": "pictures", "data.flat": False, "data.crop": 2, "data.flip": True, "model.width": 8}
+CONVOLVED = {**PICTURES, "model.stem": "small"}
 BLOCKS = {"model.width": 32, "model.depth": 1, "model.num_heads": 2, "optim.lr": 0.003}
 ROTARY = {"model.position": "rope", "model.init_std": 0.0}
 BERT = {**BLOCKS, **ROTARY, "model.segments": 0, "model.norm_placement": "pre"}
@@ -106,6 +108,23 @@ CASES = {
     "mlp-classify-dropout": (
         "mlp", "tables", {**TABLE, "data.name": "digits", "model.dropout": 0.2}, {"random": True}
     ),
+    "resnet-augmented": (
+        "resnet", "images",
+        {**CONVOLVED, "model.num_stages": 2, "model.depth": 4, "data.erase": 0.3, "optim.ema": 0.5,
+         "optim.name": "sgd", "optim.nesterov": True, "optim.lr": 0.1, "optim.lr_batch": 32},
+        {"eight": {"run.mesh.data": 8}, "resume": True},
+    ),
+    "inception-auxiliary-mixup": (
+        "inception", "images",
+        {**CONVOLVED, "model.depth": 3, "model.auxiliary": 0.3, "model.mixup": 0.5, "model.smoothing": 0.1},
+        {"random": True},
+    ),
+    "vit-drop-path-cutmix": (
+        "vit", "images",
+        {**PICTURES, "model.depth": 2, "model.patch": 4, "model.num_heads": 2, "model.drop_path": 0.3,
+         "model.cutmix": 1.0},
+        {"random": True, "resume": True},
+    ),
     "mlp-regress": ("mlp", "tables", {**TABLE, "data.name": "diabetes", "model.objective": "regress"}, {}),
 }  # fmt: skip
 
@@ -114,7 +133,7 @@ def cases():
     """{name: {family, source, overrides, random, resume, eight}}, whole enough to be run by another commit's code."""
     made = {}
     for name, (family, source, own, facts) in CASES.items():
-        overrides = {**(TEXT if source != "tables" else {}), **own}
+        overrides = {**(TEXT if source not in ("tables", "images") else {}), **own}
         made[name] = {"family": family, "source": source, "overrides": overrides, "random": False, **facts}
     return made
 
@@ -126,6 +145,7 @@ def prepare(root):
     from bigmodel.prepare.prepare import prepare as prepare_text
 
     prepare_text(str(HERE.parent / "data"), str(root / "speech"), validation_fraction=0.2, workers=1, progress=False)
+    pictures(root / "pictures")
     rng = np.random.default_rng(0)
     for name, fields in {"pairs": ("source", "target"), "labelled": ("text",)}.items():
         (root / name).mkdir()
@@ -147,6 +167,27 @@ def prepare(root):
         (root / name / "manifest.json").write_text(
             json.dumps({"format": 1, "name": name, "tokenizer": text, "hash": f"golden-{name}", **kind})
         )
+
+
+def pictures(folder):
+    """80 pictures of 12 x 12 in three colours and 24 held-out ones; the redder, the higher of 4 classes."""
+    import numpy as np
+
+    rng, files, splits = np.random.default_rng(0), {}, {}
+    folder.mkdir()
+    for split, count in {"train": 80, "validation": 24, "test": 24}.items():
+        labels = rng.integers(0, 4, count).astype(np.int32)
+        images = rng.integers(0, 128, (count, 12, 12, 3))
+        images[..., 0] += 40 * labels[:, None, None]
+        for kind, array in {"images": images.astype(np.uint8), "labels": labels}.items():
+            np.save(folder / f"{split}-{kind}.npy", array)
+            content = (folder / f"{split}-{kind}.npy").read_bytes()
+            files[f"{split}-{kind}.npy"] = hashlib.sha256(content).hexdigest()
+        splits[split] = {"examples": count}
+    kind = {"labels": ["a", "b", "c", "d"], "size": [12, 12, 3], "splits": splits, "files": files}
+    (folder / "manifest.json").write_text(
+        json.dumps({"format": 1, "name": "pictures", "hash": "golden-pictures", **kind})
+    )
 
 
 def config_of(case, data_dir, more=()):
