@@ -151,8 +151,8 @@ def footprint(
       parts: (layers, length, size in plain blocks) of each stack; (): one of plain blocks.
       masked: whether attention has a mask that is no triangle, as a prefix's.
     """
-    D, longest = cfg.width, max((L for _, L, _ in parts), default=cfg.seq_len)
     parts = parts or ((cfg.depth, cfg.seq_len, 1.0),)
+    D, longest = cfg.width, max(L for _, L, _ in parts)
     copies = SCORES[cfg.position] if cfg.position in SCORES else MASKED * masked
     scores = copies * cfg.num_heads * longest**2
     return {
