@@ -112,6 +112,12 @@ class _Gcs(Folder):
         except ValueError as e:
             raise UsageError(f"{url!r} is no folder of a bucket: {str(e).rpartition(': ')[2]}") from e
 
+    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
+        """As `Folder.contents`, by tensorstore: gcsfs takes 8 ms of Python a request."""
+        asked = {name: self.store.read(name) for name in names}
+        found = {name: self._asked(lambda _, future=future: future, name) for name, future in asked.items()}
+        return {name: x.value for name, x in found.items() if x.state == "value"}
+
     def read(self, name: str) -> tuple[bytes | None, Any]:
         found = self._asked(self.store.read, name)
         return (found.value, found.stamp.generation) if found.state == "value" else (None, ABSENT)
