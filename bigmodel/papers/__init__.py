@@ -258,6 +258,11 @@ def size(name: str, **change: Any) -> int:
     return count(published(name, **change), family=models.published(name)[0])
 
 
+def cost(name: str) -> float:
+    """Forward FLOPs of one example of a published model."""
+    return float(models.family(models.published(name)[0]).flops(published(name)))
+
+
 def sums(part: str, names: Iterable[str]) -> list[Row]:
     """Parameters of published models: the exact sums over the shapes that PUBLISHED holds, and our counts."""
     numbers = [(name, models.published(name)[1]["params"], size(name)) for name in names]
