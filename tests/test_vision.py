@@ -1,18 +1,20 @@
 """ResNet, Inception and ViT: published counts, and the same numbers as torchvision and transformers."""
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import drawn
+from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
 
-from bigmodel import models, tree
+from bigmodel import config, models, tree
+from bigmodel.after import evaluate
 from bigmodel.errors import UsageError
 from bigmodel.models import classifier, conv, inception
-from bigmodel.run import counts
+from bigmodel.run import budget, counts, session
 
 
 def section(name, **overrides):
@@ -160,6 +162,40 @@ def test_stochastic_depth_trains_some_of_a_network(name):
     a, b = (out(jax.random.key(k), True) for k in (0, 1))
     assert not np.allclose(a, b)
     np.testing.assert_array_equal(out(jax.random.key(0), False), out(jax.random.key(1), False))
+
+
+# --------------------------------------------------------------------------------- pictures of another size
+
+
+def test_a_run_on_larger_pictures_starts_from_a_resized_grid_of_positions(tmp_path, monkeypatch):
+    sys.path.insert(0, str(ROOT / "tests/golden"))
+    import make
+
+    make.pictures(tmp_path / "pictures")
+
+    def trained(**more):
+        cfg = budget.base("vit", "images")
+        cfg.data.update(dict(name="pictures", flat=False))
+        cfg.model.update(dict(width=8, depth=1, num_heads=2, patch=4))
+        cfg.train.update(dict(batch_size=8, steps=2))
+        cfg.run.update(dict(data_dir=str(tmp_path), wandb="off", eval_every=0))
+        config.override_all(cfg, list(more.items()))
+        home = tmp_path / "runs" / session.train(cfg, str(tmp_path / "runs"), quiet=True)["run_id"]
+        return home, evaluate.restore(str(home)).variables["params"]
+
+    first, small = trained()
+    monkeypatch.setattr(make, "SIDE", 20)
+    make.pictures(tmp_path / "larger")
+    more = {"data.name": "larger", "train.init_from": str(first), "optim.lr": 1e-12, "train.steps": 1}
+    home, large = trained(**more)
+    a, b = (np.asarray(p["embed"]["positions"]) for p in (small, large))
+    assert a.shape == (10, 8) and b.shape == (26, 8)
+    np.testing.assert_allclose(b[0], a[0], atol=1e-6)
+    np.testing.assert_allclose(b[1:].reshape(5, 5, 8)[2, 2], a[1:].reshape(3, 3, 8)[1, 1], atol=1e-6)  # the centre
+    # Halfway between two, but for the border: linear.
+    expected = jax.image.resize(a[1:].reshape(3, 3, 8), (5, 5, 8), "linear")
+    np.testing.assert_allclose(b[1:].reshape(5, 5, 8), expected, atol=1e-6)
+    assert "embed/positions resized from (10, 8)" in (home / "start.txt").read_text()
 
 
 # ------------------------------------------------------------------------------------------------- bad settings

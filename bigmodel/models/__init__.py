@@ -38,6 +38,7 @@ OPTIONAL: dict[str, Any] = {
     "evaluate": None,  # (model, variables, batch) -> sums over examples; None: the loss's metrics
     "summarize": None,  # those sums -> metrics
     "init_cache": None,  # (cfg, rows, size) -> what Model.step goes on from, of a family that writes token after token
+    "resized": None,  # (section of a run that is started from, cfg) -> {path: (its shape there, what makes ours of it)}
     "start": None,  # cfg -> the first token that it writes, where its prompt is a source that an encoder reads
 }
 

@@ -6,6 +6,8 @@ B batch, H height, W width (of the grid of patches), C channels, L tokens, D wid
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -113,6 +115,21 @@ def flops(cfg: Any) -> float:
 
 def footprint(cfg: Any) -> dict[str, Any]:
     return transformer.footprint(cfg, cfg.num_classes, [(cfg.depth, tokens(cfg), 1.0)])
+
+
+def resized(before: Mapping[str, Any], cfg: Any) -> dict[str, tuple[tuple[int, int], Any]]:
+    """Learned positions of a model of pictures of another size: its grid, linearly interpolated (Dosovitskiy et al.
+    2020, section 3.2); the class token keeps its own."""
+    grids = [tuple(c[f"image_{side}"] // c["patch"] for side in ("height", "width")) for c in (before, cfg)]
+    if cfg.position != "learned" or before["position"] != "learned" or grids[0] == grids[1]:
+        return {}
+    own = int(cfg.pool == "cls")
+
+    def ours(x_LD: jax.Array) -> jax.Array:
+        grid_HWD = jax.image.resize(x_LD[own:].reshape(*grids[0], -1), (*grids[1], x_LD.shape[1]), "linear")
+        return jnp.concatenate([x_LD[:own], grid_HWD.reshape(-1, x_LD.shape[1])])
+
+    return {"embed/positions": ((math.prod(grids[0]) + own, cfg.width), ours)}
 
 
 def sincos2d(height: int, width: int, dim: int) -> jax.Array:

@@ -79,7 +79,16 @@ def _from_run(
     saved = f"{source}/checkpoints"
     wanted = [tree.renamed(tree.pick(t["params"], only), ours, theirs) for t in (compiled.shapes, compiled.shardings)]
     rules = models.family(stored.get("family", frozen.family)).RULES
-    found = adapters.read(saved, stored.get("train", {}), rules, wanted)
+    resized = models.family(frozen.family).resized if stored.get("family") == frozen.family and not theirs else None
+    changes = resized(model, own_model) if resized else {}
+
+    def shape(path: str, x: Any) -> Any:
+        return jax.ShapeDtypeStruct(changes[path][0], x.dtype) if path in changes else x
+
+    found = adapters.read(saved, stored.get("train", {}), rules, [tree.map_paths(shape, wanted[0]), wanted[1]])
+    found = tree.map_paths(
+        lambda path, x, at: jax.device_put(changes[path][1](x), at) if path in changes else x, found, wanted[1]
+    )
     params = tree.merge(fresh, tree.renamed(found, theirs, ours))
     own, taken = tree.paths(fresh), [ours + p[len(theirs) :] for p in tree.paths(wanted[0])]
     there = [ours + p[len(theirs) :] for p in adapters.read_paths(saved) if p.startswith(theirs)]
@@ -88,6 +97,7 @@ def _from_run(
     if body:
         raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
     line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
+    line += "".join(f"; {p} resized from {changes[p][0]}" for p in changes)
     diverged = f"; that run diverged: of its step {result.get('last_good_step')}" * (result.get("status") == "diverged")
     return params, line + diverged
 

@@ -169,24 +169,27 @@ def prepare(root):
         )
 
 
+SIDE = 12
+
+
 def pictures(folder):
-    """80 pictures of 12 x 12 in three colours and 24 held-out ones; the redder, the higher of 4 classes."""
+    """80 pictures of SIDE x SIDE in three colours and 24 held-out ones; the redder, the higher of 4 classes."""
     import numpy as np
 
     rng, files, splits = np.random.default_rng(0), {}, {}
     folder.mkdir()
     for split, count in {"train": 80, "validation": 24, "test": 24}.items():
         labels = rng.integers(0, 4, count).astype(np.int32)
-        images = rng.integers(0, 128, (count, 12, 12, 3))
+        images = rng.integers(0, 128, (count, SIDE, SIDE, 3))
         images[..., 0] += 40 * labels[:, None, None]
         for kind, array in {"images": images.astype(np.uint8), "labels": labels}.items():
             np.save(folder / f"{split}-{kind}.npy", array)
             content = (folder / f"{split}-{kind}.npy").read_bytes()
             files[f"{split}-{kind}.npy"] = hashlib.sha256(content).hexdigest()
         splits[split] = {"examples": count}
-    kind = {"labels": ["a", "b", "c", "d"], "size": [12, 12, 3], "splits": splits, "files": files}
+    kind = {"labels": ["a", "b", "c", "d"], "size": [SIDE, SIDE, 3], "splits": splits, "files": files}
     (folder / "manifest.json").write_text(
-        json.dumps({"format": 1, "name": "pictures", "hash": "golden-pictures", **kind})
+        json.dumps({"format": 1, "name": "pictures", "hash": f"golden-{folder.name}", **kind})
     )
 
 
