@@ -1,5 +1,6 @@
 """ResNet, Inception and ViT with random weights against torchvision and transformers: logits, gradients, statistics."""
 
+import base64
 import importlib
 import re
 import sys
@@ -327,3 +328,94 @@ def test_vit_is_transformers():
     )
     close(logits, out.detach().numpy(), "logits")
     same_leaves(grads, expected, "gradient of")
+
+
+def creation_order():
+    """torchvision's names of the 94 convolutions in the order in which Keras numbers them."""
+    towers = {
+        "bcd": (
+            "Mixed_5",
+            "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 branch_pool",
+        ),
+        "bcde": (
+            "Mixed_6",
+            "branch1x1 branch7x7_1 branch7x7_2 branch7x7_3 branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 "
+            "branch7x7dbl_5 branch_pool",
+        ),
+        "bc": (
+            "Mixed_7",
+            "branch1x1 branch3x3_1 branch3x3_2a branch3x3_2b branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a "
+            "branch3x3dbl_3b branch_pool",
+        ),
+    }
+    reductions = {
+        "Mixed_6": "branch3x3 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3",
+        "Mixed_7": "branch3x3_1 branch3x3_2 branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4",
+    }
+    names = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"]
+    for letters, (stage, branches) in towers.items():
+        names += [f"{stage}a.{branch}" for branch in reductions.get(stage, "").split()]
+        names += [f"{stage}{letter}.{branch}" for letter in letters for branch in branches.split()]
+    return names
+
+
+def published_v3():
+    """{"conv2d_1/kernel": array, ...} of nsfwjs' Inception v3: a byte a value, for which the manifest has min and scale."""
+    from bigmodel.prepare.registries import Package, fetch, members
+
+    sha256 = "4496790efc9bdc6f"
+    archive = fetch(Package("npm", "nsfwjs", "4.3.0"))
+    assert archive.sha256.startswith(sha256)
+    files = dict(members(archive.path, "package/dist/models/inception_v3/*"))
+    shards = sorted(name for name in files if "shard" in name)
+    text = [max(re.findall(rb"[A-Za-z0-9+/=]{1000,}", files[name]), key=len) for name in shards]
+    content = b"".join(base64.b64decode(part) for part in text)
+    (model,) = (data.decode() for name, data in files.items() if name.endswith("model.min.js"))
+    pattern = r'name:"([^"]+)",shape:\[([\d,]+)\],dtype:"float32",quantization:\{min:([-\d.e]+),scale:([-\d.e]+),'
+    found, at = {}, 0
+    for name, shape, low, scale in re.findall(pattern, model[model.index("weightsManifest") :]):
+        sizes = [int(n) for n in shape.split(",")]
+        values = np.frombuffer(content, np.uint8, int(np.prod(sizes)), at)
+        found[name] = (float(low) + float(scale) * values.astype(np.float64)).reshape(sizes)
+        at += values.size
+    assert at == len(content) == 22_360_869
+    return found
+
+
+@pytest.mark.network
+def test_the_features_of_real_inception_v3_weights_are_torchvisions():
+    """Keras' layout has no scale: ones. Each of 21,802,784 values is used once."""
+    import torch
+
+    values = published_v3()
+    theirs, module, cfg, rename, side = net("inception-v3")
+    theirs.AuxLogits, theirs.fc = None, torch.nn.Identity()
+    state, used = {}, 0
+    for i, name in enumerate(creation_order(), 1):
+        kernel = values[f"conv2d_{i}/kernel"]
+        parts = {part: values[f"batch_normalization_{i}/{part}"] for part in ("beta", "moving_mean", "moving_variance")}
+        state[f"{name}.conv.weight"] = kernel.transpose(3, 2, 0, 1).copy()
+        state[f"{name}.bn.weight"] = np.ones(kernel.shape[-1])
+        for theirs_, ours_ in {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}.items():
+            state[f"{name}.bn.{theirs_}"] = parts[ours_]
+        used += kernel.size + 3 * kernel.shape[-1]
+    assert used == 21_802_784
+    tensors = {name: torch.tensor(x) for name, x in state.items()}
+    theirs.double().eval()
+    missing = theirs.load_state_dict(tensors, strict=False)
+    assert not missing.unexpected_keys and all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
+
+    changed = cfg.as_configdict()
+    changed.update(dict(num_classes=2048, auxiliary=0.0))
+    model = module.Model(FrozenConfigDict(changed))
+    columns, rows = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
+    picture = np.stack([columns, np.sin(9 * rows), columns * rows], axis=-1)
+    x = np.stack([picture, np.random.default_rng(0).uniform(-1, 1, picture.shape)])
+    with torch.no_grad():
+        expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
+    with jax.enable_x64(True):
+        variables = placed(rename, tensors)
+        variables["params"] |= {"head": jnp.eye(2048), "head_bias": jnp.zeros(2048)}
+        found = np.asarray(jax.jit(model.apply)(variables, x))
+    assert expected.std() > 0.01 and (expected > 0).any(1).all()  # no constant
+    close(found, expected, "features")
