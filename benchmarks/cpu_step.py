@@ -170,9 +170,8 @@ def products(shape: dict[str, int], _: str) -> Any:
 IMPLEMENTATIONS = {"ours": ours, "nanogpt": nanogpt, "nanodo": nanodo, "products": products}
 
 
-def child(name: str, shape: str, checkout: str) -> None:
+def child(step: Any) -> None:
     """Makes a step for each line of standard input, and prints its seconds."""
-    step = IMPLEMENTATIONS[name](SHAPES[shape], checkout)
     for line in sys.stdin:
         count = int(line)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -184,10 +183,19 @@ def child(name: str, shape: str, checkout: str) -> None:
 # --------------------------------------------------------------------------------------- the run
 
 
-def measure(names: dict[str, tuple[str, str]], shape: str, cores: list[int], rounds: int, steps: int) -> None:
+def measure(
+    names: dict[str, tuple[str, str]],
+    shape: str,
+    cores: list[int],
+    rounds: int,
+    steps: int,
+    script: str = __file__,
+    examples: tuple[int, str] = (0, ""),
+) -> None:
+    """`script`: has the implementations; `examples`: of a step, and what they are (default: SHAPES' tokens)."""
     children = {}
     for name, (python, checkout) in names.items():
-        command = [python, __file__, "--child", name, "--shape", shape, "--checkout", checkout]
+        command = [python, script, "--child", name, "--shape", shape, "--checkout", checkout]
         children[name] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
@@ -214,14 +222,16 @@ def measure(names: dict[str, tuple[str, str]], shape: str, cores: list[int], rou
         assert process.stdin
         process.stdin.close()
         process.wait()
-    tokens = SHAPES[shape]["batch"] * SHAPES[shape]["seq_len"]
-    print(f"{shape} {SHAPES[shape]}, {len(cores)} core{'s' * (len(cores) > 1)}, {rounds} rounds of {steps} steps")
+    count, unit = examples if examples[0] else (SHAPES[shape]["batch"] * SHAPES[shape]["seq_len"], "tokens")
+    print(
+        f"{shape} {SHAPES.get(shape, '')}, {len(cores)} core{'s' * (len(cores) > 1)}, {rounds} rounds of {steps} steps"
+    )
     for name in names:
         wall = [r["wall"] for r in found[name]]
         ratios = [o["wall"] / r["wall"] for o, r in zip(found["ours"], found[name], strict=True)]
         print(
             f"  {name:8} {statistics.median(wall):7.3f} s/step [{min(wall):.3f}, {max(wall):.3f}], "
-            f"{tokens / statistics.median(wall):8,.0f} tokens/s; ours / it: {statistics.median(ratios):.2f} "
+            f"{count / statistics.median(wall):8,.0f} {unit}/s; ours / it: {statistics.median(ratios):.2f} "
             f"[{min(ratios):.2f}, {max(ratios):.2f}]",
             flush=True,
         )
@@ -240,7 +250,7 @@ def main() -> None:
     p.add_argument("--checkout", default="", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child:
-        return child(args.child, args.shape[0], args.checkout)
+        return child(IMPLEMENTATIONS[args.child](SHAPES[args.shape[0]], args.checkout))
     names = {"ours": (sys.executable, "")}
     if args.nanogpt:
         names["nanogpt"] = (args.torch_python, str(Path(args.nanogpt).resolve()))

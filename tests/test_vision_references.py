@@ -360,7 +360,7 @@ def creation_order():
 
 
 def published_v3():
-    """{"conv2d_1/kernel": array, ...} of nsfwjs' Inception v3: a byte a value, for which the manifest has min and scale."""
+    """{"conv2d_1/kernel": array, ...} of nsfwjs' Inception v3: a byte a value; the manifest has each min and scale."""
     from bigmodel.prepare.registries import Package, fetch, members
 
     sha256 = "4496790efc9bdc6f"
