@@ -126,7 +126,10 @@ def local(folder: str) -> str:
     from bigmodel.run import objects
 
     progress(f"reading {folder}")
-    return str(objects.local(folder))
+    home = str(objects.local(folder))
+    if home != folder and not any(Path(home).glob("*/result.json")):
+        raise errors.UsageError(f"no result.json in the run directories of {folder!r} (looked for */result.json)")
+    return home
 
 
 def check_exists(path: Path, what: str = "file or directory") -> None:

@@ -98,6 +98,7 @@ def _sweep(args: cli.Args, overrides: cli.Overrides, topology: Any, stem: Path) 
     from bigmodel.study import sweep
     from bigmodel.study.status import describe
 
+    aot.devices(topology)  # no row can be compiled without
     rows, reports, failed = [], [], 0
     for item in sweep.make_plan(args.sweep, overrides):
         text = describe(item.overrides)
@@ -116,7 +117,8 @@ def _sweep(args: cli.Args, overrides: cli.Overrides, topology: Any, stem: Path) 
         rows.append([item.run_id, text, *cells])
         reports.append({"run_id": item.run_id, **r})
         if not args.json:
-            print(f"{item.run_id}  {text}  {'cached' if r.get('cached') else 'compiled'}", flush=True)
+            done = "refused" if "error" in r else "cached" if r.get("cached") else "compiled"
+            print(f"{item.run_id}  {text}  {done}", flush=True)
     _write({"rows": reports}, stem)
     if args.json:
         cli.print_json(reports)

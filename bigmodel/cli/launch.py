@@ -78,6 +78,12 @@ def run(args: cli.Args, overrides: cli.Overrides) -> int:
         raise UsageError(f"launch --rehearse: there is no stand-in for {engine.CLIENT!r}, so it would really be called")
     job = _job(args, overrides, folder, ids)
     files = engine.render(job)
+    if args.bucket and "://" not in str(dict(overrides).get("run.data_dir", "")):
+        where = f"{args.bucket.partition('://')[0]}://..."
+        errors.note(
+            "workers look for prepared data on their own disks; of data in a bucket "
+            f"(`bigmodel upload DATA {where}`) say --config.run.data_dir={where}"
+        )
     if args.print:
         for name, text in files.items():
             print(f"# ---- {name}\n{text}", end="")
