@@ -4,9 +4,9 @@
     python benchmarks/vision_step.py --shape=resnet-16 --cores=1
 
 As cpu_step.py: each is a process of its own, and they take turns. The same work: pictures of 28 x 28 in grey, batches
-of 128, float32. ResNet: a 3 x 3 stem and a basic block in each of three stages, batch norm, SGD with momentum. ViT: patches
-of 4, six pre-norm blocks, the mean of the tokens, AdamW. `torch` is eager, `channels-last` the same in that layout;
-`plain` is the ResNet written with `lax.conv_general_dilated` and nothing of the package.
+of 128, float32. ResNet: a 3 x 3 stem and a basic block in each of three stages, batch norm, SGD with momentum. ViT:
+patches of 4, six pre-norm blocks, the mean of the tokens, AdamW. `torch` is eager, `channels-last` the same in that
+layout; `plain` is the ResNet written with `lax.conv_general_dilated` and nothing of the package.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
 """Download or read a corpus and write it as token shards.
 
 SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .md, .jsonl, .json (also .gz or .zst) or
-.parquet, or hf:OWNER/NAME, a Hugging Face dataset. The list also names tasks with labels or translations, images, and
-published weights. A .jsonl of {"messages": [{"role", "content"}, ...]} or {"prompt", "answer"} becomes conversations in
-ChatML; only what the assistant says counts in the loss. Documents, not windows, are split into training and validation.
+.parquet, or hf:OWNER/NAME, a Hugging Face dataset; or a folder with a sub-folder of pictures for each class. The list
+also names tasks with labels or translations, images, and published weights. A .jsonl of {"messages": [{"role",
+"content"}, ...]} or {"prompt", "answer"} becomes conversations in ChatML; only what the assistant says counts in the
+loss. Documents, not windows, are split into training and validation.
 A note counts what was left out. The command continues where it was killed; it leaves finished data as they are, and
 writes damaged shards again.
 
 Examples:
   bigmodel prepare news --out=data/news-bytes
   bigmodel prepare my_texts/ --tokenizer=bpe --vocab-size=8192 --out=data/mine-bpe
+  bigmodel prepare my_pictures/ --size=64 --out=data/pictures
 """
 
 import sys
@@ -31,6 +33,7 @@ def arguments(parser: cli.Parser) -> None:
     parser.add_argument("--validation-fraction", type=float, help=fraction)
     key = "key (.jsonl, .json) or column (.parquet, hf:) that holds the text"
     parser.add_argument("--text-key", default="text", help=key)
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures of a folder of classes, in pixels")
     parser.add_argument("--workers", type=int, default=0, help="number of processes; 0: one per core")
     parser.add_argument("--verify", action="store_true", help="read finished data again, and repair damaged files")
 
@@ -67,7 +70,7 @@ def _list(args: cli.Args) -> int:
 
 def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
     """(folder, its manifest)"""
-    from bigmodel.prepare import chats, images, prepare, published, tasks
+    from bigmodel.prepare import chats, images, pictures, prepare, published, tasks
 
     fraction = args.validation_fraction
     if args.source in (*images.SETS, *published.WEIGHTS):
@@ -79,6 +82,12 @@ def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
     stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
     out = args.out or f"data/{stem}-{Path(args.tokenizer).stem}"
     how = {"tokenizer": args.tokenizer, "vocab_size": args.vocab_size, "verify": args.verify}
+    if pictures.is_folder(args.source):
+        if args.tokenizer != "bytes":
+            raise UsageError(f"prepare {args.source!r}: a folder with classes of pictures takes no --tokenizer")
+        out = args.out or f"data/{Path(args.source).resolve().name}"
+        fraction = 0.1 if fraction is None else fraction
+        return out, pictures.prepare_pictures(args.source, out, args.size, fraction, args.verify)
     if args.source in tasks.TASKS:
         return out, tasks.prepare_task(args.source, out, fraction=fraction, **how)
     if chats.is_file(args.source, args.text_key):

