@@ -91,8 +91,8 @@ class DropPath(nn.Module):
     rate, in training (Huang et al. 2016, arXiv:1603.09382; scaled in training as dropout is)."""
 
     @nn.compact
-    def __call__(self, y_Bx: jax.Array, rate: jax.Array | None, rows_B: jax.Array | None, train: bool) -> jax.Array:
-        if not train or rate is None:
+    def __call__(self, y_Bx: jax.Array, rate: jax.Array, rows_B: jax.Array | None, train: bool) -> jax.Array:
+        if not train:
             return y_Bx
         keys_B = example_keys(self.make_rng("dropout"), jnp.arange(len(y_Bx)) if rows_B is None else rows_B)
         keep_B = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys_B)

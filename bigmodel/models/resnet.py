@@ -137,7 +137,8 @@ class Block(nn.Module):
             else:
                 x_BHWC = conv.Conv(out, (1, 1), stride, name="shortcut")(first_BHWC)
                 x_BHWC = x_BHWC if cfg.preactivation else norm("shortcut_norm", x_BHWC)
-        y_BHWC = layers.DropPath()(y_BHWC, drop, rows_B, train)
+        if drop is not None:
+            y_BHWC = layers.DropPath()(y_BHWC, drop, rows_B, train)
         return (x_BHWC + y_BHWC if cfg.preactivation else nn.relu(x_BHWC + y_BHWC)), None
 
 

@@ -204,7 +204,8 @@ class Block(nn.Module):
             y_BLD = y_BLD * scale if scale != 1 else y_BLD
             if cfg.dropout:
                 y_BLD = layers.Dropout(cfg.dropout)(y_BLD, view.rows_B, train)
-            y_BLD = layers.DropPath()(y_BLD, drop, view.rows_B, train)
+            if drop is not None:
+                y_BLD = layers.DropPath()(y_BLD, drop, view.rows_B, train)
             return (x_BLD + y_BLD if cfg.norm_placement == "pre" else norm(alpha * x_BLD + y_BLD)), out
 
         x_BLD = ad_checkpoint.checkpoint_name(sharding.constrain(x_BLD, "batch", "residual", None), remat.RESIDUAL)
