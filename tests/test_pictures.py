@@ -1,6 +1,7 @@
 """Folders of the user's own pictures, and what augmentation does to one."""
 
 import io
+import json
 import re
 import struct
 
@@ -244,7 +245,14 @@ def test_a_folder_with_broken_files_trains(tmp_path, capsys):
     cfg.optim.lr = 0.05
     cfg.train.update(dict(batch_size=16, steps=12))
     cfg.run.update(dict(data_dir=str(tmp_path), wandb="off", checkpoint_every=0))
-    assert session.train(cfg, str(tmp_path / "runs"), quiet=True)["eval_error"] < 0.2
+    result = session.train(cfg, str(tmp_path / "runs"), quiet=True)
+    assert result["eval_error"] < 0.2
+    run = tmp_path / "runs" / result["run_id"]
+    assert main.main(["evaluate", str(run), "--split=train"]) == 0
+    told = capsys.readouterr().out
+    found = json.loads((run / "evaluation-train.json").read_text())
+    drawn = (run / "evaluation-train-mistakes.png").exists()
+    assert drawn == ("mistakes" in told) == (found["accuracy"] < 1)
 
 
 # ------------------------------------------------------------------------------------------------ augmentation

@@ -7,10 +7,10 @@ The scores follow from what the run was trained for:
   translations    BLEU and chrF beside a dictionary's and a copy's, and some translations to read
   anything else   what its family scores; the loss of masked tokens is no likelihood of the text, and has no perplexity
 
-Writes evaluation-SPLIT.json into the folder of the run, and evaluation-SPLIT-reliability.png, .svg and .pdf of labels
-or translations-SPLIT.jsonl of translations. --choices and --harness ask a run that continues text instead, and write
-evaluation-choices.json and evaluation-harness.json; they also take published weights (a Hugging Face folder, a .gguf
-file), and write nothing there.
+Writes evaluation-SPLIT.json into the folder of the run; of labels also evaluation-SPLIT-reliability.png, .svg and .pdf,
+and of pictures evaluation-SPLIT-mistakes, the most confident ones; of translations translations-SPLIT.jsonl. --choices
+and --harness ask a run that continues text instead, and write evaluation-choices.json and evaluation-harness.json; they
+also take published weights (a Hugging Face folder, a .gguf file), and write nothing there.
 
 Examples:
   bigmodel evaluate runs/0123456789ab
@@ -228,8 +228,10 @@ def _labelled(run: Any, split: str, args: cli.Args) -> Found:
     if corrupted:
         found["corrupted"] = corrupted
         lines += ["", _rows("changed by", corrupted), "low and high: 95 % interval of the fall, of the same examples"]
-    drawn = _reliability(found["reliability"], args.run, f"evaluation-{split}-reliability")
-    return found, [*lines, "", f"figure: {drawn}"]
+    drawn = [_reliability(found["reliability"], args.run, f"evaluation-{split}-reliability")]
+    if "image" in run.family.spec(run.config.model) and not right.all():
+        drawn.append(_mistakes(run, args, split, log_p, labels, names))
+    return found, [*lines, "", f"figure: {', '.join(drawn)}"]
 
 
 def _slices(run: Any, split: str, args: cli.Args, what: str, scores: Any) -> Found:
@@ -253,11 +255,6 @@ def _slices(run: Any, split: str, args: cli.Args, what: str, scores: Any) -> Fou
 
 def _reliability(bins: list[dict[str, Any]], folder: str, stem: str) -> str:
     """Draws accuracy by confidence, and how many examples have which, into the run's folder."""
-    import tempfile
-    from pathlib import Path
-
-    from etils import epath
-
     from bigmodel.after import slices
     from bigmodel.laws.figures import style
 
@@ -272,10 +269,45 @@ def _reliability(bins: list[dict[str, Any]], folder: str, stem: str) -> str:
         left.legend()
         right.bar([b["low"] for b in bins], examples, bins[0]["high"] - bins[0]["low"], align="edge", color=style.SKY)
         right.set(xlim=(0, 1), xlabel="confidence", ylabel="examples")
-        with files.writing(folder), tempfile.TemporaryDirectory() as made:  # the folder may be in a bucket
-            style.save(figure, Path(made) / stem)
-            for path in Path(made).iterdir():
-                (epath.Path(folder) / path.name).write_bytes(path.read_bytes())
+        return _saved(figure, folder, stem)
+
+
+MISTAKES = (4, 8)  # rows and columns
+
+
+def _mistakes(run: Any, args: cli.Args, split: str, log_p: Any, labels: Any, names: list[str]) -> str:
+    """Draws the pictures that were taken for another class with the highest probability."""
+    import numpy as np
+
+    from bigmodel.laws.figures import style
+
+    said, examples = np.argmax(log_p, axis=1), run.examples(split)
+    wrong = np.flatnonzero(said != labels)
+    wrong = wrong[np.argsort(-log_p[wrong, said[wrong]])][: MISTAKES[0] * MISTAKES[1]]
+    with style.matplotlib.rc_context(style.PAGE.style()):
+        figure = style.Figure(figsize=(1.15 * MISTAKES[1], 1.4 * MISTAKES[0]), layout="constrained")
+        axes = figure.subplots(*MISTAKES).ravel()
+        for at in axes:
+            at.set_axis_off()
+        for at, k in zip(axes, wrong, strict=False):
+            at.imshow(np.squeeze(examples[int(k)]["image"]), cmap="gray", vmin=0, vmax=255)
+            at.set_title(f"{names[labels[k]]}\nas {names[said[k]]}, {np.exp(log_p[k, said[k]]):.2f}", fontsize=6)
+        return _saved(figure, args.run, f"evaluation-{split}-mistakes")
+
+
+def _saved(figure: Any, folder: str, stem: str) -> str:
+    """Writes a figure into a folder, which may be in a bucket, as PNG, SVG and PDF; returns the first's path."""
+    import tempfile
+    from pathlib import Path
+
+    from etils import epath
+
+    from bigmodel.laws.figures import style
+
+    with files.writing(folder), tempfile.TemporaryDirectory() as made:
+        style.save(figure, Path(made) / stem)
+        for path in Path(made).iterdir():
+            (epath.Path(folder) / path.name).write_bytes(path.read_bytes())
     return str(epath.Path(folder) / f"{stem}.png")
 
 

@@ -228,6 +228,8 @@ def _check_start(config: ConfigDict) -> None:
             f"config.train.init_fingerprint={train.init_fingerprint!r} names what to start from, and train.init_from "
             "is empty: to start afresh, --config.train.init_fingerprint="
         )
+    if train.lora_rank and config.optim.ema:
+        raise UsageError(f"config.optim.ema={config.optim.ema}: adapters (train.lora_rank) have no moving average")
     if train.lora_rank and not parts:
         raise UsageError(
             f"config.train.lora_rank={train.lora_rank}: adapters of what? Say it with config.train.init_from"
