@@ -241,3 +241,15 @@ def test_the_smallest_picture_of_inception_is_one_that_fits(version, stem, auxil
     )
     assert all(0 not in x.shape for x in jax.tree.leaves(shapes))
     assert tree.count(shapes) > 0
+
+
+def test_no_remedy_of_a_pod_cuts_the_batch_of_batch_norm():
+    from bigmodel.pods import layout, published
+
+    def remedies(name):
+        cfg, _ = published.config_of(name)
+        return layout.remedies(budget.finalize(cfg, reads=False), layout.Topology("v5e:2x2"))
+
+    assert any(r.overrides.get("train.microbatch") for r in remedies("vit-l16"))
+    found = remedies("resnet-152")
+    assert found and not any(r.overrides.get("train.microbatch") for r in found)

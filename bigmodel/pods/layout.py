@@ -286,7 +286,8 @@ def remedies(frozen: Any, topology: Topology, needed: float = 0.0) -> list[Remed
         factor = max(1.0, (needed - own.state_bytes) / max(1.0, own.activation_bytes))
     base = models.family(frozen.family).flops(frozen.model) * 3 * frozen.train.batch_size / topology.chip.flops
     B = frozen.train.batch_size
-    parts = [k for k in (2, 4, 8, 16, 32, 64) if B % k == 0]
+    cut = models.family(frozen.family).decomposes(frozen.model)  # batch norm's batch is never cut
+    parts = [k for k in (2, 4, 8, 16, 32, 64) if cut and B % k == 0]
     micro = [(f"gradients of {B // k} examples at a time", {"train.microbatch": B // k}) for k in parts]
     moments = {"optim.state_dtype": "bfloat16"}
     kinds: list[tuple[str, dict[str, Any], Topology]] = [
