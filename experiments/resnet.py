@@ -27,5 +27,5 @@ def get_config():
     config.optim.warmup = 0.05
     config.optim.weight_decay = 5e-4
     config.train.batch_size = 128
-    config.train.tokens = 385_000  # 7 passes over 55,000 pictures
+    config.train.tokens = 550_000  # 10 passes over 55,000 pictures
     return config

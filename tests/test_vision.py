@@ -253,3 +253,20 @@ def test_no_remedy_of_a_pod_cuts_the_batch_of_batch_norm():
     assert any(r.overrides.get("train.microbatch") for r in remedies("vit-l16"))
     found = remedies("resnet-152")
     assert found and not any(r.overrides.get("train.microbatch") for r in found)
+
+
+# ------------------------------------------------------------------------------------------------ linear probe
+
+
+def test_a_probe_is_ridge_regression_by_scikit_learn():
+    from sklearn.linear_model import Ridge
+
+    from bigmodel.after import probe
+
+    rng = np.random.default_rng(0)
+    for n, c in ((40, 7), (7, 40)):  # by either of the two systems
+        x, y, test = rng.normal(size=(n, c)), rng.choice([-1.0, 1.0], (n, 3)), rng.normal(size=(5, c))
+        mean, std = x.mean(0), x.std(0) + 1e-8
+        ones = [np.concatenate([(part - mean) / std, np.ones((len(part), 1))], 1) for part in (x, test)]
+        expected = Ridge(probe.PENALTY, fit_intercept=False).fit(ones[0], y).predict(ones[1])
+        np.testing.assert_allclose(probe.predictions(x, y, test), expected, rtol=1e-9, atol=1e-12)

@@ -16,6 +16,7 @@ Examples:
   bigmodel evaluate runs/0123456789ab
   bigmodel evaluate runs/0123456789ab --split=validation --limit=100 --beams=1
   bigmodel evaluate runs/0123456789ab --data=moby-dick,austen
+  bigmodel evaluate runs/0123456789ab --probe=10 --data=mnist
   bigmodel evaluate runs/0123456789ab --slice=length,label --corrupt=typos:0.1,truncate:0.5
   bigmodel evaluate data/smollm2 --choices=questions.jsonl --shots=5
   bigmodel evaluate runs/0123456789ab --harness=my_task.yaml
@@ -41,6 +42,10 @@ def arguments(parser: cli.Parser) -> None:
     add("--show", type=int, default=8, help="number of translations to print")
     text = "of a run that predicts text: other prepared data with its tokenizer; that it hasn't read them isn't checked"
     add("--data", default="", metavar="NAME,...", help=text)
+    text = (
+        "of a run on pictures: test accuracy of a linear probe of its features, by so many examples a class of --data"
+    )
+    add("--probe", type=int, default=0, metavar="SHOTS", help=text)
     text = "mean scores by columns of the examples, with intervals; length: of a text, in tokens"
     add("--slice", default="", metavar="COLUMN,...", help=text)
     text = "what labels' accuracy loses by typos:RATE or truncate:SHARE of texts, noise:DEVIATIONS of features"
@@ -55,7 +60,7 @@ def arguments(parser: cli.Parser) -> None:
 
 
 def run(args: cli.Args, _: cli.Overrides) -> int:
-    ranges = dict.fromkeys(("limit", "show", "seed", "shots"), "[0, inf)")
+    ranges = dict.fromkeys(("limit", "show", "seed", "shots", "probe"), "[0, inf)")
     errors.check_ranges("--", args, beams="[1, inf)", **ranges)
     asked = [name for name in ("choices", "harness") if getattr(args, name)]
     if asked and (other := [f"--{name}" for name in (*ALONE, *asked[1:]) if getattr(args, name)]):
@@ -86,20 +91,23 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     split = args.split or ("test" if has_test else "validation")
     errors.choose("--split", split, ["train", "validation", "test"] if has_test else ["train", "validation"])
     how = _own
-    if "source" in spec:
+    if args.probe:
+        how = _probed
+    elif "source" in spec:
         how = _pairs
     elif spec.get("label") == ((), "int32"):
         how = _labelled
     elif evaluate.places(finished):
         how = _text
-    fitting = {"data": [_text], "slice": [_labelled, _pairs], "corrupt": [_labelled]}
+    fitting = {"data": [_text, _probed], "slice": [_labelled, _pairs], "corrupt": [_labelled]}
     for option, kinds in fitting.items():
         if getattr(args, option) and how not in kinds:
             raise UsageError(f"--{option} doesn't suit what this run predicts; see `bigmodel evaluate --help`")
     numbers, lines = how(finished, split, args)
     numbers = {"run_id": result["run_id"], "split": split, "limit": args.limit, **numbers}
     with files.writing(args.run):
-        record.write_json(epath.Path(args.run) / f"evaluation-{split}.json", numbers)
+        stem = "probe" if args.probe else split
+        record.write_json(epath.Path(args.run) / f"evaluation-{stem}.json", numbers)
     cli.print_json(numbers) if args.json else print("\n".join(lines))
     return 0
 
@@ -195,6 +203,20 @@ def _questions(run: Any, tokenizer: Any, args: cli.Args) -> Found:
     found = harness.evaluated(run, tokenizer, args.harness.split(","), args.shots, args.limit)
     numbers = [(task, k, v) for task, row in found.items() for k, v in row.items() if isinstance(v, float)]
     return {"tasks": found}, [cli.table(["task", "metric", ""], [[t, k, f"{v:.4f}"] for t, k, v in numbers])]
+
+
+def _probed(run: Any, split: str, args: cli.Args) -> Found:
+    from bigmodel.after import probe
+
+    if "image" not in run.family.spec(run.config.model):
+        raise UsageError("--probe reads pictures, and this run does not")
+    if args.split:
+        raise UsageError(f"--probe={args.probe} learns from train and is tried on test: leave out --split={args.split}")
+    found = {}
+    for name in [run.config.data.name, *filter(None, args.data.split(","))]:
+        found[name] = probe.accuracy(probe.on(run, name), args.probe, args.limit)
+    rows = {name: {k: row[k] for k in ("shots", "examples", "accuracy")} for name, row in found.items()}
+    return {"probe": found}, ["a linear probe of frozen features, 3 draws of examples, on test:", _rows("data", rows)]
 
 
 def _labelled(run: Any, split: str, args: cli.Args) -> Found:
