@@ -13,7 +13,7 @@ from bigmodel import data
 from bigmodel.cli import main
 from bigmodel.data import augmentation, loader
 from bigmodel.errors import UsageError
-from bigmodel.prepare import pictures
+from bigmodel.prepare import images, pictures
 
 RNG = np.random.default_rng(0)
 
@@ -124,18 +124,18 @@ def test_a_picture_of_any_kind_is_read(name, tmp_path, capsys):
 
 def test_pixels_are_those_of_the_picture():
     told = {}
-    grey = pictures.read(encoded(SIXTEEN), 14, told)
+    grey = images.read(encoded(SIXTEEN), 14, told)
     np.testing.assert_array_equal(grey[..., 0], (np.asarray(SIXTEEN) // 257)[:, 3:17])  # the centre
     assert (grey[..., 0] == grey[..., 2]).all()
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    assert (pictures.read(encoded(clear), 8, told) == 255).all()  # laid on white
+    assert (images.read(encoded(clear), 8, told) == 255).all()  # laid on white
     half = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
-    np.testing.assert_allclose(pictures.read(encoded(half), 8, told)[0, 0], [255, 127, 127], atol=1)
+    np.testing.assert_allclose(images.read(encoded(half), 8, told)[0, 0], [255, 127, 127], atol=1)
     left = Image.new("RGB", (8, 8), "black")
     left.paste((255, 255, 255), (0, 0, 4, 8))
-    turned = pictures.read(encoded(left, "PNG", exif=EXIF), 8, told)
+    turned = images.read(encoded(left, "PNG", exif=EXIF), 8, told)
     assert (turned[:4] == 255).all() and (turned[4:] == 0).all()  # the left side is up
-    big = pictures.read(encoded(coloured(100, 1, (300, 200)), "JPEG"), 8, told)
+    big = images.read(encoded(coloured(100, 1, (300, 200)), "JPEG"), 8, told)
     assert big.shape == (8, 8, 3) and abs(big[..., 0].mean() - 119.5) < 4
 
 
@@ -413,6 +413,15 @@ def test_impossible_augmentation_is_one_line(says, tmp_path, capsys):
     prepared(tmp_path / "mine", tmp_path / "out", capsys)
     with pytest.raises(UsageError, match=re.escape(says)):
         opened(tmp_path / "out", **IMPOSSIBLE[says])
+
+
+@pytest.mark.network
+def test_emoji_are_those_of_two_artists(tmp_path):
+    assert main.main(["prepare", "emoji", f"--out={tmp_path / 'emoji'}"]) == 0
+    sizes = {split: len(opened(tmp_path / "emoji", split)[2]) for split in ("train", "validation", "test")}
+    assert sum(sizes.values()) == images.SETS["emoji"].examples
+    assert sizes["train"] == sizes["validation"] + sizes["test"] and abs(sizes["validation"] - sizes["test"]) < 400
+    assert set(opened(tmp_path / "emoji", "test")[2].labels.tolist()) == set(range(9))
 
 
 @pytest.mark.network

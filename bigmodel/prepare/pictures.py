@@ -7,16 +7,12 @@ one belongs to follows from its content.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import sys
-import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from bigmodel.errors import UsageError, check_ranges, note
 from bigmodel.prepare import finished, images
@@ -86,7 +82,7 @@ def _classes(source: str, found: dict[str, list[Path]], size: int) -> tuple[list
                 if key in kept:
                     told["that a class has twice, counted once"] += 1
                     continue
-                kept[key] = read(content, size, told)
+                kept[key] = images.read(content, size, told)
             except Exception as e:  # Pillow's formats raise what they like
                 reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
                 broken.append(f"{str(path.relative_to(source))!r} ({' '.join(reason.split())[:80]})")
@@ -114,30 +110,6 @@ def _classes(source: str, found: dict[str, list[Path]], size: int) -> tuple[list
     if len(labels) < 2:
         raise UsageError(f"prepare {source!r}: one class, {labels}: nothing to tell apart; a sub-folder is a class")
     return labels, [kept_in[label] for label in labels]
-
-
-def read(content: bytes, size: int, told: Counter[str]) -> np.ndarray:
-    """A picture's pixels, uint8, size x size x 3. Raises what Pillow raises, also where it has too many pixels."""
-    if not content:
-        raise ValueError("it is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image: Any = Image.open(io.BytesIO(content))
-        if getattr(image, "n_frames", 1) > 1:
-            told["of several frames: the first one"] += 1
-        if image.format == "JPEG":
-            image.draft("RGB", (2 * size, 2 * size))  # decoded at a fraction of its size, where that is enough
-        image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits
-        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are floats")
-    if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
 def _splits(classes: list[dict[str, np.ndarray]], fraction: float) -> images.Arrays:
