@@ -12,7 +12,7 @@ from etils import epath
 from bigmodel import errors, files
 from bigmodel.study import status
 
-FAILED = [26, 672, 795]  # each was in a class that is none of the good ones
+FAILED = [26, 672, 778, 795]  # each was in a class that is none of the good ones
 
 
 def campaign(tmp_path, seeds):
@@ -33,6 +33,14 @@ def test_twenty_faults(tmp_path):
 def test_faults_that_failed_once(tmp_path):
     done = campaign(tmp_path, ",".join(map(str, FAILED)))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.bucket
+@pytest.mark.parametrize("seed", [1000, 1003, 1008, 1015], ids=["coordinator", "503", "slow", "refused"])
+def test_lost_buckets_and_processes(seed, tmp_path):
+    done = campaign(tmp_path, f"{seed}")
+    assert done.returncode == 0 and "| all | 1 |" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", files.FULL)
