@@ -95,26 +95,23 @@ class Bucket:
         self.root = self.store.url("runs")
         self.env = {**self.store.env, **LIMITS, "BIGMODEL_CACHE": str(self.work / "cache")}
 
-    def base(self, make, cut):
-        """A folder of this disk with what the bucket holds at first, made once; None: nothing."""
+    def base(self, make, cut, home):
+        """A folder of this disk with what the bucket holds at first, made once, in `home`; None: nothing."""
         if make is None:
             return None
         folder = self.work / f"{make.__name__}{'-cut' * cut}"
         if not folder.exists():
             self.fill(None)
-            made = self.work / "made"
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir(parents=True)
-            (made / "study.py").write_text(SWEEP)
+            (home / "study.py").write_text(SWEEP)
 
             def call():
                 (local := make(self.root)) and self.opened().put(Path(local), "")
 
-            in_child(made, call)
-            self.copy(made / "copy")
+            in_child(home, call)
+            self.copy(self.work / "copy")
             if cut:
-                cut_back(made / "copy")
-            (made / "copy").rename(folder)
+                cut_back(self.work / "copy")
+            (self.work / "copy").rename(folder)
         return folder
 
     def opened(self):
@@ -242,7 +239,7 @@ class Pair:
 def make_pair():
     from bigmodel.study import status, sweep
 
-    row = {**PLAIN, "run.mesh.fsdp": 2, "train.steps": 200}
+    row = {**PLAIN, "run.mesh.fsdp": 2, "train.steps": 60}
     Path("study.py").write_text(PAIR.format(DIGITS.partition("=")[2], row))
     folder = status.folder_of("study.py", "runs")
     sweep.write_plan(folder, sweep.make_plan("study.py", (), "runs"), "study.py", ())
@@ -270,7 +267,8 @@ def bucket(campaign, kind, command, rng, when, scheme):
     make, cut, argv, _ = COMMANDS[command]
     there = campaign.buckets.get(scheme) or campaign.buckets.setdefault(scheme, Bucket(scheme, campaign.work))
     os.environ |= there.env
-    base = there.base(make, cut)
+    campaign.fresh(None)
+    base = there.base(make, cut, campaign.home)
     run = next((p.parent.name for p in base.glob("*/result.json")), "") if base else ""
     argv = [a.replace("{root}", there.root).replace("{run}", run) for a in argv]
 
