@@ -3,6 +3,8 @@
     python benchmarks/campaign.py --seeds=0:1000        adds the seeds that campaign.csv lacks, and prints the table
     python benchmarks/campaign.py --seed=417            repeats one fault, and keeps its files
 
+Seeds from 1000 on are of buckets and of pairs of processes (campaign_lost.py).
+
 A fault is a function of its seed: a kind, a command, a moment (a share of the undisturbed command's time) and a place.
 After it the same command is repeated, at most REPEATS times, without the fault (damage to a file stays). Classes:
 
@@ -34,13 +36,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import campaign_lost as lost  # noqa: E402
 from campaign_places import (  # noqa: E402
     BASES,
     COMMANDS,
@@ -51,6 +53,7 @@ from campaign_places import (  # noqa: E402
     damage,
     draw,
     ended,
+    in_child,
     jump,
     limit_memory,
     load,
@@ -59,6 +62,7 @@ from campaign_places import (  # noqa: E402
 from test_flipped_bits import CLOCK, TELLS, differing, outcome  # noqa: E402
 
 REPEATS, LIMIT, REAL, IMPORTS = 3, 90.0, 25, 5.0
+FIELDS = ("seed", "kind", "command", "real", "where", "class", "said")
 GOOD = ("equal", "told", "refused")
 BAD = ("LOST", "RESTARTED", "SILENTLY WRONG", "TRACEBACK", "HUNG")
 
@@ -66,7 +70,10 @@ BAD = ("LOST", "RESTARTED", "SILENTLY WRONG", "TRACEBACK", "HUNG")
 
 
 class Campaign:
+    limit, bucket, pair = LIMIT, None, None
+
     def __init__(self, work):
+        self.buckets = {}
         self.work, self.home, self.real_cache = work, work / "home", work / "cache"
         self.expected, self.logs, self.mounted = {}, work / "log", ""
         self.real_cache.mkdir(parents=True, exist_ok=True)
@@ -82,21 +89,12 @@ class Campaign:
         os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                        "BIGMODEL_CACHE": str(folder.parent / "bigmodel-cache")}  # fmt: skip
 
-    def base(self, name):
+    def base(self, name, make=None):
         """The folder of a base, made once, in a child."""
         folder = self.work / "bases" / name.replace(" ", "-")
         if not folder.exists():
             self.fresh(None)
-            pid = os.fork()
-            if not pid:
-                try:
-                    os.chdir(self.home)
-                    BASES[name]()
-                    os._exit(0)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-            assert ended(pid, 600) == 0, f"base {name!r} can't be made"
+            in_child(self.home, make or BASES[name])
             shutil.copytree(self.home, folder)
         return folder
 
@@ -126,32 +124,49 @@ class Campaign:
         """(exit code, stdout, stderr) of a command, during which `act(pid)` is called once it has begun."""
         for end in ("out", "err"):
             Path(f"{self.logs}.{end}").write_text("")
-        pid = spawn(argv, self.home, self.logs, real, prelude)
-        if act:
-            act(pid)
-        code = ended(pid, LIMIT)
+        if self.pair:
+            code = self.pair.run(argv, act)
+        else:
+            pid = spawn(argv, self.home, self.logs, real, prelude)
+            if act:
+                act(pid)
+            code = ended(pid, self.limit)
         out, err = (Path(f"{self.logs}.{end}").read_text(errors="replace") for end in ("out", "err"))
         return code, out, err
 
     def whole(self, command):
-        """(what is there, stdout, stderr, seconds) after the undisturbed command; the second of two, for its time."""
+        base, (argv, _) = self.base(COMMANDS[command][0]), self.argv(command)
+        return self.undisturbed(command, argv, lambda: self.fresh(base), 2 if command.startswith(TRAINS) else 1)
+
+    def undisturbed(self, command, argv, fresh, times=2):
+        """(what is there, stdout, stderr, seconds) after it; the second of two, for its time."""
         if command not in self.expected:
-            base, (argv, _) = self.base(COMMANDS[command][0]), self.argv(command)
-            for _ in range(2 if command.startswith(TRAINS) else 1):
-                self.fresh(base)
+            for _ in range(times):
+                fresh()
                 began = time.monotonic()
                 code, out, err = self.run(argv)
                 assert code == 0, (command, code, err)
-            self.expected[command] = outcome(self.home), out, err, time.monotonic() - began
+                seconds = time.monotonic() - began
+            self.look()
+            self.expected[command] = outcome(self.home), out, err, seconds
         return self.expected[command]
+
+    def look(self, mend=False):
+        """Copies what a bucket holds to where a disk's runs are."""
+        if self.bucket:
+            if mend:
+                self.bucket.mend()
+            self.bucket.as_on_a_disk(self.home / "runs")
 
     def inject(self, seed, keep=False):
         """A row of campaign.csv."""
+        if seed >= lost.FIRST:
+            return lost.inject(self, seed, dict.fromkeys(FIELDS, "") | {"seed": seed})
         kind, command, rng = draw(seed)
         real = seed % REAL == 0 or kind == "worker lost"
         if kind in ("memory limit", "clock jump"):
             real = False
-        row = {"seed": seed, "kind": kind, "command": command, "real": int(real), "where": "", "class": "", "said": ""}
+        row = dict.fromkeys(FIELDS, "") | {"seed": seed, "kind": kind, "command": command, "real": int(real)}
         if kind in ("disk full", "read-only folder") and os.geteuid():
             return {**row, "class": "not run: needs root"}
         self.cache(self.real_cache / "xla")
@@ -284,6 +299,7 @@ class Campaign:
         for number in range(REPEATS + 1):
             self.second_code = 0
             code, out, err = self.run(argv, real, prelude if not number else (), act if not number else None)
+            self.look(not number)
             codes.append(code if not self.second_code else (code, self.second_code))
             known = set(CLOCK.sub("", out0 + err0).splitlines())
             new = [x for x in (err + out).splitlines() if CLOCK.sub("", x) not in known]
@@ -339,7 +355,7 @@ def table(rows):
     count = collections.Counter((row["kind"], row["class"]) for row in rows)
     classes = [*GOOD, *BAD, *sorted({c for _, c in count} - {*GOOD, *BAD})]
     lines = ["| kind | faults | " + " | ".join(classes) + " |", "|---" * (len(classes) + 2) + "|"]
-    for kind in (*KINDS, "all"):
+    for kind in (*KINDS, *lost.KINDS, "all"):
         numbers = [sum(n for (k, c), n in count.items() if kind in (k, "all") and c == name) for name in classes]
         lines.append(f"| {kind} | {sum(numbers)} | " + " | ".join(map(str, numbers)) + " |")
     return "\n".join(lines)
@@ -392,7 +408,7 @@ if __name__ == "__main__":
         print(f"files: {work / 'home'}, {work}/log.err (mounted ones are gone with this process)")
     else:
         first, _, last = args.seeds.partition(":")
-        seeds = range(int(first), int(last)) if last else list(map(int, first.split(",")))
+        seeds = range(int(first), int(last)) if last else [int(seed) for seed in first.split(",")]
         found = run_seeds(seeds, work, args.csv or work / "campaign.csv")
         print(table(found))
         with (work / "faults.csv").open("w", newline="") as f:

@@ -195,6 +195,20 @@ def ended(pid, limit):
     return None
 
 
+def in_child(folder, call):
+    """Calls it in a fork, as what starts threads can't be forked afterwards."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.chdir(folder)
+            call()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert ended(pid, 600) == 0, f"{call.__name__} of {folder} failed"
+
+
 def jump(rng):
     """time.time() leaps by up to a year at one of its first calls."""
     clock, after, by, calls = time.time, rng.randrange(60), rng.choice((-1, 1)) * 10 ** rng.uniform(0, 7.5), [0]

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus, server
@@ -49,6 +49,14 @@ class Store:
     def refuse(self, every: int) -> None:
         """From now on every so many-th request gets 503; 0: none, 1: all."""
         self._ask(f"refuse/{every}")
+
+    def slow(self, milliseconds: int) -> None:
+        """From now on every request is answered so much later."""
+        self._ask(f"slow/{milliseconds}")
+
+    def down(self, milliseconds: int) -> None:
+        """So long nothing listens there: connections that are open end without a reply, new ones are refused."""
+        self._ask(f"down/{milliseconds}")
 
     def _ask(self, what: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/_emulator/{what}") as reply:
@@ -103,16 +111,34 @@ class Faults:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.count = self.lose = self.refuse = self.writes = self.all = 0
+        self.count = self.lose = self.refuse = self.slow = self.writes = self.all = 0
+        self.down_until, self.server = 0.0, None
 
     def control(self, path: str) -> str:
         what, _, number = path.removeprefix("/_emulator/").partition("/")
         if what == "count":
             found, self.count = self.count, 0
             return str(found)
+        if what == "down":
+            self.down_until = time.monotonic() + int(number) / 1000
+            threading.Thread(target=self.server.shutdown).start()
+            return ""
         setattr(self, what, int(number))
         self.writes = self.all = 0
         return ""
+
+    def serve(self, make: Callable[[], server.HTTPServer]) -> None:
+        """Serves for ever, with pauses in which nothing listens."""
+        while True:
+            self.server = make()
+            self.server.serve_forever(poll_interval=0.05)
+            self.server.server_close()
+            time.sleep(max(0.0, self.down_until - time.monotonic()))
+
+    def down(self) -> bool:
+        """Whether a request gets no reply. Waits, if they are to be slow."""
+        time.sleep(self.slow / 1000)
+        return time.monotonic() < self.down_until
 
     def refused(self) -> bool:
         self.count += 1
@@ -135,6 +161,9 @@ def _serve_gcs(port: int) -> None:
         def handle_one(self, method: str) -> None:
             if self.path.startswith("/_emulator/"):
                 return self.answer(HTTPStatus.OK, faults.control(self.path))
+            if faults.down():
+                self.close_connection = True
+                return None
             with faults.lock:
                 if faults.refused():
                     emulator._read_raw_data(self)
@@ -190,7 +219,7 @@ def _serve_gcs(port: int) -> None:
     storage = Storage(use_memory_fs=True)
     storage._write_config_to_file = lambda: None  # of every object, after every write
     buckets.create_bucket(BUCKET, storage)
-    server.ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, storage)).serve_forever()
+    faults.serve(lambda: server.ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, storage)))
 
 
 def partial_method(method: str):
@@ -221,9 +250,12 @@ def _serve_s3(port: int) -> None:
         if environ["PATH_INFO"].startswith("/_emulator/"):
             start_response("200 OK", [])
             return [faults.control(environ["PATH_INFO"]).encode()]
+        if faults.down():
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return []
         with faults.lock:
             if faults.refused():
-                environ["wsgi.input"].read()
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start_response("503 Slow Down", [])
                 return [b"<Error><Code>SlowDown</Code></Error>"]
             body = list(app(environ, start_response))
@@ -231,10 +263,9 @@ def _serve_s3(port: int) -> None:
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return body
 
-    running = make_server("127.0.0.1", port, locked, threaded=True)
     import boto3
 
-    threading.Thread(target=running.serve_forever).start()
+    threading.Thread(target=faults.serve, args=(lambda: make_server("127.0.0.1", port, locked, threaded=True),)).start()
     address = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
     boto3.client("s3", **address, aws_access_key_id="a", aws_secret_access_key="s").create_bucket(Bucket=BUCKET)
 

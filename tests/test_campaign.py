@@ -10,9 +10,10 @@ from conftest import ROOT
 from etils import epath
 
 from bigmodel import errors, files
+from bigmodel.cli import main, plan
 from bigmodel.study import status
 
-FAILED = [26, 672, 795]  # each was in a class that is none of the good ones
+FAILED = [26, 240, 672, 778, 795, 850]  # each was in a class that is none of the good ones
 
 
 def campaign(tmp_path, seeds):
@@ -33,6 +34,27 @@ def test_twenty_faults(tmp_path):
 def test_faults_that_failed_once(tmp_path):
     done = campaign(tmp_path, ",".join(map(str, FAILED)))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.bucket
+@pytest.mark.parametrize("seed", [1000, 1003, 1008, 1015], ids=["coordinator", "503", "slow", "refused"])
+def test_lost_buckets_and_processes(seed, tmp_path):
+    done = campaign(tmp_path, f"{seed}")
+    assert done.returncode == 0 and "| all | 1 |" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_limit_of_memory_or_threads_ends_in_a_line(error, monkeypatch, capfd):
+    """Seed 240."""
+
+    def limited(*_):
+        raise error
+
+    monkeypatch.setattr(plan, "run", limited)
+    assert main.main(["plan", "--law=fit.json", "--flops=1e15"]) == errors.EXIT_RETRY
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("bigmodel: this process may have no more memory or threads; the same command continues")
 
 
 @pytest.mark.parametrize("number", files.FULL)

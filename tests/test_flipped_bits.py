@@ -464,7 +464,9 @@ def test_hole_in_the_rows_is_refused_where_the_result_needs_them_else_noted(
 
     folder = copied(needing, tmp_path / "a", monkeypatch)
     spoil(folder / "metrics.jsonl")
+    spoilt = (folder / "metrics.jsonl").read_bytes()
     code, _, err = call(*TRAIN_NEEDING)
+    assert (folder / "metrics.jsonl").read_bytes() == spoilt and not list(folder.glob("checkpoints/damaged*"))
     (line,) = err.splitlines()
     assert code == 2 and "metrics.jsonl' is damaged" in line and "the run's result depends on them" in line
     assert not (folder / "result.json").exists()
@@ -472,6 +474,37 @@ def test_hole_in_the_rows_is_refused_where_the_result_needs_them_else_noted(
     spoil(folder / "metrics.jsonl")
     code, _, err = call(*TRAIN)
     assert code == 0 and "metrics.jsonl' is damaged" in err and "this record has holes" in err
+
+
+def test_run_that_needs_its_rows_goes_on_from_the_newest_checkpoint_whose_rows_are_whole(
+    needing, tmp_path, monkeypatch
+):
+    """Seed 778 of benchmarks/campaign.py."""
+    folder = copied(needing, tmp_path, monkeypatch)
+    done(*TRAIN_NEEDING)
+    whole = outcome(Path("runs"))
+    shutil.rmtree("runs")
+    shutil.copytree(needing / "runs", "runs")
+    content = (folder / "metrics.jsonl").read_bytes()
+    flip(folder / "metrics.jsonl", content.index(b'{"step": 7') + 30, 1)
+    code, _, err = call(*TRAIN_NEEDING)
+    (line,) = [line for line in err.splitlines() if line.startswith("bigmodel: ")]
+    assert code == 0 and "metrics.jsonl' is damaged" in line and "going on from the one of step 6" in line
+    assert outcome(Path("runs")) == whole
+
+
+def test_damaged_config_json_of_a_row_says_what_to_do(planned, tmp_path, monkeypatch):
+    copied(planned, tmp_path, monkeypatch)
+    row = json.loads(Path("runs/study/plan.jsonl").read_text().splitlines()[0])
+    folder = Path("runs/study") / row["run_id"]
+    (folder / "result.json").unlink()
+    config = (folder / "config.json").read_bytes()
+    flip(folder / "config.json", config.index(b'"width": ') + 9, 0)
+    worker = ["worker", "runs/study", f"--run={row['run_id']}"]
+    code, out, err = call(*worker)
+    assert code == 1 and "config.json' is damaged" in out + err and "without that file the run goes on" in out + err
+    (folder / "config.json").unlink()
+    assert call(*worker)[0] == 0 and (folder / "config.json").read_bytes() == config
 
 
 def test_damaged_branch_of_a_run_is_never_its_result(needing, tmp_path, monkeypatch):

@@ -165,6 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         if why := files.of_store(e):
             return _fail(f"the bucket can't be used ({why}); the same command continues once it can", EXIT_RETRY)
+        if isinstance(e, MemoryError) or "can't start new thread" in str(e):
+            text = (
+                "this process may have no more memory or threads; the same command continues, once its limits are wider"
+            )
+            return _fail(text, EXIT_RETRY)
         if not isinstance(e, OSError):
             raise
         if e.errno in files.FULL:

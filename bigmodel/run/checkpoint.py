@@ -8,7 +8,7 @@ import sys
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from bigmodel.run import claims, objects
 # orbax reports each file at INFO and WARNING, and at ERROR the traceback of what it raises anyway.
 for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+NONE_WHOLE = "no earlier checkpoint is whole: remove the run's folder to train it again"
 
 
 def _absolute(folder: str) -> str:
@@ -103,38 +106,48 @@ class Checkpoints:
         if self.token:
             self.unlisted = step
 
-    def restore_latest(self, shapes: Any, shardings: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_latest(
+        self, shapes: Any, shardings: Any, lost: Callable[[dict[str, Any]], str] = lambda _: ""
+    ) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, meta) of the newest step that is whole, with these shardings; None where there is no step.
 
         Newer steps that are damaged are renamed to `damaged-STEP`, and that is noted.
+
+        Args:
+          lost: metadata -> what else a run lacks to go on from that step, in words; "" for nothing.
 
         Raises:
           UsageError: no step can be restored; or the newest is another model's, or can't be read.
         """
         if self.token:
-            return self._restore_listed(shapes, shardings)
+            return self._restore_listed(shapes, shardings, lost)
         steps = sorted(self.manager.all_steps(), reverse=True)
-        damaged: list[int] = []
+        damaged: dict[int, str] = {}
         for i, step in enumerate(steps):
             try:
                 found = self._restore(step, shapes, shardings)
+                _check(lost(found[1]))
             except UsageError as e:
+                if i + 1 == len(steps) and isinstance(e, _Damaged):
+                    raise UsageError(f"{e}; {NONE_WHOLE}") from e
                 if i + 1 == len(steps) or jax.process_count() > 1:  # processes would have to agree
                     raise
                 own, older = (_difference(self.manager, s, shapes) for s in (step, steps[i + 1]))
                 if not isinstance(e, _Damaged) and not (own and not older):  # of another model, all steps differ
                     raise
-                note(f"{e}; going on from the one of step {steps[i + 1]}")
-                damaged.append(step)
+                damaged[step] = f"{e}; going on from the one of step {steps[i + 1]}"
                 continue
-            for other in damaged:
+            for other, why in damaged.items():
+                note(why)
                 epath.Path(self.folder, str(other)).rename(epath.Path(self.folder, f"damaged-{other}"))
             if damaged:
                 self.manager.reload()
             return step, *found
         return None
 
-    def _restore_listed(self, shapes: Any, shardings: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def _restore_listed(
+        self, shapes: Any, shardings: Any, lost: Callable[[dict[str, Any]], str]
+    ) -> tuple[int, Any, dict[str, Any]] | None:
         """`restore_latest` of an object store. All processes read the same list: only this one's saves change it."""
         listed = claims.saved(self.folder.rpartition("/")[0])
         for i, (token, step) in enumerate(reversed(listed)):
@@ -142,9 +155,13 @@ class Checkpoints:
                 manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
                 state = ocp.args.StandardRestore(_like(shapes, shardings))
                 try:
-                    return step, *_restore(manager, f"{self.folder}/{token:06d}", step, shapes, state)
+                    found = _restore(manager, f"{self.folder}/{token:06d}", step, shapes, state)
+                    _check(lost(found[1]))
+                    return step, *found
                 except _Damaged as e:
-                    if i + 1 == len(listed) or jax.process_count() > 1:
+                    if i + 1 == len(listed):
+                        raise UsageError(f"{e}; {NONE_WHOLE}") from e
+                    if jax.process_count() > 1:
                         raise
                     note(f"{e}; going on from an earlier one")
         return None
@@ -239,6 +256,11 @@ def _silence_closed_loops() -> None:
 
 class _Damaged(UsageError):
     """A checkpoint whose bytes have changed."""
+
+
+def _check(lost: str) -> None:
+    if lost:
+        raise _Damaged(lost)
 
 
 def _error(path: str, difference: str, e: Exception) -> UsageError:

@@ -99,7 +99,10 @@ def check(folder: epath.Path, frozen: Any) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    there = from_json(files.read_text(path, "config"), str(path))
+    try:
+        there = from_json(files.read_text(path, "config"), str(path))
+    except UsageError as e:
+        raise UsageError(f"{e}; without that file the run goes on") from e
     budget.fill(there, quiet=True)
     theirs, ours = hashed(FrozenConfigDict(there)), hashed(frozen)
     for name in dict.fromkeys((*flatten(ConfigDict(ours)), *flatten(ConfigDict(theirs)))):

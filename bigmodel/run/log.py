@@ -14,6 +14,19 @@ from bigmodel.run.view import wandb_mode
 BRANCH = ("end", "alive")  # what each row of branches.jsonl has
 
 
+def lost(job: Job, meta: dict[str, Any]) -> str:
+    """Which rows that a result is computed from (checks, gradient noise, branches) are lost of those that a
+    checkpoint's metadata claims; "": none, and the run can go on from there."""
+    train = job.frozen.train
+    needed = {"metrics": bool(train.patience or train.noise_scale), "branches": bool(job.frozen.optim.branches)}
+    for name, claim in meta.get("rows", {}).items():
+        if claim and needed.get(name):
+            keys = BRANCH if name == "branches" else ()
+            if found := record.damage(job.folder / f"{name}.jsonl", meta["step"], claim, keys):
+                return f"{found}, and the run's result depends on them"
+    return ""
+
+
 class Log:
     """The files metrics.jsonl, speed.jsonl and, of a run with branches, branches.jsonl; in process 0 alone.
 
@@ -25,16 +38,12 @@ class Log:
     def __init__(self, job: Job, start: int, claimed: dict[str, Any]) -> None:
         """Opens the files at step `start`; `claimed` says which rows the checkpoint there counts on."""
         self.job, self.frozen, self.plan = job, job.frozen, job.plan
-        train = self.frozen.train
-        # What a result is computed from has to be whole: checks (patience), noise, branches.
-        needed = {"metrics": bool(train.patience or train.noise_scale), "branches": True}
         kept = ("metrics", "speed", *(["branches"] if self.frozen.optim.branches else []))
         self.files = {
             name: record.Rows(
                 job.folder / f"{name}.jsonl",
                 start,
                 claimed.get(name),
-                needed.get(name, False),
                 BRANCH if name == "branches" else (),
                 job.stored,
             )

@@ -13,7 +13,7 @@ from bigmodel.ops import sharding
 from bigmodel.run import adapters, budget, checkpoint, executables, optim, outcome, processes, program, record, starts
 from bigmodel.run.branches import Branches
 from bigmodel.run.job import Job
-from bigmodel.run.log import Log
+from bigmodel.run.log import Log, lost
 from bigmodel.run.reader import Reader
 from bigmodel.run.stop import Stop
 
@@ -139,7 +139,7 @@ def every(steps: int, step: int) -> bool:
 
 def begin(job: Job, compiled: program.Program, saves: checkpoint.Checkpoints, key: jax.Array) -> tuple[int, Any, Any]:
     """(step, state, the rows that its checkpoint claims) from where the folder stands."""
-    found = saves.restore_latest(compiled.shapes, compiled.shardings)
+    found = saves.restore_latest(compiled.shapes, compiled.shardings, lambda meta: lost(job, meta))
     if found is not None:
         start, state, meta = found
         if meta.get("run_id", job.folder.name) != job.folder.name:
@@ -148,9 +148,9 @@ def begin(job: Job, compiled: program.Program, saves: checkpoint.Checkpoints, ke
             )
         return start, state, meta.get("rows", {})
     state = compiled.init(key)
-    lost = len(record.read_rows(job.folder / "metrics.jsonl")) if job.lead else 0
-    if lost:
-        job.line.say(f"{job.folder}: no checkpoint there; starts again at step 0, without {lost} rows of metrics.jsonl")
+    gone = len(record.read_rows(job.folder / "metrics.jsonl")) if job.lead else 0
+    if gone:
+        job.line.say(f"{job.folder}: no checkpoint there; starts again at step 0, without {gone} rows of metrics.jsonl")
     if budget.starts(job.frozen.train):
         state["params"], said = adapters.start(job.frozen, compiled, state["params"], starts.start)
         if "iterate" in state:

@@ -184,6 +184,23 @@ def last_row(path: Any) -> dict[str, Any] | None:
     return None
 
 
+def _cut(rows: Sequence[dict[str, Any]], step: int) -> list[str]:
+    return [json.dumps(sealed(row)) for row in rows if row["step"] <= step]
+
+
+def _damage(path: Any, lines: Sequence[str], step: int, claim: Sequence[int]) -> str:
+    """ "" if `lines` begin with those of the claim; later ones, of branches at that very step, are newer than it."""
+    count, crc32 = claim
+    if len(lines) >= count and zlib.crc32("".join(lines[:count]).encode()) == crc32:
+        return ""
+    return f"{str(path)!r} is damaged: its rows to step {step} aren't those that the checkpoint has noted"
+
+
+def damage(path: Any, step: int, claim: Sequence[int], keys: Sequence[str] = ()) -> str:
+    """What to say of a .jsonl that has lost rows which the checkpoint of `step` claims; "" of a whole one."""
+    return _damage(path, _cut(read_rows(path, keys), step), step, claim)
+
+
 class Rows:
     """An append-only .jsonl. A resume cuts it back to its step, so that it ends as that of an undisturbed run."""
 
@@ -192,26 +209,21 @@ class Rows:
         path: Any,
         step: int,
         claim: Sequence[int] | None = None,
-        needed: bool = False,
         keys: Sequence[str] = (),
         holder: Any = None,
     ):
         """Args:
-          step: of the checkpoint that is resumed.
-          claim: what `claim` returned when it was saved.
-          holder: the `claims.ObjectClaim` through which a file in an object store is written.
-          needed: whether the result is computed from these rows; if not, damage is noted and the run goes on.
-          keys: that each row has.
-
-        Raises:
-          UsageError: rows that are needed are damaged.
+        step: of the checkpoint that is resumed.
+        claim: what `claim` returned when it was saved.
+        holder: the `claims.ObjectClaim` through which a file in an object store is written.
+        keys: that each row has.
         """
         self.path = epath.Path(path)
         self.lines: list[str] = []
         self.holder = holder
 
         def cut(content: bytes) -> bytes:
-            self.lines = [json.dumps(sealed(r)) for r in parse_rows(content, keys) if r["step"] <= step]
+            self.lines = _cut(parse_rows(content, keys), step)
             return self._content()
 
         if holder:
@@ -222,13 +234,8 @@ class Rows:
         self.step = self.count = self.crc32 = 0
         for row, line in zip(kept, self.lines, strict=True):
             self._took(row["step"], line.encode())
-            if claim and self.count == claim[0] and self.crc32 == claim[1]:
-                claim = None  # rows after these, as of branches at that very step, are newer than the checkpoint
-        if claim and claim[0]:
-            text = f"{str(self.path)!r} is damaged: its rows to step {step} aren't those that the checkpoint has noted"
-            if needed:
-                raise UsageError(f"{text}, and the run's result depends on them; remove its folder to train it again")
-            note(f"{text}; the run goes on, and this record has holes")
+        if claim and (damage := _damage(self.path, self.lines, step, claim)):
+            note(f"{damage}; the run goes on, and this record has holes")
         self.file: IO[bytes] | None = None
         if not holder:
             # Unbuffered: no row waits in memory for a disk that has become full.
