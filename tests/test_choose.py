@@ -72,9 +72,11 @@ def test_an_ensemble_of_a_line_is_its_posterior():
     assert ensemble.predict()[0, 0] == pytest.approx(mean @ [1, 1.8], abs=0.6 * spread)
     # Far from its data, a line is best known by runs at its ends.
     assert 0.7 < np.std(ensemble.law.values(ensemble.theta, ensemble.target)[0]) / spread < 1.4
-    wide = choose.Ensemble(line, {"x": x}, np.ones(9), {"x": np.array([1.8])}, seed=3)
-    wide.fit([3, 4], y[[3, 4]])
-    assert set(wide.next([3, 4], 2.0, runs=1)) <= {0, 8}
+    for seed in range(4):
+        wide = choose.Ensemble(line, {"x": x}, np.ones(9), {"x": np.array([1.8])}, seed=seed)
+        wide.fit([1, 4, 7], y[[1, 4, 7]])
+        (run,) = wide.next([1, 4, 7], 2.0, runs=1)
+        assert run in (0, 8)
 
 
 def test_a_run_that_measures_several_numbers_takes_off_what_they_do():

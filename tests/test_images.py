@@ -21,12 +21,12 @@ def idx(array):
 
 
 def small_images(root):
-    """120 + 20 images of 4x3 in root/fashion-mnist: the brighter, the higher the class."""
+    """120 + 20 images of 4x4 in root/fashion-mnist: the brighter, the higher the class."""
     rng = np.random.default_rng(0)
     files = {}
     for name, count in (("train", 120), ("t10k", 20)):
         labels = rng.integers(0, 10, count).astype(np.uint8)
-        pixels = (25 * labels[:, None, None] + rng.integers(0, 10, (count, 4, 3))).astype(np.uint8)
+        pixels = (25 * labels[:, None, None] + rng.integers(0, 10, (count, 4, 4))).astype(np.uint8)
         for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
             files[f"usr/share/{name}-{kind}-ubyte.gz"] = gzip.compress(idx(array))
     root.mkdir(exist_ok=True)
@@ -48,9 +48,9 @@ def test_images_are_examples(image_dir):
     source.finalize(cfg, str(image_dir))
     info = source.describe(cfg, str(image_dir))
     assert (info.train_examples, info.validation_examples) == (110, 10)
-    assert info.sizes == {"num_features": 12, "num_classes": 10}
+    assert info.sizes == {"num_features": 16, "num_classes": 10}
     test = source.open_split(cfg, str(image_dir), "test")
-    assert len(test) == 20 and test[3]["features"].shape == (12,) and test[3]["features"].dtype == np.float32
+    assert len(test) == 20 and test[3]["features"].shape == (16,) and test[3]["features"].dtype == np.float32
     many = test.take([3, 5])
     assert np.array_equal(many["features"][0], test[3]["features"])
     np.testing.assert_allclose(many["features"].mean(axis=1), (25 * many["label"] + 4.5) / 255, atol=0.02)

@@ -121,7 +121,7 @@ def test_every_sweep_in_the_repository_plans(data_dir, image_dir, tmp_path, monk
     }
     speech = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 10**6)]
     own["adapt"] = [*speech, ("data.examples", 100)]  # it has fewer windows than are asked for
-    own["mlp"] = [("run.data_dir", str(image_dir)), ("data.examples", 100), ("data.epochs", 10**6)]
+    own["mlp"] = own["vision"] = [("run.data_dir", str(image_dir)), ("data.examples", 100), ("data.epochs", 10**6)]
     monkeypatch.setattr(budget, "digest", lambda _: "0" * 64)
     plans = {}
     for path in sorted((ROOT / "sweeps").glob("*.py")):
