@@ -55,7 +55,9 @@ def _microbatch(cfg: Any, mesh: Mesh) -> int:
     family, B = models.family(cfg.family), cfg.train.batch_size
     if not family.decomposes(cfg.model):
         return B
-    M = cfg.train.microbatch or platforms.cached_examples(mesh, B, family.units(cfg.model))
+    # A picture is one unit, and as many tokens as its family's footprint says.
+    tokens = max(family.units(cfg.model), (family.footprint(cfg.model) or {"length": 1})["length"])
+    M = cfg.train.microbatch or platforms.cached_examples(mesh, B, tokens)
     if cfg.train.noise_scale and M == B:  # checked where the config says so; here the platform has chosen
         M = next(m for m in range(B // 2, 0, -1) if B % m == 0)
     return M
