@@ -202,6 +202,7 @@ def test_adapters_of_published_weights(data_dir, tmp_path):
         (("train.lora_targets", "attention/queries"), "no parameter's path matches"),
         (("train.lora_targets", "("), "not a regular expression"),
         (("train.lora_rank", -1), "lora_rank=-1"),
+        (("optim.ema", 0.9), "have no moving average"),
         (("train.lora_bits", 3), "lora_bits=3: 4, or 0 for frozen weights as they are"),
     ],
 )

@@ -211,6 +211,14 @@ def test_one_content_in_two_classes_and_an_empty_class_are_told(tmp_path, capsys
     assert train[0]["image"].dtype == np.uint8
 
 
+def test_files_of_other_kinds_are_counted_and_size_is_of_pictures_alone(tmp_path, capsys):
+    home = folder(tmp_path / "mine", [("red/notes.txt", b"x"), ("loose.png", SAME)])
+    code, said = prepared(home, tmp_path / "out", capsys)
+    assert code == 0 and "left out of" in said and "2 files that aren't named as pictures" in said
+    code, said = prepared("fashion-mnist", tmp_path / "other", capsys)
+    assert code == 2 and "--size is of a folder" in said
+
+
 def test_it_is_prepared_once_and_a_changed_folder_is_refused(tmp_path, capsys):
     home = folder(tmp_path / "mine")
     prepared(home, tmp_path / "out", capsys)

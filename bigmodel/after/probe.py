@@ -19,7 +19,7 @@ from bigmodel.after import evaluate
 from bigmodel.after.evaluate import Run
 from bigmodel.errors import UsageError
 
-PENALTY = 2.0**10  # of standardised features; the largest of the grid that the papers' code searches
+PENALTY = 2.0**10  # of standardised features; chosen, not searched
 BATCH = 256
 
 

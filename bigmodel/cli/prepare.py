@@ -33,7 +33,7 @@ def arguments(parser: cli.Parser) -> None:
     parser.add_argument("--validation-fraction", type=float, help=fraction)
     key = "key (.jsonl, .json) or column (.parquet, hf:) that holds the text"
     parser.add_argument("--text-key", default="text", help=key)
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures of a folder of classes, in pixels")
+    parser.add_argument("--size", type=int, help="side of the pictures of a folder of classes, in pixels (default: 64)")
     parser.add_argument("--workers", type=int, default=0, help="number of processes; 0: one per core")
     parser.add_argument("--verify", action="store_true", help="read finished data again, and repair damaged files")
 
@@ -73,6 +73,9 @@ def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
     from bigmodel.prepare import chats, images, pictures, prepare, published, tasks
 
     fraction = args.validation_fraction
+    of_pictures = args.source not in images.SETS and pictures.is_folder(args.source)
+    if args.size is not None and not of_pictures:
+        raise UsageError(f"prepare {args.source!r}: --size is of a folder with a sub-folder of pictures for each class")
     if args.source in (*images.SETS, *published.WEIGHTS):
         if args.tokenizer != "bytes" or fraction is not None:
             raise UsageError(f"prepare {args.source}: takes no --tokenizer and no --validation-fraction")
@@ -82,12 +85,14 @@ def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
     stem = args.source.removeprefix("hf:").rstrip("/").split("/")[-1].split(".")[0]
     out = args.out or f"data/{stem}-{Path(args.tokenizer).stem}"
     how = {"tokenizer": args.tokenizer, "vocab_size": args.vocab_size, "verify": args.verify}
-    if pictures.is_folder(args.source):
+    if of_pictures:
         if args.tokenizer != "bytes":
             raise UsageError(f"prepare {args.source!r}: a folder with classes of pictures takes no --tokenizer")
         out = args.out or f"data/{Path(args.source).resolve().name}"
         fraction = 0.1 if fraction is None else fraction
-        return out, pictures.prepare_pictures(args.source, out, args.size, fraction, args.verify)
+        return out, pictures.prepare_pictures(
+            args.source, out, 64 if args.size is None else args.size, fraction, args.verify
+        )
     if args.source in tasks.TASKS:
         return out, tasks.prepare_task(args.source, out, fraction=fraction, **how)
     if chats.is_file(args.source, args.text_key):

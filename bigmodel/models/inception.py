@@ -5,7 +5,6 @@ B batch, H height, W width, C channels, V classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -123,13 +122,11 @@ class Part(nn.Module):
 
     cfg: Any
 
-    def unit(
-        self, channels: int, window: Any, name: str, stride: int = 1, padding: Any = None, exact: bool = False
-    ) -> Any:
-        """x, train -> a convolution's output; channels are those of the published width, unless `exact`."""
+    def unit(self, channels: int, window: Any, name: str, stride: int = 1, padding: Any = None) -> Any:
+        """x, train -> a convolution's output; channels are those of the published width."""
         cfg = self.cfg
         size = (window, window) if isinstance(window, int) else window
-        out = channels if exact else conv.scaled(channels, cfg.width, BASE[cfg.version])
+        out = conv.scaled(channels, cfg.width, BASE[cfg.version])
         return conv.Unit(out, size, stride, padding, cfg.norm == "batchnorm", 1e-3, name=name)
 
     def chain(self, x_BHWC: jax.Array, train: bool, name: str, *shapes: tuple[int, Any]) -> jax.Array:
@@ -290,11 +287,9 @@ class Model(nn.Module):
         x_BHWC = Stem(cfg, name="stem")(x_BHWC, train)
         stages = modules(cfg)
 
-        def auxiliary(number: int) -> None:
-            if heads:
-                logits_BV = Auxiliary(cfg, name=f"auxiliary{number}")(x_BHWC, rows_B, train)
-                others.append((cfg.auxiliary, logits_BV))
-
+        # v1's heads follow the first module of the middle stage and the last but one (4a and 4d), v3's the last.
+        n = len(stages[1]) if len(stages) > 1 else 0
+        after = sorted({1, max(1, n - 1)}) if cfg.version == "v1" else [n]
         for s, rows in enumerate(stages, 1):
             if s > 1:
                 reduce = V3Reduction(cfg, s - 1, name=f"reduction{s - 1}") if cfg.version == "v3" else None
@@ -305,14 +300,9 @@ class Model(nn.Module):
                     x_BHWC = V1Module(cfg, channels, name=name)(x_BHWC, train)
                 else:
                     x_BHWC = V3Module(cfg, s, channels, name=name)(x_BHWC, train)
-                if s == 2:
-                    self._after(cfg, i, len(rows), auxiliary)
+                if heads and s == 2 and i in after:
+                    head = Auxiliary(cfg, name=f"auxiliary{after.index(i) + 1}")
+                    others.append((cfg.auxiliary, head(x_BHWC, rows_B, train)))
         x_BC = layers.Dropout(cfg.dropout)(conv.global_mean(x_BHWC), rows_B, train)
         logits_BV = classifier.head(self, x_BC)
         return (logits_BV, tuple(others)) if train and others else logits_BV
-
-    def _after(self, cfg: Any, i: int, n: int, auxiliary: Any) -> None:
-        """v1's heads follow the first module of the middle stage and the last but one (4a and 4d), v3's the last."""
-        at: Sequence[int] = sorted({1, max(1, n - 1)}) if cfg.version == "v1" else [n]
-        if i in at:
-            auxiliary(at.index(i) + 1)

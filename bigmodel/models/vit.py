@@ -57,9 +57,9 @@ rung, base = transformer.rung, transformer.base
 spec, inputs, loss = classifier.spec, classifier.inputs, classifier.loss
 
 
-def _row(width: int, depth: int, ffn: int, heads: int, patch: int, params: int, **more: Any) -> dict[str, Any]:
+def _row(width: int, depth: int, ffn: int, heads: int, patch: int, params: int) -> dict[str, Any]:
     shape = dict(width=width, depth=depth, ffn=ffn, num_heads=heads, patch=patch)
-    return dict(params=params, model=shape | more, source=more.pop("source", _VIT))
+    return dict(params=params, model=shape, source=_VIT)
 
 
 _VIT = "Dosovitskiy et al. 2020, arXiv:2010.11929, table 1, and Steiner et al. 2021, arXiv:2106.10270, table 2"
@@ -205,7 +205,7 @@ class Model(nn.Module):
             x_BLD = layers.Dropout(cfg.dropout)(x_BLD, rows_B, train)
         x_BLD = sharding.constrain(x_BLD, "batch", "residual", None)
         drops_N = layers.drop_paths(cfg.drop_path, cfg.depth)
-        blocks = transformer.blocks(cfg, cfg.depth, name="blocks")
+        blocks = transformer.blocks(cfg, cfg.depth, drops=drops_N is not None, name="blocks")
         x_BLD, _ = blocks(x_BLD, drops_N, View(causal=False, rows_B=rows_B), train)
         x_BLD = layers.Norm(cfg.norm, cfg.bias, cfg.norm_eps, name="norm")(x_BLD)
         if cfg.pool == "map":

@@ -38,12 +38,14 @@ def prepare_pictures(source: str, out: str, size: int, fraction: float, verify: 
     check_ranges("prepare: ", {"size": size, "validation_fraction": fraction}, size="[1, 4096]",
                  validation_fraction="(0, 0.5)")  # fmt: skip
     found = {part.name: _pictures(part) for part in sorted(Path(source).iterdir()) if part.is_dir()}
-    lines = [f"{path}\0{path.lstat().st_size}" for paths in found.values() for path in paths]
+    lines = [f"{path.relative_to(source)}\0{path.lstat().st_size}" for paths in found.values() for path in paths]
     listing = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:8]
     arguments = {"source": source, "size": size, "validation_fraction": fraction}
     arguments["files"] = f"{len(lines):,} (by names and sizes: {listing})"
 
     def make(folder: Folder, old: Manifest | None) -> Manifest:
+        if others := sum(path.is_file() for path in Path(source).rglob("*")) - len(lines):
+            note(f"left out of {source!r}: {others:,} files that aren't named as pictures in the folder of a class are")
         labels, classes = _classes(source, found, size)
         folder.begin()
         splits = _splits(classes, fraction)

@@ -97,7 +97,7 @@ def _from_run(
     if body:
         raise UsageError(f"{where}: its {body[0]!r} is no parameter of this model")
     line = _line(len(taken), [p for p in own if p not in taken], unused, "parameters of that run")
-    line += "".join(f"; {p} resized from {changes[p][0]}" for p in changes)
+    line += "".join(f"; {p} resized from {changes[p][0]}" for p in changes if p in taken)
     diverged = f"; that run diverged: of its step {result.get('last_good_step')}" * (result.get("status") == "diverged")
     return params, line + diverged
 
