@@ -21,6 +21,7 @@ Init = Callable[..., jax.Array]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),  # jax.nn.gelu's erfc takes a CPU twice as long
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2, GPT-3
+    "gelu_quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,

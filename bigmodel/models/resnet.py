@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
             stages=(),  # blocks of each stage; (): depth over num_stages, as even as can be
             num_stages=4,  # 3: the networks for 32 x 32 pictures
             block="basic",  # or bottleneck
-            stem="imagenet",  # 7 x 7 of stride 2 and a pool; or small: 3 x 3
+            stem="imagenet",  # 7 x 7 of stride 2 and a pool; small: 3 x 3; deep: three of 3 x 3 and a pool, as CLIP's
+            pooled=False,  # strides are means over windows, before a 1 x 1 convolution (CLIP)
             shortcut="projection",  # where the shape changes: a 1 x 1 convolution, or pad: zeros for new channels
             preactivation=False,  # norm and rectifier before each convolution (He et al. 2016, arXiv:1603.05027)
             zero_scale=False,  # each block's last norm starts at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)
@@ -43,7 +44,7 @@ def finalize(cfg: ConfigDict) -> None:
     sizes = dict.fromkeys(("width", "depth", "num_stages"), "[1, inf)")
     check_ranges("config.model.", cfg, drop_path="[0, 1)", **sizes)
     choose("config.model.block", cfg.block, ["basic", "bottleneck"])
-    choose("config.model.stem", cfg.stem, ["imagenet", "small"])
+    choose("config.model.stem", cfg.stem, ["imagenet", "small", "deep"])
     choose("config.model.shortcut", cfg.shortcut, ["projection", "pad"])
     if not cfg.stages and cfg.depth < cfg.num_stages:
         raise UsageError(f"config.model.depth={cfg.depth}: at least a block for each of {cfg.num_stages} stages")
@@ -51,6 +52,8 @@ def finalize(cfg: ConfigDict) -> None:
     cfg.num_stages = len(cfg.stages)
     if sum(cfg.stages) != cfg.depth or min(cfg.stages) < 1:
         raise UsageError(f"config.model.stages={cfg.stages}: depth={cfg.depth} blocks in all, at least one a stage")
+    if cfg.pooled and (cfg.block != "bottleneck" or cfg.shortcut != "projection"):
+        raise UsageError("config.model.pooled: needs block=bottleneck and shortcut=projection")
     if cfg.preactivation and cfg.zero_scale:
         raise UsageError("config.model.zero_scale: a block of preactivation=True doesn't end in a norm")
 
@@ -114,8 +117,11 @@ class Block(nn.Module):
         cfg, C, stride = self.cfg, self.channels, self.stride
         shapes = [(C, 3, stride), (C, 3, 1)]
         if cfg.block == "bottleneck":
-            shapes = [(C, 1, 1), (C, 3, stride), (EXPANSION * C, 1, 1)]
+            shapes = [(C, 1, 1), (C, 3, 1 if cfg.pooled else stride), (EXPANSION * C, 1, 1)]
         out = shapes[-1][0]
+
+        def pool(y_BHWC: jax.Array) -> jax.Array:
+            return conv.mean_pool(y_BHWC, stride, stride, conv.VALID) if cfg.pooled and stride > 1 else y_BHWC
 
         def norm(name: str, y_BHWC: jax.Array, zero: bool = False) -> jax.Array:
             return BatchNorm(start=0.0 if zero else 1.0, name=name)(y_BHWC, train)
@@ -125,6 +131,7 @@ class Block(nn.Module):
         for i, (channels, window, step) in enumerate(shapes, 1):
             if cfg.preactivation and i > 1:
                 y_BHWC = nn.relu(norm(f"norm{i}", y_BHWC))
+            y_BHWC = pool(y_BHWC) if i == len(shapes) else y_BHWC
             y_BHWC = conv.Conv(channels, (window, window), step, name=f"conv{i}")(y_BHWC)
             if not cfg.preactivation:
                 last = i == len(shapes)
@@ -135,7 +142,7 @@ class Block(nn.Module):
                 x_BHWC = x_BHWC[:, ::stride, ::stride]
                 x_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), (0, 0), (0, out - x_BHWC.shape[-1])))
             else:
-                x_BHWC = conv.Conv(out, (1, 1), stride, name="shortcut")(first_BHWC)
+                x_BHWC = conv.Conv(out, (1, 1), 1 if cfg.pooled else stride, name="shortcut")(pool(first_BHWC))
                 x_BHWC = x_BHWC if cfg.preactivation else norm("shortcut_norm", x_BHWC)
         if drop is not None:
             y_BHWC = layers.DropPath()(y_BHWC, drop, rows_B, train)
@@ -163,12 +170,18 @@ class Stage(nn.Module):
 
 class Model(nn.Module):
     cfg: Any
+    classifies: bool = True  # else returns what the last stage puts out, BHWC
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False, rows_B: jax.Array | None = None) -> jax.Array:
         """Logits BV of pixels. rows: which row of the step's batch each example is, for stochastic depth."""
         cfg, C = self.cfg, self.cfg.width
-        if cfg.stem == "imagenet":
+        if cfg.stem == "deep":
+            for i, (channels, stride) in enumerate([(C // 2, 2), (C // 2, 1)], 1):
+                x_BHWC = conv.Conv(channels, (3, 3), stride, name="stem" if i == 1 else f"stem{i}")(x_BHWC)
+                x_BHWC = nn.relu(BatchNorm(name=f"stem_norm{i}")(x_BHWC, train))
+            x_BHWC = conv.Conv(C, (3, 3), name="stem3")(x_BHWC)
+        elif cfg.stem == "imagenet":
             x_BHWC = conv.Conv(C, (7, 7), 2, name="stem")(x_BHWC)
         else:
             x_BHWC = conv.Conv(C, (3, 3), 1, name="stem")(x_BHWC)
@@ -176,6 +189,8 @@ class Model(nn.Module):
             x_BHWC = nn.relu(BatchNorm(name="stem_norm")(x_BHWC, train))
         if cfg.stem == "imagenet":
             x_BHWC = conv.max_pool(x_BHWC, 3, 2, conv.same((3, 3)))
+        elif cfg.stem == "deep":
+            x_BHWC = conv.mean_pool(x_BHWC, 2, 2, conv.VALID)
         drops_N = layers.drop_paths(cfg.drop_path, cfg.depth)
         done = 0
         for i, n in enumerate(cfg.stages):
@@ -184,4 +199,4 @@ class Model(nn.Module):
             x_BHWC, done = stage(x_BHWC, drops, rows_B, train), done + n
         if cfg.preactivation:
             x_BHWC = nn.relu(BatchNorm(name="last_norm")(x_BHWC, train))
-        return classifier.head(self, conv.global_mean(x_BHWC))
+        return classifier.head(self, conv.global_mean(x_BHWC)) if self.classifies else x_BHWC

@@ -145,6 +145,7 @@ class Patches(nn.Module):
     """Pixels BHWC -> tokens BLD, one a patch."""
 
     cfg: Any
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -152,20 +153,21 @@ class Patches(nn.Module):
         B, H, W, C = x_BHWC.shape
         kernel = self.param("kernel", layers.normal(self.cfg.init_std, P * P * C), (P, P, C, D))
         cut = x_BHWC.reshape(B, H // P, P, W // P, P, C).swapaxes(2, 3).reshape(B, -1, P * P * C)
-        bias = self.param("bias", nn.initializers.zeros, (D,)).astype(x_BHWC.dtype)
-        return layers.linear(cut, kernel.reshape(P * P * C, D)) + bias
+        y_BLD = layers.linear(cut, kernel.reshape(P * P * C, D))
+        return y_BLD + self.param("bias", nn.initializers.zeros, (D,)).astype(x_BHWC.dtype) if self.bias else y_BLD
 
 
 class Embed(nn.Module):
-    """Puts the class token before patches, and adds positions."""
+    """Puts the class token, which starts as `start` says, before patches, and adds positions."""
 
     cfg: Any
+    start: layers.Init = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         cfg, D = self.cfg, self.cfg.width
         if cfg.pool == "cls":
-            token = self.param("class", nn.initializers.zeros, (D,)).astype(x_BLD.dtype)
+            token = self.param("class", self.start, (D,)).astype(x_BLD.dtype)
             x_BLD = jnp.concatenate([jnp.broadcast_to(token, (len(x_BLD), 1, D)), x_BLD], axis=1)
         if cfg.position == "learned":
             # As ViT's code starts them, at the base's width where there is one.
