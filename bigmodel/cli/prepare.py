@@ -1,8 +1,10 @@
 """Download or read a corpus and write it as token shards.
 
 SOURCE is a named corpus (`bigmodel prepare list`), a file or folder of .txt, .md, .jsonl, .json (also .gz or .zst) or
-.parquet, or hf:OWNER/NAME, a Hugging Face dataset; or a folder with a sub-folder of pictures for each class. The list
-also names tasks with labels or translations, images, and published weights. A .jsonl of {"messages": [{"role",
+.parquet, or hf:OWNER/NAME, a Hugging Face dataset; or a folder with a sub-folder of pictures for each class, or of
+pictures with captions.jsonl, a line each: {"image": "a.png", "caption": "..."} (also "captions": [...], "label",
+"language", and "concept", of which all pictures are in one split). The list also names tasks with labels or
+translations, images, and published weights. A .jsonl of {"messages": [{"role",
 "content"}, ...]} or {"prompt", "answer"} becomes conversations in ChatML; only what the assistant says counts in the
 loss. Documents, not windows, are split into training and validation.
 A note counts what was left out. The command continues where it was killed; it leaves finished data as they are, and
@@ -33,7 +35,9 @@ def arguments(parser: cli.Parser) -> None:
     parser.add_argument("--validation-fraction", type=float, help=fraction)
     key = "key (.jsonl, .json) or column (.parquet, hf:) that holds the text"
     parser.add_argument("--text-key", default="text", help=key)
-    parser.add_argument("--size", type=int, help="side of the pictures of a folder of classes, in pixels (default: 64)")
+    parser.add_argument(
+        "--size", type=int, help="side of the pictures of a folder of yours, or with captions, in pixels (default: 64)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="number of processes; 0: one per core")
     parser.add_argument("--verify", action="store_true", help="read finished data again, and repair damaged files")
 
@@ -54,9 +58,9 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 
 
 def _list(args: cli.Args) -> int:
-    from bigmodel.prepare import corpora, images, published, registries, tasks
+    from bigmodel.prepare import captions, corpora, images, published, registries, tasks
 
-    kinds = [corpora.CORPORA, {**tasks.TASKS, **images.SETS}, published.WEIGHTS]
+    kinds = [corpora.CORPORA, {**tasks.TASKS, **images.SETS, **captions.SETS}, published.WEIGHTS]
     tables = [registries.table(kind) for kind in kinds]
     if args.json:
         cli.print_json([row for rows in tables for row in rows])
@@ -70,12 +74,17 @@ def _list(args: cli.Args) -> int:
 
 def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
     """(folder, its manifest)"""
-    from bigmodel.prepare import chats, images, pictures, prepare, published, tasks
+    from bigmodel.prepare import captions, chats, images, pictures, prepare, published, tasks
 
     fraction = args.validation_fraction
-    of_pictures = args.source not in images.SETS and pictures.is_folder(args.source)
-    if args.size is not None and not of_pictures:
-        raise UsageError(f"prepare {args.source!r}: --size is of a folder with a sub-folder of pictures for each class")
+    of_captions = args.source in captions.SETS or captions.is_folder(args.source)
+    of_pictures = args.source not in images.SETS and not of_captions and pictures.is_folder(args.source)
+    if args.size is not None and not (of_pictures or of_captions):
+        raise UsageError(
+            f"prepare {args.source!r}: --size is of pictures with captions, or of a folder with a sub-folder of "
+            "pictures for each class"
+        )
+    size = 64 if args.size is None else args.size
     if args.source in (*images.SETS, *published.WEIGHTS):
         if args.tokenizer != "bytes" or fraction is not None:
             raise UsageError(f"prepare {args.source}: takes no --tokenizer and no --validation-fraction")
@@ -90,9 +99,9 @@ def _prepare(args: cli.Args) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"prepare {args.source!r}: a folder with classes of pictures takes no --tokenizer")
         out = args.out or f"data/{Path(args.source).resolve().name}"
         fraction = 0.1 if fraction is None else fraction
-        return out, pictures.prepare_pictures(
-            args.source, out, 64 if args.size is None else args.size, fraction, args.verify
-        )
+        return out, pictures.prepare_pictures(args.source, out, size, fraction, args.verify)
+    if of_captions:
+        return out, captions.prepare_captions(args.source, out, size, fraction=fraction, **how)
     if args.source in tasks.TASKS:
         return out, tasks.prepare_task(args.source, out, fraction=fraction, **how)
     if chats.is_file(args.source, args.text_key):

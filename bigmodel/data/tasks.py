@@ -70,7 +70,7 @@ def describe(cfg: Any, root: str) -> Info:
 
 
 @functools.lru_cache(maxsize=16)
-def _arrays(path: str, of: str, names: tuple[str, ...], labels: int) -> dict[str, np.ndarray]:
+def read_arrays(path: str, of: str, names: tuple[str, ...], labels: int) -> dict[str, np.ndarray]:
     """The arrays of a split's file, cached, as a plan asks for them at every row.
 
     Args:
@@ -119,7 +119,7 @@ class Examples(Split):
         for file, sha256 in found.get("files", {}).items():
             if file in ("tokenizer.json", f"{split}.jsonl"):
                 check_file(home / file, sha256)
-        self.arrays = _arrays(str(home / f"{split}.npz"), found["hash"], names, len(found["labels"]))
+        self.arrays = read_arrays(str(home / f"{split}.npz"), found["hash"], names, len(found["labels"]))
         self.lengths = {name: cfg.source_len if name == "source" else cfg.seq_len for name in names}
         self.end = found["tokenizer"]["separator"]
         sizes = {name: np.diff(self.arrays[f"{name}_ends"], prepend=0) for name in names}

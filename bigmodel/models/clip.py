@@ -101,7 +101,9 @@ def base(cfg: Any) -> ConfigDict:
     """Both towers at their bases' widths; the joint space is as wide as it is."""
     other = transformer.base(cfg)
     if cfg.vision.tower == "resnet" and cfg.base_width != cfg.width:
-        raise UsageError(f"config.model.parametrization={cfg.parametrization}: only of a tower of pictures that is a vit")
+        raise UsageError(
+            f"config.model.parametrization={cfg.parametrization}: only of a tower of pictures that is a vit"
+        )
     own = tower(cfg)
     if cfg.vision.tower == "vit":
         other.vision.update(width=own.base_width, num_heads=own.base_num_heads)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from bigmodel.errors import UsageError
+from bigmodel.errors import UsageError, note
 from bigmodel.prepare import finished
 from bigmodel.prepare.folder import Folder, Manifest
 from bigmodel.prepare.registries import Archive, Named, Package, described, fetch, members
@@ -78,29 +78,60 @@ def read(content: bytes, size: int, told: Counter[str]) -> np.ndarray:
     return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
+SHOWN = 3  # names in a note
+
+
+def why(name: str, e: Exception) -> str:
+    """A file's name, with the reason that it can't be read."""
+    reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
+    return f"{name!r} ({' '.join(reason.split())[:80]})"
+
+
+def note_broken(source: str, broken: list[str]) -> None:
+    if broken:
+        more = ", ..." if broken[SHOWN:] else ""
+        note(f"left out of {source!r}: {len(broken):,} files that can't be read: {', '.join(broken[:SHOWN])}{more}")
+
+
+def listing(source: str, paths: list[Path]) -> str:
+    """What a manifest says of the files of a folder, so that it is seen whether they are others now."""
+    lines = [f"{path.relative_to(source)}\0{path.lstat().st_size}" for path in paths]
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{len(lines):,} (by names and sizes: {digest})"
+
+
 CATEGORIES = (
     "Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities",
     "Objects", "Symbols", "Flags",
 )  # fmt: skip
 
 
+def categories(archive: Archive) -> dict[str, int]:
+    """Of each file of an artist's emoji, the number of its category. The few of "Component" are left out."""
+    ((_, table),) = members(archive.path, "package/emoji.json")
+    found: dict[str, int] = {}
+    for row in json.loads(table):
+        if row["category"] in CATEGORIES:
+            files = [row["image"], *(other["image"] for other in row.get("skin_variations", {}).values())]
+            found |= dict.fromkeys(files, CATEGORIES.index(row["category"]))
+    return found
+
+
 def emoji(google: Archive, twitter: Archive) -> Arrays:
     """The emoji of two artists, 32 x 32 in colour: trained on Google's, tried on Twitter's, of which half the concepts
-    are validation and half test. The few of the category "Component" are left out."""
+    are validation and half test."""
 
     def drawn(archive: Archive, artist: str) -> list[tuple[int, np.ndarray, int]]:
         ((_, table),) = members(archive.path, "package/emoji.json")
-        category: dict[str, tuple[int, int]] = {}
+        half: dict[str, int] = {}
         for row in json.loads(table):
-            if row["category"] in CATEGORIES:
-                files = [row["image"], *(other["image"] for other in row.get("skin_variations", {}).values())]
-                digest = hashlib.sha256(row["unified"].encode()).digest()[0]
-                category |= {file: (digest % 2, CATEGORIES.index(row["category"])) for file in files}
+            files = [row["image"], *(other["image"] for other in row.get("skin_variations", {}).values())]
+            half |= dict.fromkeys(files, hashlib.sha256(row["unified"].encode()).digest()[0] % 2)
         pictures = members(archive.path, f"package/img/{artist}/64/*.png")
         found = {Path(name).name: data for name, data in pictures}
         return [
-            (half, read(found[file], 32, Counter()), label)
-            for file, (half, label) in sorted(category.items()) if file in found
+            (half[file], read(found[file], 32, Counter()), label)
+            for file, label in sorted(categories(archive).items()) if file in found
         ]  # fmt: skip
 
     def arrays(rows: list[tuple[int, np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,6 @@ from bigmodel.prepare import finished, images
 from bigmodel.prepare.folder import Folder, Manifest
 
 KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SHOWN = 3  # names in a note
 
 
 def is_folder(source: str) -> bool:
@@ -38,13 +37,16 @@ def prepare_pictures(source: str, out: str, size: int, fraction: float, verify: 
     check_ranges("prepare: ", {"size": size, "validation_fraction": fraction}, size="[1, 4096]",
                  validation_fraction="(0, 0.5)")  # fmt: skip
     found = {part.name: _pictures(part) for part in sorted(Path(source).iterdir()) if part.is_dir()}
-    lines = [f"{path.relative_to(source)}\0{path.lstat().st_size}" for paths in found.values() for path in paths]
-    listing = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:8]
-    arguments = {"source": source, "size": size, "validation_fraction": fraction}
-    arguments["files"] = f"{len(lines):,} (by names and sizes: {listing})"
+    paths = [path for part in found.values() for path in part]
+    arguments = {
+        "source": source,
+        "size": size,
+        "validation_fraction": fraction,
+        "files": images.listing(source, paths),
+    }
 
     def make(folder: Folder, old: Manifest | None) -> Manifest:
-        if others := sum(path.is_file() for path in Path(source).rglob("*")) - len(lines):
+        if others := sum(path.is_file() for path in Path(source).rglob("*")) - len(paths):
             note(f"left out of {source!r}: {others:,} files that aren't named as pictures in the folder of a class are")
         labels, classes = _classes(source, found, size)
         folder.begin()
@@ -86,16 +88,13 @@ def _classes(source: str, found: dict[str, list[Path]], size: int) -> tuple[list
                     continue
                 kept[key] = images.read(content, size, told)
             except Exception as e:  # Pillow's formats raise what they like
-                reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
-                broken.append(f"{str(path.relative_to(source))!r} ({' '.join(reason.split())[:80]})")
+                broken.append(images.why(str(path.relative_to(source)), e))
                 continue
             seen.setdefault(key, set()).add(label)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     several = {key for key, labels in seen.items() if len(labels) > 1}
-    if broken:
-        more = ", ..." if broken[SHOWN:] else ""
-        note(f"left out of {source!r}: {len(broken):,} files that can't be read: {', '.join(broken[:SHOWN])}{more}")
+    images.note_broken(source, broken)
     if several:
         note(f"left out of {source!r}: {len(several):,} pictures that are in two classes or more")
     for what, count in told.items():
@@ -107,7 +106,7 @@ def _classes(source: str, found: dict[str, list[Path]], size: int) -> tuple[list
                 f"prepare {source!r}: none of the {len(found[label]):,} pictures of class {label!r} is left"
             )
     if empty := [label for label, part in kept_in.items() if not part]:
-        note(f"left out of {source!r}: folders without pictures: {', '.join(map(repr, empty[:SHOWN]))}")
+        note(f"left out of {source!r}: folders without pictures: {', '.join(map(repr, empty[: images.SHOWN]))}")
     labels = [label for label, part in kept_in.items() if part]
     if len(labels) < 2:
         raise UsageError(f"prepare {source!r}: one class, {labels}: nothing to tell apart; a sub-folder is a class")
