@@ -5,12 +5,14 @@ The scores follow from what the run was trained for:
   text            loss, perplexity, bits per byte of text, and loss by position in the window
   labels          accuracy; precision, recall and F1 of each class; confusion matrix; calibration, with a figure
   translations    BLEU and chrF beside a dictionary's and a copy's, and some translations to read
+  captions        recall of captions and pictures by language, beside chance; classes told by prompts; a figure
   anything else   what its family scores; the loss of masked tokens is no likelihood of the text, and has no perplexity
 
 Writes evaluation-SPLIT.json into the folder of the run; of labels also evaluation-SPLIT-reliability.png, .svg and .pdf,
-and of pictures evaluation-SPLIT-mistakes, the most confident ones; of translations translations-SPLIT.jsonl. --choices
-and --harness ask a run that continues text instead, and write evaluation-choices.json and evaluation-harness.json; they
-also take published weights (a Hugging Face folder, a .gguf file), and write nothing there.
+and of pictures evaluation-SPLIT-mistakes, the most confident ones; of captions evaluation-SPLIT-found; of translations
+translations-SPLIT.jsonl. --choices and --harness ask a run that continues text instead, and write
+evaluation-choices.json and evaluation-harness.json; they also take published weights (a Hugging Face folder, a .gguf
+file), and write nothing there.
 
 Examples:
   bigmodel evaluate runs/0123456789ab
@@ -24,13 +26,14 @@ Examples:
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from bigmodel import cli, errors, files
 from bigmodel.errors import UsageError
 
 CLOUD = ("run", "data_dir")
-ALONE = ("split", "data", "slice", "corrupt")  # options of an evaluation on a split
+ALONE = ("split", "data", "slice", "corrupt", "prompt")  # options of an evaluation on a split
 
 
 def arguments(parser: cli.Parser) -> None:
@@ -52,6 +55,10 @@ def arguments(parser: cli.Parser) -> None:
     add("--corrupt", default="", metavar="CHANGE:AMOUNT,...", help=text)
     add("--seed", type=int, default=0, help="of --corrupt and of the bootstrap")
     text = 'JSON lines {"prompt": ..., "choices": [...], "answer": 0}: is the right choice the likeliest?'
+    text = (
+        "of a run on captions: asks for classes by this, as 'a picture of {}'; again for more (default: 2 a language)"
+    )
+    add("--prompt", action="append", default=[], metavar="TEXT", help=text)
     add("--choices", default="", metavar="FILE", help=text)
     add("--shots", type=int, default=0, help="of --choices: lines put before each prompt, and not asked; of --harness")
     add("--delimiter", default=" ", help="of --choices: what stands between a prompt and a choice (default: a space)")
@@ -87,7 +94,7 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
         print(f"{args.run} diverged: evaluated at step {result['last_good_step']}", file=sys.stderr)
     if result["status"] == record.CONVERTED and not finished.config.data.get("name"):
         raise UsageError(f"{args.run!r} was converted without --data, so there is nothing to evaluate it on")
-    has_test = finished.config.data.source in ("tasks", "images")
+    has_test = finished.config.data.source in ("tasks", "images", "captions")
     split = args.split or ("test" if has_test else "validation")
     errors.choose("--split", split, ["train", "validation", "test"] if has_test else ["train", "validation"])
     how = _own
@@ -95,11 +102,13 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
         how = _probed
     elif "source" in spec:
         how = _pairs
+    elif {"image", "tokens", "length"} <= set(spec):
+        how = _captioned
     elif spec.get("label") == ((), "int32"):
         how = _labelled
     elif evaluate.places(finished):
         how = _text
-    fitting = {"data": [_text, _probed], "slice": [_labelled, _pairs], "corrupt": [_labelled]}
+    fitting = {"data": [_text, _probed], "slice": [_labelled, _pairs], "corrupt": [_labelled], "prompt": [_captioned]}
     for option, kinds in fitting.items():
         if getattr(args, option) and how not in kinds:
             raise UsageError(f"--{option} doesn't suit what this run predicts; see `bigmodel evaluate --help`")
@@ -250,7 +259,10 @@ def _labelled(run: Any, split: str, args: cli.Args) -> Found:
     if corrupted:
         found["corrupted"] = corrupted
         lines += ["", _rows("changed by", corrupted), "low and high: 95 % interval of the fall, of the same examples"]
-    drawn = [_reliability(found["reliability"], args.run, f"evaluation-{split}-reliability")]
+    bins = found["reliability"]
+    intervals = [slices.wilson(round(b["accuracy"] * b["examples"]), b["examples"]) for b in bins]
+    stem = f"evaluation-{split}-reliability"
+    drawn = [_saved(lambda figures: figures.reliability(bins, intervals), args.run, stem)]
     if "image" in run.family.spec(run.config.model) and not right.all():
         drawn.append(_mistakes(run, args, split, log_p, labels, names))
     return found, [*lines, "", f"figure: {', '.join(drawn)}"]
@@ -275,61 +287,61 @@ def _slices(run: Any, split: str, args: cli.Args, what: str, scores: Any) -> Fou
     return {"slices": found} if found else {}, lines
 
 
-def _reliability(bins: list[dict[str, Any]], folder: str, stem: str) -> str:
-    """Draws accuracy by confidence, and how many examples have which, into the run's folder."""
-    from bigmodel.after import slices
-    from bigmodel.laws.figures import style
+def _captioned(run: Any, split: str, args: cli.Args) -> Found:
+    """Of pictures with captions; see `retrieval.scores`."""
+    from bigmodel.after import evaluate, retrieval
 
-    confidence, accuracy, examples = ([b[key] for b in bins] for key in ("confidence", "accuracy", "examples"))
-    with style.matplotlib.rc_context(style.PAGE.style()):
-        figure, (left, right) = style.PAGE.panels(2)
-        left.plot([0, 1], [0, 1], color=style.GREY, linestyle=style.DASHED, label="calibrated")
-        for at, share, n in zip(confidence, accuracy, examples, strict=True):
-            left.plot([at, at], slices.wilson(round(share * n), n), color=style.SKY)
-        left.plot(confidence, accuracy, "o", color=style.BLUE, clip_on=False, label="run, 95 % interval")
-        left.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-        left.legend()
-        right.bar([b["low"] for b in bins], examples, bins[0]["high"] - bins[0]["low"], align="edge", color=style.SKY)
-        right.set(xlim=(0, 1), xlabel="confidence", ylabel="examples")
-        return _saved(figure, folder, stem)
-
-
-MISTAKES = (4, 8)  # rows and columns
+    found = retrieval.scores(run, split, _tokenizer(run), args.limit, args.prompt)
+    own = evaluate.own_scores(run, split, args.limit)
+    lines = [f"{split}, in batches of {run.config.train.batch_size}: loss {own['loss']:.4f}, error {own['error']:.4f}"]
+    rows = {f"{way}, {language}": row for language, ways in found["retrieval"].items() for way, row in ways.items()}
+    shown = ("queries", "candidates", "r1", "r5", "r10", "chance_r5")
+    lines += ["", _rows("recall of", {name: {k: row[k] for k in shown} for name, row in rows.items()})]
+    keys = ("pictures", "accuracy", "balanced", "balanced_chance", "largest_class")
+    if told := found["zero_shot"]:
+        lines += ["", _rows("classes by prompts", {name: {k: row[k] for k in keys} for name, row in told.items()})]
+        lines.append("balanced: mean recall of the classes; largest_class: accuracy of always saying that one")
+    for language, row in told.items():
+        if row["left_out"]:
+            lines.append(f"left out: {row['left_out']:,} pictures without a label")
+        names = [name[:12] for name in row["classes"]]
+        table = [[n, "", *r] for n, r in zip(row["classes"], row["confusion"], strict=True)]
+        lines += ["", f"confusion, {language} (row: true class)", cli.table(["", "", *names], table)]
+    examples, rows = run.examples(split), found["found"]
+    pictures = [[examples[k]["image"] for k in row["first_pair"]] for row in rows]
+    told, right = ([row[key] for row in rows] for key in ("caption", "right"))
+    drawn = _saved(lambda figures: figures.listed(pictures, told, right), args.run, f"evaluation-{split}-found")
+    return {**own, **found}, [*lines, "", f"figure: {drawn}, right ones framed"]
 
 
 def _mistakes(run: Any, args: cli.Args, split: str, log_p: Any, labels: Any, names: list[str]) -> str:
     """Draws the pictures that were taken for another class with the highest probability."""
     import numpy as np
 
-    from bigmodel.laws.figures import style
-
     said, examples = np.argmax(log_p, axis=1), run.examples(split)
     wrong = np.flatnonzero(said != labels)
-    wrong = wrong[np.argsort(-log_p[wrong, said[wrong]])][: MISTAKES[0] * MISTAKES[1]]
-    with style.matplotlib.rc_context(style.PAGE.style()):
-        figure = style.Figure(figsize=(1.15 * MISTAKES[1], 1.4 * MISTAKES[0]), layout="constrained")
-        axes = figure.subplots(*MISTAKES).ravel()
-        for at in axes:
-            at.set_axis_off()
-        for at, k in zip(axes, wrong, strict=False):
-            at.imshow(np.squeeze(examples[int(k)]["image"]), cmap="gray", vmin=0, vmax=255)
-            at.set_title(f"{names[labels[k]]}\nas {names[said[k]]}, {np.exp(log_p[k, said[k]]):.2f}", fontsize=6)
-        return _saved(figure, args.run, f"evaluation-{split}-mistakes")
+    wrong = wrong[np.argsort(-log_p[wrong, said[wrong]])][:32]
+    pictures = [examples[int(k)]["image"] for k in wrong]
+    titles = [f"{names[labels[k]]}\nas {names[said[k]]}, {np.exp(log_p[k, said[k]]):.2f}" for k in wrong]
+    return _saved(lambda figures: figures.single(pictures, titles), args.run, f"evaluation-{split}-mistakes")
 
 
-def _saved(figure: Any, folder: str, stem: str) -> str:
-    """Writes a figure into a folder, which may be in a bucket, as PNG, SVG and PDF; returns the first's path."""
+def _saved(draw: Callable[[Any], Any], folder: str, stem: str) -> str:
+    """Writes what `draw` makes with the module of figures into a folder, which may be in a bucket, as PNG, SVG and PDF;
+    returns the first's path."""
     import tempfile
     from pathlib import Path
 
     from etils import epath
 
-    from bigmodel.laws.figures import style
+    from bigmodel.laws.figures import evaluation, style
 
-    with files.writing(folder), tempfile.TemporaryDirectory() as made:
-        style.save(figure, Path(made) / stem)
-        for path in Path(made).iterdir():
-            (epath.Path(folder) / path.name).write_bytes(path.read_bytes())
+    with style.matplotlib.rc_context(style.PAGE.style()):
+        figure = draw(evaluation)
+        with files.writing(folder), tempfile.TemporaryDirectory() as made:
+            style.save(figure, Path(made) / stem)
+            for path in Path(made).iterdir():
+                (epath.Path(folder) / path.name).write_bytes(path.read_bytes())
     return str(epath.Path(folder) / f"{stem}.png")
 
 

@@ -58,8 +58,11 @@ def describe(cfg: Any, root: str) -> Info:
 
 
 class Pairs(Split):
-    """Attributes:
-    picture, label, language: of each pair, N: the number of its picture, and those of its class and language.
+    """Pairs of a split, those of one picture after one another.
+
+    Attributes:
+      picture, label, language: of each pair, N: the number of its picture, and those of its class and language.
+      kept: numbers of the pairs that are read.
     """
 
     def __init__(self, cfg: Any, root: str, split: str):
@@ -79,10 +82,10 @@ class Pairs(Split):
         if self.images.shape[1:] != tuple(found["size"]) or self.picture.max(initial=0) >= len(self.images):
             raise damaged(path, f"shape {self.images.shape}")
         self.end, self.length = found["tokenizer"]["separator"], cfg.seq_len
-        self.count = cfg.examples if split == "train" and cfg.examples else len(self.picture)
+        self.kept = range(cfg.examples if split == "train" and cfg.examples else len(self.picture))
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.kept)
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         """{'image': uint8 (height, width, channels), 'tokens': int32 (seq_len,), padded with 0, 'length': int32 ()}."""

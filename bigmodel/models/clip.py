@@ -83,17 +83,17 @@ def tower(cfg: Any) -> Any:
     """The finalised section of the tower of pictures, as its family's."""
     vision, pixels = cfg.vision, ("image_height", "image_width", "channels", "pixel_mean", "pixel_std", "dtype")
     if vision.tower == "resnet":
-        own, family = resnet.get_config(), resnet
+        own = resnet.get_config()
         own.update(width=vision.width, depth=vision.depth, stages=tuple(vision.stages), block="bottleneck")
         own.update(stem="deep", pooled=True, zero_scale=True)
     else:
-        own, family = vit.get_config(), vit
+        own = vit.get_config()
         shared = ("activation", "norm", "norm_eps", "bias", "init_std", "parametrization", "base_depth", "execution")
         own.update({key: cfg[key] for key in shared}, width=vision.width, depth=vision.depth, patch=vision.patch)
         own.update(num_heads=vision.num_heads, base_width=max(1, vision.width * cfg.base_width // cfg.width))
         own.base_num_heads = max(1, vision.num_heads * cfg.base_num_heads // cfg.num_heads)
     own.update({key: cfg[key] for key in pixels})
-    family.finalize(own)
+    (resnet if vision.tower == "resnet" else vit).finalize(own)
     return FrozenConfigDict(own)
 
 

@@ -70,16 +70,16 @@ def captioned(google: Archive, twitter: Archive, words: Archive, stamps: Archive
             concept = re.sub(GENDER, lambda m: "" if m[1] else "1F9D1", base["hexcode"].replace("-FE0F", ""))
             for emoji in (base, *base.get("skins", ())):
                 code = emoji["hexcode"].replace("-FE0F", "")
-                texts = [emoji["label"], ", ".join(base.get("tags", ()))]
-                known.setdefault(code, (concept, {}))[1][language] = [text for text in texts if text]
+                names = emoji["label"], ", ".join(base.get("tags", ()))
+                known.setdefault(code, (concept, {}))[1][language] = [name for name in names if name]
     for archive, artist in ((google, "google"), (twitter, "twitter")):
-        label = images.categories(archive)
+        category = images.categories(archive)
         for path, content in members(archive.path, f"package/img/{artist}/64/*.png"):
             name = Path(path).name
             code = name.removesuffix(".png").upper().replace("-FE0F", "")
-            if name in label and code in known:
+            if name in category and code in known:
                 concept, captions = known[code]
-                yield Captioned(f"{artist}/{name}", content, concept, images.CATEGORIES[label[name]], captions)
+                yield Captioned(f"{artist}/{name}", content, concept, images.CATEGORIES[category[name]], captions)
     told = dict(members(stamps.path, "usr/share/tuxpaint/stamps/*.txt"))
     concepts: dict[str, str] = {}
     for path, content in members(stamps.path, "usr/share/tuxpaint/stamps/*.png"):
@@ -285,7 +285,7 @@ def write(
     for name, pairs in parts.items():
         kept = sorted({k for k, _, _ in pairs})
         place = {k: i for i, k in enumerate(kept)}
-        told = [
+        told: list[dict[str, Any]] = [
             {"picture": place[k], "file": items[k].name, "concept": items[k].concept, "label": items[k].label,
              "language": language, "caption": text}
             for k, language, text in pairs
@@ -300,7 +300,7 @@ def write(
         columns["picture"] = np.array([row["picture"] for row in told], np.int32)
         columns["language"] = np.array([languages.index(row["language"]) for row in told], np.int32)
         packed = io.BytesIO()
-        np.savez(packed, **columns)
+        np.savez(packed, **columns)  # type: ignore[arg-type]
         sha256 = folder.put(f"{name}.npz", packed.getvalue())
         rows[name] = {
             "examples": len(pairs),
