@@ -15,7 +15,7 @@ from bigmodel import sweep
 CONFIG = "experiments/resnet.py"
 LAW = None  # one for each family, with and without augmentation
 SHAPES = {"resnet": ([4, 6, 8, 12], [3, 6]), "vit": ([16, 24, 32, 48], [2, 4])}
-PICTURES = [3_000, 10_000, 30_000]
+PICTURES = [2_000, 6_000, 18_000]
 PASSES = 6
 
 

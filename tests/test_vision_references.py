@@ -1,39 +1,18 @@
 """ResNet, Inception and ViT with random weights against torchvision and transformers: logits, gradients, statistics."""
 
 import base64
-import importlib
-import re
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
+from references import close, randomized, same_leaves, vision
 
 from bigmodel import models, tree
 
 pytestmark = pytest.mark.reference
 CLASSES, BATCH = 7, 4
-
-
-def randomized(module, seed=0):
-    """torch's module with everything at random: convolutions about as large as they start, norms far from identity."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, x in module.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                continue
-            noise = torch.randn(x.shape, generator=generator)
-            if name.endswith("running_var"):
-                x.copy_(1 + 0.3 * noise.abs())
-            elif x.ndim > 1:
-                x.copy_(noise * (1.5 / x[0].numel()) ** 0.5)
-            else:
-                x.copy_((1.0 if name.endswith("weight") else 0.0) + 0.2 * noise)
-    return module
 
 
 def ours(name, values):
@@ -135,26 +114,6 @@ def v3_name(module, ndim, kind):
     return unit(f"{V3[first]}/{found}", module)
 
 
-def vision():
-    """torchvision. Beside a torch that its own kernels weren't built for, its import asks for some of them, which no
-    model here calls: they are declared, so that the models can be imported."""
-    import torch
-
-    for _ in range(20):
-        try:
-            return importlib.import_module("torchvision")
-        except RuntimeError as e:
-            name = re.fullmatch(r"operator torchvision::(\w+) does not exist", str(e))[1]
-            DECLARED.append(torch.library.Library("torchvision", "FRAGMENT"))
-            DECLARED[-1].define(f"{name}(Tensor x) -> Tensor")
-            for part in [part for part in sys.modules if part.startswith("torchvision")]:
-                del sys.modules[part]
-    raise AssertionError("torchvision can't be imported")
-
-
-DECLARED = []
-
-
 def net(name):
     """(torch's module, our module, our cfg, names, side of the pictures)"""
     torchvision = vision()
@@ -175,19 +134,6 @@ def net(name):
         cfg.update(dict(dropout=0.0, auxiliary=0.4 if name == "inception-v3" else 0.0))
     module.finalize(cfg)
     return randomized(made), module, FrozenConfigDict(cfg), rename, side
-
-
-def close(a, b, what, tolerance=1e-4, least=0.0):
-    a, b = np.asarray(a), np.asarray(b)
-    assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), least), (what, np.abs(a - b).max(), np.abs(b).max())
-
-
-def same_leaves(found, expected, what, tolerance=1e-4):
-    """Within a part of each leaf's largest value; of a leaf that is zero but for rounding, of a thousandth of all's."""
-    assert tree.paths(found) == tree.paths(expected)
-    least = 1e-3 * max(np.abs(x).max() for x in jax.tree.leaves(expected))
-    for path, a, b in zip(tree.paths(found), jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        close(a, b, f"{what} {path}", tolerance, least)
 
 
 def compared(theirs, model, variables, rename, x, train):
