@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 
 TINY = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=16, dropout=0.0, num_features=12, num_classes=5)
 TINY |= dict(image_height=8, image_width=8, channels=2, patch=4, stem="small", num_stages=1)
+TINY |= dict(embed=8, vision=dict(width=16, depth=1, num_heads=2, patch=4))
 
 
 def small(module, **overrides):

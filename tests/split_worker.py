@@ -22,6 +22,8 @@ CASES = {
     "lstm dropout": ("recurrent", dict(dropout=0.2)),
     "rnn carry": ("recurrent", dict(cell="rnn", dropout=0.2, carry=True)),
     "mlp dropout": ("mlp", dict(dropout=0.3, depth=3)),
+    "clip softmax": ("clip", dict()),
+    "clip sigmoid": ("clip", dict(objective="sigmoid")),
     "mlp batchnorm": ("mlp", dict(norm="batchnorm", dropout=0.3, depth=3)),
 }
 B, STEPS = 16, 5

@@ -2,13 +2,16 @@
 retrieval, captions that are prepared."""
 
 import io
+import itertools
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import drawn
+from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
 from PIL import Image
 from references import close, randomized, same_leaves, vision
@@ -327,6 +330,23 @@ def test_gradient_caching_changes_nothing():
     assert found == pytest.approx(whole, rel=1e-6) and error == error_too
     for path, a, b in zip(tree.paths(expected), jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         close(a, b, path, tolerance=1e-5, least=1e-3)
+
+
+FEW = ["2-1-1-1-1", "1-8-1-1-1", "1-1-2-2-2"]
+MESHES = ["-".join(map(str, n)) for n in itertools.product((1, 2, 4, 8), repeat=5) if np.prod(n) in (2, 8)]
+
+
+@pytest.mark.parametrize("meshes", [FEW, pytest.param(MESHES, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_the_loss_is_over_the_whole_batch_on_every_mesh(meshes, tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(ROOT / "tests/clip_worker.py"), str(out), ",".join(meshes)]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, by_mesh in json.loads(out.read_text()).items():
+        assert list(by_mesh) == meshes
+        for mesh, (loss, gradient) in by_mesh.items():
+            # Gradients are differences of logits of 14 in float32, which has 1e-6 of them.
+            assert loss <= 1e-6 and gradient <= (1e-5 if name == "cached" else 3e-6), (name, mesh, loss, gradient)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ TABLE = {key: value for key, value in TEXT.items() if key != "data.seq_len"}
 TABLE |= {"model.width": 16, "model.depth": 1, "optim.lr": 0.01}
 PICTURES = {**TABLE, "data.name": "pictures", "data.flat": False, "data.crop": 2, "data.flip": True, "model.width": 8}
 CONVOLVED = {**PICTURES, "model.stem": "small"}
+PAIRED = {
+    **{key: value for key, value in TABLE.items() if key != "model.width"}, "data.name": "captioned",
+    "data.seq_len": 12, "model.width": 16, "model.num_heads": 2, "model.embed": 8, "model.vision.width": 16,
+    "model.vision.depth": 2, "model.vision.num_heads": 2, "model.vision.patch": 4,
+}  # fmt: skip
 BLOCKS = {"model.width": 32, "model.depth": 1, "model.num_heads": 2, "optim.lr": 0.003}
 ROTARY = {"model.position": "rope", "model.init_std": 0.0}
 BERT = {**BLOCKS, **ROTARY, "model.segments": 0, "model.norm_placement": "pre"}
@@ -125,6 +130,17 @@ CASES = {
          "model.cutmix": 1.0},
         {"random": True, "resume": True},
     ),
+    "clip-vit-cached": (
+        "clip", "captions",
+        {**PAIRED, "model.grad_cache": 4, "data.flip": True},
+        {"eight": {"run.mesh.data": 1, "run.mesh.fsdp": 4, "run.mesh.tensor": 2}, "resume": True},
+    ),
+    "clip-resnet-sigmoid": (
+        "clip", "captions",
+        {**PAIRED, "model.objective": "sigmoid", "model.vision.tower": "resnet", "model.vision.width": 4,
+         "model.vision.stages": (1, 1), "optim.name": "sgd"},
+        {},
+    ),
     "mlp-regress": ("mlp", "tables", {**TABLE, "data.name": "diabetes", "model.objective": "regress"}, {}),
 }  # fmt: skip
 
@@ -133,7 +149,7 @@ def cases():
     """{name: {family, source, overrides, random, resume, eight}}, whole enough to be run by another commit's code."""
     made = {}
     for name, (family, source, own, facts) in CASES.items():
-        overrides = {**(TEXT if source not in ("tables", "images") else {}), **own}
+        overrides = {**(TEXT if source not in ("tables", "images", "captions") else {}), **own}
         made[name] = {"family": family, "source": source, "overrides": overrides, "random": False, **facts}
     return made
 
@@ -146,6 +162,7 @@ def prepare(root):
 
     prepare_text(str(HERE.parent / "data"), str(root / "speech"), validation_fraction=0.2, workers=1, progress=False)
     pictures(root / "pictures")
+    captioned(root / "captioned", root / "pictures")
     rng = np.random.default_rng(0)
     for name, fields in {"pairs": ("source", "target"), "labelled": ("text",)}.items():
         (root / name).mkdir()
@@ -191,6 +208,33 @@ def pictures(folder):
     (folder / "manifest.json").write_text(
         json.dumps({"format": 1, "name": "pictures", "hash": f"golden-{folder.name}", **kind})
     )
+
+
+def captioned(folder, images):
+    """The pictures of `images`, each with two captions: its class and a drawn letter, and the other way round."""
+    import numpy as np
+
+    told = json.loads((images / "manifest.json").read_text())
+    rng, files, splits = np.random.default_rng(0), {}, {}
+    folder.mkdir()
+    for split, part in told["splits"].items():
+        content = (images / f"{split}-images.npy").read_bytes()
+        (folder / f"{split}-images.npy").write_bytes(content)
+        files[f"{split}-images.npy"] = hashlib.sha256(content).hexdigest()
+        labels = np.repeat(np.load(images / f"{split}-labels.npy"), 2)
+        tokens = np.stack([labels + 1, rng.integers(10, 20, len(labels)), np.zeros_like(labels)], 1)
+        tokens[::2, :2] = tokens[::2, 1::-1]
+        arrays = {"text": tokens.astype(np.uint8).ravel(), "text_ends": 3 * np.arange(1, len(labels) + 1)}
+        arrays |= {"label": labels, "picture": np.arange(len(labels)) // 2, "language": np.arange(len(labels)) % 2}
+        np.savez(folder / f"{split}.npz", **arrays)
+        sha256 = hashlib.sha256((folder / f"{split}.npz").read_bytes()).hexdigest()
+        splits[split] = {"examples": 2 * part["examples"], "sha256": sha256}
+    kind = {"labels": told["labels"], "label_names": {}, "languages": ["en", "zh"], "size": told["size"]}
+    text = {"kind": "bytes", "vocab_size": 64, "separator": 0, "file": ""}
+    (folder / "manifest.json").write_text(
+        json.dumps({"format": 1, "name": "captioned", "task": "captions", "tokenizer": text, "splits": splits,
+                    "files": files, "hash": "golden-captioned", **kind})
+    )  # fmt: skip
 
 
 def config_of(case, data_dir, more=()):
