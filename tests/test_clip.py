@@ -1,7 +1,6 @@
 """CLIP: published counts, the numbers of transformers and of the published ResNet, the loss on any mesh and in parts,
 retrieval, captions that are prepared."""
 
-import io
 import itertools
 import json
 import subprocess
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, drawn
 from ml_collections import FrozenConfigDict
-from PIL import Image
 from references import close, randomized, same_leaves, vision
 
-from bigmodel import data, models, tree
+from bigmodel import models, tree
 from bigmodel.after import retrieval
 from bigmodel.cli import main
 from bigmodel.errors import UsageError

@@ -192,9 +192,12 @@ def _check_train(config: ConfigDict) -> None:
         )
     if not family.decomposes(config.model):
         why = "in this model each example's loss depends on the whole batch"
+        instead = "; config.model.grad_cache does it exactly" if "grad_cache" in config.model else ""
         for key in ("microbatch", "noise_scale"):
             if train[key]:
-                raise UsageError(f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches")
+                raise UsageError(
+                    f"config.train.{key}={train[key]}: {why}, which is never cut into micro-batches{instead}"
+                )
         if train.batch_size == 1 and not family.carries(config.model):
             raise UsageError(f"config.train.batch_size=1: {why}: use at least 2")
     given = [k for k in HORIZONS if train[k]]
