@@ -18,14 +18,29 @@ from bigmodel.cli import main
 from bigmodel.errors import UsageError
 from bigmodel.laws import fit, frontier, intervals
 from bigmodel.models import decoder, encdec
-from bigmodel.papers import Row, besiroglu, bnsl, chinchilla, gpt2, gpt3, kaplan, porian, steplaw, t5, vaswani
+from bigmodel.papers import (
+    Row,
+    besiroglu,
+    bnsl,
+    chinchilla,
+    gpt2,
+    gpt3,
+    henighan,
+    kaplan,
+    openclip,
+    porian,
+    steplaw,
+    t5,
+    vaswani,
+)
 from bigmodel.run import counts
 
 POINTS = Path(__file__).parents[2] / "shared" / "points"
 needs_points = pytest.mark.skipif(
     not POINTS.is_dir(), reason="no ../shared/points: the project ships no published runs"
 )
-WITHOUT_POINTS = [name for name in papers.names() if name not in ("besiroglu", "porian", "kaplan2020-fig7")]
+NEED_POINTS = ("besiroglu", "porian", "openclip", "kaplan2020-fig7")
+WITHOUT_POINTS = [name for name in papers.names() if name not in NEED_POINTS]
 
 
 COMPUTED: dict[tuple, Any] = {}
@@ -139,6 +154,64 @@ def test_broken_law_from_planted_points(tmp_path):
     assert next(row for row in result.rows if row.what == "3 held-out points").ours < 1e-3
 
 
+OPENCLIP = openclip.POINTS[0]
+PLANTED = {"ImageNet": (-0.1114, -0.16)}  # of two digits, -0.11, the printed predictions can't be made
+
+
+def planted_openclip(file, change=lambda rows: rows):
+    """Runs on the printed laws, and models of too little data above them; three in each of five bins, the best at the
+    same place in each, so that the slope through bins is the law's."""
+    bins = [(0.0, 0.2, 0.4), *((0.1, 0.2, 0.4),) * 4]
+    compute = 10 ** np.array([10 + 0.5 * i + x for i, part in enumerate(bins) for x in part])
+    gmac, seen, accuracy = openclip.PREDICTED["ViT-g/14, 34B samples"]
+    rows = []
+    for task, (dataset, measure, *exponents) in openclip.TASKS.items():
+        laion, wit = PLANTED.get(task, exponents)
+        at_bin = (
+            (1 - accuracy / 100) * (gmac * seen) ** -laion / 10 ** (0.15 * laion)
+        )  # the best is 0.15 beyond the middle
+        for data, c, alpha, scale in (
+            ("LAION-2B", compute, laion, at_bin),
+            ("LAION-80M", compute[3:9], laion, 1.2 * at_bin),
+            ("CLIP-WIT", compute[[4, 8, 12]], wit, 10 ** (-10 * wit) / 2),
+        ):
+            for i, x in enumerate(c):
+                gmacs = (10.0, 20.0, 80.0)[i % 3]
+                found = {openclip.TOP1: "", openclip.RECALL: "", measure: 1 - scale * x**alpha}
+                rows.append({"gmacs": gmacs, "samples_seen": x / gmacs, "upstream_dataset": data, **found,
+                             "downstream_dataset": dataset})  # fmt: skip
+    cells = [",".join(str(row[column]) for column in OPENCLIP.every) for row in change(rows)]
+    Path(file).write_text("\n".join([",".join(OPENCLIP.every), *cells]) + "\n")
+    return file
+
+
+def test_openclip_s_exponents_from_planted_points(tmp_path):
+    result = papers.check("openclip", [planted_openclip(tmp_path / "mine.csv")])
+    assert red(result) == [] and result.missing == ()
+    for row in result.rows:
+        task, _, data = row.part.partition(": exponent of the error, ")
+        planted = PLANTED.get(task, (row.published,) * 2)[data == "WIT"]
+        if data == "LAION" and row.what.startswith(("five", "frontier")):
+            assert row.ours == pytest.approx(planted, abs=1e-5) and "frontier, 15 runs" in (
+                row.what,
+                "frontier, 15 runs",
+            )
+    assert [row.what for row in result.rows].count("frontier, 15 runs") == 4
+    assert [row.what for row in result.rows].count("all 21 runs") == 4
+
+
+@pytest.mark.skipif(not (POINTS / OPENCLIP.name).is_file(), reason="no copy of the published points")
+def test_openclip_s_exponents_from_the_published_points():
+    """Every printed exponent by its method, and within the interval of our fit of the frontier."""
+    result = papers.check("openclip", [POINTS / OPENCLIP.name])
+    assert red(result) == []
+    for task, (_, _, printed, _) in openclip.TASKS.items():
+        ends = [
+            row.ours for row in result.rows if row.part == f"{task}: exponent of the error, LAION" and "95" in row.what
+        ]
+        assert ends[0] < printed < ends[1]
+
+
 def planted_breaks():
     x = np.array([160, 192, 256, 320, 384, 448, 480, 512, 544, 576, 608, 640, 672, 736, 800, 864, 928.0])
     p = bnsl.PRINTED
@@ -183,6 +256,10 @@ EXEMPT: dict[tuple, str] = {
     ("besiroglu", "SCIPY", "*", 1): "a setting of the fit",
     **{("besiroglu", name): "a setting of the fit; OUTLIERS and RESAMPLES are tested below"
        for name in ("DELTA", "OUTLIERS", "RESAMPLES", "SEED")},
+    ("openclip", "SEEN_34B"): "a part of PREDICTED",
+    ("openclip", "BINS"): "a setting of the notebook's",
+    ("openclip", "BEYOND"): "the same",
+    ("openclip", "LEAST"): "ours: how many runs a fit needs",
     ("steplaw", "LAW", "*", 1): "ours: the tolerance",
     ("steplaw", "TOKENS"): "cancels: it is in the planted points too",
     ("steplaw", "FIRST", 2): "heads: no part of N",
@@ -385,6 +462,62 @@ def test_the_broken_law_s_wrong_constants_are_red(tmp_path, monkeypatch):
     assert slopes == ["segment 2", "segment 3", "segment 4", "floor"]
 
 
+def test_openclip_s_wrong_constants_are_red(tmp_path, monkeypatch):
+    """Each printed number by itself; and a fit whose exponents are off."""
+    file = planted_openclip(tmp_path / "mine.csv")
+    remember(monkeypatch)
+    for path, number in numbers("openclip"):
+        for factor in (1 / 1.12, 1.12):
+            with monkeypatch.context() as patch:
+                wrongly(patch, "openclip", path, number * factor)
+                assert red(papers.check("openclip", [file])), path
+    true = fit.fit
+    monkeypatch.setattr(fit, "fit", lambda *args, **how: steeper(true(*args, **how), 1.25))
+    assert red(papers.check("openclip", [file])) == ["frontier, 15 runs"] * 4
+
+
+def steeper(result, factor):
+    return {**result, "params": {**result["params"], "alpha": factor * result["params"]["alpha"]}}
+
+
+def test_henighan_s_wrong_constants_are_red(monkeypatch):
+    """Each number that is printed twice, in either place; what only one transcription prints is never judged."""
+    monkeypatch.setattr(henighan, "_recovered", lambda x, printed, *rest: printed)  # a fit that recovers them exactly
+    rows = lambda: [row.what for row in henighan.rows({}) if row.ok is False]  # noqa: E731
+    assert rows() == []
+    seen = set()
+    for key in ("TABLE_1", "SECOND", "TABLE_3", "GPT3", "SIZE_16", "COMPUTE_16", "TOKENS"):
+        for path, number in leaves(getattr(henighan, key), (key,)):
+            for factor in (1 / 1.16, 1.16):
+                with monkeypatch.context() as patch:
+                    wrongly(patch, "henighan", path, number * factor)
+                    if rows():
+                        seen.add((*path, factor > 1))
+    both = {path[:-1] for path in seen if {(*path[:-1], True), (*path[:-1], False)} <= seen}
+    of = {key: {path[1:] for path in both if path[0] == key} for key in ("TABLE_1", "SECOND", "TABLE_3")}
+    assert of["SECOND"] == {path for path, number in leaves(henighan.SECOND) if number}
+    tabled = {(domain, 1, i) for domain in henighan.TABLE_3 for i in range(3)} - {("image 8x8", 1, 1)}
+    elsewhere = {("language", 1, 1), ("language", 2, 0)}
+    assert of["TABLE_1"] == of["SECOND"] | tabled | elsewhere
+    assert of["TABLE_3"] == {path for path, _ in leaves(henighan.TABLE_3)} - {("image 8x8", 1)}
+    assert both >= {("GPT3",), ("SIZE_16", 1), ("COMPUTE_16",)}
+    assert {path[:-1] for path in seen} >= {("SIZE_16", 0), ("TOKENS",)}  # allowed much: seen in one direction
+
+
+def test_henighan_s_wrong_fit_is_red(monkeypatch):
+    """An exponent that is 12 % off, and a fit without the floor."""
+    true = fit.fit
+    judged = [row for row in henighan._laws() if row.what.endswith("alpha") and row.tolerance]
+    assert len(judged) == 14 and all(row.ok for row in judged)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "fit", lambda *args, **how: steeper(true(*args, **how), 1.12))
+        assert [row.what for row in henighan._laws() if row.ok is False] == [row.what for row in judged]
+    without = lambda frame, law, **how: true(frame, law=law.replace("henighan", "power"), **how)  # noqa: E731
+    monkeypatch.setattr(fit, "fit", without)
+    wrong = {row.what for row in henighan._laws() if row.ok is False}
+    assert wrong >= {f"{domain}, alpha" for domain in henighan.TABLE_3}
+
+
 def bnsl_slopes(patch):
     """Segments whose slope is red; straight lines meet nowhere, so where they meet isn't computed."""
     patch.setattr(bnsl.itertools, "pairwise", lambda lines: [])
@@ -573,6 +706,13 @@ def test_out_writes_the_table_three_times(capsys, tmp_path):
         (["bnsl", "--points=short.csv", "--points=short.csv"], "given twice"),
         (["bnsl", "--points=empty"], "none of four_digit_addition.csv is in that folder"),
         (["chinchilla", "--points=few.csv"], "has 1 points"),
+        (["openclip"], "zeroshot_results.csv"),
+        (["openclip", "--points=short.csv"], "no column 'upstream_dataset'"),
+        (["openclip", "--points=percent.csv"], "row 1 (imagenet1k): gmacs '10.0', samples_seen '1000000000.0', acc1 '"),
+        (["openclip", "--points=blank.csv"], "acc1 ''; expected acc1 between 0 and 1"),
+        (["openclip", "--points=free.csv"], "gmacs '0.0'"),
+        (["openclip", "--points=laion.csv"], "0 budgets of CLIP-WIT"),
+        (["openclip", "--points=classes.csv"], "mscoco_captions: 0 LAION runs"),
         (["gpt3", "--pionts=x"], "did you mean '--points'"),
         (["gpt3", "--config.model.width=3"], "paper takes no --config.model.width"),
         (["list", "--out=x"], "takes neither"),
@@ -591,6 +731,13 @@ def test_mistakes_are_one_line(args, said, tmp_path, monkeypatch, capsys):
     for name, content in files.items():
         Path(name).write_text(content)
     Path("empty").mkdir()
+    if args[0] == "openclip":
+        first = lambda **new: lambda rows: [{**rows[0], **new}, *rows[1:]]  # noqa: E731
+        planted_openclip("percent.csv", lambda rows: [{**row, "acc1": 100 * float(row["acc1"] or 0)} for row in rows])
+        planted_openclip("blank.csv", first(acc1=""))
+        planted_openclip("free.csv", first(gmacs=0))
+        planted_openclip("laion.csv", lambda rows: [row for row in rows if row["upstream_dataset"] != "CLIP-WIT"])
+        planted_openclip("classes.csv", lambda rows: [row for row in rows if row["acc1"]])
     code, out, err = run(capsys, *args)
     assert code == 2 and out == ""
     one_line(err, said)
