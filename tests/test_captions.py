@@ -86,7 +86,7 @@ def test_what_is_no_caption_is_one_line(name, tmp_path, capsys):
 
 
 LEFT_OUT = {
-    "caption without picture": ([line(image="gone.png", caption="x")], [], "1 captions without their picture, as 'gone"),
+    "no picture": ([line(image="gone.png", caption="x")], [], "1 captions without their picture, as 'gone.png'"),
     "empty caption": ([line(**RED, caption="  ")], [], "1 captions that are empty"),
     "picture without caption": ([], [("more.png", picture((1, 2, 3)))], "1 files that no caption is about"),
     "broken": (

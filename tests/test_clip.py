@@ -16,7 +16,6 @@ from references import close, randomized, same_leaves, vision
 
 from bigmodel import models, tree
 from bigmodel.after import retrieval
-from bigmodel.cli import main
 from bigmodel.errors import UsageError
 from bigmodel.models import clip
 from bigmodel.ops import sharding

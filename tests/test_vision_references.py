@@ -1,6 +1,7 @@
 """ResNet, Inception and ViT with random weights against torchvision and transformers: logits, gradients, statistics."""
 
 import base64
+import re
 
 import jax
 import jax.numpy as jnp
