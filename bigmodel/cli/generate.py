@@ -1,4 +1,4 @@
-"""Continue prompts with a trained or a published model.
+"""Continue prompts with a trained or a published model, or draw pictures of captions with a run of family dalle.
 
 MODEL is the folder of a finished run, a folder as Hugging Face's libraries write it (config.json, *.safetensors,
 tokenizer.json), or a .gguf file of a Llama-shaped model with its tokenizer.json beside it.
@@ -7,10 +7,14 @@ Without --temperature the likeliest token is taken (greedy); several sequences a
 --prompts, continuations go to --out as JSON lines (prompt, text, tokens, their log-probabilities under the model, and
 why the text ended): a command that was killed goes on where it was.
 
+Pictures are sampled at temperature 1, if nothing else is said, and --out is a folder, for the pictures, a sheet of them
+and codes.json; --rerank puts the likeliest first.
+
 Examples:
   bigmodel generate runs/0123456789ab --prompt="I love programming" --num-return-sequences=4
   bigmodel generate data/smollm2 --chat --prompt="Why is the sky blue?" --max-new-tokens=128
   bigmodel generate data/smollm2 --prompt="今天天气很好，我们去公园散步吧。" --temperature=0.8 --top-p=0.9 --seed=1
+  bigmodel generate runs/0123456789ab --prompt="a red car" --num-return-sequences=4 --out=cars
   bigmodel generate data/smollm2 --prompts=questions.txt --out=answers.jsonl --beams=4 --stop=". "
 """
 
@@ -49,13 +53,21 @@ def arguments(parser: cli.Parser) -> None:
     dtypes = ["float32", "bfloat16"]
     add("--dtype", default="", choices=dtypes, metavar="DTYPE", help="of weights and products (default: as trained)")
     add("--data-dir", default="", help="folder of a run's data, if it has moved")
+    add("--rerank", default="", metavar="RUN", help="of pictures: a run of clip, which puts them in order")
+    text = "of pictures: the run of dvae that made the codes, if it has moved"
+    add("--autoencoder", default="", metavar="RUN", help=text)
 
 
 def run(args: cli.Args, _: cli.Overrides) -> int:
-    settings = _settings(args)
-    texts = _prompts(args)
+    pictures = _paints(args.model)
+    settings = _settings(args, pictures)
+    texts = _prompts(args, pictures)
     cli.check_exists(Path(args.model), "model")
     cli.start_jax(args)
+    if pictures:
+        return _paint(args, texts, settings)
+    if args.rerank or args.autoencoder:
+        raise UsageError("--rerank and --autoencoder are of pictures, and this model writes text")
     from bigmodel.after import continuations, decode
 
     decoder, tokenizer, encode, stop = _open(args)
@@ -92,7 +104,68 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
     return 0
 
 
-def _settings(args: cli.Args) -> Any:
+def _paints(model: str) -> bool:
+    """Whether a folder has a run of family dalle."""
+    try:
+        return bool(json.loads((Path(model) / "config.json").read_text()).get("family") == "dalle")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
+    """Writes the pictures of captions into --out, and prints how like their captions they are."""
+    from PIL import Image
+
+    from bigmodel import files
+    from bigmodel.after import evaluate, paint
+    from bigmodel.laws.figures import evaluation, style
+
+    unfit = ("beams", "stop", "chat", "mesh", "dtype", "min_new_tokens")
+    if wrong := [f"--{name.replace('_', '-')}" for name in unfit if getattr(args, name)]:
+        raise UsageError(f"{', '.join(wrong)}: not of pictures")
+    run = evaluate.restore(args.model, args.data_dir)
+    made_by = paint.autoencoder(run, args.autoencoder)
+    ranks = evaluate.restore(args.rerank) if args.rerank else None
+    n, total = settings.sequences, len(texts) * settings.sequences
+
+    def said(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[Kpictures {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    codes = paint.codes(run, texts, n, settings.how, settings.seed, said).reshape(total, -1)
+    images = paint.pixels(made_by, codes.reshape(total, run.config.model.grid_height, -1))
+    like = paint.likeness(ranks, images, texts) if ranks else None
+    found: list[dict[str, Any]] = []
+    for k, text in enumerate(texts):
+        rows = [
+            {"caption": text, "sample": j, "codes": codes[k * n + j].tolist(), "image": k * n + j} for j in range(n)
+        ]
+        for row in rows if like is not None else ():
+            row["likeness"] = float(like[row["image"], k])
+        found += sorted(rows, key=lambda row: -row.get("likeness", 0.0))
+    out = Path(args.out)
+    with files.writing(args.out), style.matplotlib.rc_context(style.PAGE.style()):
+        out.mkdir(parents=True, exist_ok=True)
+        for row in found:
+            k, j = divmod(row["image"], n)
+            row["file"] = f"{k + 1}-{j + 1}.png"
+            Image.fromarray(images[row.pop("image")].squeeze()).save(out / row["file"])
+        shown = [[images[texts.index(row["caption"]) * n + row["sample"]] for row in found[k : k + n]]
+                 for k in range(0, total, n)]  # fmt: skip
+        # The figures' font has no other script's letters.
+        titles = [text if text.isascii() else f"{k + 1}, in codes.json" for k, text in enumerate(texts)]
+        first = [[like is not None and j == 0 for j in range(n)]] * len(texts)
+        style.save(evaluation.listed(shown, titles, first), out / "sheet")
+        (out / "codes.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    if args.json:
+        cli.print_json(found)
+        return 0
+    order = ", the likeliest first (framed)" if like is not None else ""
+    print(f"{total} pictures of {len(texts)} captions in {args.out}: sheet.png{order}")
+    return 0
+
+
+def _settings(args: cli.Args, pictures: bool = False) -> Any:
     """Checks the options, and says what is chosen where they leave it open."""
     positive = dict.fromkeys(("max_new_tokens", "num_return_sequences", "batch_size"), "[1, inf)")
     or_none = dict.fromkeys(("top_k", "beams", "length_penalty", "min_new_tokens"), "[0, inf)")
@@ -110,7 +183,7 @@ def _settings(args: cli.Args) -> Any:
             raise UsageError("--beams searches: it takes no temperature, filters, repetition penalty or least length")
         if sequences > args.beams:
             raise UsageError(f"--num-return-sequences={sequences}: beam search returns at most --beams={args.beams}")
-    elif temperature is None and (sequences > 1 or filters):
+    elif temperature is None and (sequences > 1 or filters or pictures):
         temperature = 1.0
         note("sampled at temperature 1; --temperature sets another")
     elif not temperature and sequences > 1:
@@ -123,10 +196,12 @@ def _settings(args: cli.Args) -> Any:
     return Settings(args.max_new_tokens, sequences, how, args.beams, args.length_penalty, tuple(args.stop), args.seed)
 
 
-def _prompts(args: cli.Args) -> list[str]:
+def _prompts(args: cli.Args, pictures: bool) -> list[str]:
     if bool(args.prompt) == bool(args.prompts):
         raise UsageError("give --prompt=TEXT or --prompts=FILE")
-    if bool(args.prompts) != bool(args.out):
+    if pictures and not args.out:
+        raise UsageError("pictures need --out=FOLDER")
+    if not pictures and bool(args.prompts) != bool(args.out):
         raise UsageError("--prompts=FILE and --out=FILE.jsonl belong together")
     found = list(args.prompt) or _lines(args)
     for k, text in enumerate(found):

@@ -1,4 +1,7 @@
-"""Pictures with captions, written by `bigmodel prepare`. An example is a pair; pictures can be augmented."""
+"""Pictures with captions, written by `bigmodel prepare`, or codes of them, made from a run of `dvae`.
+
+An example is a pair; pictures can be augmented.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bigmodel.data import Info, Split, augmentation, check_amounts, check_file, damaged, folder, manifest, tasks
-from bigmodel.errors import check_ranges
+from bigmodel.errors import UsageError, check_ranges
 
 KEYS = {
     list: "labels size languages",
@@ -34,7 +37,8 @@ def get_config() -> ConfigDict:
 
 def _manifest(cfg: Any, root: str) -> dict[str, Any]:
     def inspect(found: Any) -> None:
-        if found["task"] != "captions" or len(found["size"]) != 3 or not all(type(n) is int for n in found["size"]):
+        sizes = {"captions": 3, "codes": 2}  # height, width, channels; or those of the grid
+        if len(found["size"]) != sizes[found["task"]] or not all(type(n) is int for n in found["size"]):
             raise ValueError(f"task {found['task']!r} of size {found['size']}")
 
     return manifest(cfg, root, "captions", KEYS, inspect)
@@ -45,16 +49,25 @@ def finalize(cfg: ConfigDict, root: str) -> None:
     check_ranges("config.data.", cfg, seq_len="[2, inf)")
     check_amounts(cfg, found["splits"]["train"]["examples"])
     augmentation.finalize(cfg)
+    if found["task"] == "codes" and augments(cfg):
+        raise UsageError(f"config.data: {cfg.name!r} has codes in place of pictures, which can't be augmented")
     cfg.fingerprint = found["hash"]
 
 
 def describe(cfg: Any, root: str) -> Info:
     found = _manifest(cfg, root)
     train, validation = (found["splits"][split]["examples"] for split in ("train", "validation"))
-    height, width, channels = found["size"]
-    sizes = {"image_height": height, "image_width": width, "channels": channels}
-    sizes |= {"vocab_size": found["tokenizer"]["vocab_size"], "seq_len": cfg.seq_len}
-    return Info("examples", 1, cfg.examples or train, validation, sizes)
+    return Info("examples", 1, cfg.examples or train, validation, sizes(found, cfg.seq_len))
+
+
+def sizes(manifest: Any, seq_len: int) -> dict[str, int]:
+    """What a manifest decides of a model that reads `seq_len` tokens of a caption."""
+    names = ("image_height", "image_width", "channels")
+    found = dict(zip(names, manifest["size"], strict=False))
+    if manifest["task"] == "codes":
+        found = dict(zip(("grid_height", "grid_width"), manifest["size"], strict=True))
+        found["num_codes"] = manifest["num_codes"]
+    return {**found, "vocab_size": manifest["tokenizer"]["vocab_size"], "seq_len": seq_len}
 
 
 class Pairs(Split):
@@ -69,10 +82,12 @@ class Pairs(Split):
         super().__init__(cfg, root, split)
         found, home = _manifest(cfg, root), folder(cfg, root)
         check_file(home / f"{split}.npz", found["splits"].get(split, {}).get("sha256"))
-        for name in (f"{split}-images.npy", f"{split}.jsonl", "tokenizer.json"):
+        self.holds = "image" if found["task"] == "captions" else "codes"
+        stored = f"{split}-{'images' if self.holds == 'image' else 'codes'}.npy"
+        for name in (stored, f"{split}.jsonl", "tokenizer.json"):
             if name in found["files"]:
                 check_file(home / name, found["files"][name])
-        path = home / f"{split}-images.npy"
+        path = home / stored
         self.arrays = tasks.read_arrays(str(home / f"{split}.npz"), found["hash"], ("text",), len(found["labels"]))
         try:
             self.images = np.load(str(path), mmap_mode="r")
@@ -88,10 +103,12 @@ class Pairs(Split):
         return len(self.kept)
 
     def __getitem__(self, k: int) -> dict[str, Any]:
-        """{'image': uint8 (height, width, channels), 'tokens': int32 (seq_len,), padded with 0, 'length': int32 ()}."""
+        """{'image': uint8 (height, width, channels), or 'codes': int32 (height, width); 'tokens': int32 (seq_len,),
+        padded with 0, 'length': int32 ()}."""
         ends = self.arrays["text_ends"]
         tokens, length = row(self.arrays["text"][ends[k - 1] if k else 0 : ends[k]], self.length, self.end)
-        return {"image": np.asarray(self.images[self.picture[k]]), "tokens": tokens, "length": length}
+        picture = np.asarray(self.images[self.picture[k]], np.uint8 if self.holds == "image" else np.int32)
+        return {self.holds: picture, "tokens": tokens, "length": length}
 
 
 def row(ids: Any, size: int, end: int) -> tuple[np.ndarray, np.int32]:

@@ -189,12 +189,17 @@ class Block(nn.Module):
     cfg: Any
     cross: bool = False
     drops: bool = False
+    patterns: bool = False
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, cache: Any, view: View, train: bool) -> tuple[jax.Array, Any]:
-        """`cache`: of this layer; with `drops`, the layer's rate of stochastic depth in its place."""
+        """`cache`: of this layer; with `drops`, the layer's rate of stochastic depth in its place; with `patterns`,
+        (which of `view.seen_LS`, then KLS, the layer's is, cache)."""
         cfg = self.cfg
         drop, cache = (cache, None) if self.drops else (None, cache)
+        if self.patterns:
+            pattern, cache = cache
+            view = view.replace(seen_LS=view.seen_LS[pattern])
         alpha = (2 * cfg.depth) ** 0.5 if cfg.norm_placement == "deepnorm" else 1.0  # GLM-130B, section 2.1
         scale = layers.branch_scale(cfg)
 
@@ -227,7 +232,9 @@ def empty(cfg: Any, depth: int, batch_size: int, size: int) -> dict[str, jax.Arr
     return {name: jnp.zeros((*shape, dim), cfg.dtype) for name, dim in dims.items()}
 
 
-def blocks(cfg: Any, depth: int, cross: bool = False, drops: bool = False, name: str | None = None) -> Any:
+def blocks(
+    cfg: Any, depth: int, cross: bool = False, drops: bool = False, patterns: bool = False, name: str | None = None
+) -> Any:
     """`depth` blocks, called as blocks(x_BLD, cache, view, train): unrolled where that is worth compiling."""
     scan = cfg.execution == "scan" or (cfg.execution == "auto" and not remat.unrolls(depth))
-    return layers.stack(Block, depth, scan)(cfg, cross, drops, name=name)
+    return layers.stack(Block, depth, scan)(cfg, cross, drops, patterns, name=name)

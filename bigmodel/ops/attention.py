@@ -20,7 +20,7 @@ from bigmodel.ops.products import moved
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "start", "bias_HLS", "prefix_B", "positions_BL", "keys_BS", "memory_BSD", "memory_keys_BS", "rows_B",
+        "start", "bias_HLS", "prefix_B", "positions_BL", "keys_BS", "memory_BSD", "memory_keys_BS", "rows_B", "seen_LS",
     ],
     meta_fields=["causal"],
 )  # fmt: skip
@@ -37,6 +37,7 @@ class View:
       keys_BS: True where a key counts; None: all do.
       memory_BSD: what cross-attention reads, where it isn't in the cache; of it, `memory_keys_BS` count.
       rows_B: which row of the step's batch each example is, for dropout; None: 0, 1, ...
+      seen_LS: True where the query at a position (of the whole window) sees a key, if `causal` does not forbid it.
     """
 
     start: Any = 0
@@ -48,6 +49,7 @@ class View:
     memory_BSD: jax.Array | None = None
     memory_keys_BS: jax.Array | None = None
     rows_B: jax.Array | None = None
+    seen_LS: jax.Array | None = None
 
     def replace(self, **changes: Any) -> View:
         return dataclasses.replace(self, **changes)
@@ -105,7 +107,8 @@ def attend(
         heads = None
     q_BHLK = sharding.constrain(q_BHLK, "batch", heads, length, None)
     k_BGSK, v_BGSK = (sharding.constrain(x, "batch", heads, None, None) for x in (k_BGSK, v_BGSK))
-    fresh = isinstance(view.start, int) and view.start == 0 and view.prefix_B is None and view.keys_BS is None
+    plain = view.prefix_B is None and view.keys_BS is None and view.seen_LS is None
+    fresh = isinstance(view.start, int) and view.start == 0 and plain
     parts = sharding.shards(length) * kernels.LANES if length else 1  # of the queries, for splash
     kernel = _kernel(q_BHLK, v_BGSK, parts, fresh and scores_BHLS is None, isinstance(view.start, int))
     if kernel == "splash":
@@ -186,6 +189,9 @@ def _visible(L: int, S: int, start: Any, view: View) -> jax.Array | None:
         mask = (jnp.arange(S)[None, :] <= start + jnp.arange(L)[:, None])[None, None]
         if view.prefix_B is not None:
             mask = mask | (jnp.arange(S) < view.prefix_B[:, None])[:, None, None, :]
+    if view.seen_LS is not None:
+        seen = jax.lax.dynamic_slice_in_dim(view.seen_LS[:, :S], start, L)[None, None]
+        mask = seen if mask is None else mask & seen
     if view.keys_BS is not None:
         keys = view.keys_BS[:, None, None, :S]
         mask = keys if mask is None else mask & keys

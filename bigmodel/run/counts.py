@@ -73,7 +73,7 @@ def counts(family_name: str, model: Any) -> tuple[int, int, int, int]:
 @functools.lru_cache(maxsize=4096)  # a layout is estimated for thousands of meshes
 def _counts(family_name: str, model_json: str) -> tuple[int, int, int, int]:
     found = _shapes(family_name, model_json)
-    matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head$"
+    matrices = f"{tree.EMBEDDINGS}|{tree.NOT_MATRICES}|(^|/)head(_\\w+)?$"
     return (
         tree.count(found),
         tree.count(found, tree.EMBEDDINGS),
