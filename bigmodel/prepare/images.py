@@ -7,6 +7,8 @@ manifest.json      written last
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -84,9 +86,9 @@ CATEGORIES = (
 )  # fmt: skip
 
 
-def emoji(google: Archive, twitter: Archive) -> Arrays:
-    """The emoji of two artists, 32 x 32 in colour: trained on Google's, tried on Twitter's, of which half the concepts
-    are validation and half test. The few of the category "Component" are left out."""
+def emoji(google: Archive, twitter: Archive, size: int = 32) -> Arrays:
+    """The emoji of two artists, in colour, 64 pixels wide or less: trained on Google's, tried on Twitter's, of which
+    half the concepts are validation and half test. The few of the category "Component" are left out."""
 
     def drawn(archive: Archive, artist: str) -> list[tuple[int, np.ndarray, int]]:
         ((_, table),) = members(archive.path, "package/emoji.json")
@@ -99,7 +101,7 @@ def emoji(google: Archive, twitter: Archive) -> Arrays:
         pictures = members(archive.path, f"package/img/{artist}/64/*.png")
         found = {Path(name).name: data for name, data in pictures}
         return [
-            (half, read(found[file], 32, Counter()), label)
+            (half, read(found[file], size, Counter()), label)
             for file, (half, label) in sorted(category.items()) if file in found
         ]  # fmt: skip
 
@@ -144,6 +146,9 @@ SETS = {
         labels=CATEGORIES,
     ),
 }  # fmt: skip
+SETS["emoji-64"] = dataclasses.replace(
+    SETS["emoji"], about=SETS["emoji"].about.replace("32x32", "64x64"), load=functools.partial(emoji, size=64)
+)
 
 
 def prepare_images(name: str, out: str, verify: bool = False) -> Manifest:
