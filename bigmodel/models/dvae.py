@@ -205,8 +205,8 @@ class Decoder(nn.Module):
 class Averages(nn.Module):
     """A codebook that is no parameter: each code's vector is the moving average of the vectors that are nearest to it.
 
-    A code that hardly any is nearest to starts again at one of the batch's (as in Dhariwal et al. 2020,
-    arXiv:2005.00341, section 3), and so does every code at the first step.
+    A code that hardly any is nearest to, as at the first step, starts again at one of the batch's (as in Dhariwal et
+    al. 2020, arXiv:2005.00341, section 3).
     """
 
     cfg: Any
