@@ -125,6 +125,17 @@ CASES = {
          "model.cutmix": 1.0},
         {"random": True, "resume": True},
     ),
+    "dvae-relaxed": (
+        "dvae", "images",
+        {**PICTURES, "model.num_groups": 3, "model.num_codes": 16, "model.code_width": 8, "model.temperature_steps": 5,
+         "model.kl_weight": 1.0, "model.kl_steps": 4, "train.microbatch": 8},
+        {"random": True, "eight": {"run.mesh.data": 8}, "resume": True},
+    ),
+    "dvae-averages": (
+        "dvae", "images",
+        {**PICTURES, "model.num_groups": 3, "model.num_codes": 16, "model.code_width": 8, "model.quantizer": "vq"},
+        {"random": True, "resume": True},
+    ),
     "mlp-regress": ("mlp", "tables", {**TABLE, "data.name": "diabetes", "model.objective": "regress"}, {}),
 }  # fmt: skip
 
