@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 TINY = dict(width=16, depth=2, num_heads=2, vocab_size=50, seq_len=16, dropout=0.0, num_features=12, num_classes=5)
-TINY |= dict(image_height=8, image_width=8, channels=2, patch=4, stem="small", num_stages=1)
+TINY |= dict(image_height=8, image_width=8, channels=2, patch=4, stem="small", num_stages=1, num_groups=2, num_codes=32)
 TINY |= dict(embed=8, vision=dict(width=16, depth=1, num_heads=2, patch=4))
+TINY |= dict(grid_height=4, grid_width=4, neighbourhood=3)
 
 
 def small(module, **overrides):
@@ -30,7 +31,7 @@ def batch_of(module, cfg, size, seed=0):
 
     def one(key, shape, dtype):
         if dtype == "uint8":
-            return rng.integers(0, 256, (size, *shape)).astype(dtype)
+            return rng.integers(0, 32, (size, *shape)).astype(dtype)  # dark, which an autoencoder can learn
         if dtype != "int32":
             return rng.normal(size=(size, *shape)).astype(dtype)
         if key.endswith("length"):

@@ -140,8 +140,8 @@ def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
         rows = [
             {"caption": text, "sample": j, "codes": codes[k * n + j].tolist(), "image": k * n + j} for j in range(n)
         ]
-        for row in rows if like is not None else ():
-            row["likeness"] = float(like[row["image"], k])
+        if like is not None:
+            rows = [{**row, "likeness": float(like[row["image"], k])} for row in rows]
         found += sorted(rows, key=lambda row: -row.get("likeness", 0.0))
     out = Path(args.out)
     with files.writing(args.out), style.matplotlib.rc_context(style.PAGE.style()):

@@ -38,19 +38,20 @@ def same(window: Sequence[int]) -> Pads:
 
 
 class Conv(nn.Module):
-    """A convolution, BHWC -> BHWC. Kernels start as He et al. 2015 (arXiv:1502.01852, equation 14) for the backward
-    pass: normal with variance 2 / (window x channels out)."""
+    """A convolution, BHWC -> BHWC. Kernels start, unless told otherwise, as He et al. 2015 (arXiv:1502.01852, equation
+    14) for the backward pass: normal with variance 2 / (window x channels out)."""
 
     channels: int
     window: tuple[int, int] = (3, 3)
     stride: int = 1
     padding: Pads | None = None  # None: `same`
     bias: bool = False
+    start: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         C = self.channels
-        start = nn.initializers.normal((2 / (math.prod(self.window) * C)) ** 0.5)
+        start = self.start or nn.initializers.normal((2 / (math.prod(self.window) * C)) ** 0.5)
         kernel = self.param("kernel", start, (*self.window, x_BHWC.shape[-1], C)).astype(x_BHWC.dtype)
         pads = same(self.window) if self.padding is None else self.padding
         strides = (self.stride, self.stride)
@@ -138,7 +139,7 @@ def footprint(model: type[nn.Module], cfg: Any) -> dict[str, Any]:
         "kept": {"none": 2 * out, "dots": 2 * out},
         "block": out,
         "ends": cfg.image_height * cfg.image_width * cfg.channels,
-        "logits": cfg.num_classes,
+        "logits": cfg.get("num_classes", 0),
         "heads": 1,
         "length": 1,
     }

@@ -222,8 +222,6 @@ class Model(nn.Module):
     ) -> tuple[jax.Array, Any]:
         cfg = self.cfg
         x_BLD = x_BLD + self.embed.at(start + jnp.arange(x_BLD.shape[1])).astype(x_BLD.dtype)
-        if cfg.dropout:
-            x_BLD = layers.Dropout(cfg.dropout)(x_BLD, rows_B, train)
         x_BLD = sharding.constrain(x_BLD, "batch", "residual", None)
         view = View(start, seen_LS=jnp.asarray(seen(cfg)), rows_B=rows_B)
         x_BLD, cache = self.blocks(x_BLD, (jnp.asarray(kinds(cfg)), cache), view, train)
@@ -243,7 +241,8 @@ def loss(model: nn.Module, variables: Any, batch: Any, rng: jax.Array, train: bo
     cfg: Any = model.cfg
     tokens_BT, length_B, codes_BP = inputs(cfg, batch)
     given = tokens_BT, length_B, codes_BP, train, layers.rows_of(batch)
-    tokens_BTV, codes_BPV = model.apply(variables, *given, rngs={"dropout": rng})
+    out: Any = model.apply(variables, *given, rngs={"dropout": rng})
+    tokens_BTV, codes_BPV = out
     inside_BT = (jnp.arange(cfg.seq_len) < length_B[:, None]) / length_B[:, None]
     weight_B = batch["weight"]
     _, text = losses.cross_entropy(tokens_BTV, tokens_BT, weight_B[:, None] * inside_BT)

@@ -198,8 +198,9 @@ class Block(nn.Module):
         cfg = self.cfg
         drop, cache = (cache, None) if self.drops else (None, cache)
         if self.patterns:
-            pattern, cache = cache
-            view = view.replace(seen_LS=view.seen_LS[pattern])
+            (pattern, cache), seen_KLS = cache, view.seen_LS
+            assert seen_KLS is not None
+            view = view.replace(seen_LS=seen_KLS[pattern])
         alpha = (2 * cfg.depth) ** 0.5 if cfg.norm_placement == "deepnorm" else 1.0  # GLM-130B, section 2.1
         scale = layers.branch_scale(cfg)
 

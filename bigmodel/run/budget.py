@@ -105,6 +105,8 @@ def finalize(config: ConfigDict, reads: bool = True) -> FrozenConfigDict:
     else:
         sizes = {key: value for key, value in config.data.items() if key in config.model}
     for key, value in sizes.items():
+        if key == "num_classes" and "label" not in family.spec(config.model):
+            continue  # labels that the family doesn't read
         if key not in config.model:
             raise UsageError(
                 f"family {config.family!r} can't read data source {config.data.source!r}: it has no model.{key}"

@@ -235,7 +235,8 @@ def build(static: str, mesh: Mesh) -> Program:
     def step(state: Any, batch: Any, rate: jax.Array, key: jax.Array) -> Any:
         # What is random is a function of the step and of the example's row: no micro-batch or mesh changes it.
         key = jax.random.fold_in(key, state["step"])
-        batch = {**batch, "row": jnp.arange(B)}
+        # Schedules of the objective read the step.
+        batch = {**batch, "row": jnp.arange(B), "step": jnp.full(B, state["step"])}
         take = gradient if M == B else accumulated
         params = state.get("iterate", state["params"])
         grads, (metrics, model_state) = take(params, state["model_state"], batch, key)

@@ -50,6 +50,8 @@ PAIRED = {
     "data.seq_len": 12, "model.width": 16, "model.num_heads": 2, "model.embed": 8, "model.vision.width": 16,
     "model.vision.depth": 2, "model.vision.num_heads": 2, "model.vision.patch": 4,
 }  # fmt: skip
+CODED = {key: value for key, value in PAIRED.items() if "vision" not in key and key != "model.embed"}
+CODED["data.name"] = "coded"
 BLOCKS = {"model.width": 32, "model.depth": 1, "model.num_heads": 2, "optim.lr": 0.003}
 ROTARY = {"model.position": "rope", "model.init_std": 0.0}
 BERT = {**BLOCKS, **ROTARY, "model.segments": 0, "model.norm_placement": "pre"}
@@ -141,6 +143,22 @@ CASES = {
          "model.vision.stages": (1, 1), "optim.name": "sgd"},
         {},
     ),
+    "dalle-sparse": (
+        "dalle", "captions",
+        {**CODED, "model.depth": 4, "model.neighbourhood": 3, "model.dropout": 0.1, "train.microbatch": 8},
+        {"random": True, "eight": MIXED, "resume": True},
+    ),
+    "dvae-relaxed": (
+        "dvae", "images",
+        {**PICTURES, "model.num_groups": 3, "model.num_codes": 16, "model.code_width": 8, "model.temperature_steps": 5,
+         "model.kl_weight": 1.0, "model.kl_steps": 4, "train.microbatch": 8},
+        {"random": True, "eight": {"run.mesh.data": 8}, "resume": True},
+    ),
+    "dvae-averages": (
+        "dvae", "images",
+        {**PICTURES, "model.num_groups": 3, "model.num_codes": 16, "model.code_width": 8, "model.quantizer": "vq"},
+        {"random": True, "resume": True},
+    ),
     "mlp-regress": ("mlp", "tables", {**TABLE, "data.name": "diabetes", "model.objective": "regress"}, {}),
 }  # fmt: skip
 
@@ -163,6 +181,7 @@ def prepare(root):
     prepare_text(str(HERE.parent / "data"), str(root / "speech"), validation_fraction=0.2, workers=1, progress=False)
     pictures(root / "pictures")
     captioned(root / "captioned", root / "pictures")
+    captioned(root / "coded", root / "pictures", side=3)
     rng = np.random.default_rng(0)
     for name, fields in {"pairs": ("source", "target"), "labelled": ("text",)}.items():
         (root / name).mkdir()
@@ -210,17 +229,23 @@ def pictures(folder):
     )
 
 
-def captioned(folder, images):
-    """The pictures of `images`, each with two captions: its class and a drawn letter, and the other way round."""
+def captioned(folder, images, side=0):
+    """The pictures of `images`, each with two captions: its class and a drawn letter, and the other way round.
+
+    side: of a grid of codes in their place, each of the eight that a patch's redness is.
+    """
     import numpy as np
 
     told = json.loads((images / "manifest.json").read_text())
     rng, files, splits = np.random.default_rng(0), {}, {}
     folder.mkdir()
     for split, part in told["splits"].items():
-        content = (images / f"{split}-images.npy").read_bytes()
-        (folder / f"{split}-images.npy").write_bytes(content)
-        files[f"{split}-images.npy"] = hashlib.sha256(content).hexdigest()
+        pictures, name = np.load(images / f"{split}-images.npy"), f"{split}-{'codes' if side else 'images'}.npy"
+        if side:
+            patches = pictures[..., 0].reshape(-1, side, SIDE // side, side, SIDE // side)
+            pictures = (patches.mean((2, 4)) // 32).astype(np.uint16)
+        np.save(folder / name, pictures)
+        files[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         labels = np.repeat(np.load(images / f"{split}-labels.npy"), 2)
         tokens = np.stack([labels + 1, rng.integers(10, 20, len(labels)), np.zeros_like(labels)], 1)
         tokens[::2, :2] = tokens[::2, 1::-1]
@@ -230,10 +255,11 @@ def captioned(folder, images):
         sha256 = hashlib.sha256((folder / f"{split}.npz").read_bytes()).hexdigest()
         splits[split] = {"examples": 2 * part["examples"], "sha256": sha256}
     kind = {"labels": told["labels"], "label_names": {}, "languages": ["en", "zh"], "size": told["size"]}
+    kind |= {"task": "codes", "size": [side, side], "num_codes": 8} if side else {"task": "captions"}
     text = {"kind": "bytes", "vocab_size": 64, "separator": 0, "file": ""}
     (folder / "manifest.json").write_text(
-        json.dumps({"format": 1, "name": "captioned", "task": "captions", "tokenizer": text, "splits": splits,
-                    "files": files, "hash": "golden-captioned", **kind})
+        json.dumps({"format": 1, "name": folder.name, "tokenizer": text, "splits": splits, "files": files,
+                    "hash": f"golden-{folder.name}", **kind})
     )  # fmt: skip
 
 
