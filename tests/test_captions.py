@@ -266,7 +266,7 @@ def test_emoji_and_stamps_have_captions_in_both_languages(tmp_path, capsys):
     rows = {s: [json.loads(row) for row in (out / f"{s}.jsonl").open()] for s in manifest["splits"]}
     files = {row["file"] for part in rows.values() for row in part}
     assert len(files) == captions.SETS["captioned"].examples
-    assert manifest["languages"] == ["en", "zh"] and len(manifest["label_names"]["zh"]) == 9
+    assert manifest["languages"] == ["en", "zh"] and len(manifest["asked"]["zh"]) == 9
     concepts = {s: {row["concept"] for row in part} for s, part in rows.items()}
     assert concepts["test"].isdisjoint(concepts["train"] | concepts["validation"])
     of = {row["file"]: row for row in rows["train"] if row["language"] == "zh"}

@@ -19,7 +19,6 @@ from bigmodel.errors import UsageError
 
 AT = (1, 5, 10)  # candidates looked at
 SHOWN = 8  # captions, and pictures found for each
-PROMPTS = {"en": ("{}", "a picture of {}"), "zh": ("{}", "{}的图片")}
 
 
 def scores(run: Any, split: str, encoder: Any, limit: int = 0, prompts: Sequence[str] = ()) -> dict[str, Any]:
@@ -69,9 +68,10 @@ def scores(run: Any, split: str, encoder: Any, limit: int = 0, prompts: Sequence
     found = [{"caption": told[t], "first_pair": [int(first[p]) for p in order_NP[:SHOWN, t]],
               "right": [bool(right_PT[p, t]) for p in order_NP[:SHOWN, t]]} for t in shown]  # fmt: skip
     labels_P = examples.label[:T][first]
+    labels = manifest["labels"]
     zero_shot = {
-        language: classes(run, encoder, image_PE, labels_P, names, prompts or PROMPTS.get(language, ("{}",)))
-        for language, names in manifest["label_names"].items() if sum(map(bool, names)) > 1
+        language: classes(run, encoder, image_PE, labels_P, labels, asked, prompts or ("{}",))
+        for language, asked in manifest["asked"].items() if sum(map(bool, labels)) > 1
     }  # fmt: skip
     return {"retrieval": retrieval, "zero_shot": zero_shot, "found": found}
 
@@ -92,14 +92,24 @@ def recall(score_QN: np.ndarray, right_QN: np.ndarray) -> dict[str, Any]:
 
 
 def classes(
-    run: Any, encoder: Any, image_PE: np.ndarray, labels_P: np.ndarray, names: Sequence[str], prompts: Sequence[str]
+    run: Any,
+    encoder: Any,
+    image_PE: np.ndarray,
+    labels_P: np.ndarray,
+    names: Sequence[str],
+    asked: Sequence[str],
+    prompts: Sequence[str],
 ) -> dict[str, Any]:
-    """Pictures told apart by the mean vector of each class's prompts (Radford et al. 2021, section 3.1.4)."""
+    """Pictures told apart by the mean vector of each class's prompts (Radford et al. 2021, section 3.1.4).
+
+    Args:
+      asked: what stands for a class in a prompt; "": the class is left out.
+    """
     if wrong := [prompt for prompt in prompts if "{}" not in prompt]:
-        raise UsageError(f"--prompt={wrong[0]!r}: needs {{}}, where the name of a class stands")
+        raise UsageError(f"--prompt={wrong[0]!r}: needs {{}}, where the class stands")
     size, end = run.config.model.seq_len, encoder.separator
-    kept = [k for k, name in enumerate(names) if name and (labels_P == k).any()]
-    texts = [prompt.format(names[k].lower()) for k in kept for prompt in prompts]
+    kept = [k for k, text in enumerate(asked) if text and (labels_P == k).any()]
+    texts = [prompt.replace("{}", asked[k].lower()) for k in kept for prompt in prompts]
     rows = [captions.row([*encoder.encode(encoder.clean(text)), end], size, end) for text in texts]
     tokens, length = (np.stack(column) for column in zip(*rows, strict=True))
     text_TE = np.asarray(run.model.apply(run.variables, tokens, length, method="captions"))

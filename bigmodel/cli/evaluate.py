@@ -55,9 +55,7 @@ def arguments(parser: cli.Parser) -> None:
     add("--corrupt", default="", metavar="CHANGE:AMOUNT,...", help=text)
     add("--seed", type=int, default=0, help="of --corrupt and of the bootstrap")
     text = 'JSON lines {"prompt": ..., "choices": [...], "answer": 0}: is the right choice the likeliest?'
-    text = (
-        "of a run on captions: asks for classes by this, as 'a picture of {}'; again for more (default: 2 a language)"
-    )
+    text = "of a run on captions: asks for classes by this, as 'a picture of {}'; again for more (default: {})"
     add("--prompt", action="append", default=[], metavar="TEXT", help=text)
     add("--choices", default="", metavar="FILE", help=text)
     add("--shots", type=int, default=0, help="of --choices: lines put before each prompt, and not asked; of --harness")

@@ -15,8 +15,8 @@ from bigmodel.errors import UsageError, check_ranges
 
 KEYS = {
     list: "labels size languages",
-    dict: "files label_names",
-    int: "tokenizer.vocab_size tokenizer.separator splits.{split}.examples",
+    dict: "files asked",
+    int: "tokenizer.vocab_size tokenizer.separator splits.{split}.examples splits.{split}.pictures",
     str: "splits.{split}.sha256",
 }
 
@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
             source="captions",
             name="captioned-bpe",  # a folder under run.data_dir (or a path) made by `bigmodel prepare`
             seq_len=32,  # tokens of a caption with its end; a longer one is cut
-            examples=0,  # unique training pairs to use; 0: all
+            text=True,  # captions, too; else pictures alone, each once
+            examples=0,  # unique training examples to use; 0: all
             epochs=100,  # passes over them that a run may make at most
             fingerprint="",  # the manifest's hash: filled from the data, checked where it is given
             **augmentation.OPTIONS,
@@ -47,7 +48,7 @@ def _manifest(cfg: Any, root: str) -> dict[str, Any]:
 def finalize(cfg: ConfigDict, root: str) -> None:
     found = _manifest(cfg, root)
     check_ranges("config.data.", cfg, seq_len="[2, inf)")
-    check_amounts(cfg, found["splits"]["train"]["examples"])
+    check_amounts(cfg, found["splits"]["train"]["examples" if cfg.text else "pictures"])
     augmentation.finalize(cfg)
     if found["task"] == "codes" and augments(cfg):
         raise UsageError(f"config.data: {cfg.name!r} has codes in place of pictures, which can't be augmented")
@@ -56,18 +57,20 @@ def finalize(cfg: ConfigDict, root: str) -> None:
 
 def describe(cfg: Any, root: str) -> Info:
     found = _manifest(cfg, root)
-    train, validation = (found["splits"][split]["examples"] for split in ("train", "validation"))
-    return Info("examples", 1, cfg.examples or train, validation, sizes(found, cfg.seq_len))
+    counted = "examples" if cfg.text else "pictures"
+    train, validation = (found["splits"][split][counted] for split in ("train", "validation"))
+    return Info("examples", 1, cfg.examples or train, validation, sizes(found, cfg.seq_len if cfg.text else 0))
 
 
 def sizes(manifest: Any, seq_len: int) -> dict[str, int]:
-    """What a manifest decides of a model that reads `seq_len` tokens of a caption."""
+    """What a manifest decides of a model that reads `seq_len` tokens of a caption, or none."""
     names = ("image_height", "image_width", "channels")
     found = dict(zip(names, manifest["size"], strict=False))
     if manifest["task"] == "codes":
         found = dict(zip(("grid_height", "grid_width"), manifest["size"], strict=True))
         found["num_codes"] = manifest["num_codes"]
-    return {**found, "vocab_size": manifest["tokenizer"]["vocab_size"], "seq_len": seq_len}
+    text = {"vocab_size": manifest["tokenizer"]["vocab_size"], "seq_len": seq_len}
+    return found | (text if seq_len else {})
 
 
 class Pairs(Split):
@@ -97,18 +100,23 @@ class Pairs(Split):
         if self.images.shape[1:] != tuple(found["size"]) or self.picture.max(initial=0) >= len(self.images):
             raise damaged(path, f"shape {self.images.shape}")
         self.end, self.length = found["tokenizer"]["separator"], cfg.seq_len
-        self.kept = range(cfg.examples if split == "train" and cfg.examples else len(self.picture))
+        self.text = cfg.text
+        self.kept = np.arange(len(self.picture)) if cfg.text else np.unique(self.picture, return_index=True)[1]
+        self.kept = self.kept[: cfg.examples] if split == "train" and cfg.examples else self.kept
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def __getitem__(self, k: int) -> dict[str, Any]:
-        """{'image': uint8 (height, width, channels), or 'codes': int32 (height, width); 'tokens': int32 (seq_len,),
-        padded with 0, 'length': int32 ()}."""
+        """{'image': uint8 (height, width, channels), or 'codes': int32 (height, width)}, and of a pair 'tokens': int32
+        (seq_len,), padded with 0, and 'length': int32 ()."""
+        k = self.kept[k]
+        found = {self.holds: np.asarray(self.images[self.picture[k]], np.uint8 if self.holds == "image" else np.int32)}
+        if not self.text:
+            return found
         ends = self.arrays["text_ends"]
         tokens, length = row(self.arrays["text"][ends[k - 1] if k else 0 : ends[k]], self.length, self.end)
-        picture = np.asarray(self.images[self.picture[k]], np.uint8 if self.holds == "image" else np.int32)
-        return {self.holds: picture, "tokens": tokens, "length": length}
+        return {**found, "tokens": tokens, "length": length}
 
 
 def row(ids: Any, size: int, end: int) -> tuple[np.ndarray, np.int32]:

@@ -42,17 +42,17 @@ class Captioned(NamedTuple):
 
 # ------------------------------------------------------------------------------------- sources
 
-CHINESE = (
-    "表情",
-    "人物",
-    "动物与自然",
-    "食物与饮料",
-    "旅行与地点",
-    "活动",
-    "物品",
-    "符号",
-    "旗帜",
-)  # images.CATEGORIES
+# What images.CATEGORIES are asked for by, as keywords; and which of them a folder of stamps is.
+ASKED = {
+    "en": (
+        "face, emotion", "person, people, body", "animal, nature, plant", "food, drink",
+        "travel, place, building, vehicle", "activity, sport, game", "object, tool", "symbol, sign, button", "flag",
+    ),
+    "zh": (
+        "脸, 表情", "人, 人物", "动物, 自然, 植物", "食物, 饮料", "旅行, 地点, 建筑, 车", "活动, 运动, 游戏",
+        "物品, 工具", "符号, 标志, 按钮", "旗, 旗帜",
+    ),
+}  # fmt: skip
 STAMPS = {
     "animals": 2, "plants": 2, "food": 3, "town": 4, "vehicles": 4, "space": 4, "naturalforces": 4, "people": 1,
     "sports": 5, "hobbies": 5, "seasonal": 5, "household": 6, "clothes": 6, "medical": 6, "military": 6, "symbols": 7,
@@ -314,7 +314,7 @@ def write(
             "name": Path(arguments["source"]).name,
             "task": "captions",
             "labels": names,
-            "label_names": {"en": names, "zh": list(CHINESE)} if labels else {languages[0]: names},
+            "asked": {k: list(v) for k, v in ASKED.items()} if labels else {languages[0]: names},
             "languages": languages,
             "size": list(arrays[0].shape),
             "arguments": arguments,

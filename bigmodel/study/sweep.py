@@ -107,7 +107,8 @@ def make_plan(path: str, overrides: Iterable[tuple[str, Any]] = (), runs: str = 
         def earlier(spec: Any, key: str) -> Planned:
             first = experiment(spec, key)
             config.override_all(first, overrides)
-            needs.append(_planned({key: Path(spec).stem}, first))
+            # A row's own "derive" names what is made for it, which is nothing here.
+            needs.append(_planned({"experiment" if key == "derive" else key: Path(spec).stem}, first))
             return needs[-1]
 
         home = folder_of(path, runs)

@@ -253,8 +253,8 @@ def captioned(folder, images, side=0):
         arrays |= {"label": labels, "picture": np.arange(len(labels)) // 2, "language": np.arange(len(labels)) % 2}
         np.savez(folder / f"{split}.npz", **arrays)
         sha256 = hashlib.sha256((folder / f"{split}.npz").read_bytes()).hexdigest()
-        splits[split] = {"examples": 2 * part["examples"], "sha256": sha256}
-    kind = {"labels": told["labels"], "label_names": {}, "languages": ["en", "zh"], "size": told["size"]}
+        splits[split] = {"examples": 2 * part["examples"], "pictures": part["examples"], "sha256": sha256}
+    kind = {"labels": told["labels"], "asked": {}, "languages": ["en", "zh"], "size": told["size"]}
     kind |= {"task": "codes", "size": [side, side], "num_codes": 8} if side else {"task": "captions"}
     text = {"kind": "bytes", "vocab_size": 64, "separator": 0, "file": ""}
     (folder / "manifest.json").write_text(

@@ -50,7 +50,7 @@ def listed(images: Sequence[Sequence[np.ndarray]], titles: Sequence[str], framed
     figure = style.Figure(figsize=(0.9 * len(images[0]), 1.15 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), len(images[0]), squeeze=False)
     for row, title, frames, axes in zip(images, titles, framed, grid, strict=True):
-        axes[0].set_title(title[:100], fontsize=7, loc="left")
+        axes[0].set_title(title[:100], fontsize=7, loc="left").set_in_layout(False)  # else it widens its column
         for at, image, frame in zip(axes, row, frames, strict=True):
             at.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
             at.set(xticks=[], yticks=[])
