@@ -251,6 +251,8 @@ def test_scores_are_those_of_the_decoded_pictures(pictures, tmp_path, capsys, qu
     assert main.main(["evaluate", str(home), "--split=validation", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["psnr"] == pytest.approx(last["eval_psnr"], rel=1e-6)
+    assert main.main(["evaluate", str(home), "--probe=2"]) == 2
+    assert "this run has none" in capsys.readouterr().err
     run = evaluate.restore(str(home))
     images = np.stack([example["image"] for example in run.examples("validation")])
     codes = dvae.codes(run.model, run.variables, images)

@@ -7,7 +7,7 @@ from bigmodel import config, models
 from bigmodel.run import optim
 
 VARIANTS = {
-    "adapt": ("48", "pretrain-48-0"), "gpt3": ("125m", "175b"),
+    "adapt": ("48", "pretrain-48-0"), "dvae": ("", "gumbel"), "gpt3": ("125m", "175b"),
     "sentiment": ("minilm", "pretrain", "prose", "zh", "zh_pretrain"),
     "translate": ("de", "zh"), "vaswani": ("transformer-base", "transformer-big", "transformer-learned"),
 }  # fmt: skip

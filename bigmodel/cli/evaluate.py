@@ -215,8 +215,8 @@ def _questions(run: Any, tokenizer: Any, args: cli.Args) -> Found:
 def _probed(run: Any, split: str, args: cli.Args) -> Found:
     from bigmodel.after import probe
 
-    if "image" not in run.family.spec(run.config.model):
-        raise UsageError("--probe reads pictures, and this run does not")
+    if "image" not in run.family.spec(run.config.model) or "head" not in run.variables["params"]:
+        raise UsageError("--probe reads what a head of classes reads of pictures, and this run has none")
     if args.split:
         raise UsageError(f"--probe={args.probe} learns from train and is tried on test: leave out --split={args.split}")
     found = {}

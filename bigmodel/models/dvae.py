@@ -75,11 +75,6 @@ def reduction(cfg: Any) -> int:
     return int(2 ** (cfg.num_groups - 1))
 
 
-def places(cfg: Any) -> int:
-    """Codes of a picture."""
-    return int(cfg.image_height * cfg.image_width // reduction(cfg) ** 2)
-
-
 def rung(width: int, depth: int) -> dict[str, Any]:
     """Channels of the first group and blocks of each; the codes stay."""
     return {"model.width": width, "model.depth": depth}
@@ -103,11 +98,7 @@ def spec(cfg: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def inputs(cfg: Any, batch: Any) -> tuple[jax.Array]:
     """What Model.__call__ takes of a batch: pixels BHWC in [EPS, 1 - EPS]."""
-    return (_mapped(batch["image"]),)
-
-
-def _mapped(image_BHWC: jax.Array) -> jax.Array:
-    return (1 - 2 * EPS) * image_BHWC.astype(jnp.float32) / 255 + EPS
+    return ((1 - 2 * EPS) * batch["image"].astype(jnp.float32) / 255 + EPS,)
 
 
 def decomposes(cfg: Any) -> bool:
@@ -121,8 +112,10 @@ def flops(cfg: Any) -> float:
 
 
 def footprint(cfg: Any) -> dict[str, Any]:
-    blocks = 2 * cfg.num_groups * cfg.depth
-    return conv.footprint(Model, cfg) | {"layers": blocks, "logits": places(cfg) * cfg.num_codes}
+    """As a convolutional network's, and in float32 the logits, noise, relaxed codes and their gradient."""
+    found, places = conv.footprint(Model, cfg), cfg.image_height * cfg.image_width // reduction(cfg) ** 2
+    more = 4 * places * cfg.num_codes
+    return found | {"layers": 2 * cfg.num_groups * cfg.depth, "ends": found["ends"] + more, "logits": 0}
 
 
 # ------------------------------------------------------------------------------------------------------- networks
@@ -328,7 +321,7 @@ def _pixels(model: nn.Module, variables: Any, codes_Bhw: jax.Array) -> jax.Array
 
 def codes(model: nn.Module, variables: Any, image_BHWC: jax.Array) -> jax.Array:
     """Codes Bhw of pictures of bytes."""
-    found: Any = model.apply(variables, _mapped(image_BHWC), method="encode")
+    found: Any = model.apply(variables, *inputs(None, {"image": image_BHWC}), method="encode")
     return found  # type: ignore[no-any-return]
 
 
