@@ -1,6 +1,6 @@
-"""A discrete VAE of emoji: 64 x 64 pixels <-> 16 x 16 codes, by a codebook of moving averages.
+"""A discrete autoencoder of pictures: 64 x 64 pixels <-> 16 x 16 codes, by a codebook of moving averages.
 
-bigmodel prepare emoji-64
+bigmodel prepare captioned --tokenizer=bpe
 bigmodel train --config=experiments/dvae.py
 bigmodel evaluate runs/<run id> --split=test
 bigmodel train --config=experiments/dvae.py:gumbel       the relaxation of DALL-E's paper in its place
@@ -10,9 +10,8 @@ from bigmodel import budget
 
 
 def get_config(quantizer="vq"):
-    config = budget.base("dvae", "images")
-    config.data.name = "emoji-64"
-    config.data.flat = False
+    config = budget.base("dvae", "captions")
+    config.data.text = False
     config.data.flip = True
     config.model.width = 32
     config.model.depth = 1
@@ -28,5 +27,5 @@ def get_config(quantizer="vq"):
     config.optim.momentum = 0.95
     config.optim.weight_decay = 1e-4
     config.train.batch_size = 8
-    config.train.tokens = 100_000  # 26 passes over 3,781 pictures
+    config.train.tokens = 100_000  # 14 passes over 7,364 pictures
     return config

@@ -186,7 +186,7 @@ def test_two_stages_in_one_sweep_and_pictures_of_captions(tmp_path, capsys, monk
         )
     from conftest import ROOT
 
-    (tmp_path / "codes.py").write_text((ROOT / "sweeps/codes.py").read_text())
+    (tmp_path / "codes.py").write_text((ROOT / "sweeps/analyses/codes.py").read_text())
     (tmp_path / "study.py").write_text(
         "CONFIG = 'dalle.py'\nLAW = None\n\n\ndef get_sweep():\n"
         "    rows = [{'derive': ('dvae.py', 'codes.py'), 'model.width': w} for w in (8, 16)]\n"

@@ -424,11 +424,9 @@ def test_impossible_augmentation_is_one_line(says, tmp_path, capsys):
 
 
 @pytest.mark.network
-@pytest.mark.parametrize(("name", "side"), [("emoji", 32), ("emoji-64", 64)])
-def test_emoji_are_those_of_two_artists(tmp_path, name, side):
-    assert main.main(["prepare", name, f"--out={tmp_path / 'emoji'}"]) == 0
+def test_emoji_are_those_of_two_artists(tmp_path):
+    assert main.main(["prepare", "emoji", f"--out={tmp_path / 'emoji'}"]) == 0
     sizes = {split: len(opened(tmp_path / "emoji", split)[2]) for split in ("train", "validation", "test")}
-    assert opened(tmp_path / "emoji")[2][0]["image"].shape == (side, side, 3)
     assert sum(sizes.values()) == images.SETS["emoji"].examples
     assert sizes["train"] == sizes["validation"] + sizes["test"] and abs(sizes["validation"] - sizes["test"]) < 400
     assert set(opened(tmp_path / "emoji", "test")[2].labels.tolist()) == set(range(9))

@@ -61,7 +61,7 @@ def folder(cfg: Any, root: str) -> epath.Path:
 PREPARED = (
     "news", "chinese-news", "sotu", "moby-dick", "austen", "anarchism", "web", "gcide", "wordnet", "prose",
     "prose-zh", "chinese-reviews", "chinese-help", "help-en-de", "help-en-zh", "movie-reviews", "reviews-zh", "spam",
-    "fashion-mnist", "mnist", "emoji", "emoji-64", "captioned",
+    "fashion-mnist", "mnist", "emoji", "captioned",
 )  # fmt: skip
 NAMED = {
     "chinese-bytes": "chinese-news",

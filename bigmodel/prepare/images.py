@@ -7,8 +7,6 @@ manifest.json      written last
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import gzip
 import hashlib
 import io
@@ -119,9 +117,9 @@ def categories(archive: Archive) -> dict[str, int]:
     return found
 
 
-def emoji(google: Archive, twitter: Archive, size: int = 32) -> Arrays:
-    """The emoji of two artists, in colour, 64 pixels wide or less: trained on Google's, tried on Twitter's, of which
-    half the concepts are validation and half test."""
+def emoji(google: Archive, twitter: Archive) -> Arrays:
+    """The emoji of two artists, 32 x 32 in colour: trained on Google's, tried on Twitter's, of which half the concepts
+    are validation and half test."""
 
     def drawn(archive: Archive, artist: str) -> list[tuple[int, np.ndarray, int]]:
         ((_, table),) = members(archive.path, "package/emoji.json")
@@ -132,7 +130,7 @@ def emoji(google: Archive, twitter: Archive, size: int = 32) -> Arrays:
         pictures = members(archive.path, f"package/img/{artist}/64/*.png")
         found = {Path(name).name: data for name, data in pictures}
         return [
-            (half[file], read(found[file], size, Counter()), label)
+            (half[file], read(found[file], 32, Counter()), label)
             for file, label in sorted(categories(archive).items()) if file in found
         ]  # fmt: skip
 
@@ -177,9 +175,6 @@ SETS = {
         labels=CATEGORIES,
     ),
 }  # fmt: skip
-SETS["emoji-64"] = dataclasses.replace(
-    SETS["emoji"], about=SETS["emoji"].about.replace("32x32", "64x64"), load=functools.partial(emoji, size=64)
-)
 
 
 def prepare_images(name: str, out: str, verify: bool = False) -> Manifest:

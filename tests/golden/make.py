@@ -402,7 +402,7 @@ def data(root):
     """data.json of the data sets prepared in `root`."""
     import hashlib
 
-    kept = ("format", "name", "tokenizer", "dtype", "splits", "hash", "task", "labels", "size")
+    kept = ("format", "name", "tokenizer", "dtype", "splits", "hash", "task", "labels", "size", "languages", "asked")
     sets = {}
     for path in sorted(root.glob("*/manifest.json")):
         found = json.loads(path.read_text())
