@@ -1,4 +1,4 @@
-"""DALL-E's two stages: an autoencoder's row, codes derived of it, and decoders of four widths on three amounts of pairs.
+"""DALL-E's two stages: an autoencoder, codes derived of it, and decoders of four widths on three amounts of pairs.
 
 bigmodel prepare captioned --tokenizer=bpe
 bigmodel sweep run sweeps/dalle.py && bigmodel report sweeps/dalle.py

@@ -153,9 +153,9 @@ def test_a_stream_is_sampled_from_its_own_logits():
     run = Run()
     run.model, run.variables = model, variables
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paint, "rows", lambda run, texts: (tokens, length))
-        found = paint.codes(run, ["x"], 4000, generate.Sampling(temperature=1.0), seed=3)[0, :, 0]
-        again = paint.codes(run, ["x"], 40, generate.Sampling(temperature=1.0), seed=3)[0, :, 0]
+        patch.setattr(paint, "rows", lambda run, encoder, texts: (tokens, length))
+        found = paint.codes(run, None, ["x"], 4000, generate.Sampling(temperature=1.0), seed=3)[0, :, 0]
+        again = paint.codes(run, None, ["x"], 40, generate.Sampling(temperature=1.0), seed=3)[0, :, 0]
     assert np.array_equal(found[:40], again)
     counted = np.array([[np.sum((found == (a, b)).all(axis=1)) for b in range(3)] for a in range(3)])
     from scipy.stats import chisquare

@@ -19,15 +19,13 @@ from bigmodel.after import evaluate, generate
 from bigmodel.data import captions
 from bigmodel.errors import UsageError
 from bigmodel.models import dalle, dvae
-from bigmodel.prepare import tokenizer
 
 AT_ONCE = 32  # streams
 
 
-def rows(run: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, lengths) of captions, by the tokenizer of a run's data."""
-    home = data.folder(run.config.data, run.config.run.data_dir)
-    encoder, size = tokenizer.load(home), run.config.model.seq_len
+def rows(run: Any, encoder: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, lengths) of captions, by `encoder`, the tokenizer of a run's data."""
+    size = run.config.model.seq_len
     ids = [encoder.encode(encoder.clean(text)) for text in texts]
     if empty := [text for text, found in zip(texts, ids, strict=True) if not found]:
         raise UsageError(f"a caption has no tokens: {empty[0]!r}")
@@ -37,14 +35,20 @@ def rows(run: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def codes(
-    run: Any, texts: Sequence[str], samples: int, how: generate.Sampling, seed: int, said: Any = lambda _: None
+    run: Any,
+    encoder: Any,
+    texts: Sequence[str],
+    samples: int,
+    how: generate.Sampling,
+    seed: int,
+    said: Any = lambda _: None,
 ) -> np.ndarray:
     """Codes, C N rows columns. Which is drawn at a place follows from the seed, the caption's number and the sample's.
 
     Args:
       said: called with the number of pictures that are done.
     """
-    cfg, (tokens_CT, length_C) = run.config.model, rows(run, texts)
+    cfg, (tokens_CT, length_C) = run.config.model, rows(run, encoder, texts)
     number_B, sample_B = (x.reshape(-1) for x in np.mgrid[: len(texts), :samples])
 
     @jax.jit
@@ -95,7 +99,7 @@ def pixels(run: Any, codes_Bhw: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(decode(run.variables, part)) for part in parts])
 
 
-def likeness(run: Any, images_BHWC: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+def likeness(run: Any, encoder: Any, images_BHWC: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """Cosines, B C, of pictures and captions, by a run of `clip`. UsageError: it isn't one, or reads another size."""
     cfg = run.config.model
     if run.config.family != "clip":
@@ -103,7 +107,7 @@ def likeness(run: Any, images_BHWC: np.ndarray, texts: Sequence[str]) -> np.ndar
     if images_BHWC.shape[1:] != (cfg.image_height, cfg.image_width, cfg.channels):
         own, size = "x".join(map(str, images_BHWC.shape[1:])), f"{cfg.image_height}x{cfg.image_width}x{cfg.channels}"
         raise UsageError(f"the pictures are {own}, and the run of clip reads {size}")
-    tokens, length = rows(run, texts)
+    tokens, length = rows(run, encoder, texts)
     text_CE = run.model.apply(run.variables, tokens, length, method="captions")
     made = []
     for k in range(0, len(images_BHWC), AT_ONCE):

@@ -1,7 +1,7 @@
-"""Continue prompts with a trained or a published model, or draw pictures of captions with a run of family dalle.
+"""Continue prompts with a model, or draw pictures of them.
 
-MODEL is the folder of a finished run, a folder as Hugging Face's libraries write it (config.json, *.safetensors,
-tokenizer.json), or a .gguf file of a Llama-shaped model with its tokenizer.json beside it.
+MODEL is the folder of a finished run (of family dalle: for pictures), a folder as Hugging Face's libraries write it
+(config.json, *.safetensors, tokenizer.json), or a .gguf file of a Llama-shaped model with its tokenizer.json beside it.
 
 Without --temperature the likeliest token is taken (greedy); several sequences are sampled at temperature 1. With
 --prompts, continuations go to --out as JSON lines (prompt, text, tokens, their log-probabilities under the model, and
@@ -116,9 +116,13 @@ def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
     """Writes the pictures of captions into --out, and prints how like their captions they are."""
     from PIL import Image
 
-    from bigmodel import files
+    from bigmodel import data, files
     from bigmodel.after import evaluate, paint
     from bigmodel.laws.figures import evaluation, style
+    from bigmodel.prepare import tokenizer
+
+    def encoder(run: Any) -> Any:
+        return tokenizer.load(data.folder(run.config.data, run.config.run.data_dir))
 
     unfit = ("beams", "stop", "chat", "mesh", "dtype", "min_new_tokens")
     if wrong := [f"--{name.replace('_', '-')}" for name in unfit if getattr(args, name)]:
@@ -132,9 +136,9 @@ def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
         if sys.stderr.isatty():
             print(f"\r\x1b[Kpictures {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    codes = paint.codes(run, texts, n, settings.how, settings.seed, said).reshape(total, -1)
+    codes = paint.codes(run, encoder(run), texts, n, settings.how, settings.seed, said).reshape(total, -1)
     images = paint.pixels(made_by, codes.reshape(total, run.config.model.grid_height, -1))
-    like = paint.likeness(ranks, images, texts) if ranks else None
+    like = paint.likeness(ranks, encoder(ranks), images, texts) if ranks else None
     found: list[dict[str, Any]] = []
     for k, text in enumerate(texts):
         rows = [
