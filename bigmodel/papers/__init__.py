@@ -2,9 +2,9 @@
 
 A paper's file has a docstring with the citation, `TITLE`, `SOURCE`, and `rows(points) -> list[Row]`. The published side
 is typed there, with its source; ours is always computed. A paper that needs published points names them in `POINTS`.
-The user passes them, and `points` holds those that were given, by name. Where `rows` takes `say`, it calls it with what
-it does at the moment. `figure(points)`, where a file has it, draws
-what `--out` writes beside the table. Papers are found by file name; there is no registry.
+The user passes them, and `points` holds those that were given, by name. `rows` may also take `say`, and call it with a
+line for each stage. `figure(points)`, where a file has it, draws what `--out` writes beside the table. Papers are found
+by file name; there is no registry.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def m4(x: str = "D", chance: str = "1") -> Law:
 
         at, power = value_of(t), value_of(alpha)
         z = np.where(power < 1, np.maximum(at, at / power), np.minimum(at, at / power))
-        for _ in range(12):
+        for _ in range(7):
             z = newton(z, at, power)
         for _ in range(2):  # at the root a step has the first derivative of the root by theta; two have the second
             z = newton(z, t, alpha)
