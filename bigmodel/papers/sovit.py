@@ -34,7 +34,7 @@ SCALED = {
 }
 GROWTH = 2.5  # factor of the parameters for ten times the compute
 
-HEAD = "Without the head of 1,000 classes; of ViT-L and g the printed numbers are those without the pool, too."
+HEAD = "Without the head of 1,000 classes; the printed ViT-L and g have a class token for the pool."
 FORWARD = "Compute is that of the forward passes alone, in pictures x FLOPs of table 1; printed with one digit."
 BY_RULE = (
     "One number is fitted to the six: the compute t0 that the grid's best shape is optimal for, at most that of the "
