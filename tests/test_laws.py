@@ -48,6 +48,8 @@ PLANTED = {
     "power:x=C": ({"x_c": 3.1e8 * 8.64e19, "alpha": 0.05}, {"C": FLOPS}),
     "henighan:x=C": ({"E": 2.0, "x_0": 2e16, "alpha": 0.24}, {"C": FLOPS}),
     "zhai:x=C": ({"c": 0.09, "a": 0.26, "b": 0.35, "d": 0.01}, {"C": np.geomspace(1e-3, 1e4, 24)}),
+    "bansal:x=D": ({"E": 0.2, "x_1": 3e9, "p": 0.4}, {"D": np.geomspace(1e7, 1e11, 24)}),
+    "m4:x=D,chance=1": ({"E": 0.1, "x_0": 3e7, "c": 0.5, "alpha": 0.6}, {"D": np.geomspace(1e6, 1e10, 24)}),
     "bnsl:x=D,breaks=1": (
         {"a": 0.41388, "b": 2.27727, "c0": 0.055077, "c1": 5.6629, "d1": 612.584, "f1": 0.059193},
         {"D": np.geomspace(100, 2000, 30)},
@@ -69,6 +71,19 @@ def test_planted_parameters_come_back(name):
         assert result["params"][key] == pytest.approx(value, rel=1e-3), key
     assert result["objective"] < 1e-12
     np.testing.assert_allclose(fits.predict_rows(result, frame), frame[law.target], rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("chance", [1.0, 10.8])
+def test_m4_solves_its_equation(alpha, chance):
+    """(L - E) / (chance - L)^alpha = (x_0 / x)^c from far left, where L is `chance`, to far right, where it is E."""
+    x, values = np.geomspace(1e3, 1e23, 41), {"E": 0.1 * chance, "x_0": 3e7, "c": 0.5, "alpha": alpha}
+    loss = forms.get(f"m4:chance={chance}").predict(values, {"D": x})
+    assert (np.diff(loss) <= 0).all() and (loss <= chance).all()
+    x, loss = (v[loss < chance * (1 - 1e-9)] for v in (x, loss))  # beyond, chance - L is lost to rounding
+    assert len(x) > 20 and loss[-1] == pytest.approx(values["E"], rel=1e-3)
+    left = np.log(loss - values["E"]) - alpha * np.log(chance - loss)
+    np.testing.assert_allclose(left, 0.5 * np.log(3e7 / x), atol=1e-5)
 
 
 def test_two_breaks_fit_better_than_one():
@@ -249,6 +264,8 @@ def test_a_users_mistake_is_one_line(tmp_path, text, message):
         ("bnsl:breaks=0", "breaks='0', expected 1 to 3"),
         ("chinchilla:x=N", "chinchilla takes no arguments"),
         ("bnsl:breaks=4", "breaks='4', expected 1 to 3"),
+        ("m4:chance=zero", "chance='zero', expected the loss of a guess"),
+        ("m4:chance=-1", "chance='-1', expected the loss of a guess"),
         ("power:x=L", "would predict L from L itself"),
         ("nowhere.py", "no law file 'nowhere.py'"),
     ],

@@ -6,7 +6,8 @@ the runs of the 1, 2 and 3 largest compute rungs, which a refit leaves out. Laws
 
   loss from N and D     chinchilla, gadre, kaplan_nd, farseer, muennighoff (also U unique tokens), kaplan_ns (N, S
                         steps), width_depth (width, depth, D)
-  loss from one column  power:x=C, henighan:x=C, zhai:x=C, bnsl:x=D,breaks=1, sovit:x=width,t=C
+  loss from one column  power:x=C, henighan:x=C, zhai:x=C, bansal:x=D, m4:x=D,chance=1, bnsl:x=D,breaks=1,
+                        sovit:x=width,t=C
   mixtures of experts   clark (N, experts), krajewski (N, D, G granularity), abnar (N, D, active)
   other ways to train   frantar (N, D, density), parallel (N, P), precision (N, D, P_w, P_a, P_kv), distillation (N, D,
                         L_T, L_S), mixture:r=web+code (shares), annealing (S1, S2)

@@ -27,7 +27,8 @@ def run(args: cli.Args, _: cli.Overrides) -> int:
 
     if args.name == "list":
         return _list(args)
-    result = papers.check(args.name, args.points)
+    result = papers.check(args.name, args.points, cli.progress)
+    cli.progress("")
     written = papers.write(result, args.out) if args.out else []
     if args.json:
         cli.print_json(result.to_dict())

@@ -2,12 +2,14 @@
 
 A paper's file has a docstring with the citation, `TITLE`, `SOURCE`, and `rows(points) -> list[Row]`. The published side
 is typed there, with its source; ours is always computed. A paper that needs published points names them in `POINTS`.
-The user passes them, and `points` holds those that were given, by name. `figure(points)`, where a file has it, draws
-what `--out` writes beside the table. Papers are found by file name; there is no registry.
+The user passes them, and `points` holds those that were given, by name. `rows` may also take `say`, and call it with a
+line for each stage. `figure(points)`, where a file has it, draws what `--out` writes beside the table. Papers are found
+by file name; there is no registry.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +39,7 @@ class Row:
     Attributes:
       part: the table, figure or section of the paper.
       what: which number of it.
-      published: as printed, in the printed unit.
+      published: as printed, in the printed unit; nan: none is.
       ours: computed, in the same unit.
       tolerance: largest difference that is ok; 0: equal; None: shown, not judged.
       absolute: the difference and its tolerance are ours - published; else (ours - published) / |published|.
@@ -77,6 +79,8 @@ class Row:
         if tolerance and not self.absolute:
             allowed = f"{100 * tolerance:.3g}%"
         ok = {None: "-", True: "yes", False: "NO"}[self.ok]
+        if math.isnan(self.published):
+            return [self.what, "-", format(self.ours, self.format), "-", allowed, ok]
         return [self.what, format(self.published, self.format), format(self.ours, self.format), shown, allowed, ok]
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,12 +177,13 @@ def wanted(module: ModuleType) -> tuple[Points, ...]:
     return getattr(module, "POINTS", ())
 
 
-def check(name: str, given: Sequence[str | Path] = ()) -> Result:
+def check(name: str, given: Sequence[str | Path] = (), say: Callable[[str], None] = lambda text: None) -> Result:
     """Computes a paper's rows.
 
     Args:
       given: files or folders of points. A folder is searched for the names of POINTS; a file by another name is
         recognised by its columns.
+      say: is called with a line for each stage, if the paper's `rows` takes it too.
 
     Raises:
       UsageError: no such paper; points that can't be read or that this paper doesn't use; or nothing can be computed
@@ -186,7 +191,7 @@ def check(name: str, given: Sequence[str | Path] = ()) -> Result:
     """
     module = paper(name)
     points = _load(name, wanted(module), [Path(g) for g in given])
-    rows = module.rows(points)
+    rows = module.rows(points, **({"say": say} if "say" in inspect.signature(module.rows).parameters else {}))
     missing = tuple(p for p in wanted(module) if p.name not in points)
     if not rows:
         raise UsageError(f"paper {name} needs published points: pass {' and '.join(p.line() for p in missing)}")
@@ -204,7 +209,8 @@ def _load(name: str, known: tuple[Points, ...], given: list[Path]) -> dict[str, 
                 raise UsageError(f"--points={path}: none of {', '.join(p.name for p in known)} is in that folder")
         else:
             columns = set(readers.read(path).cells.columns)
-            files = [(min(known, key=lambda p: len({*p.every} - columns)), path)]
+            # Of tables with the same columns the one of this name.
+            files = [(min(known, key=lambda p: (len({*p.every} - columns), path.name not in (p.name, *p.also))), path)]
         for p, file in files:
             if p.name in frames:
                 raise UsageError(f"--points={path}: {p.name} is given twice")

@@ -5,9 +5,13 @@ Legend: S candidate parameter sets, n runs; x the column, L loss, E irreducible 
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
-from bigmodel.laws.duals import log_sum
+from bigmodel.errors import UsageError
+from bigmodel.laws.duals import log_sum, value_of
 from bigmodel.laws.forms import Law, Row, coefficient, exponent, floor, positive
 
 
@@ -65,6 +69,64 @@ def zhai(x: str = "C") -> Law:
     return Law(f"{{c}} + {{a}} ({x} + {{d}})^-{{b}}", source, (x,), parameters, form)
 
 
+def bansal(x: str = "D") -> Law:
+    """L = E (1 + x_1 / x)^p: a (1/x + g)^p with g = 1 / x_1, E = a g^p. Alabdulmohsin et al.'s M3."""
+
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, x_1, p = theta
+        return e + p * np.logaddexp(0.0, x_1 - np.log(row[x]))
+
+    parameters = (
+        floor("E", (-4.0, -1.0, 0.0)),
+        positive("x_1", (-6.0, -3.0, 0.0, 3.0), -40.0, 200.0, x_units=True),
+        exponent("p", (0.1, 0.4, 1.0), high=10.0),
+    )
+    source = "Bansal et al. 2022, arXiv:2202.01994, equation 1"
+    return Law(f"{{E}} (1 + {{x_1}}/{x})^{{p}}", source, (x,), parameters, form)
+
+
+def m4(x: str = "D", chance: str = "1") -> Law:
+    """(L - E) / (chance - L)^alpha = (x_0 / x)^c: a power law far right, a guess's loss `chance` far left, a sigmoid.
+
+    With L = E + (chance - E) s(z) and s the logistic function it is z + (alpha - 1) softplus(z) = t, where
+    t = c ln(x_0 / x) + (alpha - 1) ln(chance - E). The left side bends one way only, and Newton's method from
+    its asymptotes, z = t and alpha z = t, never passes the root.
+    """
+    try:
+        top = math.log(float(chance))
+    except ValueError:
+        top = math.nan
+    if not math.isfinite(top):
+        raise UsageError(f"law m4: chance={chance!r}, expected the loss of a guess: 1 of an error rate, ln V of tokens")
+
+    def form(theta: np.ndarray, row: Row) -> np.ndarray:
+        e, x_0, c, alpha = theta
+        log_range = top + np.log(-np.expm1(e - top))  # nan: a floor above chance predicts nothing
+        t = c * (x_0 - np.log(row[x])) + (alpha - 1) * log_range
+
+        def newton(z: Any, t: Any, alpha: Any) -> Any:
+            slope = 1 + (alpha - 1) * np.exp(-np.logaddexp(0.0, -z))
+            return z - (z + (alpha - 1) * np.logaddexp(0.0, z) - t) / slope
+
+        at, power = value_of(t), value_of(alpha)
+        z = np.where(power < 1, np.maximum(at, at / power), np.minimum(at, at / power))
+        for _ in range(7):
+            z = newton(z, at, power)
+        for _ in range(2):  # at the root a step has the first derivative of the root by theta; two have the second
+            z = newton(z, t, alpha)
+        return log_sum(e, log_range - np.logaddexp(0.0, -z))
+
+    parameters = (
+        floor("E", (-4.0, -1.0, -0.3)),
+        positive("x_0", (-6.0, -3.0, 0.0, 3.0), -200.0, 200.0, x_units=True),
+        exponent("c", (0.2, 0.5, 1.0), high=5.0),
+        exponent("alpha", (0.1, 1.0), 1e-3, 10.0),
+    )
+    formula = f"(L - {{E}}) / ({chance} - L)^{{alpha}} = ({{x_0}}/{x})^{{c}}"
+    source = "Alabdulmohsin et al. 2022, arXiv:2209.06640, M4"
+    return Law(formula, source, (x,), parameters, form)
+
+
 def bnsl(x: str = "D", breaks: int = 1) -> Law:
     """L = a + b x^-c0 * product over i of (1 + (x / d_i)^(1/f_i))^(-c_i f_i): a smoothly broken power law.
 
@@ -105,7 +167,6 @@ def sovit(x: str = "width", t: str = "C") -> Law:
     """L = eps + alpha x^-a + (beta x^b + xi) t^-c: one dimension x of a model's shape, against the compute t.
 
     At more compute the best x is larger: x = (alpha a / (beta b))^(1/(a + b)) t^(c/(a + b)), as the derivative shows.
-    Recalled; the form is confirmed by descriptions of the paper, its constants aren't.
     """
 
     def form(theta: np.ndarray, row: Row) -> np.ndarray:
