@@ -357,6 +357,7 @@ def test_the_loss_is_over_the_whole_batch_on_every_mesh(meshes, tmp_path):
         (dict(), RESNET | dict(num_heads=7), "doesn't divide 32 x width=8"),
         (dict(position="rope"), VIT, "learned positions"),
         (dict(temperature=0.0), VIT, "temperature"),
+        (dict(dropout=0.1), VIT, "the towers have none"),
     ],
 )
 def test_impossible_towers_are_one_line(overrides, tower, says):

@@ -63,6 +63,8 @@ def finalize(cfg: ConfigDict) -> None:
     transformer.finalize(cfg, ("vocab_size", "seq_len"))
     if cfg.position != "learned" or cfg.norm_placement != "pre":
         raise UsageError("config.model: the towers have learned positions (position) and norms before (norm_placement)")
+    if cfg.dropout:
+        raise UsageError(f"config.model.dropout={cfg.dropout}: the towers have none")
     sizes = dict.fromkeys(("width", "depth", "num_heads"), "[1, inf)")
     check_ranges("config.model.vision.", cfg.vision, patch="[1, inf)", **sizes)
     try:
