@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
             temperature=1.0,  # of the relaxation, at the start; it falls as half a cosine
             final_temperature=1 / 16,  # [R] as the other defaults of the schedules
             temperature_steps=150_000,  # in so many steps; 0: final_temperature from the start
-            kl_weight=6.6,  # [R] of the codes' divergence from the uniform distribution; it rises from 0, linearly
+            kl_weight=6.6,  # [R] of the codes' divergence from uniform ones (1: the bound's); it rises from 0
             kl_steps=5_000,  # [R] in so many steps; 0: kl_weight from the start
             commitment=0.25,  # vq: weight of the squared distance of the encoder's vectors to their codes'
             codebook_decay=0.99,  # vq: of the codebook's moving averages
@@ -319,10 +319,9 @@ def _pixels(model: nn.Module, variables: Any, codes_Bhw: jax.Array) -> jax.Array
     return jnp.clip((nn.sigmoid(mean_BHWC) - EPS) / (1 - 2 * EPS), 0, 1)
 
 
-def codes(model: nn.Module, variables: Any, image_BHWC: jax.Array) -> jax.Array:
-    """Codes Bhw of pictures of bytes."""
-    found: Any = model.apply(variables, *inputs(None, {"image": image_BHWC}), method="encode")
-    return found  # type: ignore[no-any-return]
+def codes(model: nn.Module, variables: Any, image_BHWC: jax.Array) -> Any:
+    """Codes Bhw, int32, of pictures of bytes."""
+    return model.apply(variables, *inputs(model.cfg, {"image": image_BHWC}), method="encode")
 
 
 def decode(model: nn.Module, variables: Any, codes_Bhw: jax.Array) -> jax.Array:
