@@ -1,6 +1,7 @@
 """DALL-E's decoder: its count, what each layer sees, cached streams, codes derived from a run, and pictures drawn."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +201,7 @@ def test_two_stages_in_one_sweep_and_pictures_of_captions(tmp_path, capsys, monk
     model = f"runs/study/{of['dalle']}"
     command = ["generate", model, "--prompt=a red thing", "--prompt=蓝色", "--num-return-sequences=3", "--seed=1"]
     assert main.main([*command, "--out=drawn", f"--rerank=runs/study/{of['clip']}"]) == 0
+    assert re.search(r"likelier than another's: \d+\.\d% of", capsys.readouterr().out)
     found = json.loads((tmp_path / "drawn/codes.json").read_text())
     assert [row["caption"] for row in found] == ["a red thing"] * 3 + ["蓝色"] * 3
     for k in (0, 3):
@@ -213,7 +215,7 @@ def test_two_stages_in_one_sweep_and_pictures_of_captions(tmp_path, capsys, monk
     assert again == {row["file"]: row["codes"] for row in found}
     capsys.readouterr()
     wrong = {
-        "--beams=3": "--beams", "--chat": "--chat", f"--rerank={model}": "must be 'clip'",
+        "--beams=3": "--beams", "--chat": "--chat", "--repetition-penalty=2": "--repetition-penalty", f"--rerank={model}": "must be 'clip'",
         f"--autoencoder=runs/study/{of['clip']}": "not 'dvae'", "--temperature=0": "greedy has one answer",
     }  # fmt: skip
     for flag, says in wrong.items():

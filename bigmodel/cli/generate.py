@@ -114,6 +114,7 @@ def _paints(model: str) -> bool:
 
 def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
     """Writes the pictures of captions into --out, and prints how like their captions they are."""
+    import numpy as np
     from PIL import Image
 
     from bigmodel import data, files
@@ -124,8 +125,9 @@ def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
     def encoder(run: Any) -> Any:
         return tokenizer.load(data.folder(run.config.data, run.config.run.data_dir))
 
-    unfit = ("beams", "stop", "chat", "mesh", "dtype", "min_new_tokens")
-    if wrong := [f"--{name.replace('_', '-')}" for name in unfit if getattr(args, name)]:
+    plain = {"beams": 0, "stop": [], "chat": False, "mesh": "", "dtype": "", "min_new_tokens": 0, "max_new_tokens": 64}
+    plain["repetition_penalty"] = 1.0
+    if wrong := [f"--{name.replace('_', '-')}" for name, value in plain.items() if getattr(args, name) != value]:
         raise UsageError(f"{', '.join(wrong)}: not of pictures")
     run = evaluate.restore(args.model, args.data_dir)
     made_by = paint.autoencoder(run, args.autoencoder)
@@ -150,12 +152,11 @@ def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
     out = Path(args.out)
     with files.writing(args.out), style.matplotlib.rc_context(style.PAGE.style()):
         out.mkdir(parents=True, exist_ok=True)
+        shown = [[images[row["image"]] for row in found[k : k + n]] for k in range(0, total, n)]
         for row in found:
             k, j = divmod(row["image"], n)
             row["file"] = f"{k + 1}-{j + 1}.png"
             Image.fromarray(images[row.pop("image")].squeeze()).save(out / row["file"])
-        shown = [[images[texts.index(row["caption"]) * n + row["sample"]] for row in found[k : k + n]]
-                 for k in range(0, total, n)]  # fmt: skip
         # The figures' font has no other script's letters.
         titles = [text if text.isascii() else f"{k + 1}, in codes.json" for k, text in enumerate(texts)]
         first = [[like is not None and j == 0 for j in range(n)]] * len(texts)
@@ -166,6 +167,11 @@ def _paint(args: cli.Args, texts: list[str], settings: Any) -> int:
         return 0
     order = ", the likeliest first (framed)" if like is not None else ""
     print(f"{total} pictures of {len(texts)} captions in {args.out}: sheet.png{order}")
+    if like is not None and len(texts) > 1:
+        own_B = np.repeat(np.arange(len(texts)), n)
+        others = like < like[np.arange(total), own_B][:, None]
+        share = others.sum() / (total * (len(texts) - 1))
+        print(f"its caption is likelier than another's: {share:.1%} of pictures and other captions (chance 50 %)")
     return 0
 
 
