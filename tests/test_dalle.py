@@ -215,7 +215,8 @@ def test_two_stages_in_one_sweep_and_pictures_of_captions(tmp_path, capsys, monk
     assert again == {row["file"]: row["codes"] for row in found}
     capsys.readouterr()
     wrong = {
-        "--beams=3": "--beams", "--chat": "--chat", "--repetition-penalty=2": "--repetition-penalty", f"--rerank={model}": "must be 'clip'",
+        "--beams=3": "--beams", "--chat": "--chat", "--repetition-penalty=2": "--repetition-penalty",
+        f"--rerank={model}": "must be 'clip'",
         f"--autoencoder=runs/study/{of['clip']}": "not 'dvae'", "--temperature=0": "greedy has one answer",
     }  # fmt: skip
     for flag, says in wrong.items():
