@@ -36,7 +36,7 @@ def batch_of(module, cfg, size, seed=0):
             return rng.normal(size=(size, *shape)).astype(dtype)
         if key.endswith("length"):
             return rng.integers(1, shape_of["seq_len"] + 1, (size, *shape)).astype(dtype)
-        limit = shape_of["num_classes"] if key == "label" else shape_of["vocab_size"]
+        limit = shape_of[{"label": "num_classes", "codes": "num_codes"}.get(key, "vocab_size")]
         return rng.integers(0, limit, (size, *shape)).astype(dtype)
 
     batch = {key: one(key, *form) for key, form in module.spec(cfg).items()}

@@ -19,6 +19,7 @@ from bigmodel.after import retrieval
 from bigmodel.errors import UsageError
 from bigmodel.models import clip
 from bigmodel.ops import sharding
+from bigmodel.ops.bounded import at_most
 from bigmodel.run import counts
 
 SMALL = dict(width=32, depth=2, num_heads=2, embed=24, vocab_size=40, seq_len=9, image_height=32, image_width=32)
@@ -301,7 +302,7 @@ def test_the_loss_is_the_definition_and_padding_takes_no_part(objective):
 
 def test_the_scale_is_at_most_100_and_comes_back():
     for scale, pull, expected in [(1.0, 1.0, 1.0), (5.0, -1.0, 0.0), (5.0, 1.0, 1.0)]:
-        value, gradient = jax.value_and_grad(lambda s, pull=pull: pull * clip.bounded(s))(jnp.float32(scale))
+        value, gradient = jax.value_and_grad(lambda s, pull=pull: pull * at_most(s, clip.LARGEST))(jnp.float32(scale))
         assert float(abs(value)) == pytest.approx(min(scale, np.log(100)), rel=1e-6)
         assert float(gradient) == expected
 

@@ -18,7 +18,7 @@ from test_tasks import packed, ratings, task_dir  # noqa: F401 (a fixture)
 from bigmodel import config, data, files
 from bigmodel.cli import main
 from bigmodel.errors import NoData, Unavailable, UsageError
-from bigmodel.prepare import corpora, images, tasks
+from bigmodel.prepare import captions, corpora, images, tasks
 from bigmodel.prepare import tokenizer as tokenizers
 from bigmodel.prepare.folder import sha256
 
@@ -324,10 +324,11 @@ def experiments():
 
 
 def test_hints_of_missing_data_are_commands_that_work(tmp_path):
-    kinds = {*corpora.CORPORA, *tasks.TASKS, *images.SETS}
+    kinds = {*corpora.CORPORA, *tasks.TASKS, *images.SETS, *captions.SETS}
     assert set(data.PREPARED) == kinds
     names = {*experiments(), *(("text", f"{name}-{kind}") for name in corpora.CORPORA for kind in ("bytes", "bpe"))}
     names -= {("tasks", "chats")}  # conversations of one's own
+    names -= {("captions", name) for name in data.DERIVED}
     assert len(names) > 25
     for source, name in sorted(names):
         with pytest.raises(NoData) as caught:

@@ -37,7 +37,9 @@ def loss_of(family_module, model, batch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_falls_on_a_fixed_batch(family):
     module, _, model, variables, batch = make(family)
-    tx = optax.adam(2e-2)
+    # From drawn weights pairs are all alike, and take a while to part.
+    rate, steps = (2e-3, 60) if family == "clip" else (2e-2, 30)
+    tx = optax.adam(rate)
     opt = tx.init(variables)
 
     @jax.jit
@@ -47,7 +49,7 @@ def test_loss_falls_on_a_fixed_batch(family):
         return optax.apply_updates(variables, updates), opt, loss, optax.global_norm(grads)
 
     losses = []
-    for _ in range(30):
+    for _ in range(steps):
         variables, opt, loss, norm = step(variables, opt)
         assert jnp.isfinite(norm)
         losses.append(float(loss))
@@ -70,6 +72,7 @@ def test_every_parameter_has_a_rule(family):
 
 BIG = dict(width=256, num_heads=4, seq_len=128, vocab_size=1024, execution="unrolled")
 BIG |= dict(image_height=128, image_width=128)  # XLA leaves out products with the border's zeros
+BIG |= dict(vision=dict(width=256, num_heads=4, patch=16))
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_files_of_other_kinds_are_counted_and_size_is_of_pictures_alone(tmp_path
     code, said = prepared(home, tmp_path / "out", capsys)
     assert code == 0 and "left out of" in said and "2 files that aren't named as pictures" in said
     code, said = prepared("fashion-mnist", tmp_path / "other", capsys)
-    assert code == 2 and "--size is of a folder" in said
+    assert code == 2 and "--size is of pictures with captions, or of a folder" in said
 
 
 def test_it_is_prepared_once_and_a_changed_folder_is_refused(tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_malformed_input_is_one_line(tmp_path, name, data, match):
         ({"source": "mobydick"}, r"no corpus, file or folder 'mobydick' \(did you mean 'moby-dick'"),
         ({"source": ""}, "prepare needs a corpus"),
         ({"source": "hf:a b"}, "expected hf:owner/name"),
-        ({"tokenizer": "byte"}, r"neither bytes, bpe, gpt2 .*did you mean 'bytes'"),
+        ({"tokenizer": "byte"}, r"neither bytes, bpe, gpt2, clip .*did you mean 'bytes'"),
         ({"tokenizer": "bpe", "vocab_size": 256}, "bpe needs 257"),
         ({"tokenizer": __file__}, "isn't a tokenizer.json"),
         ({"validation_fraction": 0}, r"validation_fraction=.*: must be in \(0, 1\)"),

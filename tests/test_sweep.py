@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, bigmodel
 from etils import epath
+from test_captions import folder as captioned
 from test_images import image_dir  # noqa: F401 (a fixture)
 from test_tasks import reviews
 from test_wrong_inputs import tree_of
@@ -122,6 +123,10 @@ def test_every_sweep_in_the_repository_plans(data_dir, image_dir, tmp_path, monk
     speech = [("run.data_dir", data_dir), ("data.name", "speech"), ("data.epochs", 10**6)]
     own["adapt"] = [*speech, ("data.examples", 100)]  # it has fewer windows than are asked for
     own["mlp"] = own["vision"] = [("run.data_dir", str(image_dir)), ("data.examples", 100), ("data.epochs", 10**6)]
+    captioned(tmp_path / "mine")
+    assert main.main(["prepare", str(tmp_path / "mine"), f"--out={tmp_path / 'captioned-bpe'}"]) == 0
+    own["clip"] = [("run.data_dir", str(tmp_path)), ("data.examples", 0), ("data.epochs", 10**6)]
+    own["dalle"] = [("run.data_dir", str(tmp_path)), ("data.epochs", 10**6)]
     monkeypatch.setattr(budget, "digest", lambda _: "0" * 64)
     plans = {}
     for path in sorted((ROOT / "sweeps").glob("*.py")):
@@ -130,7 +135,9 @@ def test_every_sweep_in_the_repository_plans(data_dir, image_dir, tmp_path, monk
         assert rows and len({json.dumps(r, sort_keys=True) for r in rows}) == len(rows), path
         assert (ROOT / module.CONFIG.partition(":")[0]).is_file()
         plans[path.stem] = sweep.make_plan(str(path), own.get(path.stem, [] if "digits" in module.CONFIG else speech))
-        starts = {row["start"] for row in rows if "start" in row}
+        starts = {row["start"] for row in rows if "start" in row} | {
+            row["derive"][0] for row in rows if "derive" in row
+        }
         assert len(plans[path.stem]) == len(rows) + len(starts), path
     plan = plans["demo"]
     assert len({p.config.model.width for p in plan}) >= 3

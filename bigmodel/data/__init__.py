@@ -73,8 +73,13 @@ NAMED = {
 }
 
 
+DERIVED = {"captioned-codes": "bigmodel sweep run sweeps/dalle.py, whose rows have names of their own"}
+
+
 def command(name: str, home: Any) -> str:
     """The command that prepares data of this name into the folder `home`, as far as the name tells."""
+    if name in DERIVED:
+        return DERIVED[name]
     base, _, tokenizer = name.rpartition("-")
     what = NAMED.get(name) or (name if name in PREPARED else "SOURCE")
     if base in PREPARED and tokenizer in ("bytes", "bpe", "gpt2", "clip"):

@@ -20,6 +20,7 @@ from bigmodel.errors import UsageError, check_ranges, choose
 from bigmodel.models import classifier, conv, layers, losses, resnet, transformer, vit
 from bigmodel.ops import sharding
 from bigmodel.ops.attention import View
+from bigmodel.ops.bounded import at_most
 
 LARGEST = math.log(100)  # of the logarithm of the scale (Radford et al., section 2.5)
 
@@ -294,23 +295,6 @@ def _unit(x_BE: jax.Array) -> jax.Array:
     return x_BE * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x_BE), axis=-1, keepdims=True), 1e-24))
 
 
-@jax.custom_vjp
-def bounded(scale: jax.Array) -> jax.Array:
-    """At most LARGEST. Above it only a gradient that lowers the scale passes, so that it can come back."""
-    return jnp.minimum(scale, LARGEST)
-
-
-def _bounded_forward(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return bounded(scale), scale < LARGEST
-
-
-def _bounded_backward(below: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where(below | (gradient > 0), gradient, 0.0),)
-
-
-bounded.defvjp(_bounded_forward, _bounded_backward)
-
-
 def embedded(model: nn.Module, variables: Any, batch: Any, train: bool) -> tuple[Any, Any]:
     """((pictures BE, captions BE), new state). With `grad_cache`, so many pairs at a time: what the towers keep for the
     backward pass is computed again there (Gao et al. 2021, arXiv:2101.06983)."""
@@ -345,7 +329,7 @@ def loss(model: nn.Module, variables: Any, batch: Any, rng: jax.Array, train: bo
     params, weight_B = variables["params"], batch["weight"]
     image_BE, text_BE = (sharding.constrain(x, "batch", None) for x in (image_BE, text_BE))
     cosine_BB = jnp.matmul(image_BE, text_BE.T, precision=jax.lax.Precision.HIGHEST)
-    logits_BB = sharding.constrain(jnp.exp(bounded(params["scale"])) * cosine_BB, "batch", None)
+    logits_BB = sharding.constrain(jnp.exp(at_most(params["scale"], LARGEST)) * cosine_BB, "batch", None)
     there_BB = weight_B[:, None] * weight_B > 0
     own_B = jnp.arange(len(weight_B))
     hits = [losses.accuracy(jnp.where(there_BB, x, -jnp.inf), own_B, weight_B) for x in (logits_BB, logits_BB.T)]
